@@ -1,0 +1,91 @@
+"""What a labeler needs from an LLM engine: three calls and an identity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Message:
+    """A prompt for a backend.
+
+    With `chat` the model's chat template wraps `user` as the user's turn and `assistant` opens the
+    model's turn (the model continues right after it, for instance after `Preferred Response=`);
+    without, the text is `user + assistant` as it stands.
+    """
+
+    user: str
+    assistant: str = ""
+    chat: bool = True
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A sampled continuation. `finished` says whether the model ended it itself."""
+
+    text: str
+    finished: bool
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceScores:
+    """Log-probability (nats) of each choice as the continuation, in the order asked.
+
+    None where the engine could not give one: then `error` says why, or the choice was outside a
+    server's top-k. `token_counts` are the choices' lengths in tokens, empty where the engine cannot
+    tell: the `score` readout needs them to know whether "10" begins with the token of "1".
+    """
+
+    logprobs: tuple[float | None, ...]
+    tokens_in: int
+    tokens_cached: int = 0
+    error: str | None = None
+    token_counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SequenceScore:
+    """Sum of the log-probabilities (nats) of a continuation's `tokens` tokens given its prompt."""
+
+    logprob: float
+    tokens: int
+    tokens_in: int
+    tokens_cached: int = 0
+    error: str | None = None
+
+
+class Backend(Protocol):
+    """An LLM engine. All calls keep the order of their inputs."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on: engine, model, revision or weights' hash, dtype, chat template."""
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Message],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        seeds: Sequence[int],
+    ) -> list[Generation]:
+        """One continuation for each prompt; `temperature` 0 is greedy, `top_k` 0 is no limit.
+
+        `seeds[i]` alone decides the noise of prompt i, whatever else is in the batch.
+        """
+        ...
+
+    def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
+        """Log-probability of each choice (scored as a token sequence) right after each prompt."""
+        ...
+
+    def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
+        """Log-probability of each continuation given its prompt."""
+        ...

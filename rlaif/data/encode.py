@@ -1,0 +1,87 @@
+"""Text to token ids, the same way in every stage: prompt, response, and what happens when they are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rlaif.errors import UserError
+from rlaif.records import Pair, Prompt, Sample
+
+Row = TypeVar("Row", Prompt, Pair)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes prompts and responses for the policy and the reward model.
+
+    A prompt is `prefix + text + suffix`, wrapped by the model's chat template if `chat`. A response is its
+    text (after `separator`) and EOS. Prompt and response are tokenised apart, so that a response has the
+    same ids whether it was sampled or read.
+    """
+
+    tokenizer: Any
+    chat: bool
+    prefix: str
+    suffix: str
+    separator: str
+    max_prompt_tokens: int
+    max_response_tokens: int
+    too_long: str
+    eos_id: int
+
+    def __post_init__(self) -> None:
+        if self.too_long not in ("error", "truncate", "drop"):
+            raise UserError(f"task.too_long={self.too_long} is not known: write error, truncate or drop")
+
+    def raw_prompt(self, text: str) -> list[int]:
+        """The prompt's ids, however long."""
+        full = self.prefix + text + self.suffix
+        if self.chat:
+            full = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": full}], tokenize=False, add_generation_prompt=True
+            )
+        return self.tokenizer.encode(full, add_special_tokens=False)
+
+    def prompt(self, text: str) -> list[int]:
+        """The prompt's ids; under `truncate` the middle text loses its end, never the cue behind it."""
+        ids = self.raw_prompt(text)
+        if len(ids) <= self.max_prompt_tokens or self.too_long != "truncate":
+            return ids
+        words = self.tokenizer.encode(text, add_special_tokens=False)
+        overhead = len(ids) - len(words)
+        kept = words[: max(self.max_prompt_tokens - overhead, 1)]
+        while True:
+            ids = self.raw_prompt(self.tokenizer.decode(kept))
+            if len(ids) <= self.max_prompt_tokens or len(kept) <= 1:
+                return ids
+            kept = kept[: len(kept) - (len(ids) - self.max_prompt_tokens)]
+
+    def response(self, text: str) -> list[int]:
+        """The response's ids with EOS, cut to the limit (a cut response keeps no EOS)."""
+        ids = [*self.tokenizer.encode(self.separator + text, add_special_tokens=False), self.eos_id]
+        return ids[: self.max_response_tokens]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """A response's text: without EOS, separator and surrounding space."""
+        return self.tokenizer.decode([i for i in ids if i != self.eos_id], skip_special_tokens=True).strip()
+
+    def fitting(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows whose prompt fits. Raises UserError for the first that does not under `error`."""
+        kept = []
+        for row in rows:
+            length = len(self.raw_prompt(row.prompt)) if self.too_long != "truncate" else 0
+            if length <= self.max_prompt_tokens:
+                kept.append(row)
+            elif self.too_long == "error":
+                raise UserError(
+                    f"prompt {row.id} has {length} tokens, more than task.max_prompt_tokens={self.max_prompt_tokens}: "
+                    "write task.too_long=truncate or drop, or a higher limit"
+                )
+        return kept
+
+    def encode_sample(self, row: Sample) -> tuple[list[int], list[int]]:
+        """(prompt ids, response ids) of a stored sample."""
+        response = self.response(row.response)
+        return self.prompt(row.prompt), response if row.finished else response[:-1] or response

@@ -1,0 +1,97 @@
+"""Preallocated keys and values, and the attention patterns that read and write them.
+
+Layout of one layer: (B, K, S, E) with S slots; row b's token at position p lies in slot p, so that right
+padding leaves garbage only behind a row's end, where the next tokens overwrite it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlaif.models.decoder import Causal, DecoderConfig
+
+
+class KVCache:
+    """Keys and values of all layers for `rows` rows of up to `slots` positions."""
+
+    def __init__(self, config: DecoderConfig, rows: int, slots: int, dtype: torch.dtype, device: str | torch.device) -> None:
+        shape = (rows, config.num_kv_heads, slots, config.head_dim)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only `rows` (indices), in place: finished rows stop costing anything."""
+        self.keys = [key[rows] for key in self.keys]
+        self.values = [value[rows] for value in self.values]
+
+
+class Capture:
+    """Causal attention that also stores keys and values of rows `start..start+B` in a cache."""
+
+    def __init__(self, cache: KVCache, start: int = 0) -> None:
+        self._cache, self._start, self._causal = cache, start, Causal()
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows, length = slice(self._start, self._start + key.shape[0]), key.shape[2]
+        self._cache.keys[layer][rows, :, :length] = key
+        self._cache.values[layer][rows, :, :length] = value
+        return self._causal(layer, query, key, value)
+
+
+class Step:
+    """One new token a row: written to its own slot, seeing all slots up to it.
+
+    The query heads that share a key head are folded into the query length, which is exact grouped-query
+    attention without copying keys.
+    """
+
+    def __init__(self, cache: KVCache, slots: Tensor) -> None:
+        self._cache, self._slots = cache, slots
+        self._rows = torch.arange(slots.shape[0], device=slots.device)
+        self._reach = int(slots.max()) + 1
+        self._mask = (torch.arange(self._reach, device=slots.device) <= slots[:, None])[:, None, None, :]
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._rows, :, self._slots] = key[:, :, 0]
+        values[self._rows, :, self._slots] = value[:, :, 0]
+        rows, heads, _, size = query.shape
+        grouped = query.view(rows, keys.shape[1], heads // keys.shape[1], size)
+        mixed = F.scaled_dot_product_attention(
+            grouped, keys[:, :, : self._reach], values[:, :, : self._reach], attn_mask=self._mask
+        )
+        return mixed.reshape(rows, heads, 1, size)
+
+
+class AfterPrefix:
+    """Suffixes that see a cached prefix and themselves causally.
+
+    `owner` (B,) names each row's prefix in the cache and `lengths` (B,) that prefix's length; with a single
+    prefix for all rows the keys are expanded, not copied.
+    """
+
+    def __init__(self, cache: KVCache, owner: Tensor, lengths: Tensor, suffix_length: int) -> None:
+        self._cache, self._owner = cache, owner
+        self._reach = int(lengths.max())
+        self._shared = bool((owner == owner[0]).all())
+        device = owner.device
+        before = (torch.arange(self._reach, device=device) < lengths[:, None])[:, None, :]
+        own = torch.ones(suffix_length, suffix_length, dtype=torch.bool, device=device).tril()[None]
+        rows = 1 if self._shared else owner.shape[0]
+        self._mask = torch.cat(
+            (before[:rows].expand(rows, suffix_length, -1), own.expand(rows, -1, -1)), dim=-1
+        ).unsqueeze(1)
+
+    def _prefix(self, stored: Tensor, rows: int) -> Tensor:
+        if self._shared:
+            return stored[self._owner[:1], :, : self._reach].expand(rows, -1, -1, -1)
+        return stored[self._owner, :, : self._reach]
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys = torch.cat((self._prefix(self._cache.keys[layer], key.shape[0]), key), dim=2)
+        values = torch.cat((self._prefix(self._cache.values[layer], key.shape[0]), value), dim=2)
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=self._mask, enable_gqa=key.shape[1] != query.shape[1]
+        )

@@ -1,0 +1,28 @@
+"""Digests, atomic writes and JSON lines: nothing here is half-written after kill -9."""
+
+from rlaif.io.files import (
+    append_jsonl,
+    read_json,
+    read_jsonl,
+    read_records,
+    sha256_file,
+    write_json,
+    write_jsonl,
+    write_records,
+    write_text,
+)
+from rlaif.io.hashing import digest, stable_uniform
+
+__all__ = [
+    "append_jsonl",
+    "digest",
+    "read_json",
+    "read_jsonl",
+    "read_records",
+    "sha256_file",
+    "stable_uniform",
+    "write_json",
+    "write_jsonl",
+    "write_records",
+    "write_text",
+]

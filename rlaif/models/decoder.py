@@ -1,0 +1,222 @@
+"""A compact Llama-family decoder whose attention pattern is an argument.
+
+Weights keep the names and shapes of transformers' `LlamaForCausalLM`, so that a model loads from and
+exports to the hub's format without renaming; `tests/models/test_parity.py` holds the two together.
+What transformers' own module does not give, and everything here rests on: the same layers run under
+different attention patterns (plain causal, capturing keys and values, one step on a preallocated cache,
+after a shared prefix), and any contiguous range of layers runs alone, so that a frozen trunk can be
+shared by many trainable tops.
+
+Notation: B rows, T positions, D hidden size, H query heads, K key/value heads, E head size.
+Activations carry the compute dtype; weights are cast to it at use, so fp32 masters stay fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlaif.errors import UserError
+
+SUPPORTED = ("llama", "mistral", "qwen2")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The sizes of a decoder, read from a transformers config."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    max_positions: int
+    tied: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+
+    @classmethod
+    def from_hf(cls, config: Any) -> DecoderConfig:
+        """Read a transformers config; raises UserError for an architecture we do not run."""
+        if config.model_type not in SUPPORTED:
+            raise UserError(
+                f"model type {config.model_type!r} is not supported: use a Llama-family model ({', '.join(SUPPORTED)})"
+            )
+        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+            raise UserError("models with sliding-window attention are not supported: use one with full attention")
+        qwen = config.model_type == "qwen2"
+        bias = bool(getattr(config, "attention_bias", False))
+        return cls(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_layers=config.num_hidden_layers,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            norm_eps=config.rms_norm_eps,
+            max_positions=config.max_position_embeddings,
+            tied=bool(config.tie_word_embeddings),
+            qkv_bias=qwen or bias,
+            output_bias=bias,
+            mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        )
+
+
+class Attend(Protocol):
+    """An attention pattern: queries (B, H, T, E), keys and values (B, K, T, E) -> (B, H, T, E)."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+
+
+class Causal:
+    """Each position sees itself and what stands before it.
+
+    Right padding needs no mask: a real token never sees a pad, and nobody reads the pads' outputs.
+    That keeps attention on the fused path.
+    """
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=query.shape[2] > 1, enable_gqa=key.shape[1] != query.shape[1]
+        )
+
+
+class Linear(nn.Linear):
+    """A linear layer that computes in its input's dtype whatever dtype its weights are kept in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class Norm(nn.Module):
+    """Root-mean-square layer normalisation."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, self.weight.shape, self.weight.to(hidden.dtype), self.eps)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of (B, heads, T, E) by tables (B or 1, 1, T, E)."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos + turned * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = Linear(config.hidden_size, query, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, key, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, key, bias=config.qkv_bias)
+        self.o_proj = Linear(query, config.hidden_size, bias=config.output_bias)
+
+    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int) -> Tensor:
+        rows, length, _ = hidden.shape
+
+        def heads(x: Tensor) -> Tensor:
+            return x.view(rows, length, -1, self.head_dim).transpose(1, 2)
+
+        query = rotate(heads(self.q_proj(hidden)), *rope)
+        key = rotate(heads(self.k_proj(hidden)), *rope)
+        mixed = attend(layer, query, key, heads(self.v_proj(hidden)))
+        return self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
+
+
+class MLP(nn.Module):
+    """The gated feed-forward block (SwiGLU)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+class Block(nn.Module):
+    """One decoder layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = Norm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = Norm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int) -> Tensor:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), rope, attend, layer)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Rope(nn.Module):
+    """Tables of rotary cosines and sines, with whatever scaling the model's config asks for."""
+
+    def __init__(self, hf_config: Any) -> None:
+        super().__init__()
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+        if "dynamic" in str((getattr(hf_config, "rope_parameters", None) or {}).get("rope_type", "default")):
+            raise UserError("dynamic rotary scaling is not supported: its angles depend on the batch")
+        self._rotary = LlamaRotaryEmbedding(hf_config)
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def forward(self, positions: Tensor, dtype: torch.dtype, length: int) -> tuple[Tensor, Tensor]:
+        """Tables (B or 1, 1, T, E) for `positions` (B or 1, T), all below `length`."""
+        cos, sin = self._upto(length, positions.device, dtype)
+        return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+
+    def _upto(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        table = self._tables.get((device, dtype))
+        if table is None or table[0].shape[0] < length:
+            size = 1 << max(length - 1, 127).bit_length()
+            self._rotary.to(device)
+            cos, sin = self._rotary(torch.zeros(1, device=device), torch.arange(size, device=device)[None])
+            table = self._tables[(device, dtype)] = (cos[0].to(dtype), sin[0].to(dtype))
+        return table
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module],
+    hidden: Tensor,
+    rope: Rope,
+    *,
+    first_layer: int,
+    attend: Attend,
+    positions: Tensor | None = None,
+    max_position: int | None = None,
+) -> Tensor:
+    """Run consecutive blocks over `hidden` (B, T, D); `positions` default to 0..T-1.
+
+    `max_position` bounds `positions` from above and saves a look at the tensor.
+    """
+    if positions is None:
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        max_position = hidden.shape[1]
+    elif max_position is None:
+        max_position = int(positions.max()) + 1
+    tables = rope(positions, hidden.dtype, max_position)
+    for offset, block in enumerate(blocks):
+        hidden = block(hidden, tables, attend, first_layer + offset)
+    return hidden

@@ -1,0 +1,199 @@
+"""The records that travel between stages: frozen, checked on construction, stored as JSON lines.
+
+task --Prompt--> sft --policy--> sample --Pair--> label --Judgement/Preference--> rm --> ppo --> eval --Comparison--> report
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+Origin = Literal["policy", "dataset"]
+GoldSource = Literal["human", "constructed", "programmatic"]
+Order = Literal["ab", "ba"]
+ParseState = Literal["ok", "unparsed", "failed"]
+Provenance = Literal["logprob", "top_k", "frequency", "score", "likelihood", "text", "scripted"]
+Outcome = Literal["win", "loss", "tie", "unparsed"]
+
+Record = TypeVar("Record")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_probability(name: str, value: float | None) -> None:
+    if value is not None:
+        _require(
+            isinstance(value, int | float) and math.isfinite(value) and 0.0 <= value <= 1.0,
+            f"{name} must be a probability in [0, 1], got {value!r}",
+        )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An input of the policy, with the author's own answer where the task has one."""
+
+    id: str
+    prompt: str
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.id), "Prompt.id is empty")
+        _require(bool(self.prompt.strip()), f"Prompt {self.id}: prompt is empty")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to one prompt. `gold` is the probability that response **a** is better.
+
+    `construction` names how a constructed gold pair was made (for instance `mismatched`); alignment is
+    reported for each construction apart.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: str
+    response_a: str
+    response_b: str
+    origin: Origin
+    gold: float | None = None
+    gold_source: GoldSource | None = None
+    construction: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(bool(self.id), "Pair.id is empty")
+        _require(self.origin in ("policy", "dataset"), f"Pair {self.id}: origin {self.origin!r}")
+        _check_probability(f"Pair {self.id}: gold", self.gold)
+        _require(
+            (self.gold is None) == (self.gold_source is None),
+            f"Pair {self.id}: gold and gold_source come together",
+        )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One call of the labeler on one order of one pair.
+
+    `p_a` is the preference for response **a** whatever the order in which it was shown; it is None
+    unless `state` is `ok`. `mass` is the probability that the model put on the choices at all;
+    `logprobs` are the choices' raw log-probabilities (nats) in the order shown.
+    """
+
+    pair_id: str
+    order: Order
+    sample: int
+    prompt_hash: str
+    state: ParseState
+    provenance: Provenance
+    p_a: float | None = None
+    logprobs: tuple[float, ...] = ()
+    mass: float | None = None
+    text: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logprobs", tuple(self.logprobs))
+        _require(self.order in ("ab", "ba"), f"Judgement of {self.pair_id}: order {self.order!r}")
+        _require(self.state in ("ok", "unparsed", "failed"), f"Judgement of {self.pair_id}: state {self.state!r}")
+        _require(
+            (self.p_a is not None) == (self.state == "ok"),
+            f"Judgement of {self.pair_id}: p_a is present exactly when the state is ok",
+        )
+        _check_probability(f"Judgement of {self.pair_id}: p_a", self.p_a)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """The labeler's aggregate for one pair: `p_a`, or None where nothing could be parsed.
+
+    `p_ab` and `p_ba` are the two orders' own values, both as the preference for response a.
+    """
+
+    pair_id: str
+    p_a: float | None
+    p_ab: float | None
+    p_ba: float | None
+    samples: int
+    state: ParseState
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        for name in ("p_a", "p_ab", "p_ba"):
+            _check_probability(f"Preference {self.pair_id}: {name}", getattr(self, name))
+        _require(
+            (self.p_a is not None) == (self.state == "ok"),
+            f"Preference {self.pair_id}: p_a is present exactly when the state is ok",
+        )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response of a policy, as text with its counts (the tensors of PPO are `rollout.Rollout`)."""
+
+    prompt_id: str
+    prompt: str
+    response: str
+    tokens: int
+    finished: bool
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One held-out prompt answered by two policies and judged in both orders.
+
+    `p_policy` is the judge's averaged preference for the policy's response over the baseline's.
+    """
+
+    id: str
+    prompt_id: str
+    prompt: str
+    policy_response: str
+    baseline_response: str
+    outcome: Outcome
+    p_policy: float | None
+    policy_tokens: int
+    baseline_tokens: int
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_probability(f"Comparison {self.id}: p_policy", self.p_policy)
+        _require(
+            (self.p_policy is None) == (self.outcome == "unparsed"),
+            f"Comparison {self.id}: p_policy is missing exactly when the outcome is unparsed",
+        )
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task gives: disjoint prompt splits, training pairs and gold pairs.
+
+    `pairs` (training candidates of a data set, possibly empty) and `gold_pairs` (for alignment, never
+    trained on) are separate sets. `fingerprint` identifies the content (a hash).
+    """
+
+    name: str
+    train: tuple[Prompt, ...]
+    validation: tuple[Prompt, ...]
+    test: tuple[Prompt, ...]
+    pairs: tuple[Pair, ...]
+    gold_pairs: tuple[Pair, ...]
+    fingerprint: str
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def to_dict(record: Any) -> dict[str, Any]:
+    """A record as plain JSON-able data (missing values stay, as None)."""
+    return dataclasses.asdict(record)
+
+
+def from_dict(kind: type[Record], row: dict[str, Any]) -> Record:
+    """Read a record back; an unknown or missing column raises TypeError, a bad value ValueError."""
+    return kind(**row)

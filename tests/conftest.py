@@ -1,0 +1,30 @@
+"""Shared fixtures: a tiny random model built in code, nothing from the network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("RLAIF_ROOT", str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _own_noise():
+    """Each test starts from the same global noise, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_model(tmp_path):
+    """`tiny_model(trainable)` loads the tiny random model in fp32."""
+    from rlaif.models.load import ModelSpec, load_model
+
+    def load(trainable: str = "top:1", dtype: str = "float32"):
+        spec = ModelSpec("tiny", "tiny", None, trainable, dtype, "cpu", False)
+        return load_model(spec, tmp_path)
+
+    return load

@@ -1,0 +1,113 @@
+"""The sampling engine and the prefix-shared scorer against plain forward passes and transformers' generate."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from rlaif.inference.batches import length_buckets
+from rlaif.inference.sampler import Decoding, pick_tokens, row_uniforms, sample
+from rlaif.inference.scorer import SharedPrefix, common_prefix, next_token_logprobs, sequence_logprobs
+
+
+def _prompts(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 20, (count,), generator=generator).tolist()
+    return [torch.randint(3, 250, (n,), generator=generator).tolist() for n in lengths]
+
+
+def _plain_logprobs(model, top, prefix, suffix):
+    ids = torch.tensor([[*prefix, *suffix]])
+    logprobs = top.logits(top(model.trunk(ids))).float().log_softmax(-1)[0]
+    return sum(logprobs[len(prefix) + i - 1, token].item() for i, token in enumerate(suffix))
+
+
+@pytest.mark.parametrize("trainable", ["full", "top:1"])
+def test_greedy_decoding_equals_transformers_generate(tiny_model, trainable):
+    from transformers import LlamaForCausalLM
+
+    from rlaif.models.tiny import tiny_config, tiny_state
+
+    model = tiny_model(trainable)
+    top = model.trunk.new_top()
+    config = tiny_config(len(model.tokenizer))
+    hf = LlamaForCausalLM(config).eval()
+    hf.load_state_dict(tiny_state(config))
+    prompts = _prompts(50)
+    ours = sample(top, prompts, [0] * 50, Decoding(12, 0.0), eos_id=model.eos_id, max_rows=16)
+    for prompt, got in zip(prompts, ours, strict=True):
+        expected = hf.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2
+        )[0, len(prompt) :].tolist()
+        assert list(got.ids) == expected
+
+
+def test_samples_do_not_depend_on_the_batch(tiny_model):
+    model = tiny_model("top:1")
+    top = model.trunk.new_top()
+    prompts, seeds, decoding = _prompts(20), list(range(20)), Decoding(10, 1.0)
+    together = sample(top, prompts, seeds, decoding, eos_id=model.eos_id, max_rows=20)
+    alone = [sample(top, [p], [s], decoding, eos_id=model.eos_id, max_rows=1)[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert [s.ids for s in together] == [s.ids for s in alone]
+    other = sample(top, prompts, [s + 100 for s in seeds], decoding, eos_id=model.eos_id, max_rows=20)
+    assert [s.ids for s in together] != [s.ids for s in other]
+
+
+@pytest.mark.parametrize("trainable", ["full", "top:1"])
+def test_kept_features_are_those_of_a_fresh_pass(tiny_model, trainable):
+    model = tiny_model(trainable)
+    top = model.trunk.new_top()
+    prompts = _prompts(9)
+    for prompt, got in zip(
+        prompts,
+        sample(top, prompts, list(range(9)), Decoding(6, 1.0), eos_id=model.eos_id, max_rows=4, keep_features=True),
+        strict=True,
+    ):
+        fresh = model.trunk(torch.tensor([[*prompt, *got.ids]]))[0]
+        torch.testing.assert_close(got.features, fresh, rtol=0, atol=1e-5)
+
+
+def test_sampling_draws_from_the_softmax():
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    draws = 20_000
+    ids = pick_tokens(logits.expand(draws, 4), row_uniforms([7], draws)[0], temperature=0.7, top_k=0)
+    expected = (logits / 0.7).softmax(-1) * draws
+    assert chisquare(torch.bincount(ids, minlength=4).numpy(), expected.numpy() / expected.sum().item() * draws).pvalue > 1e-3
+    wrong = logits.softmax(-1).double() * draws  # the temperature forgotten: the same test must see it
+    assert chisquare(torch.bincount(ids, minlength=4).numpy(), (wrong / wrong.sum() * draws).numpy()).pvalue < 1e-6
+    top_two = pick_tokens(logits.expand(draws, 4), row_uniforms([7], draws)[0], temperature=1.0, top_k=2)
+    assert set(top_two.tolist()) == {1, 2}
+
+
+def test_sequence_logprobs_equal_plain_passes(tiny_model):
+    model = tiny_model("top:1")
+    top = model.trunk.new_top()
+    texts = _prompts(24, seed=3)
+    groups = [SharedPrefix(tuple(texts[3 * i]), (tuple(texts[3 * i + 1]), tuple(texts[3 * i + 2]))) for i in range(8)]
+    groups.append(SharedPrefix((5,), ((6, 7), (8,))))
+    with torch.no_grad():
+        for group, scores in zip(groups, sequence_logprobs(top, groups), strict=True):
+            for suffix, score in zip(group.suffixes, scores, strict=True):
+                assert score == pytest.approx(_plain_logprobs(model, top, group.prefix, suffix), abs=1e-4)
+        only = sequence_logprobs(top, [SharedPrefix((5,), ((6, 7), (8,)))])
+        assert only[0][0] == pytest.approx(_plain_logprobs(model, top, (5,), (6, 7)), abs=1e-4)
+
+
+@pytest.mark.parametrize("shared", [0, 30])
+def test_next_token_logprobs_equal_plain_passes(tiny_model, shared):
+    model = tiny_model("full")
+    top = model.trunk.new_top()
+    start = list(range(10, 10 + shared))
+    prompts = [start + p for p in _prompts(12, seed=5)]
+    with torch.no_grad():
+        rows, saved = next_token_logprobs(top, prompts, [20, 21])
+        assert saved == (0 if shared == 0 else 11 * common_prefix(prompts))
+        for prompt, row in zip(prompts, rows, strict=True):
+            plain = top.logits(top(model.trunk(torch.tensor([prompt]))))[0, -1].log_softmax(-1)
+            assert row == pytest.approx([plain[20].item(), plain[21].item()], abs=1e-5)
+
+
+def test_length_buckets_cover_all_rows_once():
+    lengths = torch.randint(1, 90, (57,)).tolist()
+    batches = list(length_buckets(lengths, max_tokens=300, max_rows=7))
+    assert sorted(i for batch in batches for i in batch) == list(range(57))
+    assert all(len(b) <= 7 and (len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 300) for b in batches)
