@@ -203,3 +203,22 @@ def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
     config.pad_token_id = tokenizer.pad_token_id
     trunk = Trunk(decoder, config, state, parse_trainable(spec.trainable, decoder.num_layers), getattr(torch, spec.dtype))
     return LanguageModel(trunk.to(spec.device), tokenizer, identity, spec.device, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def model_sizes(spec: ModelSpec, cache_dir: Path) -> tuple[float, float]:
+    """(all layers', trainable layers') parameters without loading weights; the vocabulary head counts in both."""
+    if spec.source == "tiny":
+        config = tiny_config(len(tiny_tokenizer()))
+    else:
+        from transformers import AutoConfig
+
+        # The embedded model's sizes are known before its file is converted.
+        source = spec.name if spec.source == "hub" else None
+        if source is None:
+            return 30 * 3.54e6 + 28.3e6, parse_trainable(spec.trainable, 30) * 3.54e6 + 28.3e6
+        config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    sizes = DecoderConfig.from_hf(config)
+    attention = sizes.hidden_size * sizes.head_dim * 2 * (sizes.num_heads + sizes.num_kv_heads)
+    layer = attention + 3 * sizes.hidden_size * sizes.intermediate_size
+    head = sizes.vocab_size * sizes.hidden_size
+    return sizes.num_layers * layer + head, parse_trainable(spec.trainable, sizes.num_layers) * layer + head

@@ -1,0 +1,421 @@
+"""Content-addressed stage outputs: built once, resumed after kill -9, never read half-written.
+
+A finished artifact is a folder `<kind>-<digest>/` with a `manifest.json`. It is written in
+`.partial-<kind>-<digest>/` under a file lock and renamed into place as the last step, so a folder
+under its final name is always whole. What was whole and no longer is (a file missing or changed)
+is found by its sha256, set aside in `.damaged/` and built again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from rlaif.errors import UserError
+from rlaif.io import digest as content_digest
+from rlaif.io import read_json, sha256_file, write_json
+from rlaif.io.plain import json_ready
+from rlaif.io.versions import library_versions
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+WORK = "work"
+PARTIAL_PREFIX = ".partial-"
+TRASH_PREFIX = ".trash-"
+DIGEST_LENGTH = 16
+_KIND = re.compile(r"[a-z][a-z0-9_]*")
+
+Build = Callable[[Path], Mapping[str, float | str]]
+Signature = tuple[tuple[str, int, int, int], ...]
+
+# Folder -> the stat signature under which its sha256 sums were found right in this process.
+_verified: dict[Path, Signature] = {}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact on disk. `reused` is False only for the one that this call has built."""
+
+    kind: str
+    digest: str
+    path: Path
+    manifest: dict[str, Any]
+    reused: bool
+
+    @property
+    def name(self) -> str:
+        """Folder name, `<kind>-<digest>`."""
+        return f"{self.kind}-{self.digest}"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `build` returned: name -> number, text, or None where the number was not finite."""
+        return dict(self.manifest["metrics"])
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files but the manifest."""
+        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+    def file(self, name: str) -> Path:
+        """Path of a file of this artifact; `name` is relative, with forward slashes.
+
+        Raises KeyError if the artifact has no such file.
+        """
+        if name not in self.manifest["files"]:
+            raise KeyError(f"{self.name} has no file {name!r}; it has {sorted(self.manifest['files'])}")
+        return self.path / name
+
+
+@dataclass(frozen=True)
+class ArtifactSpec:
+    """What an artifact is made from: all that can change its content, and nothing else.
+
+    `config` is the stage's slice of the resolved configuration (plain values), `version` the stage's own
+    integer, `data_hash` a digest of data that no parent covers.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    parents: tuple[Artifact, ...]
+    seed: int
+    version: int
+    data_hash: str = ""
+
+    def __post_init__(self) -> None:
+        if not _KIND.fullmatch(self.kind):
+            raise ValueError(
+                f"artifact kind {self.kind!r} must be lower-case letters, digits and underscores"
+            )
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over every field (parents by kind and digest; key order does not count)."""
+        content = {
+            "kind": self.kind,
+            "config": self.config,
+            "parents": [[parent.kind, parent.digest] for parent in self.parents],
+            "seed": self.seed,
+            "version": self.version,
+            "data_hash": self.data_hash,
+        }
+        return content_digest(content, DIGEST_LENGTH)
+
+    @property
+    def name(self) -> str:
+        """Folder name, `<kind>-<digest>`."""
+        return f"{self.kind}-{self.digest}"
+
+
+class ArtifactStore:
+    """Artifacts under one root folder, shared by all processes that use that root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def find(self, spec: ArtifactSpec) -> Artifact | None:
+        """The finished, undamaged artifact of `spec`, or None. Changes nothing on disk.
+
+        sha256 sums are computed once per process, and again when a file's size or time has changed.
+        """
+        path = self.root / spec.name
+        if not path.is_dir():
+            return None
+        manifest, fault = _inspect(path, spec.name)
+        if manifest is None:
+            logger.warning("artifact %s is damaged: %s", path, fault)
+            return None
+        return Artifact(spec.kind, spec.digest, path, manifest, reused=True)
+
+    def get_or_build(self, spec: ArtifactSpec, build: Build, *, force: bool = False) -> Artifact:
+        """The artifact of `spec`, built by `build(folder)` if there is none.
+
+        `build` writes files into the folder and returns metrics. After a crash it gets the same folder
+        with what it had written, and continues from there; the subfolder `work/` is scratch for that and
+        is deleted before publishing. Exceptions of `build` pass through and leave the folder for a resume.
+        With `force` the artifact is built anew, and the old one goes once the new one is whole.
+        Waits while another process builds the same artifact, then uses that one's.
+        """
+        final = self.root / spec.name
+        before = self._published(spec)
+        if not force:
+            manifest, _ = _inspect(final, spec.name)
+            if manifest:
+                return Artifact(spec.kind, spec.digest, final, manifest, reused=True)
+        with self.lock(spec.name, parents=[parent.name for parent in spec.parents]):
+            # Another process may have finished while this one waited; with force only such a new one counts.
+            if final.exists() and (not force or self._published(spec) != before):
+                manifest, fault = _inspect(final, spec.name)
+                if manifest:
+                    return Artifact(spec.kind, spec.digest, final, manifest, reused=True)
+                self._set_aside(final, fault)
+            manifest = self._build(spec, build)
+            return Artifact(spec.kind, spec.digest, final, manifest, reused=False)
+
+    def lineage(self, artifact: Artifact) -> list[dict[str, Any]]:
+        """The artifact and all its ancestors, nearest first, each once, as plain rows.
+
+        Keys: kind, digest, parents [{kind, digest}], seed, metrics, created (UTC ISO), bytes, seconds.
+        An ancestor whose folder is gone keeps its kind and digest; the rest of its row is None or empty.
+        """
+        rows = [_lineage_row(artifact.kind, artifact.digest, artifact.manifest)]
+        seen = {artifact.name}
+        for row in rows:  # grows while it is walked: breadth first
+            for parent in row["parents"]:
+                name = f"{parent['kind']}-{parent['digest']}"
+                if name not in seen:
+                    seen.add(name)
+                    manifest = _read_manifest(self.root / name)
+                    rows.append(_lineage_row(parent["kind"], parent["digest"], manifest))
+        return rows
+
+    def all(self) -> list[Artifact]:
+        """All artifacts with a readable manifest (sha256 not checked), oldest first."""
+        folders = self.root.iterdir() if self.root.is_dir() else iter(())
+        found = []
+        for folder in folders:
+            manifest = None if folder.name.startswith(".") else _read_manifest(folder)
+            if manifest and folder.name == f"{manifest['kind']}-{manifest['digest']}":
+                found.append(Artifact(manifest["kind"], manifest["digest"], folder, manifest, reused=True))
+        return sorted(found, key=lambda artifact: (artifact.manifest["created"], artifact.name))
+
+    def remove(self, artifact: Artifact) -> None:
+        """Delete an artifact's folder. Raises UserError while a process is building that artifact."""
+        if not self.remove_folder(artifact.path):
+            raise UserError(
+                f"artifact {artifact.name} cannot be removed while "
+                f"{self._holder_text(artifact.name)} builds it; "
+                "wait for it or stop it, then run stage=clean again"
+            )
+
+    def remove_folder(self, folder: Path) -> bool:
+        """Delete a folder of this store (final, partial or trash); False if its artifact is being built."""
+        if folder.parent != self.root:
+            raise ValueError(f"{folder} is not a folder of the artifact store {self.root}")
+        lock = self._file_lock(artifact_name(folder))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        try:
+            if folder.exists():
+                shutil.rmtree(self._rename_to_trash(folder))
+        finally:
+            lock.release()
+        return True
+
+    def is_held(self, name: str) -> bool:
+        """Whether a live process is building the artifact `<kind>-<digest>`."""
+        if not (self.root / ".locks" / f"{name}.lock").exists():
+            return False
+        lock = self._file_lock(name)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def holders(self) -> dict[str, dict[str, Any]]:
+        """Artifacts being built now: name -> {pid, host, since (UTC ISO), parents (names)}."""
+        files = sorted((self.root / ".locks").glob("*.holder")) if self.root.is_dir() else []
+        names = [file.name.removesuffix(".holder") for file in files]
+        return {name: self._holder(name) for name in names if self.is_held(name)}
+
+    @contextmanager
+    def lock(self, name: str, *, parents: list[str]) -> Iterator[None]:
+        """Hold the lock of artifact `name`; while waiting, says once who holds it."""
+        lock = self._file_lock(name)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            logger.warning("waiting for artifact %s, which %s is building", name, self._holder_text(name))
+            lock.acquire()
+        holder_file = self.root / ".locks" / f"{name}.holder"
+        try:
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "parents": parents}
+            write_json(holder_file, holder)
+            yield
+        finally:
+            holder_file.unlink(missing_ok=True)
+            lock.release()
+
+    def _build(self, spec: ArtifactSpec, build: Build) -> dict[str, Any]:
+        """Build into the partial folder, publish it, return its manifest. The caller holds the lock."""
+        partial = self.root / f"{PARTIAL_PREFIX}{spec.name}"
+        # Killed between the manifest and the rename: all the work is there, so it is only published.
+        manifest, _ = _inspect(partial, spec.name)
+        if manifest is None:
+            resumed = partial.is_dir()
+            partial.mkdir(parents=True, exist_ok=True)
+            (partial / MANIFEST).unlink(missing_ok=True)
+            started = time.monotonic()
+            metrics = json_ready(dict(build(partial)))
+            seconds = time.monotonic() - started
+            if (partial / MANIFEST).exists():
+                raise ValueError(
+                    f"the build of {spec.kind} wrote {MANIFEST}, a name that the store keeps for itself"
+                )
+            shutil.rmtree(partial / WORK, ignore_errors=True)
+            manifest = _manifest(spec, partial, metrics, seconds, resumed)
+            write_json(partial / MANIFEST, manifest)
+        self._publish(partial, self.root / spec.name, manifest)
+        return manifest
+
+    def _publish(self, partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+        _fsync_folder(partial)
+        old = self._rename_to_trash(final) if final.exists() else None
+        os.replace(partial, final)
+        _fsync_folder(self.root)
+        _verified[final] = _signature(final, manifest)
+        if old:
+            shutil.rmtree(old)
+
+    def _rename_to_trash(self, folder: Path) -> Path:
+        # Renamed first, so that no process sees a half-deleted folder under the old name.
+        trash = self.root / f"{TRASH_PREFIX}{artifact_name(folder)}-{uuid.uuid4().hex[:8]}"
+        os.replace(folder, trash)
+        _verified.pop(folder, None)
+        return trash
+
+    def _set_aside(self, path: Path, fault: str) -> None:
+        target = self.root / ".damaged" / f"{path.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+        _verified.pop(path, None)
+        logger.warning("artifact %s is damaged: %s; moved to %s and built again", path.name, fault, target)
+
+    def _published(self, spec: ArtifactSpec) -> tuple[int, int] | None:
+        """Changes whenever another build of `spec` is published."""
+        try:
+            status = (self.root / spec.name / MANIFEST).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def _file_lock(self, name: str) -> FileLock:
+        folder = self.root / ".locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{name}.lock")
+
+    def _holder(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(read_json(self.root / ".locks" / f"{name}.holder"))
+        except (OSError, ValueError):  # released, or not yet written
+            return {}
+
+    def _holder_text(self, name: str) -> str:
+        holder = self._holder(name)
+        if not holder:
+            return "another process"
+        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+
+
+def artifact_name(folder: Path) -> str:
+    """`<kind>-<digest>` of a final, partial or trash folder."""
+    name = folder.name
+    if name.startswith(TRASH_PREFIX):
+        return name.removeprefix(TRASH_PREFIX).rpartition("-")[0]
+    return name.removeprefix(PARTIAL_PREFIX)
+
+
+def _manifest(
+    spec: ArtifactSpec, folder: Path, metrics: dict[str, Any], seconds: float, resumed: bool
+) -> dict[str, Any]:
+    """The manifest of a folder; its files are flushed to disk and hashed here.
+
+    `seconds` is the wall-clock time of the last attempt; `resumed` says whether there was an earlier one.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            files[path.relative_to(folder).as_posix()] = {
+                "sha256": sha256_file(path),
+                "bytes": path.stat().st_size,
+            }
+        elif path.is_dir():
+            _fsync_folder(path)
+    manifest = {
+        "kind": spec.kind,
+        "digest": spec.digest,
+        "config": json_ready(spec.config),
+        "parents": [{"kind": parent.kind, "digest": parent.digest} for parent in spec.parents],
+        "seed": spec.seed,
+        "version": spec.version,
+        "data_hash": spec.data_hash,
+        "versions": library_versions(),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "seconds": seconds,
+        "resumed": resumed,
+        "metrics": metrics,
+        "files": files,
+    }
+    return manifest | {"checksum": content_digest(manifest)}
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, or None where there is none that is whole."""
+    try:
+        manifest = read_json(path / MANIFEST)
+        content = {key: value for key, value in manifest.items() if key != "checksum"}
+        return manifest if manifest["checksum"] == content_digest(content) else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def _signature(path: Path, manifest: dict[str, Any]) -> Signature:
+    names = [MANIFEST, *sorted(manifest["files"])]
+    stats = [(name, (path / name).stat()) for name in names]
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
+
+
+def _inspect(path: Path, name: str) -> tuple[dict[str, Any] | None, str]:
+    """The manifest of artifact `name` in folder `path` and "", or None and what is wrong, in words."""
+    manifest = _read_manifest(path)
+    if manifest is None:
+        return None, f"its {MANIFEST} is missing or cannot be read"
+    if f"{manifest['kind']}-{manifest['digest']}" != name:
+        return None, f"its {MANIFEST} is that of {manifest['kind']}-{manifest['digest']}"
+    try:
+        signature = _signature(path, manifest)
+        if _verified.get(path) != signature:
+            for file, entry in manifest["files"].items():
+                if sha256_file(path / file) != entry["sha256"]:
+                    return None, f"file {file} has changed since it was written (sha256 differs)"
+    except OSError as error:
+        return None, f"a file is missing or cannot be read ({error.strerror}: {error.filename})"
+    _verified[path] = signature
+    return manifest, ""
+
+
+def _lineage_row(kind: str, digest: str, manifest: dict[str, Any] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"kind": kind, "digest": digest, "parents": [], "metrics": {}}
+    if manifest is None:
+        return row | dict.fromkeys(("seed", "created", "bytes", "seconds"))
+    copied = {key: manifest[key] for key in ("parents", "seed", "metrics", "created", "seconds")}
+    return row | copied | {"bytes": sum(entry["bytes"] for entry in manifest["files"].values())}

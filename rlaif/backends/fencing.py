@@ -1,0 +1,38 @@
+"""Fences around judged text: where a text begins and ends is never up to the text.
+
+A fence is `<<<label`, the text, `>>>`, each on its own lines. Inside the text, runs of three or more
+angle brackets and the turn markers of the common chat templates are pulled apart with spaces, so that
+it can neither close its fence, open another, nor start a turn of its own.
+
+By convention the label of a judged response ends in its number (`summary 1`), that of a context does not.
+"""
+
+from __future__ import annotations
+
+import re
+
+_RUNS = re.compile(r"<{3,}|>{3,}")
+_MARKER_NAMES = r"s|bos|eos|pad|unk|mask|think|filename|reponame|[A-Za-z]+(?:_[A-Za-z]+)+"
+_MARKERS = re.compile(
+    rf"(?P<open><(?=[|｜])|<(?=/?(?:{_MARKER_NAMES})>)|<(?=</?SYS>>)|\[(?=/?INST\]))|(?P<close>(?<=[|｜])>)"
+)
+_FENCE = re.compile(r"^<<<([^\n<>]*)\n(.*?)\n>>>$", re.MULTILINE | re.DOTALL)
+
+
+def neutralise(text: str) -> str:
+    """`text` without anything that could end its fence or open a chat turn.
+
+    Only spaces are added, so a reader still sees every character; applying it twice changes nothing more.
+    """
+    apart = _RUNS.sub(lambda match: " ".join(match.group()), text)
+    return _MARKERS.sub(lambda match: f"{match['open']} " if match["open"] else f" {match['close']}", apart)
+
+
+def fence(label: str, text: str) -> str:
+    """`text` between the delimiters of `label`, neutralised."""
+    return f"<<<{label}\n{neutralise(text)}\n>>>"
+
+
+def read_fences(prompt: str) -> list[tuple[str, str]]:
+    """The fences of a rendered prompt as (label, text), in order."""
+    return [(match[1], match[2]) for match in _FENCE.finditer(prompt)]

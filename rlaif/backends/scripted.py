@@ -1,0 +1,211 @@
+"""A deterministic backend that answers by rule: for tests, dry runs and known-truth experiments.
+
+It sees only what a model would see, the rendered prompt, and reads the judged texts from their fences.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
+from rlaif.backends.fencing import read_fences
+from rlaif.errors import UserError
+from rlaif.io.hashing import digest, stable_uniform
+
+Rule = Callable[[str, str], float]
+"""(context, response) -> quality in [0, 1]."""
+
+RATIONALE = "Both were read against the source, and the one that fits it better is named below."
+_WORD = re.compile(r"[A-Za-z]+|\d+")
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def _length(context: str, response: str) -> float:
+    return len(response) / (len(response) + 100.0)
+
+
+def _shortness(context: str, response: str) -> float:
+    return 1.0 - _length(context, response)
+
+
+def _overlap(context: str, response: str) -> float:
+    """Share of the response's distinct words that the context has too, damped for very short ones."""
+    words = set(_words(response))
+    return len(words & set(_words(context))) / (len(words) + 2)
+
+
+def _hash(context: str, response: str) -> float:
+    return stable_uniform("scripted-rule", context, response)
+
+
+def _indifferent(context: str, response: str) -> float:
+    return 0.5
+
+
+RULES: dict[str, Rule] = {
+    "longer": _length,
+    "shorter": _shortness,
+    "overlap": _overlap,
+    "hash": _hash,
+    "first": _indifferent,
+}
+
+
+class ScriptedBackend:
+    """Prefers by a named rule (or a callable quality), with stated faults.
+
+    The logit for the response shown first is `strength` times the difference of the qualities, plus
+    `noise` times a difference of hash-derived uniforms (it mirrors when the pair is swapped), plus
+    `position_bias`. Rule `first` has no opinion and always picks the first place. A share
+    `unparsed_rate` of the prompts, chosen by hash, gets no usable answer.
+
+    A prompt that ends in `=` asks for a verdict; any other prompt is given the fixed rationale.
+
+    Raises UserError for an unknown rule or a value out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        rule: str | Rule,
+        strength: float,
+        noise: float,
+        unparsed_rate: float,
+        position_bias: float,
+        seed: int,
+    ) -> None:
+        if isinstance(rule, str) and rule not in RULES:
+            raise UserError(f"labeler.scripted.rule is {rule!r}; write one of {', '.join(RULES)}")
+        if not 0.0 <= unparsed_rate <= 1.0:
+            raise UserError(
+                f"labeler.scripted.unparsed_rate is {unparsed_rate}; write a share between 0 and 1"
+            )
+        if strength <= 0 or noise < 0:
+            raise UserError("labeler.scripted needs strength > 0 and noise >= 0")
+        self._name = rule if isinstance(rule, str) else f"{rule.__module__}.{rule.__qualname__}"
+        self._quality = RULES[rule] if isinstance(rule, str) else rule
+        self._strength = strength
+        self._noise = noise
+        self._unparsed_rate = unparsed_rate
+        self._position_bias = position_bias
+        self._seed = seed
+
+    def identity(self) -> dict[str, Any]:
+        """The rule and its faults: all that an answer depends on besides the prompt."""
+        return {
+            "engine": "scripted",
+            "rule": self._name,
+            "strength": self._strength,
+            "noise": self._noise,
+            "unparsed_rate": self._unparsed_rate,
+            "position_bias": self._position_bias,
+            "seed": self._seed,
+        }
+
+    def generate(
+        self,
+        prompts: Sequence[Message],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        seeds: Sequence[int],
+    ) -> list[Generation]:
+        """A verdict digit after a prompt that ends in `=`, the fixed rationale otherwise.
+
+        With a temperature above 0 the rationale carries a word drawn by the seed.
+        """
+        return [
+            self._generation(prompt, max_new_tokens, temperature, seed)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    def _generation(self, prompt: Message, max_new_tokens: int, temperature: float, seed: int) -> Generation:
+        if not prompt.assistant.endswith("="):
+            text = RATIONALE if temperature == 0 else f"{RATIONALE} ({digest([self._seed, seed], 6)})"
+        elif self._silent(prompt):
+            text = "I cannot decide."
+        else:
+            text = "1" if self._logit(prompt) >= 0 else "2"
+        words = text.split(" ")
+        kept = words[:max_new_tokens]
+        return Generation(" ".join(kept), len(kept) == len(words), _tokens(prompt), len(kept))
+
+    def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
+        """Two choices are a verdict on the fenced pair; more are a scale for the fenced response.
+
+        "10" behaves as two tokens: "1" as the start of a sequence covers it.
+        """
+        return [self._choice(prompt, choices) for prompt in prompts]
+
+    def _choice(self, prompt: Message, choices: Sequence[str]) -> ChoiceScores:
+        counts = tuple(len(choice) for choice in choices)
+        if self._silent(prompt):
+            return ChoiceScores((None,) * len(choices), _tokens(prompt), token_counts=counts)
+        if len(choices) == 2:
+            logit = self._logit(prompt)
+            logprobs: tuple[float, ...] = (-math.log1p(math.exp(-logit)), -math.log1p(math.exp(logit)))
+        else:
+            logprobs = self._scale(prompt, choices)
+        return ChoiceScores(logprobs, _tokens(prompt), token_counts=counts)
+
+    def _scale(self, prompt: Message, choices: Sequence[str]) -> tuple[float, ...]:
+        context, responses = _judged(prompt)
+        quality = min(1.0, max(0.0, self._value(context, responses[-1]) / self._strength))
+        target = 1.0 + (len(choices) - 1) * quality
+        weights = [math.exp(-abs(rank - target)) for rank in range(1, len(choices) + 1)]
+        shares = [weight / math.fsum(weights) for weight in weights]
+        return tuple(
+            math.log(
+                math.fsum(
+                    share for other, share in zip(choices, shares, strict=True) if other.startswith(choice)
+                )
+            )
+            for choice in choices
+        )
+
+    def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
+        """Each word costs 5 nats, or 2 where the prompt has it: a crude copy model, deterministic."""
+        return [_sequence(message, text) for message, text in items]
+
+    def _silent(self, prompt: Message) -> bool:
+        return stable_uniform("unparsed", self._seed, prompt.user, prompt.assistant) < self._unparsed_rate
+
+    def _value(self, context: str, response: str) -> float:
+        drawn = stable_uniform("noise", self._seed, context, response) - 0.5
+        return self._strength * self._quality(context, response) + self._noise * drawn
+
+    def _logit(self, prompt: Message) -> float:
+        context, responses = _judged(prompt)
+        if len(responses) < 2:
+            raise ValueError("the scripted backend found no two fenced responses in the prompt")
+        bias = self._position_bias + (self._strength if self._name == "first" else 0.0)
+        return self._value(context, responses[0]) - self._value(context, responses[1]) + bias
+
+
+def _judged(prompt: Message) -> tuple[str, list[str]]:
+    """The last fenced context and the responses after it (exemplars come before them)."""
+    context, responses = "", []
+    for label, text in read_fences(prompt.user):
+        if label[-1:].isdigit():
+            responses.append(text)
+        else:
+            context, responses = text, []
+    return context, responses
+
+
+def _tokens(prompt: Message) -> int:
+    return len(prompt.user.split()) + len(prompt.assistant.split())
+
+
+def _sequence(message: Message, text: str) -> SequenceScore:
+    known = set(_words(message.user + " " + message.assistant))
+    words = _words(text)
+    logprob = -math.fsum(2.0 if word in known else 5.0 for word in words)
+    return SequenceScore(logprob, len(words), _tokens(message) + len(words))

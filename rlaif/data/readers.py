@@ -1,0 +1,190 @@
+"""Rows of a user's file or of a hub data set, each with where it stands, for messages."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any
+
+from rlaif.errors import UserError
+from rlaif.io import stable_uniform
+
+EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+HH_TURN = "\n\nAssistant:"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's values by column, and its place (`line 3` or `row 3`, counted from 1)."""
+
+    place: str
+    values: Mapping[str, Any]
+
+
+def read_rows(path: str) -> list[Row]:
+    """The rows of `path`: a file with one of `EXTENSIONS`, or a hub id ORG/NAME when no such file exists.
+
+    Raises UserError when the source is missing, unreadable, malformed (with the line) or empty.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise UserError(f"task.path={path} is a folder; write the path of one {_either(EXTENSIONS)} file.")
+    if file.exists():
+        rows = _read_file(file)
+    elif _HUB_ID.fullmatch(path) and not path.endswith(EXTENSIONS):
+        rows = _read_hub(path)
+    else:
+        raise UserError(f"task.path={path} does not exist; write the path of a {_either(EXTENSIONS)} file.")
+    if not rows:
+        raise UserError(f"{path} has no rows; task.path needs a file with at least one row.")
+    return rows
+
+
+def _either(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}"
+
+
+def _read_file(file: Path) -> list[Row]:
+    try:
+        if file.name.endswith(".jsonl"):
+            return list(_json_lines(file.read_text(encoding="utf-8-sig"), file))
+        if file.name.endswith(".jsonl.gz"):
+            return list(_json_lines(gzip.decompress(file.read_bytes()).decode("utf-8-sig"), file))
+        if file.suffix == ".json":
+            return list(_json_array(file.read_text(encoding="utf-8-sig"), file))
+        if file.suffix == ".csv":
+            return list(_csv(file.read_text(encoding="utf-8-sig"), file))
+        if file.suffix == ".parquet":
+            return _parquet(file)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file} cannot be read: {error}.") from error
+    kind = "".join(file.suffixes[-2:]) or "no extension"
+    raise UserError(f"{file} has an unknown extension ({kind}); task.path takes {_either(EXTENSIONS)}.")
+
+
+def _json_lines(text: str, file: Path) -> Iterator[Row]:
+    # Not splitlines(): JSON strings may hold U+2028, which is no end of a line in this format.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _object_row(_parse_json(line, f"{file}, line {number}"), f"line {number}", file)
+
+
+def _json_array(text: str, file: Path) -> Iterator[Row]:
+    if not text.strip():
+        return
+    values = _parse_json(text, str(file))
+    if not isinstance(values, list):
+        raise UserError(f"{file} must hold one JSON array of objects, not a {type(values).__name__}.")
+    for number, value in enumerate(values, start=1):
+        yield _object_row(value, f"row {number}", file)
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        spot = f" at line {error.lineno}" if error.lineno > 1 else ""
+        raise UserError(f"{where}: not valid JSON ({error.msg}{spot}).") from error
+
+
+def _object_row(value: Any, place: str, file: Path) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f'{file}, {place}: must be a JSON object such as {{"prompt": "..."}}.')
+    return Row(place, value)
+
+
+def _csv(text: str, file: Path) -> Iterator[Row]:
+    """CSV with a header line. An empty cell is a missing value, since CSV cannot tell the two apart."""
+    # A cell may be a whole document; the reader's own limit is 128 KiB.
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for number, cells in enumerate(reader, start=1):
+            if None in cells or None in cells.values():
+                raise UserError(
+                    f"{file}, row {number}: has not as many cells as the header ({len(reader.fieldnames or ())}); "
+                    "quote cells that hold commas."
+                )
+            yield Row(f"row {number}", {name: cell if cell != "" else None for name, cell in cells.items()})
+    except csv.Error as error:
+        raise UserError(f"{file}, line {reader.line_num}: not valid CSV ({error}).") from error
+
+
+def _parquet(file: Path) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file).read()
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file} is not a Parquet file ({str(error).splitlines()[0]}).") from error
+    return [Row(f"row {number}", values) for number, values in enumerate(table.to_pylist(), start=1)]
+
+
+def _read_hub(name: str) -> list[Row]:
+    import datasets
+
+    try:
+        dataset = datasets.load_dataset(name, split="train")
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"task.path={name} is no file, and as a hub data set it cannot be loaded ({reason}); download it "
+            f"and write task.path=FILE with a {_either(EXTENSIONS)} file."
+        ) from error
+    return [Row(f"row {number}", values) for number, values in enumerate(dataset, start=1)]
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """The columns that any row has, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.values))
+
+
+def hh_rows(rows: Iterable[Row], *, path: str, seed: int) -> list[Row]:
+    """Rows in the published HH schema (`chosen`, `rejected`: whole dialogues) as pairs.
+
+    The prompt is what the two dialogues share, up to and including the last turn's "Assistant:"; which
+    side is response a is a hash of the row, and `label` is 1.0 where a is the chosen one. Raises
+    UserError for a row whose dialogues share no assistant turn.
+    """
+    return [_hh_row(row, path, seed) for row in rows]
+
+
+def _hh_row(row: Row, path: str, seed: int) -> Row:
+    chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        raise UserError(
+            f"{path}, {row.place}: columns 'chosen' and 'rejected' must both hold a dialogue as text."
+        )
+    # Both may start their answer alike, so that the shared text alone does not end at the turn.
+    turn = commonprefix([chosen, rejected]).rfind(HH_TURN)
+    if turn < 0:
+        raise UserError(
+            f"{path}, {row.place}: 'chosen' and 'rejected' must share a dialogue that reaches "
+            f"{HH_TURN!r}; for other schemas name the columns with task.columns.prompt=NAME."
+        )
+    end = turn + len(HH_TURN)
+    better, worse = chosen[end:].strip(), rejected[end:].strip()
+    chosen_is_a = stable_uniform("hh-side", seed, chosen, rejected) < 0.5
+    values = {
+        "prompt": chosen[:end].strip(),
+        "response_a": better if chosen_is_a else worse,
+        "response_b": worse if chosen_is_a else better,
+        "label": 1.0 if chosen_is_a else 0.0,
+    }
+    return Row(
+        row.place, {**{k: v for k, v in row.values.items() if k not in ("chosen", "rejected")}, **values}
+    )

@@ -1,0 +1,121 @@
+"""How far a labeler agrees with gold preferences, and its biases.
+
+Alignment: the share of gold pairs on which the labeler prefers the response that gold prefers (paper
+section 2, AI Labeler Alignment). Gold 0.5 says nothing and is left out; a labeler's 0.5 counts half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlaif.evaluation.joining import agreement, by_pair, symmetric_calibration
+from rlaif.records import Judgement, Pair, Preference
+from rlaif.stats import binomial_test, cohen_kappa, proportion_interval
+
+# Resampling noise of an interval, not a setting of the study: fixed, so that equal inputs give equal reports.
+_SEED = 0
+
+
+def alignment_report(
+    pairs: Sequence[Pair], preferences: Sequence[Preference], judgements: Sequence[Judgement]
+) -> dict[str, float]:
+    """Flat metrics `label/*` of a labeler on `pairs`.
+
+    `label/n` counts preferences, `label/alignment_n` gold pairs with a parsed one; `label/alignment_worst`
+    and `_best` count unparsed gold pairs as wrong and as right. `label/kappa` is Cohen's kappa on the
+    letters a / b, and `label/ece` and `label/brier` compare p with gold for the preferred response,
+    so that which response is called a cannot matter. `label/alignment_<construction>` splits constructed
+    gold pairs. Lengths are characters, tokens are totals over judgements. Keys without data are absent:
+    alignment without gold, position metrics without both orders, mass without log-probabilities.
+    Raises ValueError for a preference or judgement of an unknown pair.
+    """
+    pair_of = by_pair(pairs, [*preferences, *judgements])
+    report: dict[str, float] = {"label/n": len(preferences)}
+    gold = [(pair_of[x.pair_id], x) for x in preferences if pair_of[x.pair_id].gold not in (None, 0.5)]
+    report |= _alignment("label/alignment", gold) | _agreement_details(gold)
+    for construction in sorted({pair.construction for pair, _ in gold if pair.construction}):
+        part = [item for item in gold if item[0].construction == construction]
+        report |= _alignment(f"label/alignment_{construction}", part)
+    report |= _position(preferences, judgements) | _states(preferences, judgements)
+    gaps = [_length_gap(pair_of[x.pair_id], x.p_a) for x in preferences if x.p_a not in (None, 0.5)]
+    if gaps:
+        report["label/length_gap"] = float(np.mean(gaps))
+    return report
+
+
+def _length_gap(pair: Pair, p_a: float | None) -> float:
+    gap = len(pair.response_a) - len(pair.response_b)
+    return gap if p_a is not None and p_a > 0.5 else -gap
+
+
+def _alignment(name: str, gold: Sequence[tuple[Pair, Preference]]) -> dict[str, float]:
+    if not gold:
+        return {}
+    parsed = [(pair, x.p_a) for pair, x in gold if x.p_a is not None]
+    right = [agreement(p_a, pair.gold) for pair, p_a in parsed]
+    interval = proportion_interval(right, [pair.prompt_id for pair, _ in parsed], seed=_SEED)
+    unparsed = len(gold) - len(parsed)
+    return {
+        name: interval.estimate,
+        f"{name}_ci_low": interval.low,
+        f"{name}_ci_high": interval.high,
+        f"{name}_n": len(parsed),
+        f"{name}_worst": sum(right) / len(gold),
+        f"{name}_best": (sum(right) + unparsed) / len(gold),
+    }
+
+
+def _agreement_details(gold: Sequence[tuple[Pair, Preference]]) -> dict[str, float]:
+    parsed = [(x.p_a, pair.gold) for pair, x in gold if x.p_a is not None and pair.gold is not None]
+    if not parsed:
+        return {}
+    ece, brier = symmetric_calibration([p for p, _ in parsed], [y for _, y in parsed])
+    report = {"label/ece": ece, "label/brier": brier}
+    decided = [(p > 0.5, y > 0.5) for p, y in parsed if p != 0.5]
+    if decided:
+        report["label/kappa"] = cohen_kappa([x for x, _ in decided], [y for _, y in decided])
+    return report
+
+
+def _first_preferred(judgement: Judgement) -> float:
+    """1 if the first displayed response is preferred, 0 if the second, 0.5 for neither."""
+    p_first = judgement.p_a if judgement.order == "ab" else 1 - (judgement.p_a or 0.0)
+    return float(np.sign((p_first or 0.0) - 0.5) + 1) / 2
+
+
+def _position(preferences: Sequence[Preference], judgements: Sequence[Judgement]) -> dict[str, float]:
+    """Position bias (paper, position bias in labeling): how often, in which direction, by chance?
+
+    With both orders of a pair the p-value asks whether same-position pairs favour one side (the
+    consistent ones cannot); with one order per pair it asks the same of all decided pairs.
+    """
+    parsed = [x for x in judgements if x.state == "ok"]
+    if len({x.order for x in parsed}) < 2:
+        return {}
+    report = {"label/first_position_rate": float(np.mean([_first_preferred(x) for x in parsed]))}
+    both = [(x.p_ab, 1 - x.p_ba) for x in preferences if x.p_ab is not None and x.p_ba is not None]
+    if both:
+        same = [ab > 0.5 for ab, ba in both if (ab - 0.5) * (ba - 0.5) > 0]
+        report["label/same_position_rate"] = len(same) / len(both)
+    else:
+        first = [x.p_ab for x in preferences if x.p_ab is not None]
+        first += [1 - x.p_ba for x in preferences if x.p_ba is not None]
+        same = [p > 0.5 for p in first if p != 0.5]
+    report["label/position_p_value"] = binomial_test(sum(same), len(same))
+    return report
+
+
+def _states(preferences: Sequence[Preference], judgements: Sequence[Judgement]) -> dict[str, float]:
+    report: dict[str, float] = {}
+    states = [x.state for x in (judgements or preferences)]
+    for state in ("unparsed", "failed"):
+        if states:
+            report[f"label/{state}_rate"] = states.count(state) / len(states)
+    mass = [x.mass for x in judgements if x.mass is not None]
+    if mass:
+        report["label/choice_mass"] = float(np.mean(mass))
+    for name in ("tokens_in", "tokens_out", "tokens_cached"):
+        report[f"label/{name}"] = sum(getattr(x, name) for x in judgements)
+    return report

@@ -1,0 +1,46 @@
+"""What the reports share: joining by pair, agreement, and calibration that ignores which side is a."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlaif.records import Judgement, Pair, Preference
+from rlaif.stats import brier_score, expected_calibration_error
+
+
+def by_pair(pairs: Sequence[Pair], labels: Sequence[Preference | Judgement]) -> dict[str, Pair]:
+    """Pairs by id; raises ValueError for a repeated id or a label whose pair is missing."""
+    index = {pair.id: pair for pair in pairs}
+    if len(index) != len(pairs):
+        raise ValueError("pair ids repeat")
+    for label in labels:
+        if label.pair_id not in index:
+            raise ValueError(f"no pair has the id {label.pair_id!r} of a label")
+    return index
+
+
+def preference_by_pair(preferences: Sequence[Preference]) -> dict[str, Preference]:
+    """Preferences by pair id; raises ValueError when a pair has two."""
+    index = {preference.pair_id: preference for preference in preferences}
+    if len(index) != len(preferences):
+        raise ValueError("a pair has more than one preference")
+    return index
+
+
+def agreement(p: float, target: float | None) -> float:
+    """1 if p and target prefer the same side, 0 if not, 0.5 if p is undecided (target must not be)."""
+    if target is None or target == 0.5:
+        raise ValueError("the target must prefer a side")
+    return 0.5 if p == 0.5 else float((p > 0.5) == (target > 0.5))
+
+
+def symmetric_calibration(p: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """ECE and Brier score of preferences `p` against `y`, both for the response that p prefers.
+
+    Folding to the preferred side makes both independent of which response is called a. Data sets that
+    always list the chosen response first would otherwise have one outcome only, and ECE would measure
+    sharpness instead of calibration. At p = 0.5 no side is preferred and the outcome is 0.5 for ECE.
+    """
+    folded = [0.5 if v == 0.5 else (t if v > 0.5 else 1 - t) for v, t in zip(p, y, strict=True)]
+    confidence = [max(v, 1 - v) for v in p]
+    return expected_calibration_error(confidence, folded), brier_score(p, y)

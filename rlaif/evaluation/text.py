@@ -1,0 +1,82 @@
+"""Measures of the text itself: overlap with the reference, copying, repetition, length."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from rouge_score.rouge_scorer import RougeScorer
+
+from rlaif.records import Sample
+from rlaif.stats import cluster_bootstrap_interval
+
+_WORD = re.compile(r"\w+")
+_SEED = 0  # resampling noise of an interval, as in `alignment`
+
+
+@functools.cache
+def _scorer() -> RougeScorer:
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """ROUGE-L F-measure in [0, 1] on stemmed words (rouge-score)."""
+    return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def copy_rate(response: str, source: str, ngram: int = 4) -> float:
+    """Share of the response's word n-grams that occur in the source (lower case); 0 without words.
+
+    A response of fewer than `ngram` words is looked up whole. High values mean that the policy repeats
+    its input, which fools overlap rewards.
+    """
+    words = _words(response)
+    if not words:
+        return 0.0
+    n = min(ngram, len(words))
+    known = set(_ngrams(_words(source), n))
+    grams = _ngrams(words, n)
+    return sum(gram in known for gram in grams) / len(grams)
+
+
+def distinct_ngram_share(texts: Sequence[str], n: int) -> float:
+    """Different word n-grams over all word n-grams of `texts` together; low values mean repetition.
+
+    NaN when no text has n words. Compare only between text sets of similar size: it falls with size.
+    """
+    grams = [gram for text in texts for gram in _ngrams(_words(text), n)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def text_report(samples: Sequence[Sample], prefix: str) -> dict[str, float]:
+    """Flat metrics `<prefix>/*` of a policy's responses; none for no samples.
+
+    `rouge_l` (with a bootstrap interval over prompts; absent without references), `copy_rate` (4-grams
+    of the response in the prompt), `response_length` (mean tokens), `eos_rate` (share that the policy
+    ended itself), `distinct_3` (distinct 3-gram share), `n`.
+    """
+    if not samples:
+        return {}
+    report: dict[str, float] = {f"{prefix}/n": len(samples)}
+    scored = [(rouge_l(x.response, x.reference), x.prompt_id) for x in samples if x.reference is not None]
+    if scored:
+        interval = cluster_bootstrap_interval([v for v, _ in scored], [c for _, c in scored], seed=_SEED)
+        report[f"{prefix}/rouge_l"] = interval.estimate
+        report[f"{prefix}/rouge_l_ci_low"] = interval.low
+        report[f"{prefix}/rouge_l_ci_high"] = interval.high
+    report[f"{prefix}/copy_rate"] = float(np.mean([copy_rate(x.response, x.prompt) for x in samples]))
+    report[f"{prefix}/response_length"] = float(np.mean([x.tokens for x in samples]))
+    report[f"{prefix}/eos_rate"] = float(np.mean([x.finished for x in samples]))
+    report[f"{prefix}/distinct_3"] = distinct_ngram_share([x.response for x in samples], 3)
+    return report

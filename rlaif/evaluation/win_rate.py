@@ -1,0 +1,111 @@
+"""Head-to-head of a policy against a baseline as a judge sees it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlaif.evaluation.joining import by_pair, preference_by_pair
+from rlaif.records import Comparison, Outcome, Pair, Preference
+from rlaif.stats import length_controlled_win_rate, proportion_interval, sign_test
+
+_VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+
+
+def outcome_of(p_policy: float | None, *, tie_margin: float) -> Outcome:
+    """The verdict: |p - 0.5| below `tie_margin` (or exactly 0) is a tie, a missing p is unparsed."""
+    if p_policy is None:
+        return "unparsed"
+    if abs(p_policy - 0.5) < tie_margin or p_policy == 0.5:
+        return "tie"
+    return "win" if p_policy > 0.5 else "loss"
+
+
+def compare(
+    pairs: Sequence[Pair],
+    preferences: Sequence[Preference],
+    lengths: Sequence[tuple[int, int]],
+    *,
+    tie_margin: float,
+    references: Sequence[str | None] | None = None,
+) -> list[Comparison]:
+    """One comparison for each pair (a = the policy's response, b = the baseline's), in order.
+
+    `lengths[i]` are the tokens of (a, b), `references[i]` the author's answer. Raises ValueError for a
+    pair without a preference or columns of different lengths.
+    """
+    references = [None] * len(pairs) if references is None else references
+    if not len(pairs) == len(lengths) == len(references):
+        raise ValueError(
+            f"{len(pairs)} pairs, {len(lengths)} lengths, {len(references)} references do not match"
+        )
+    by_pair(pairs, preferences)
+    judged = preference_by_pair(preferences)
+    comparisons = []
+    for pair, (policy_tokens, baseline_tokens), reference in zip(pairs, lengths, references, strict=True):
+        if pair.id not in judged:
+            raise ValueError(f"pair {pair.id!r} has no preference")
+        p_policy = judged[pair.id].p_a
+        comparison = Comparison(
+            id=pair.id,
+            prompt_id=pair.prompt_id,
+            prompt=pair.prompt,
+            policy_response=pair.response_a,
+            baseline_response=pair.response_b,
+            outcome=outcome_of(p_policy, tie_margin=tie_margin),
+            p_policy=p_policy,
+            policy_tokens=policy_tokens,
+            baseline_tokens=baseline_tokens,
+            reference=reference,
+        )
+        comparisons.append(comparison)
+    return comparisons
+
+
+def _sign_test_by_prompt(parsed: Sequence[Comparison]) -> float:
+    """Sign test with one vote for each prompt, since answers to one prompt are not independent."""
+    net: dict[str, float] = defaultdict(float)
+    for comparison in parsed:
+        net[comparison.prompt_id] += _VALUE[comparison.outcome] - 0.5
+    return sign_test(sum(v > 0 for v in net.values()), sum(v < 0 for v in net.values()))
+
+
+def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str, float]:
+    """Flat metrics `eval/*` of a head-to-head; win rate = (wins + ties / 2) / n over parsed verdicts.
+
+    The interval is Wilson's where no prompt repeats and nothing is tied, otherwise a bootstrap over
+    prompts; `eval/p_value` is the exact sign test of wins against losses by prompt.
+    `eval/win_rate_worst` and `_best` count unparsed comparisons as lost and as won; `eval/win_rate_lc`
+    is the win rate at equal length (NaN where it cannot be fitted). Lengths are mean tokens.
+    """
+    parsed = [x for x in comparisons if x.outcome != "unparsed"]
+    values = [_VALUE[x.outcome] for x in parsed]
+    prompts = [x.prompt_id for x in parsed]
+    rate = proportion_interval(values, prompts, seed=seed)
+    policy_tokens = [x.policy_tokens for x in parsed]
+    baseline_tokens = [x.baseline_tokens for x in parsed]
+    controlled = length_controlled_win_rate(values, policy_tokens, baseline_tokens, prompts, seed=seed)
+    report: dict[str, float] = {
+        "eval/n": len(parsed),
+        "eval/win_rate": rate.estimate,
+        "eval/win_rate_ci_low": rate.low,
+        "eval/win_rate_ci_high": rate.high,
+        "eval/p_value": _sign_test_by_prompt(parsed),
+        "eval/wins": values.count(1.0),
+        "eval/losses": values.count(0.0),
+        "eval/ties": values.count(0.5),
+        "eval/unparsed": len(comparisons) - len(parsed),
+        "eval/win_rate_lc": controlled.estimate,
+        "eval/win_rate_lc_ci_low": controlled.low,
+        "eval/win_rate_lc_ci_high": controlled.high,
+    }
+    if comparisons:
+        total, unparsed = len(comparisons), len(comparisons) - len(parsed)
+        report["eval/unparsed_rate"] = unparsed / total
+        report["eval/win_rate_worst"] = sum(values) / total
+        report["eval/win_rate_best"] = (sum(values) + unparsed) / total
+        report["eval/length_policy"] = float(np.mean([x.policy_tokens for x in comparisons]))
+        report["eval/length_baseline"] = float(np.mean([x.baseline_tokens for x in comparisons]))
+    return report

@@ -1,0 +1,116 @@
+"""The prompt strategy: which parts a labeler's prompt has, and in which order they come.
+
+The parts that all prompts of a labeler share (preamble, exemplars) come first, then the context, then
+the two responses, so that a backend can compute a shared prefix once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlaif.backends.base import Message
+from rlaif.backends.fencing import neutralise
+from rlaif.errors import UserError
+from rlaif.labelers.options import Preamble
+from rlaif.labelers.templates import Exemplar, TemplateSet, toward_better
+from rlaif.records import Order, Pair
+
+CHOICES = ("1", "2")
+
+
+@dataclass(frozen=True)
+class PromptStrategy:
+    """Preamble, exemplars (in the file's order; with rationale when `cot`) and chain of thought.
+
+    Raises UserError when the template set has fewer exemplars than asked for.
+    """
+
+    templates: TemplateSet
+    preamble: Preamble
+    exemplars: int
+    cot: bool
+
+    def __post_init__(self) -> None:
+        have = len(self.templates.exemplars)
+        if self.exemplars > have:
+            raise UserError(
+                f"labeler.exemplars={self.exemplars}, but {self.templates.directory / 'exemplars.yaml'} has"
+                f" {have}; write more there or a smaller number"
+            )
+
+    def rationale(self, pair: Pair, order: Order) -> Message:
+        """First step of chain of thought: asks for a comparison (paper section 2.1)."""
+        return Message(self._user(pair, order), self.templates.rationale_cue, self.templates.chat)
+
+    def verdict(self, pair: Pair, order: Order, rationale: str | None) -> Message:
+        """The prompt whose next token is the verdict; with chain of thought it holds the rationale.
+
+        The user's turn is the same in both steps, so the second step extends the first one's text.
+        """
+        opening = self.templates.cue
+        if rationale is not None:
+            opening = f"{self.templates.rationale_cue} {rationale}\n\n{self.templates.cue}"
+        return Message(self._user(pair, order), opening, self.templates.chat)
+
+    def _user(self, pair: Pair, order: Order) -> str:
+        first, second = pair.response_a, pair.response_b
+        if order == "ba":
+            first, second = second, first
+        text = self.templates.render(
+            "prompt",
+            preamble=self.templates.render(self.preamble),
+            exemplars=[self._exemplar(exemplar) for exemplar in self.templates.exemplars[: self.exemplars]],
+            pair=self.templates.render("pair", context=pair.prompt, response_1=first, response_2=second),
+            question=self.templates.render("rationale" if self.cot else "question"),
+            cue=self.templates.cue,
+            rationale_cue=self.templates.rationale_cue,
+        )
+        return text if self.templates.chat else f"{text}\n\n"
+
+    def _exemplar(self, exemplar: Exemplar) -> dict[str, str]:
+        first_is_better = 1.0 if exemplar.preferred == "a" else 0.0
+        answer_is_first = toward_better(first_is_better, 0.0, 1.0, self.templates.polarity) == 1.0
+        return {
+            "pair": self.templates.render(
+                "pair",
+                context=exemplar.context,
+                response_1=exemplar.response_a,
+                response_2=exemplar.response_b,
+            ),
+            "rationale": neutralise(exemplar.rationale.strip()) if self.cot else "",
+            "verdict": CHOICES[0] if answer_is_first else CHOICES[1],
+        }
+
+
+def clean_rationale(text: str, cue: str) -> str:
+    """A generated rationale, cut where the model went on to the verdict itself, neutralised.
+
+    Without the cut, a verdict that the rationale already spells out would be read twice.
+    """
+    return neutralise(text.split(cue)[0].strip())
+
+
+def score_message(templates: TemplateSet, preamble: Preamble, prompt: str, response: str) -> Message:
+    """Asks for one response's quality from 1 to 10 (direct RLAIF, paper section 2.2.2)."""
+    user = templates.render("score", context=prompt, response=response, detailed=preamble == "detailed")
+    return Message(user if templates.chat else f"{user}\n\n", templates.score_cue, templates.chat)
+
+
+def forward_items(templates: TemplateSet, prompt: str, response: str) -> list[tuple[Message, str]]:
+    """The two sequences of pointwise mutual information: the response with and without its context."""
+    continuation = neutralise(response.strip())
+    with_context = templates.render("likelihood_forward", context=prompt)
+    return [
+        (_plain(templates, with_context), continuation),
+        (_plain(templates, templates.render("likelihood_empty")), continuation),
+    ]
+
+
+def reverse_items(templates: TemplateSet, prompt: str, response: str) -> list[tuple[Message, str]]:
+    """The one sequence of the reverse direction: the context given the response."""
+    given = templates.render("likelihood_reverse", response=response.strip())
+    return [(_plain(templates, given), neutralise(prompt.strip()))]
+
+
+def _plain(templates: TemplateSet, text: str) -> Message:
+    return Message(text if templates.likelihood_chat else f"{text}\n", "", templates.likelihood_chat)

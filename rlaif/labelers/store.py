@@ -1,0 +1,217 @@
+"""The label store: every answer of a labeler, kept in one SQLite file that several processes share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rlaif.errors import UserError
+
+_VERSION = 1
+_TIMEOUT = 120.0  # seconds to wait for another process's transaction
+_CHUNK = 500  # SQLite bounds the variables of one statement
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, kind TEXT NOT NULL, answer TEXT NOT NULL,"
+    " checksum TEXT NOT NULL, created REAL NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, holder TEXT NOT NULL, expires REAL NOT NULL)"
+    " WITHOUT ROWID",
+    f"PRAGMA user_version = {_VERSION}",
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What `LabelStore.claim` found: the answers already there, and whether the rest is now ours."""
+
+    found: dict[str, dict[str, Any]]
+    granted: bool
+
+
+class LabelStore:
+    """Answers by key, in WAL mode; a batch is one transaction, so that kill -9 loses and repeats nothing.
+
+    A process claims the keys of a batch before it asks the backend. A claim ends when its answers are
+    written, when its holder is no longer alive (same host), or after `claim_seconds`. Should two
+    processes answer one key all the same, the first answer written is the one that both use.
+
+    Raises UserError when the file is damaged or is no label store.
+    """
+
+    def __init__(self, path: Path, *, claim_seconds: float) -> None:
+        self.path = path
+        self._claim_seconds = claim_seconds
+        self._holder = f"{socket.gethostname()}|{os.getpid()}|{uuid.uuid4().hex}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._guarded():
+            self._connection = sqlite3.connect(path, timeout=_TIMEOUT, isolation_level=None)
+            try:
+                self._open()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _open(self) -> None:
+        self._connection.execute("PRAGMA synchronous = FULL")
+        with self._transaction():
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if version != _VERSION and (version or tables):
+                raise UserError(
+                    f"{self.path}: not a label store of this version; move the file aside or set another path"
+                )
+            for statement in _SCHEMA:
+                self._connection.execute(statement)
+        if self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise self._damaged("the file's structure is broken")
+        self._switch_to_wal()
+
+    def _switch_to_wal(self) -> None:
+        """WAL needs the file alone for a moment and does not wait for it by itself."""
+        deadline = time.time() + _TIMEOUT
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.time() > deadline:
+                    raise
+                time.sleep(0.02)
+
+    def get(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The stored answers among `keys`; an unknown key is simply absent."""
+        with self._guarded():
+            return self._read(keys)
+
+    def claim(self, keys: Sequence[str]) -> Claim:
+        """Claim what is missing among `keys`, all or nothing.
+
+        Not granted when another live process holds one of them; then its answer will appear, or its
+        claim will end. Granted with nothing to do when every key has an answer.
+        """
+        with self._guarded(), self._transaction():
+            found = self._read(keys)
+            missing = [key for key in keys if key not in found]
+            if any(self._held_elsewhere(holder, expires) for holder, expires in self._claims(missing)):
+                return Claim(found, False)
+            expires = time.time() + self._claim_seconds
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)",
+                [(key, self._holder, expires) for key in missing],
+            )
+            return Claim(found, True)
+
+    def put(self, kind: str, answers: Mapping[str, dict[str, Any]]) -> None:
+        """Write a batch's answers and drop their claims in one transaction; a key's first answer stays."""
+        rows = []
+        for key, answer in answers.items():
+            text = json.dumps(answer, ensure_ascii=False, sort_keys=True)
+            rows.append((key, kind, text, _checksum(key, text), time.time()))
+        with self._guarded(), self._transaction():
+            self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
+            self._connection.executemany("DELETE FROM claims WHERE key = ?", [(key,) for key in answers])
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Give up this process's claims on `keys` (their calls failed)."""
+        with self._guarded(), self._transaction():
+            self._connection.executemany(
+                "DELETE FROM claims WHERE key = ? AND holder = ?", [(key, self._holder) for key in keys]
+            )
+
+    def __len__(self) -> int:
+        with self._guarded():
+            return int(self._connection.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file; the store cannot be used afterwards."""
+        self._connection.close()
+
+    def __enter__(self) -> LabelStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        found = {}
+        for chunk in _chunks(keys):
+            marks = ",".join("?" * len(chunk))
+            query = f"SELECT key, answer, checksum FROM answers WHERE key IN ({marks})"
+            for key, text, checksum in self._connection.execute(query, chunk):
+                if checksum != _checksum(key, text):
+                    raise self._damaged(f"the answer {key[:12]} does not match its checksum")
+                found[key] = json.loads(text)
+        return found
+
+    def _claims(self, keys: Sequence[str]) -> Iterator[tuple[str, float]]:
+        for chunk in _chunks(keys):
+            marks = ",".join("?" * len(chunk))
+            yield from self._connection.execute(
+                f"SELECT holder, expires FROM claims WHERE key IN ({marks})", chunk
+            )
+
+    def _held_elsewhere(self, holder: str, expires: float) -> bool:
+        if holder == self._holder or expires < time.time():
+            return False
+        host, pid, _ = holder.split("|")
+        return host != socket.gethostname() or _alive(int(pid))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "malformed" in str(error) or "no such" in str(error):
+                raise self._damaged(str(error)) from error
+            raise UserError(
+                f"{self.path}: the label store cannot be used ({error}); free the file or its disk"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, why: str) -> UserError:
+        return UserError(
+            f"{self.path}: the label store is damaged ({why}); move the file aside and run again, then its"
+            " labels are made anew"
+        )
+
+
+def _checksum(key: str, text: str) -> str:
+    return hashlib.sha256(f"{key}\n{text}".encode()).hexdigest()[:16]
+
+
+def _chunks(keys: Sequence[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), _CHUNK):
+        yield list(keys[start : start + _CHUNK])
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,190 @@
+"""A task's prompt texts: Jinja2 files that can be edited without code, checked when loaded.
+
+A template set is a folder with `task.yaml` (polarity, cues), `base.j2` and `detailed.j2` (preambles),
+`pair.j2`, `question.j2`, `rationale.j2`, `prompt.j2` (the layout), `score.j2`, three
+`likelihood_*.j2` pieces and `exemplars.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import yaml
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rlaif.backends.fencing import fence, neutralise
+from rlaif.errors import UserError
+from rlaif.io import digest
+
+Polarity = Literal["better", "worse"]
+
+VARIABLES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "detailed": {},
+    "pair": {"context": "c", "response_1": "r", "response_2": "s"},
+    "question": {},
+    "rationale": {},
+    "prompt": {
+        "preamble": "p",
+        "exemplars": [{"pair": "p", "rationale": "r", "verdict": "1"}],
+        "pair": "p",
+        "question": "q",
+        "cue": "c",
+        "rationale_cue": "r",
+    },
+    "score": {"context": "c", "response": "r", "detailed": True},
+    "likelihood_forward": {"context": "c"},
+    "likelihood_empty": {},
+    "likelihood_reverse": {"response": "r"},
+}
+"""The template files of a set and the variables each may use (here with sample values)."""
+
+_TASK_KEYS = {
+    "polarity": str,
+    "chat": bool,
+    "cue": str,
+    "rationale_cue": str,
+    "score_cue": str,
+    "likelihood_chat": bool,
+}
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A worked example; `preferred` is the **better** response whatever the set's polarity."""
+
+    context: str
+    response_a: str
+    response_b: str
+    rationale: str
+    preferred: Literal["a", "b"]
+
+
+@dataclass(frozen=True)
+class TemplateSet:
+    """The loaded texts of one task.
+
+    `polarity` says what the prompts ask for: the better response (or a quality score), or the worse
+    one. `identity` is a digest of every file's content.
+    """
+
+    directory: Path
+    polarity: Polarity
+    chat: bool
+    cue: str
+    rationale_cue: str
+    score_cue: str
+    likelihood_chat: bool
+    exemplars: tuple[Exemplar, ...]
+    identity: str
+    templates: Mapping[str, jinja2.Template] = dataclasses.field(repr=False, compare=False)
+
+    @classmethod
+    def load(cls, directory: Path) -> TemplateSet:
+        """Read and check a template folder; UserError names the file (and line) that is wrong."""
+        texts = {name: _read(directory / f"{name}.j2") for name in VARIABLES}
+        task, exemplars = _read(directory / "task.yaml"), _read(directory / "exemplars.yaml")
+        return cls(
+            directory=directory,
+            **_task(directory / "task.yaml", task),
+            exemplars=_exemplars(directory / "exemplars.yaml", exemplars),
+            identity=digest({**texts, "task.yaml": task, "exemplars.yaml": exemplars}, 32),
+            templates=_compile(directory, texts),
+        )
+
+    def render(self, name: str, **values: Any) -> str:
+        """Template `name` with `values`, without surrounding blank lines.
+
+        Judged texts (`context`, `response`, `response_1`, `response_2`) are neutralised here, whether
+        or not the template fences them.
+        """
+        safe = {key: neutralise(value) if key in _JUDGED else value for key, value in values.items()}
+        return self.templates[name].render(safe).strip("\n")
+
+
+_JUDGED = frozenset({"context", "response", "response_1", "response_2"})
+
+
+def toward_better(value: float, low: float, high: float, polarity: Polarity) -> float:
+    """`value` on the scale [low, high] as evidence for the *better* response.
+
+    The only place that knows what `polarity: worse` means: a prompt that asks which response is worse
+    (or how bad one is) is answered on the mirrored scale. It is its own inverse.
+    """
+    return value if polarity == "better" else low + high - value
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: this file of the task's prompt templates is missing; write it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+def _compile(directory: Path, texts: Mapping[str, str]) -> dict[str, jinja2.Template]:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["fence"] = fence
+    compiled = {}
+    for name, text in texts.items():
+        path = directory / f"{name}.j2"
+        try:
+            compiled[name] = environment.from_string(text)
+            compiled[name].render(VARIABLES[name])
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(f"{path}, line {error.lineno}: {error.message}") from error
+        except (jinja2.TemplateError, TypeError, AttributeError, ArithmeticError) as error:
+            known = ", ".join(VARIABLES[name]) or "none"
+            raise UserError(f"{path}: {error}; the variables of this file are: {known}") from error
+    return compiled
+
+
+def _yaml(path: Path, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _task(path: Path, text: str) -> dict[str, Any]:
+    values = _yaml(path, text)
+    if not isinstance(values, dict) or set(values) != set(_TASK_KEYS):
+        raise UserError(f"{path}: write exactly these keys: {', '.join(_TASK_KEYS)}")
+    for key, kind in _TASK_KEYS.items():
+        if not isinstance(values[key], kind):
+            raise UserError(f"{path}: {key} is {values[key]!r}; write a {kind.__name__}")
+    if values["polarity"] not in ("better", "worse"):
+        raise UserError(f"{path}: polarity is {values['polarity']!r}; write better or worse")
+    for key in ("cue", "rationale_cue", "score_cue"):
+        if not values[key] or values[key] != values[key].strip():
+            raise UserError(
+                f"{path}: {key} is empty or has spaces around it; the answer must follow it directly"
+            )
+    return values
+
+
+def _exemplars(path: Path, text: str) -> tuple[Exemplar, ...]:
+    rows = _yaml(path, text)
+    names = [field.name for field in dataclasses.fields(Exemplar)]
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: write a list of exemplars, each with {', '.join(names)}")
+    for number, row in enumerate(rows, start=1):
+        if (
+            not isinstance(row, dict)
+            or set(row) != set(names)
+            or not all(isinstance(v, str) for v in row.values())
+        ):
+            raise UserError(
+                f"{path}, exemplar {number}: write exactly these keys, as text: {', '.join(names)}"
+            )
+        if row["preferred"] not in ("a", "b"):
+            raise UserError(f"{path}, exemplar {number}: preferred is {row['preferred']!r}; write a or b")
+    return tuple(Exemplar(**{key: value.strip("\n") for key, value in row.items()}) for row in rows)

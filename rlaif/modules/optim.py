@@ -1,0 +1,79 @@
+"""The optimiser and schedule that the three modules share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlaif.models.split import Top
+from rlaif.ops import token_logprobs
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """AdamW and its schedule. `lr` is the peak; `schedule` decays it to zero over `total_steps`."""
+
+    lr: float
+    weight_decay: float
+    eps: float
+    schedule: str
+    warmup_fraction: float
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+
+
+def schedule_factor(options: OptimOptions) -> Callable[[int], float]:
+    """The learning rate's factor at each optimiser step: linear warm-up, then the schedule."""
+    warmup = max(1, round(options.warmup_fraction * options.total_steps))
+
+    def factor(step: int) -> float:
+        if step < warmup and options.warmup_fraction > 0:
+            return (step + 1) / warmup
+        done = min(1.0, step / max(1, options.total_steps))
+        return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[options.schedule]
+
+    return factor
+
+
+def build_optimizer(groups: Iterable[tuple[Iterable[nn.Parameter], float]], options: OptimOptions) -> dict:
+    """Lightning's optimiser dict: one AdamW over (parameters, learning-rate factor) groups."""
+    params = [{"params": [p for p in members], "lr": options.lr * scale} for members, scale in groups]
+    optimizer = torch.optim.AdamW(params, lr=options.lr, eps=options.eps, weight_decay=options.weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(options))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def clip_each_group(optimizer: torch.optim.Optimizer, max_norm: float | int | None) -> None:
+    """Clip every parameter group's gradient norm on its own, so that a wild critic cannot starve the policy."""
+    if max_norm:
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
+
+
+def counted_logits(top: Top, hidden: Tensor, mask: Tensor) -> Tensor:
+    """Logits (N, V) that predict the N counted tokens: the vocabulary head runs where it is read only.
+
+    hidden (B, T, D); mask (B, T), True on the tokens to predict (never at position 0).
+    """
+    return top.logits(hidden[:, :-1][mask[:, 1:]])
+
+
+def scatter_counted(values: Tensor, mask: Tensor) -> Tensor:
+    """Values (N,) of the counted tokens back in place: (B, T), zero elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+
+
+def response_logprobs(top: Top, hidden: Tensor, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities (B, T) of the counted tokens under the sampling temperature; zero elsewhere."""
+    logits = counted_logits(top, hidden, mask)
+    scaled = logits if temperature == 1.0 else logits / temperature
+    return scatter_counted(token_logprobs(scaled, ids[mask]), mask)

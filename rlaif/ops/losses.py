@@ -1,0 +1,141 @@
+"""Losses as pure functions: `(loss, metrics)`, metrics detached and without side effects.
+
+A loss is a sum over counted entries divided by their count. `normalizer` replaces that count by the
+whole batch's (over micro-batches and ranks): then the losses of the parts add up to the batch's loss.
+Metrics are means over the part's own counted entries.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlaif.ops.masks import masked_mean, masked_sum, masked_var, zero_masked
+
+Metrics = dict[str, Tensor]
+Normalizer = Tensor | float | None
+
+
+def _normalise(total: Tensor, count: Tensor, normalizer: Normalizer) -> Tensor:
+    # A part that counts nothing adds nothing, hence the floor.
+    floor = torch.where(count > 0, count, torch.ones_like(count))
+    return total / (floor if normalizer is None else normalizer)
+
+
+def sft_loss(logprobs: Tensor, mask: Tensor, *, normalizer: Normalizer = None) -> tuple[Tensor, Metrics]:
+    """Negative log-likelihood in nats a counted token; `logprobs` and `mask` are (B, T).
+
+    Metrics: `perplexity`, `tokens`.
+    """
+    loss = _normalise(-masked_sum(logprobs, mask), mask.sum(), normalizer)
+    mean = masked_mean(logprobs.detach(), mask)
+    return loss, {"perplexity": torch.exp(-mean), "tokens": mask.sum().float()}
+
+
+def _soft_labels(p_a: Tensor, temperature: float, label_smoothing: float) -> Tensor:
+    if temperature <= 0:
+        raise ValueError(f"label temperature must be positive, got {temperature}")
+    # logit(0) and logit(1) are infinite and come back as exactly 0 and 1.
+    sharpened = p_a if temperature == 1 else torch.sigmoid(torch.logit(p_a) / temperature)
+    return sharpened * (1 - label_smoothing) + (1 - sharpened) * label_smoothing
+
+
+def bradley_terry_loss(
+    reward_a: Tensor,
+    reward_b: Tensor,
+    p_a: Tensor,
+    *,
+    margin: float,
+    label_smoothing: float,
+    temperature: float,
+    centering: float,
+    weight: Tensor | None,
+    normalizer: Normalizer = None,
+) -> tuple[Tensor, Metrics]:
+    """Cross-entropy of the Bradley-Terry model against soft labels; all tensors are (N,).
+
+    With D = reward_a - reward_b: -[p log sigmoid(D - margin) + (1 - p) log sigmoid(-D - margin)];
+    a hard label is p in {0, 1}. p is `p_a` after `temperature` (logit(p) / temperature: below 1
+    sharpens, 1 leaves it) and `label_smoothing` (the probability that a label is flipped).
+    `centering` adds centering * (reward_a + reward_b)^2, which pins the free constant of the rewards.
+    `weight` scales pairs; the mean is over the sum of weights.
+
+    Metrics over pairs: `accuracy` (sign of D against `p_a` > 0.5; `p_a` = 0.5 is left out, D = 0 counts
+    half; NaN if no pair is left), `margin` (mean D towards the preferred response, ties left out).
+    Source: paper section 2 (reward model on soft labels).
+    """
+    difference = reward_a - reward_b
+    p = _soft_labels(p_a.to(difference.dtype), temperature, label_smoothing)
+    each = -(p * F.logsigmoid(difference - margin) + (1 - p) * F.logsigmoid(-difference - margin))
+    each = each + centering * (reward_a + reward_b) ** 2
+    weight = torch.ones_like(each) if weight is None else weight.to(each.dtype)
+    loss = _normalise((weight * each).sum(), weight.sum(), normalizer)
+    with torch.no_grad():
+        decided = p_a != 0.5
+        signed = difference * torch.where(p_a > 0.5, 1.0, -1.0)
+        accuracy = masked_mean((torch.sign(signed) + 1) / 2, decided)
+        metrics = {"accuracy": accuracy, "margin": masked_mean(signed, decided)}
+    return loss, metrics
+
+
+def ppo_policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    normalizer: Normalizer = None,
+) -> tuple[Tensor, Metrics]:
+    """Clipped surrogate of PPO (to minimise); all tensors are (B, T).
+
+    With r = exp(logprobs - old_logprobs): -min(r A, clamp(r, 1 - clip, 1 + clip) A).
+    Metrics over counted tokens: `clip_fraction` (|r - 1| > clip), `approx_kl` ((r - 1) - log r, nats),
+    `ratio_mean`, `ratio_max_deviation` (max |r - 1|; 0 on the first minibatch, checklist 34).
+    Source: Schulman et al. 2017, equation 7.
+    """
+    # Garbage is removed before exp, so that it cannot reach the gradient as 0 * inf.
+    log_ratio = zero_masked(logprobs, mask) - zero_masked(old_logprobs, mask)
+    ratio = torch.exp(log_ratio)
+    advantages = zero_masked(advantages, mask)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    loss = _normalise(-masked_sum(surrogate, mask), mask.sum(), normalizer)
+    with torch.no_grad():
+        deviation = (ratio - 1).abs()
+        metrics = {
+            "clip_fraction": masked_mean((deviation > clip).to(ratio.dtype), mask),
+            "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask),
+            "ratio_mean": masked_mean(ratio, mask),
+            "ratio_max_deviation": zero_masked(deviation, mask).amax(),
+        }
+    return loss, metrics
+
+
+def ppo_value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    normalizer: Normalizer = None,
+) -> tuple[Tensor, Metrics]:
+    """Clipped value loss of PPO; all tensors are (B, T).
+
+    0.5 * max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2); `clip` <= 0 leaves the first.
+    Metrics: `value_loss`, `explained_variance` = 1 - var(R - V) / var(R) (NaN when R is constant).
+    Source: checklist 28 (factor 0.5, maximum of both).
+    """
+    values, old_values, returns = (zero_masked(x, mask) for x in (values, old_values, returns))
+    error = (values - returns) ** 2
+    if clip > 0:
+        clipped = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped - returns) ** 2)
+    loss = _normalise(0.5 * masked_sum(error, mask), mask.sum(), normalizer)
+    with torch.no_grad():
+        spread = masked_var(returns, mask)
+        explained = 1 - masked_var(returns - values, mask) / spread
+        explained = torch.where(spread > 0, explained, torch.full_like(explained, float("nan")))
+        metrics = {"value_loss": loss.detach(), "explained_variance": explained}
+    return loss, metrics

@@ -1,0 +1,84 @@
+"""Masked reductions. One convention: `mask` is boolean, True = counts.
+
+What lies under a False entry never matters, not even NaN or infinity: it is replaced, not multiplied.
+Notation: B rows (sequences), T response tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_VARIANCE_FLOOR = 1e-8
+
+
+def zero_masked(x: Tensor, mask: Tensor) -> Tensor:
+    """`x` with zeros where `mask` is False (same shape); gradients there are zero as well."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean (True = counts), got {mask.dtype}")
+    if mask.shape != x.shape:
+        raise ValueError(f"mask {tuple(mask.shape)} and values {tuple(x.shape)} must have one shape")
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of the counted entries, over everything or along `dim`."""
+    kept = zero_masked(x, mask)
+    return kept.sum() if dim is None else kept.sum(dim)
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Mean of the counted entries, over everything or along `dim`; NaN where nothing counts."""
+    count = mask.sum() if dim is None else mask.sum(dim)
+    return masked_sum(x, mask, dim) / count.to(x.dtype)
+
+
+def masked_var(x: Tensor, mask: Tensor) -> Tensor:
+    """Population variance (no Bessel correction) of the counted entries; NaN where nothing counts.
+
+    Source: Ziegler et al. code, whose TF moments are population moments.
+    """
+    return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+
+
+def moment_sums(x: Tensor, mask: Tensor) -> Tensor:
+    """(3,) float64: count, sum and sum of squares of the counted entries.
+
+    Sums of ranks (or micro-batches) add up; `moments_from_sums` turns the total into global moments.
+    """
+    kept = zero_masked(x.double(), mask)
+    return torch.stack([mask.sum().double(), kept.sum(), (kept**2).sum()])
+
+
+def moments_from_sums(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population variance (float64 scalars) from `moment_sums`, possibly added over ranks."""
+    count, total, squares = sums.unbind()
+    mean = total / count
+    return mean, (squares / count - mean**2).clamp(min=0.0)
+
+
+def whiten(x: Tensor, mask: Tensor, *, center: bool, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Scale the counted entries to variance 1 (population variance + 1e-8); masked entries become 0.
+
+    `center=True` moves the mean to 0 (advantages), `center=False` keeps it (rewards).
+    `moments` = (mean, variance) replaces those of `x` by global ones, for instance over all ranks.
+    Source: Huang et al. 2024 (details 24-26 of the checklist).
+    """
+    mean, var = (masked_mean(x, mask), masked_var(x, mask)) if moments is None else moments
+    mean, var = mean.to(x.dtype), var.to(x.dtype)
+    white = (x - mean) * torch.rsqrt(var + _VARIANCE_FLOOR)
+    return zero_masked(white if center else white + mean, mask)
+
+
+def last_index(mask: Tensor) -> Tensor:
+    """(B,) index of the last True of each row of a (B, T) mask.
+
+    Raises ValueError when a row counts nothing: such a row has no last token to read or to reward.
+    """
+    if mask.dtype != torch.bool or mask.dim() != 2:
+        raise ValueError(f"expected a boolean (B, T) mask, got {mask.dtype} of shape {tuple(mask.shape)}")
+    empty = ~mask.any(dim=1)
+    if empty.any():
+        raise ValueError(f"rows {empty.nonzero().flatten().tolist()} of the mask count no token")
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, positions, -1).amax(dim=1)

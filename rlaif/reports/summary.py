@@ -1,0 +1,200 @@
+"""The whole path in one table: labels, reward model, RL, evaluation, each only where it was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from rlaif.reports.runs import Row, RunRecord, Scalar, interval, number, series
+from rlaif.reports.text import metric_range, metric_value, p_text, percent, plain, signed
+
+Summary = Mapping[str, Scalar]
+Sides = tuple[str, str]
+ROUGE: Sides = ("eval/rouge_l_policy", "eval/rouge_l_baseline")
+LENGTH: Sides = ("eval/length_policy", "eval/length_baseline")
+COPY: Sides = ("eval/copy_rate_policy", "eval/copy_rate_baseline")
+EOS: Sides = ("eval/eos_rate_policy", "eval/eos_rate_baseline")
+REWARD: Sides = ("eval/reward_policy", "eval/reward_baseline")
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One line of the result table. `metric` is the summary's name, for the glossary."""
+
+    stage: str
+    label: str
+    metric: str
+    value: str
+    interval: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RewardRise:
+    """Proxy reward at the start and the end of RL (means over the outer tenths of the iterations).
+
+    `clear`: the rise exceeds twice its standard error; without repeated iterations, any rise. Without a
+    history, baseline and policy on the evaluation's prompts stand for start and end.
+    """
+
+    start: float
+    end: float
+    clear: bool
+
+
+def merge_runs(runs: Sequence[RunRecord]) -> dict[str, Scalar]:
+    """One summary for the stages of one path; where two runs give a metric, the later run counts."""
+    merged: dict[str, Scalar] = {}
+    for run in runs:
+        merged.update({name: value for name, value in run.summary.items() if value is not None})
+    return merged
+
+
+def reward_rise(summary: Summary, history: Sequence[Row] = ()) -> RewardRise | None:
+    """How far RL raised the reward that it maximised; None where that is not known."""
+    values = series(history, "ppo/reward")[1]
+    if len(values) < 2:
+        end, start = both_sides(summary, REWARD)
+        return None if start is None or end is None else RewardRise(start, end, end > start)
+    width = max(1, len(values) // 10)
+    head, tail = values[:width], values[-width:]
+    first, last = statistics.fmean(head), statistics.fmean(tail)
+    error = 0.0
+    if width > 1:
+        error = ((statistics.variance(head) + statistics.variance(tail)) / width) ** 0.5
+    return RewardRise(first, last, last - first > 2 * error)
+
+
+def both_sides(summary: Summary, names: Sides) -> tuple[float | None, float | None]:
+    """A measure of the policy and of the baseline."""
+    return number(summary, names[0]), number(summary, names[1])
+
+
+def result_rows(summary: Summary, history: Sequence[Row] = ()) -> list[ResultRow]:
+    """All measured lines, in the order of the path."""
+    groups: tuple[Callable[[], list[ResultRow]], ...] = (
+        lambda: _label_rows(summary),
+        lambda: _reward_model_rows(summary),
+        lambda: _rl_rows(summary, history),
+        lambda: _evaluation_rows(summary),
+    )
+    return [row for group in groups for row in group()]
+
+
+def _single(summary: Summary, stage: str, name: str, label: str, note: str = "") -> list[ResultRow]:
+    value = number(summary, name)
+    if value is None:
+        return []
+    found = interval(summary, name)
+    shown = metric_range(name, found.low, found.high) if found else ""
+    return [ResultRow(stage, label, name, metric_value(name, value), shown, note)]
+
+
+def _versus(summary: Summary, label: str, names: Sides, note: str = "") -> list[ResultRow]:
+    policy, baseline = both_sides(summary, names)
+    if policy is None:
+        return []
+    name = names[0].removesuffix("_policy")
+    value = metric_value(name, policy)
+    if baseline is None:
+        return [ResultRow("Evaluation", label, names[0], value, note=note)]
+    text = f"{value} vs {metric_value(name, baseline)}"
+    return [ResultRow("Evaluation", label, names[0], text, note=note or "policy vs baseline")]
+
+
+def _label_rows(summary: Summary) -> list[ResultRow]:
+    count = number(summary, "label/alignment_n")
+    note = f"with gold preferences, n = {plain(count)}" if count else "with gold preferences"
+    return [
+        *_single(summary, "Labels", "label/alignment", "labeler alignment", note),
+        *_single(
+            summary, "Labels", "label/same_position_rate", "same position in both orders", "position bias"
+        ),
+        *_single(summary, "Labels", "label/unparsed_rate", "unparsed"),
+    ]
+
+
+def _reward_model_rows(summary: Summary) -> list[ResultRow]:
+    return [
+        *_single(summary, "Reward model", "rm/accuracy", "accuracy on its labels", "held-out labels"),
+        *_single(summary, "Reward model", "rm/gold_accuracy", "accuracy on gold"),
+    ]
+
+
+def _rl_rows(summary: Summary, history: Sequence[Row]) -> list[ResultRow]:
+    rise = reward_rise(summary, history)
+    rows = []
+    if rise:
+        value = f"{plain(rise.start)} → {plain(rise.end)}"
+        rows.append(
+            ResultRow("RL", "reward (proxy)", "ppo/reward", value, note=f"{signed(rise.end - rise.start)}")
+        )
+    else:
+        rows += _single(summary, "RL", "ppo/reward", "reward (proxy)", "at the end")
+    return [
+        *rows,
+        *_single(summary, "RL", "ppo/kl", "KL from the reference", "nats per response"),
+        *_single(summary, "RL", "ppo/eos_rate", "ends by itself"),
+    ]
+
+
+def _evaluation_rows(summary: Summary) -> list[ResultRow]:
+    p, judge = number(summary, "eval/p_value"), summary.get("eval/judge")
+    count = number(summary, "eval/n")
+    parts = [
+        p_text(p) if p is not None else "",
+        f"n = {plain(count)}" if count else "",
+        f"judge: {judge}" if judge else "",
+    ]
+    return [
+        *_single(summary, "Evaluation", "eval/win_rate", "win rate", ", ".join(filter(None, parts))),
+        *_single(summary, "Evaluation", "eval/win_rate_lc", "win rate, length-controlled"),
+        *_versus(summary, "reward (proxy), held-out prompts", REWARD),
+        *_versus(summary, "ROUGE-L to the author's text", ROUGE, "held-out: no model judges it"),
+        *_versus(summary, "length", LENGTH),
+        *_versus(summary, "copy rate", COPY),
+        *_versus(summary, "ends by itself", EOS),
+    ]
+
+
+def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple[str, str, str]]:
+    """(who, measure, value) for what RL maximised beside what others say of the result."""
+    rise, win = reward_rise(summary, history), number(summary, "eval/win_rate")
+    policy, baseline = both_sides(summary, ROUGE)
+    cards = []
+    if rise:
+        cards.append(("Proxy", "reward, the score that RL maximised", signed(rise.end - rise.start)))
+    if win is not None:
+        found = interval(summary, "eval/win_rate")
+        shown = f", {metric_range('eval/win_rate', found.low, found.high)}" if found else ""
+        cards.append(("Judge", f"win rate{shown}; 50% is no difference", percent(win)))
+    if policy is not None and baseline is not None:
+        cards.append(("Held-out", "ROUGE-L, policy minus baseline", signed(policy - baseline)))
+    return cards
+
+
+def result_table(summary: Summary, history: Sequence[Row] = ()) -> RichTable:
+    """The end-of-run printout: one line for each measure that the run has, proxy beside judge at the end."""
+    view = RichTable(title="Result", header_style="bold")
+    for column in ("stage", "measure"):
+        view.add_column(column)
+    view.add_column("value", justify="right", no_wrap=True)
+    view.add_column("95% interval", justify="right", no_wrap=True)
+    view.add_column("note", overflow="fold")
+    last = None
+    for row in result_rows(summary, history):
+        if last not in (None, row.stage):
+            view.add_section()
+        stage = "" if row.stage == last else row.stage
+        view.add_row(stage, row.label, row.value, row.interval, Text(row.note))
+        last = row.stage
+    cards = proxy_and_judge(summary, history)
+    if len(cards) > 1:
+        view.add_section()
+        for position, (who, measure, value) in enumerate(cards):
+            view.add_row("Proxy vs judge" if position == 0 else "", who.lower(), value, "", measure)
+    return view

@@ -1,0 +1,160 @@
+"""What the numbers say, in one plain sentence, and what speaks against believing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlaif.reports.runs import Row, Scalar, interval, number
+from rlaif.reports.summary import LENGTH, ROUGE, both_sides, reward_rise
+from rlaif.reports.text import EN_DASH, p_text, percent, plain
+
+Tone = Literal["win", "loss", "open", "none"]
+ALPHA = 0.05
+_ROUGE_STEP = 0.005
+_UNPARSED = 0.05
+_BOUNDS = ("batch_size", "max_unparsed", "min_alignment")
+_NAMES = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`tone` is `win` or `loss` only when the interval leaves 50% out and the test agrees."""
+
+    sentence: str
+    tone: Tone
+    warnings: tuple[str, ...] = ()
+
+
+def verdict(summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row] = ()) -> Verdict:
+    """The verdict on one path (policy against its baseline)."""
+    tone = _tone(summary)
+    sentence = " ".join(filter(None, (_judged(summary, config, tone), _held_out(summary))))
+    return Verdict(sentence, tone, tuple(_warnings(summary, config, history, tone)))
+
+
+def _tone(summary: Mapping[str, Scalar]) -> Tone:
+    if number(summary, "eval/win_rate") is None:
+        return "none"
+    found, p = interval(summary, "eval/win_rate"), number(summary, "eval/p_value")
+    if found is None or (p is not None and p >= ALPHA):
+        return "open"
+    return "win" if found.low > 0.5 else "loss" if found.high < 0.5 else "open"
+
+
+def _policy_name(config: Mapping[str, Any]) -> str:
+    rl = config.get("rl")
+    name = rl.get("algorithm") or rl.get("name") if isinstance(rl, Mapping) else rl
+    return f"{_NAMES.get(str(name).split('_')[0].lower(), 'RL')} policy"
+
+
+def _judged(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone) -> str:
+    if tone == "none":
+        return "No policy was judged in this run."
+    policy, baseline = _policy_name(config), summary.get("eval/baseline") or "SFT policy"
+    win, count = number(summary, "eval/win_rate"), number(summary, "eval/n")
+    prompts = f" of {plain(count)} prompts" if count else " of the prompts"
+    rate = f"{percent(win, 0)}{prompts}{_evidence(summary)}"
+    judge = f"the judge ({summary['eval/judge']})" if summary.get("eval/judge") else "the judge"
+    if tone == "win":
+        return f"The {policy} beats the {baseline}: {judge} prefers it in {rate}."
+    if tone == "loss":
+        return f"The {policy} loses to the {baseline}: {judge} prefers it in only {rate}."
+    if interval(summary, "eval/win_rate") is None:
+        doubt = "no interval was recorded"
+        return f"Not decided: {judge} prefers the {policy} to the {baseline} in {rate}, and {doubt}."
+    return (
+        f"No clear difference: {judge} prefers the {policy} to the {baseline} in {rate}; {_doubt(summary)}."
+    )
+
+
+def _doubt(summary: Mapping[str, Scalar]) -> str:
+    found = interval(summary, "eval/win_rate")
+    if found is not None and found.low <= 0.5 <= found.high:
+        return "50%, which means no difference, lies within the interval"
+    return "the interval leaves out 50% but the test is not significant at 5%"
+
+
+def _evidence(summary: Mapping[str, Scalar]) -> str:
+    found, p = interval(summary, "eval/win_rate"), number(summary, "eval/p_value")
+    parts = []
+    if found is not None:
+        parts.append(f"95% CI {100 * found.low:.0f}{EN_DASH}{100 * found.high:.0f}%")
+    if p is not None:
+        parts.append(p_text(p))
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _held_out(summary: Mapping[str, Scalar]) -> str:
+    policy, baseline = both_sides(summary, ROUGE)
+    if policy is None or baseline is None:
+        return ""
+    mine, theirs = interval(summary, ROUGE[0]), interval(summary, ROUGE[1])
+    overlap = mine and theirs and mine.low <= theirs.high and theirs.low <= mine.high
+    if abs(policy - baseline) < _ROUGE_STEP:
+        moves = "does not move"
+    elif overlap:
+        moves = "does not clearly move (the intervals overlap)"
+    else:
+        moves = "rises" if policy > baseline else "falls"
+    order = f"{policy:.3f} against {baseline:.3f} for the baseline"
+    return f"Held-out ROUGE-L {moves}: {order}."
+
+
+def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str | None:
+    """A sentence when the judge is the labeler or runs on the labeler's model, else None."""
+    named = summary.get("label/labeler")
+    labeler, judge = _identity(config.get("labeler")), _identity(config.get("judge"))
+    if (named and named == summary.get("eval/judge")) or (labeler and labeler == judge):
+        return (
+            "The judge is the labeler itself. The policy was trained to please it, so this win rate shows "
+            "that the optimisation worked, not that the responses are better."
+        )
+    model, engine = config.get("backend"), labeler.get("backend")
+    if not engine or engine != judge.get("backend") or engine == "scripted" or not isinstance(model, Mapping):
+        return None
+    return (
+        f"The judge runs on the labeler's model ({model.get('name')}) and shares its biases; "
+        "check the win rate with a judge of another family."
+    )
+
+
+def _identity(node: Any) -> dict[str, Any]:
+    """What a labeler's verdict depends on: its config without batching and stopping bounds."""
+    return (
+        {key: value for key, value in node.items() if key not in _BOUNDS} if isinstance(node, Mapping) else {}
+    )
+
+
+def _warnings(
+    summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row], tone: Tone
+) -> list[str]:
+    found = [same_judge(summary, config), _over_optimised(summary, history, tone), _length(summary, tone)]
+    unparsed = number(summary, "eval/unparsed_rate")
+    if unparsed is not None and unparsed > _UNPARSED:
+        found.append(f"{percent(unparsed)} of the judge's answers could not be parsed and count for nobody.")
+    return [sentence for sentence in found if sentence]
+
+
+def _over_optimised(summary: Mapping[str, Scalar], history: Sequence[Row], tone: Tone) -> str | None:
+    rise = reward_rise(summary, history)
+    if rise is None or not rise.clear or tone not in ("open", "loss"):
+        return None
+    judge = "prefers the baseline" if tone == "loss" else "sees no clear gain"
+    return (
+        f"Sign of over-optimisation: the proxy reward rose from {plain(rise.start)} to {plain(rise.end)}, "
+        f"but the judge {judge}."
+    )
+
+
+def _length(summary: Mapping[str, Scalar], tone: Tone) -> str | None:
+    controlled = interval(summary, "eval/win_rate_lc")
+    if tone != "win" or controlled is None or controlled.low > 0.5:
+        return None
+    policy, baseline = both_sides(summary, LENGTH)
+    lengths = f" (length {plain(policy)} against {plain(baseline)})" if policy and baseline else ""
+    return (
+        f"The lead may be length{lengths}: with length controlled the win rate is "
+        f"{percent(controlled.estimate, 0)}, and its interval does not lie above 50%."
+    )

@@ -1,0 +1,97 @@
+"""Collecting one iteration of on-policy responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlaif.inference.sampler import Decoding, sample
+from rlaif.io import digest
+from rlaif.models.split import Top
+from rlaif.records import Prompt
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Responses of one iteration, right-padded.
+
+    ids (N, T), features (N, T, D) or (N, T), response_mask (N, T) True on response tokens (EOS included),
+    last (N,) index of the last response token, finished (N,) whether it is EOS.
+    """
+
+    ids: Tensor
+    features: Tensor
+    response_mask: Tensor
+    last: Tensor
+    finished: Tensor
+    prompts: tuple[Prompt, ...]
+    responses: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        rows, width = self.ids.shape
+        if self.features.shape[:2] != (rows, width) or self.response_mask.shape != (rows, width):
+            raise ValueError("ids, features and response_mask must share their first two dimensions")
+        if not self.response_mask.any(dim=1).all() or self.response_mask[:, 0].any():
+            raise ValueError("every row needs a prompt token and a response token")
+        if len(self.prompts) != rows or len(self.responses) != rows:
+            raise ValueError("prompts and responses must be one a row")
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def lengths(self) -> Tensor:
+        """Response tokens of each row (N,)."""
+        return self.response_mask.sum(dim=1)
+
+
+class RolloutCollector:
+    """Samples `samples_per_prompt` responses to given prompts with keyed noise.
+
+    The noise of a response depends on (seed, iteration, prompt id, sample) alone.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: Sequence[Sequence[int]],
+        decode: Callable[[Sequence[int]], str],
+        decoding: Decoding,
+        *,
+        eos_id: int,
+        samples_per_prompt: int,
+        max_rows: int,
+        seed: int,
+    ) -> None:
+        self._prompts, self._encoded, self._decode, self._decoding = prompts, encoded, decode, decoding
+        self._eos_id, self._samples, self._max_rows, self._seed = eos_id, samples_per_prompt, max_rows, seed
+
+    def collect(self, policy: Top, indices: Sequence[int], iteration: int) -> Rollout:
+        """Sample for the prompts at `indices`; the rows of one prompt stand together."""
+        rows = [(i, s) for i in indices for s in range(self._samples)]
+        seeds = [int(digest([self._seed, iteration, self._prompts[i].id, s], 15), 16) for i, s in rows]
+        encoded = [list(self._encoded[i]) for i, _ in rows]
+        drawn = sample(
+            policy, encoded, seeds, self._decoding, eos_id=self._eos_id, max_rows=self._max_rows, keep_features=True
+        )
+        lengths = [len(p) + len(d.ids) for p, d in zip(encoded, drawn, strict=True)]
+        first = drawn[0].features
+        assert first is not None
+        ids = torch.zeros(len(rows), max(lengths), dtype=torch.long, device=first.device)
+        features = torch.zeros(len(rows), max(lengths), *first.shape[1:], dtype=first.dtype, device=first.device)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for row, (prompt, got) in enumerate(zip(encoded, drawn, strict=True)):
+            ids[row, : lengths[row]] = torch.tensor([*prompt, *got.ids])
+            features[row, : lengths[row]] = got.features
+            mask[row, len(prompt) : lengths[row]] = True
+        return Rollout(
+            ids,
+            features,
+            mask,
+            torch.tensor(lengths, device=ids.device) - 1,
+            torch.tensor([d.finished for d in drawn], device=ids.device),
+            tuple(self._prompts[i] for i, _ in rows),
+            tuple(self._decode(d.ids) for d in drawn),
+        )

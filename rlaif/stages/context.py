@@ -1,0 +1,158 @@
+"""What the stages of one job share: configuration, task, models and stores, each made on first use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlaif.artifacts import ArtifactStore
+from rlaif.backends.base import Backend
+from rlaif.backends.scripted import ScriptedBackend
+from rlaif.backends.transformers import TransformersBackend
+from rlaif.data.custom import load_custom
+from rlaif.data.docs import load_docs
+from rlaif.data.encode import Encoder
+from rlaif.errors import UserError
+from rlaif.inference.features import FeatureCache
+from rlaif.labelers import Labeler, LabelerOptions, LabelStore, TemplateSet
+from rlaif.models.load import LanguageModel, ModelSpec, describe_model, load_model, resolve_device, resolve_dtype
+from rlaif.records import TaskData
+from rlaif.stages.progress import Progress
+from rlaif.tracking import Run
+
+logger = logging.getLogger(__name__)
+
+DOCS_KEYS = (
+    "max_prompt_chars",
+    "min_reference_words",
+    "max_reference_words",
+    "max_rows",
+    "test_fraction",
+    "validation_fraction",
+    "gold_pairs_per_construction",
+)
+CUSTOM_KEYS = ("path", "test_fraction", "validation_fraction", "gold_fraction", "max_rows")
+ENCODING_KEYS = ("chat", "prefix", "suffix", "separator", "max_prompt_tokens", "max_response_tokens", "too_long")
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as resolved dicts, lists and scalars."""
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+
+
+class Context:
+    """One job. `run` is None where nothing is to be recorded (planning, doctor)."""
+
+    def __init__(self, cfg: DictConfig, run: Run | None, overrides: Sequence[str] = ()) -> None:
+        self.cfg, self.run, self.overrides = cfg, run, list(overrides)
+        self.root = Path(cfg.paths.root).expanduser().absolute()
+        self.cache_dir = self.root / "cache"
+        self.store = ArtifactStore(self.root / "artifacts")
+        self.progress = Progress(cfg.trainer.progress)
+        self._models: dict[ModelSpec, LanguageModel] = {}
+
+    def with_config(self, cfg: DictConfig) -> Context:
+        """The same job under another configuration (an arm of a comparison); loaded models are shared."""
+        other = Context(cfg, self.run, self.overrides)
+        other._models = self._models
+        return other
+
+    # Data.
+
+    @cached_property
+    def task(self) -> TaskData:
+        task, seed = self.cfg.task, self.cfg.seeds.data
+        if task.source == "docs":
+            with self.progress.note("reading docstrings"):
+                return load_docs(
+                    cache_dir=self.cache_dir / "docs", search_dirs=None, seed=seed, **{key: task[key] for key in DOCS_KEYS}
+                )
+        if task.source == "custom":
+            return load_custom(columns=plain(task.columns), seed=seed, **{key: task[key] for key in CUSTOM_KEYS})
+        raise UserError(f"task.source={task.source} is not known: write docs or custom")
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """How text becomes tokens, as a slice for digests."""
+        return {key: self.cfg.task[key] for key in ENCODING_KEYS}
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        model = self.model()
+        return Encoder(model.tokenizer, eos_id=model.eos_id, **self.encoding)
+
+    # Models.
+
+    def _spec(self, node: DictConfig, trainable: str) -> ModelSpec:
+        device = resolve_device(self.cfg.trainer.accelerator)
+        tiny = self.cfg.models.tiny
+        return ModelSpec(
+            source="tiny" if tiny else node.source,
+            name="tiny" if tiny else node.name,
+            revision=None if tiny else node.revision,
+            trainable="top:1" if tiny and trainable != "full" else trainable,
+            dtype="float32" if tiny else resolve_dtype(node.dtype, device),
+            device=device,
+            trust_remote_code=node.trust_remote_code,
+        )
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        return self._spec(self.cfg.model, self.cfg.model.trainable)
+
+    @cached_property
+    def model_identity(self) -> dict[str, Any]:
+        """The policy's base model, its split and its dtype, as a slice for digests."""
+        spec = self.model_spec
+        return {**describe_model(spec, self.cache_dir), "trainable": spec.trainable, "dtype": spec.dtype}
+
+    def load(self, spec: ModelSpec) -> LanguageModel:
+        """Load a base model once in this process."""
+        if spec not in self._models:
+            with self.progress.note(f"loading {spec.name}"):
+                self._models[spec] = load_model(spec, self.cache_dir)
+        return self._models[spec]
+
+    def model(self) -> LanguageModel:
+        """The base model of policy and reward model."""
+        return self.load(self.model_spec)
+
+    @cached_property
+    def features(self) -> FeatureCache:
+        return FeatureCache(self.cache_dir / "trunk", int(self.cfg.model.trunk_cache_gb * 2**30))
+
+    # Labelers and judges.
+
+    def labeler(self, key: str, seed: int) -> Labeler:
+        """The labeler composed at `key` (`labeler` or `judge`)."""
+        node = plain(self.cfg[key])
+        templates = TemplateSet.load(Path(self.cfg.paths.code) / "conf" / "templates" / self.cfg.task.templates)
+        options = LabelerOptions.from_mapping(node, seed=seed)
+        return Labeler(
+            self._backend(node), templates, options, store=self.label_store, progress=self.progress.phases(key)
+        )
+
+    @cached_property
+    def label_store(self) -> LabelStore:
+        return LabelStore(self.root / "labels.sqlite", claim_seconds=900.0)
+
+    def _backend(self, node: dict[str, Any]) -> Backend:
+        if node["backend"] == "scripted":
+            return ScriptedBackend(**node["scripted"])
+        if node["backend"] != "transformers":
+            raise UserError(f"labeler.backend={node['backend']} is not known: write transformers or scripted")
+        spec = self._spec(self.cfg.backend, self.cfg.model.trainable)
+        identity = {**describe_model(spec, self.cache_dir), "dtype": spec.dtype}
+        return TransformersBackend(identity, lambda: self.load(spec), max_rows=self.cfg.backend.max_rows)
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole configuration as plain values."""
+        return plain(self.cfg)
+
+
+Build = Callable[["Context", Path], dict[str, Any]]

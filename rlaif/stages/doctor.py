@@ -1,0 +1,84 @@
+"""stage=doctor: what this machine can run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rlaif.backends.base import Message
+from rlaif.errors import UserError
+from rlaif.stages.context import Context
+from rlaif.stages.plan import matrix_rate
+from rlaif.tracking.wandb_run import has_login
+
+
+def _machine(ctx: Context) -> str:
+    free = shutil.disk_usage(ctx.root if ctx.root.exists() else ctx.root.anchor).free / 2**30
+    return f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, {free:.0f} GiB free on disk"
+
+
+def _device(ctx: Context) -> str:
+    spec = ctx.model_spec
+    rates = ", ".join(f"{name} {matrix_rate(name, spec.device) / 1e9:,.0f} GFLOP/s" for name in ("bfloat16", "float32"))
+    name = torch.cuda.get_device_name() if spec.device == "cuda" else "processor"
+    return f"{name}; computes in {spec.dtype} ({rates})"
+
+
+def _model(ctx: Context) -> str:
+    model = ctx.model()
+    config = model.trunk.config
+    return f"{model.identity['name']}: {config.num_layers} layers, {model.trunk.top_layers} trained, EOS {model.eos_id}, pad {model.pad_id}"
+
+
+def _task(ctx: Context) -> str:
+    task = ctx.task
+    return f"{task.name}: {len(task.train)} train, {len(task.validation)} validation, {len(task.test)} test prompts, {len(task.pairs)} pairs, {len(task.gold_pairs)} gold pairs"
+
+
+def _wandb(ctx: Context) -> str:
+    return f"mode {ctx.cfg.tracking.mode}; " + ("a login is present: runs go online" if has_login() else "no login: runs stay offline, sync them with `wandb sync`")
+
+
+def _choices(ctx: Context) -> str:
+    """Whether the labeler's model puts its mass on the two choice tokens at all."""
+    labeler = ctx.labeler("labeler", 0)
+    backend = labeler._backend
+    question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
+    scores = backend.choice_logprobs([question], ["1", "2"])[0].logprobs
+    mass = sum(2.718281828 ** s for s in scores if s is not None)
+    return f"{mass:.1%} of the next token's probability lies on the choices 1 and 2"
+
+
+CHECKS: dict[str, Callable[[Context], str]] = {
+    "machine": _machine,
+    "device": _device,
+    "model": _model,
+    "task": _task,
+    "wandb": _wandb,
+    "labeler's choices": _choices,
+}
+
+
+def doctor(ctx: Context) -> dict[str, Any]:
+    """Print one line a check; raises UserError at the end where one failed."""
+    table = Table(title="Doctor", header_style="bold")
+    table.add_column("check")
+    table.add_column("finding", overflow="fold")
+    failed = []
+    for name, check in CHECKS.items():
+        try:
+            table.add_row(f"[green]ok[/] {name}", check(ctx))
+        except UserError as error:
+            failed.append(name)
+            table.add_row(f"[red]no[/] {name}", str(error))
+    Console().print(table)
+    if failed:
+        raise UserError(f"doctor: {', '.join(failed)} failed; see the lines above")
+    return {"doctor/checks": float(len(CHECKS))}

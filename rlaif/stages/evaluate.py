@@ -1,0 +1,132 @@
+"""stage=eval: the RL policy against the SFT policy on held-out prompts, by the judge and by held-out measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlaif.artifacts import Artifact
+from rlaif.evaluation import compare, text_report, win_rate_report
+from rlaif.inference.sampler import Decoding
+from rlaif.io import read_records, write_records
+from rlaif.models.split import Top
+from rlaif.models.weights import load_reward, load_top
+from rlaif.modules.optim import response_logprobs
+from rlaif.records import Comparison, Pair, Sample
+from rlaif.data.datamodule import EncodedRow, collate_sequences
+from rlaif.stages.context import Context, plain
+from rlaif.stages.graph import Parents, Stage, Work
+from rlaif.stages.label import labeler_identity
+from rlaif.stages.rm import encode_pairs, score_rows
+from rlaif.stages.sample import draw, to_sample
+from rlaif.stages.sft import policy_top, sft_parent
+from rlaif.stages.sizes import prompt_tokens, response_tokens
+
+COMPARISONS_FILE = "comparisons.jsonl"
+
+
+def _responses(ctx: Context, top: Top, what: str) -> list[Sample]:
+    node = ctx.cfg.eval
+    prompts = ctx.encoder.fitting(ctx.task.test)[: node.num_prompts]
+    decoding = Decoding(ctx.cfg.task.max_response_tokens, node.temperature, node.top_k)
+    # Both policies draw with the same noise: the comparison is of the policies, not of their luck.
+    keys = [[ctx.cfg.seeds.eval, p.id] for p in prompts]
+    drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, node.max_rows, what)
+    return [to_sample(ctx, prompt, got) for prompt, got in zip(prompts, drawn, strict=True)]
+
+
+def _judge(ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]) -> list[Comparison]:
+    pairs = [Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy") for p, b in zip(policy, baseline, strict=True)]
+    judged = ctx.labeler("judge", ctx.cfg.seeds.eval).label(pairs)
+    return compare(
+        pairs,
+        judged.preferences,
+        [(p.tokens, b.tokens) for p, b in zip(policy, baseline, strict=True)],
+        tie_margin=ctx.cfg.eval.tie_margin,
+        references=[p.reference for p in policy],
+    )
+
+
+@torch.no_grad()
+def _kl(policy: Top, baseline: Top, rows: Sequence[EncodedRow], device: str, temperature: float) -> float:
+    """KL(policy || baseline) in nats a response, estimated on the policy's own samples."""
+    total = 0.0
+    for start in range(0, len(rows), 64):
+        batch = collate_sequences(rows[start : start + 64]).to(device)
+        new, old = (
+            response_logprobs(top, top(batch.features), batch.ids, batch.response_mask, temperature) for top in (policy, baseline)
+        )
+        total += float((new - old).sum())
+    return total / len(rows)
+
+
+def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rm: Artifact | None) -> dict[str, Any]:
+    """Head-to-head of two policies with every measure of the result table; writes the comparisons."""
+    new, old = _responses(ctx, policy, "policy"), _responses(ctx, baseline, "baseline")
+    comparisons = _judge(ctx, new, old)
+    write_records(folder / COMPARISONS_FILE, comparisons)
+    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.cfg.seeds.eval)
+    for who, samples in (("policy", new), ("baseline", old)):
+        for name, value in text_report(samples, "eval").items():
+            measure = name.removeprefix("eval/")
+            if measure not in ("n", "response_length"):
+                base, low, bound = measure.partition("_ci_")
+                metrics[f"eval/{base}_{who}{low}{bound}"] = value
+    pairs = [Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy") for p, b in zip(new, old, strict=True)]
+    encoded = encode_pairs(ctx, pairs, "evaluation")
+    temperature = ctx.cfg.eval.temperature or 1.0
+    metrics["eval/kl"] = _kl(policy, baseline, [a for a, _ in encoded], ctx.model().device, temperature)
+    if rm is not None:
+        top, head = load_reward(ctx.model(), rm.path)
+        scores = score_rows(ctx, top, head, [side for pair in encoded for side in pair])
+        metrics["eval/reward_policy"] = sum(scores[::2]) / len(pairs)
+        metrics["eval/reward_baseline"] = sum(scores[1::2]) / len(pairs)
+        wins = [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in zip(scores[::2], scores[1::2], strict=True)]
+        metrics["eval/reward_win_rate"] = sum(wins) / len(wins)
+    return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
+
+
+def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[str, Any]]:
+    """Samples side by side, for tables and reports."""
+
+
+    rows = read_records(artifact.file(COMPARISONS_FILE), Comparison)
+    return [
+        {
+            "id": r.id,
+            "prompt": r.prompt,
+            "policy": r.policy_response,
+            "baseline": r.baseline_response,
+            "reference": r.reference,
+            "outcome": r.outcome,
+            "p_policy": r.p_policy,
+            "policy_tokens": r.policy_tokens,
+            "baseline_tokens": r.baseline_tokens,
+        }
+        for r in rows[:limit]
+    ]
+
+
+def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
+    policy = load_top(ctx.model(), parents["ppo"].path)
+    return judge_policies(ctx, folder, policy, policy_top(ctx, parents), parents["rm"])
+
+
+def eval_config(ctx: Context) -> dict[str, Any]:
+    """The slice that decides a head-to-head besides the two policies."""
+    node = plain(ctx.cfg.eval)
+    node.pop("max_rows")
+    judge = labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+    return {"eval": node, "judge": judge, "name": ctx.cfg.judge.name, "model": ctx.model_identity, "encoding": ctx.encoding}
+
+
+def _work(ctx: Context) -> Work:
+    rows = 2 * min(ctx.cfg.eval.num_prompts, len(ctx.task.test))
+    prompt, response = prompt_tokens(ctx), response_tokens(ctx)
+    return Work(forward=3 * rows * (prompt + response), decoded=rows * response)
+
+
+STAGE = Stage("eval", 1, "eval", lambda ctx: ("ppo", "rm", *sft_parent(ctx)), eval_config, _build, _work)

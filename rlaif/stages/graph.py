@@ -1,0 +1,105 @@
+"""The stage graph: what each artifact depends on, and building what is missing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlaif.artifacts import Artifact, ArtifactSpec
+from rlaif.stages.context import Context
+
+logger = logging.getLogger(__name__)
+
+Parents = Mapping[str, Artifact]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What building an artifact takes: tokens run forward, decoded, and trained (forward and backward)."""
+
+    forward: float = 0.0
+    decoded: float = 0.0
+    trained: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as a function of its slice of the config and of the artifacts it reads.
+
+    `version` rises when the stage's code changes what comes out of equal inputs.
+    """
+
+    kind: str
+    version: int
+    seed: str
+    parents: Callable[[Context], tuple[str, ...]]
+    config: Callable[[Context], dict[str, Any]]
+    build: Callable[[Context, Path, Parents], dict[str, Any]]
+    work: Callable[[Context], Work]
+
+    def spec(self, ctx: Context, parents: Parents) -> ArtifactSpec:
+        """The artifact's identity; needs no model and no parent's files."""
+        return ArtifactSpec(
+            kind=self.kind,
+            config=self.config(ctx),
+            parents=tuple(parents.values()),
+            seed=ctx.cfg.seeds[self.seed],
+            version=self.version,
+            data_hash=ctx.task.fingerprint,
+        )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of a plan: its artifact's name, whether it exists, and the work if not."""
+
+    kind: str
+    name: str
+    exists: bool
+    work: Work
+
+
+class Graph:
+    """Builds artifacts of one context, parents first, each at most once."""
+
+    def __init__(self, ctx: Context, stages: Mapping[str, Stage]) -> None:
+        self.ctx, self.stages = ctx, stages
+        self.built: dict[str, Artifact] = {}
+
+    def get(self, kind: str, *, force: bool = False, force_parents: bool = False) -> Artifact:
+        """The artifact of stage `kind`, with its ancestors built where they are missing."""
+        if kind in self.built:
+            return self.built[kind]
+        stage = self.stages[kind]
+        parents = {name: self.get(name, force=force_parents, force_parents=force_parents) for name in stage.parents(self.ctx)}
+        spec = stage.spec(self.ctx, parents)
+
+        def build(folder: Path) -> dict[str, Any]:
+            logger.info("building %s", spec.name)
+            return stage.build(self.ctx, folder, parents)
+
+        artifact = self.ctx.store.get_or_build(spec, build, force=force)
+        if artifact.reused:
+            logger.info("reusing  %s", spec.name)
+        self.built[kind] = artifact
+        return artifact
+
+    def plan(self, kind: str) -> list[Planned]:
+        """What `get(kind)` would do, parents first; nothing is built."""
+        done: dict[str, tuple[Planned, Artifact]] = {}
+
+        def visit(name: str) -> Artifact:
+            if name not in done:
+                stage = self.stages[name]
+                spec = stage.spec(self.ctx, {parent: visit(parent) for parent in stage.parents(self.ctx)})
+                found = self.ctx.store.find(spec)
+                work = Work() if found else stage.work(self.ctx)
+                stand_in = Artifact(spec.kind, spec.digest, self.ctx.store.root / spec.name, {"metrics": {}}, reused=False)
+                done[name] = (Planned(name, spec.name, found is not None, work), found or stand_in)
+            return done[name][1]
+
+        visit(kind)
+        return [planned for planned, _ in done.values()]

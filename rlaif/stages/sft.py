@@ -1,0 +1,77 @@
+"""stage=sft: supervised fine-tuning on (prompt, reference)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlaif.data.datamodule import EncodedRow, TextDataModule
+from rlaif.errors import UserError
+from rlaif.inference.scorer import SharedPrefix
+from rlaif.models.weights import TOP_FILE, load_top, save_modules
+from rlaif.modules import SFTModule
+from rlaif.records import Prompt
+from rlaif.stages.context import Context, plain
+from rlaif.stages.graph import Parents, Stage, Work
+from rlaif.stages.sizes import prompt_tokens, response_tokens
+from rlaif.stages.training import fit, make_trainer, optim_options
+
+
+def _rows(ctx: Context, prompts: Sequence[Prompt], limit: int | None, what: str) -> list[EncodedRow]:
+    """Encoded (prompt, reference) rows with the trunk's features."""
+    referenced = [p for p in prompts if p.reference]
+    fitting = ctx.encoder.fitting(referenced)[:limit]
+    groups = [
+        SharedPrefix(tuple(ctx.encoder.prompt(p.prompt)), (tuple(ctx.encoder.response(p.reference or "")),)) for p in fitting
+    ]
+    with ctx.progress.task(f"trunk pass ({what} rows)", len(groups)) as advance:
+        features = ctx.features.get(ctx.model(), groups, advance)
+    return [
+        EncodedRow(torch.tensor([*g.prefix, *g.suffixes[0]]), f[0], len(g.prefix)) for g, f in zip(groups, features, strict=True)
+    ]
+
+
+def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
+    node, model = ctx.cfg.sft, ctx.model()
+    train = _rows(ctx, ctx.task.train, node.num_rows, "SFT")
+    validation = _rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
+    if not train or not validation:
+        raise UserError("the task has no references to fine-tune on: write sft.enabled=false, or add a reference column")
+    data = TextDataModule.sft_view(train, validation, batch_size=node.batch_size, seed=ctx.cfg.seeds.sft)
+    steps = node.num_epochs * -(-len(train) // node.batch_size)
+    module = SFTModule(model.trunk.new_top(), optim_options(node, steps))
+    trainer = make_trainer(
+        ctx, folder / "work", max_epochs=node.num_epochs, gradient_clip=node.gradient_clip, log_every=5, limit_val=True
+    )
+    with ctx.progress.task("SFT (rows)", len(train) * node.num_epochs) as advance:
+        fit(trainer, module, folder / "work", data)
+        advance(len(train) * node.num_epochs)
+    save_modules(folder / TOP_FILE, {"top": module.top})
+    metrics = {name: float(trainer.callback_metrics[name]) for name in ("sft/loss", "sft/val_loss")}
+    return {**metrics, "sft/rows": len(train)}
+
+
+def _config(ctx: Context) -> dict[str, Any]:
+    return {"sft": plain(ctx.cfg.sft), "model": ctx.model_identity, "encoding": ctx.encoding}
+
+
+def _work(ctx: Context) -> Work:
+    rows = min(ctx.cfg.sft.num_rows or len(ctx.task.train), len(ctx.task.train))
+    tokens = rows * (prompt_tokens(ctx) + response_tokens(ctx))
+    return Work(forward=tokens * 1.1, trained=tokens * ctx.cfg.sft.num_epochs)
+
+
+STAGE = Stage("sft", 1, "sft", lambda ctx: (), _config, _build, _work)
+
+
+def sft_parent(ctx: Context) -> tuple[str, ...]:
+    """`sft` as a parent, or nothing where the base model is passed through."""
+    return ("sft",) if ctx.cfg.sft.enabled else ()
+
+
+def policy_top(ctx: Context, parents: Parents) -> Any:
+    """The SFT policy's top, or the base model's."""
+    return load_top(ctx.model(), parents["sft"].path if "sft" in parents else None)

@@ -1,0 +1,49 @@
+"""Lightning's logger interface on top of a run record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from rlaif.tracking.run import Run
+
+
+class RunLogger(Logger):
+    """Forwards a Trainer's metrics to a `Run`; the run itself is opened and closed by its owner."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return self._run.stage
+
+    @property
+    def version(self) -> str:
+        """The name of the run's folder."""
+        return self._run.directory.name
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._run.directory)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log all but `epoch`, which Lightning adds to every row and no metric of ours is."""
+        kept = {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        if kept:
+            self._run.log(kept, step=0 if step is None else step)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the run has the resolved configuration already."""
+
+
+def lightning_logger(run: Run) -> RunLogger:
+    """A logger for `Trainer(logger=...)` that writes to `run`."""
+    return RunLogger(run)

@@ -1,0 +1,126 @@
+"""Verdicts and win rates counted by hand."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from rlaif.evaluation import compare, outcome_of, win_rate_report
+from rlaif.records import Comparison, Pair, Preference
+from rlaif.stats import (
+    cluster_bootstrap_interval,
+    length_controlled_win_rate,
+    sign_test,
+    wilson_interval,
+)
+
+
+def make(p: list[float | None], prompts: list[str] | None = None) -> tuple[list[Pair], list[Preference]]:
+    prompts = prompts or [f"prompt-{i}" for i in range(len(p))]
+    pairs = [Pair(str(i), prompts[i], "p", "policy", "baseline", "policy") for i in range(len(p))]
+    preferences = [
+        Preference(str(i), v, None, None, 2, "unparsed" if v is None else "ok", "logprob")
+        for i, v in enumerate(p)
+    ]
+    return pairs, preferences
+
+
+def comparisons_of(
+    p: list[float | None], prompts: list[str] | None = None, seed: int = 0
+) -> list[Comparison]:
+    lengths = [tuple(row) for row in np.random.default_rng(seed).integers(5, 60, (len(p), 2)).tolist()]
+    return compare(*make(p, prompts), lengths, tie_margin=0.05)
+
+
+def test_outcomes() -> None:
+    expected = {0.56: "win", 0.44: "loss", 0.54: "tie", 0.46: "tie", 0.5: "tie", None: "unparsed"}
+    assert {p: outcome_of(p, tie_margin=0.05) for p in expected} == expected
+    # the margin itself is decided; without a margin only exactly 0.5 is a tie
+    assert outcome_of(0.75, tie_margin=0.25) == "win" and outcome_of(0.25, tie_margin=0.25) == "loss"
+    assert [outcome_of(p, tie_margin=0.0) for p in (0.5, 0.5001, 0.4999)] == ["tie", "win", "loss"]
+
+
+def test_compare_keeps_order_and_sides() -> None:
+    pairs, preferences = make([0.9, None])
+    made = compare(pairs, preferences[::-1], [(3, 4), (5, 6)], tie_margin=0.1, references=["r", None])
+    assert [x.outcome for x in made] == ["win", "unparsed"]
+    first = made[0]
+    assert (first.policy_response, first.baseline_response, first.p_policy) == ("policy", "baseline", 0.9)
+    assert (first.policy_tokens, first.baseline_tokens, first.reference) == (3, 4, "r")
+    assert made[1].p_policy is None and made[1].reference is None
+    with pytest.raises(ValueError, match="no preference"):
+        compare(pairs, preferences[:1], [(1, 1)] * 2, tie_margin=0.1)
+    with pytest.raises(ValueError, match="do not match"):
+        compare(pairs, preferences, [(1, 1)], tie_margin=0.1)
+
+
+def test_report_by_hand() -> None:
+    # 4 wins, 2 losses, 2 ties, 2 unparsed: (4 + 1) / 8
+    p = [0.9, 0.8, 0.7, 0.6, 0.1, 0.2, 0.5, 0.52, None, None]
+    items = comparisons_of(p)
+    report = win_rate_report(items, seed=1)
+    names = ("n", "wins", "losses", "ties", "unparsed")
+    assert [report[f"eval/{name}"] for name in names] == [8, 4, 2, 2, 2]
+    assert report["eval/win_rate"] == 0.625 and report["eval/unparsed_rate"] == 0.2
+    assert report["eval/win_rate_worst"] == 0.5 and report["eval/win_rate_best"] == 0.7
+    assert report["eval/p_value"] == sign_test(4, 2)
+    values = [1, 1, 1, 1, 0, 0, 0.5, 0.5]
+    expected = cluster_bootstrap_interval(values, range(8), seed=1)
+    assert (report["eval/win_rate_ci_low"], report["eval/win_rate_ci_high"]) == (expected.low, expected.high)
+    assert report["eval/length_policy"] == pytest.approx(sum(x.policy_tokens for x in items) / 10)
+    assert report["eval/length_baseline"] == pytest.approx(sum(x.baseline_tokens for x in items) / 10)
+    # mutation: unparsed as losses or as ties is another rate
+    assert report["eval/win_rate"] not in (0.5, 0.6)
+
+
+def test_wilson_without_ties_and_length_control() -> None:
+    p = [0.9] * 14 + [0.1] * 6
+    items = comparisons_of(p)
+    report = win_rate_report(items, seed=0)
+    expected = wilson_interval(14, 20)
+    assert (report["eval/win_rate_ci_low"], report["eval/win_rate_ci_high"]) == (expected.low, expected.high)
+    controlled = length_controlled_win_rate(
+        [1.0] * 14 + [0.0] * 6,
+        [x.policy_tokens for x in items], [x.baseline_tokens for x in items],
+        [x.prompt_id for x in items], seed=0,
+    )  # fmt: skip
+    names = ("eval/win_rate_lc", "eval/win_rate_lc_ci_low", "eval/win_rate_lc_ci_high")
+    assert [report[n] for n in names] == [controlled.estimate, controlled.low, controlled.high]
+    assert controlled.low < controlled.estimate < controlled.high
+
+
+def test_repeated_prompts_are_one_vote() -> None:
+    # 5 prompts with 4 answers each, all answers of a prompt alike: 4 prompts won, 1 lost
+    prompts = [str(i // 4) for i in range(20)]
+    items = comparisons_of([0.9] * 16 + [0.1] * 4, prompts)
+    report = win_rate_report(items, seed=0)
+    assert report["eval/p_value"] == sign_test(4, 1)
+    # mutation: 20 independent votes would be significant
+    assert sign_test(16, 4) < 0.05 < report["eval/p_value"]
+    plain = win_rate_report([dataclasses.replace(x, prompt_id=x.id) for x in items], seed=0)
+    width = [r["eval/win_rate_ci_high"] - r["eval/win_rate_ci_low"] for r in (report, plain)]
+    assert width[0] > 1.5 * width[1]
+
+
+def test_swapping_policy_and_baseline_mirrors_the_rate() -> None:
+    items = comparisons_of([0.9, 0.8, 0.3, 0.5, 0.7, 0.1, 0.95])
+    other = {"win": "loss", "loss": "win", "tie": "tie", "unparsed": "unparsed"}
+    swapped = [
+        dataclasses.replace(
+            x, outcome=other[x.outcome], p_policy=1 - x.p_policy,
+            policy_tokens=x.baseline_tokens, baseline_tokens=x.policy_tokens,
+        )
+        for x in items
+    ]  # fmt: skip
+    forward, backward = win_rate_report(items, seed=0), win_rate_report(swapped, seed=0)
+    assert backward["eval/win_rate"] == pytest.approx(1 - forward["eval/win_rate"], abs=1e-12)
+    assert backward["eval/win_rate_ci_low"] == pytest.approx(1 - forward["eval/win_rate_ci_high"], abs=1e-12)
+    assert backward["eval/p_value"] == forward["eval/p_value"]
+
+
+def test_nothing_parsed() -> None:
+    report = win_rate_report(comparisons_of([None, None]), seed=0)
+    assert report["eval/n"] == 0 and math.isnan(report["eval/win_rate"])
+    assert (report["eval/win_rate_worst"], report["eval/win_rate_best"]) == (0.0, 1.0)
+    assert win_rate_report([], seed=0)["eval/n"] == 0

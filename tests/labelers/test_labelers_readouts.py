@@ -1,0 +1,165 @@
+"""Readouts against hand-worked numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from labeler_cases import READOUT, logs
+
+from rlaif.backends.base import ChoiceScores, SequenceScore
+from rlaif.labelers.readouts import (
+    preference_of_scores,
+    read_choice,
+    read_likelihood,
+    read_score,
+    read_text,
+    sigmoid,
+)
+
+
+def choice(*probabilities: float, **changes):
+    return ChoiceScores(logs(*probabilities), tokens_in=1, **changes)
+
+
+def test_choice_is_the_softmax_over_the_two_and_mass_is_their_sum():
+    # 0.3 and 0.1 of all mass: 0.3 / 0.4 = 0.75, mass 0.4.
+    reading = read_choice(choice(0.3, 0.1), temperature=1.0)
+    assert reading.value == pytest.approx(0.75, abs=1e-12)
+    assert reading.mass == pytest.approx(0.4, abs=1e-12)
+    assert (reading.state, reading.provenance) == ("ok", "logprob")
+
+
+def test_choice_temperature_divides_the_logit():
+    # T = 2 takes square roots: sqrt(0.9) : sqrt(0.1) = 3 : 1.
+    assert read_choice(choice(0.9, 0.1), temperature=2.0).value == pytest.approx(0.75, abs=1e-12)
+
+
+def test_choice_survives_extreme_log_probabilities():
+    reading = read_choice(ChoiceScores((-2000.0, -3000.0), 1), temperature=1.0)
+    assert (reading.value, reading.mass) == (1.0, 0.0)
+    assert read_choice(ChoiceScores((-math.inf, -math.inf), 1), temperature=1.0).state == "unparsed"
+
+
+def test_choice_missing_from_a_servers_top_k_is_bounded_or_unparsed():
+    # p("2") = 0.8 known: p("1") is in [0, 0.2], so the share of "2" is in [0.8, 1], middle 0.9.
+    reading = read_choice(ChoiceScores((None, math.log(0.8)), 1), temperature=1.0)
+    assert reading.value == pytest.approx(0.1, abs=1e-12)
+    assert (reading.state, reading.provenance) == ("ok", "top_k")
+    # 0.4 known leaves up to 0.6 for the other: who wins is open.
+    undecided = read_choice(ChoiceScores((math.log(0.4), None), 1), temperature=1.0)
+    assert (undecided.value, undecided.state) == (None, "unparsed")
+    assert read_choice(ChoiceScores((None, None), 1), temperature=1.0).state == "unparsed"
+
+
+def test_choice_error_is_failed():
+    reading = read_choice(ChoiceScores((None, None), 1, error="server gone"), temperature=1.0)
+    assert (reading.value, reading.state, reading.note) == (None, "failed", "server gone")
+
+
+def test_score_takes_ten_out_of_one():
+    # As sequences: p("1") = 0.5 covers "10"; p("0" after "1") = 0.6, so p("10") = 0.3 and p(1) = 0.2.
+    # p("2") = 0.1, p("9") = 0.2, the rest 0. Mass = 0.2 + 0.1 + 0.2 + 0.3 = 0.8.
+    # Expected: (1 * 0.2 + 2 * 0.1 + 9 * 0.2 + 10 * 0.3) / 0.8 = (0.2 + 0.2 + 1.8 + 3.0) / 0.8 = 6.5.
+    scores = choice(0.5, 0.1, 0, 0, 0, 0, 0, 0, 0.2, 0.3)
+    reading = read_score(scores)
+    assert reading.value == pytest.approx(6.5, abs=1e-12)
+    assert reading.mass == pytest.approx(0.8, abs=1e-12)
+    # Mutation: without the subtraction p(1) = 0.5, (0.5 + 0.2 + 1.8 + 3.0) / 1.1 = 5.0.
+    wrong = read_score(choice(0.5, 0.1, 0, 0, 0, 0, 0, 0, 0.2, 0.3, token_counts=(1,) * 10))
+    assert wrong.value == pytest.approx(5.0, abs=1e-12)
+
+
+def test_score_subtracts_only_where_ten_begins_with_one():
+    nested = choice(0.5, 0, 0, 0, 0, 0, 0, 0, 0, 0.3, token_counts=(1,) * 9 + (2,))
+    # p(1) = 0.2: (0.2 + 3.0) / 0.5 = 6.4. One token each: (0.5 + 3.0) / 0.8 = 4.375.
+    assert read_score(nested).value == pytest.approx(6.4, abs=1e-12)
+    single = choice(0.5, 0, 0, 0, 0, 0, 0, 0, 0, 0.3, token_counts=(1,) * 10)
+    assert read_score(single).value == pytest.approx(4.375, abs=1e-12)
+
+
+def test_score_of_a_server_with_missing_numbers():
+    def partial(seven: float) -> ChoiceScores:
+        return ChoiceScores((*(None,) * 6, math.log(seven), *(None,) * 3), 1)
+
+    assert read_score(partial(0.9)).value == pytest.approx(7.0)
+    assert read_score(partial(0.9)).provenance == "top_k"
+    assert (read_score(partial(0.3)).value, read_score(partial(0.3)).state) == (None, "unparsed")
+    assert read_score(ChoiceScores((None,) * 10, 1, error="no")).state == "failed"
+
+
+def likelihood(direction: str, normalize: str):
+    return type(READOUT)(
+        kind="likelihood", temperature=1.0, direction=direction, normalize=normalize, max_tokens=8
+    )
+
+
+def test_likelihood_forward_is_pointwise_mutual_information():
+    # log p(r|c) = -12, log p(r|empty) = -20 over 4 tokens: 8 nats, 2 per token.
+    answers = [SequenceScore(-12.0, 4, 30), SequenceScore(-20.0, 4, 9)]
+    assert read_likelihood(answers, likelihood("forward", "none")).value == 8.0
+    assert read_likelihood(answers, likelihood("forward", "tokens")).value == 2.0
+
+
+def test_likelihood_reverse_is_the_contexts_log_probability():
+    answers = [SequenceScore(-60.0, 30, 40)]
+    assert read_likelihood(answers, likelihood("reverse", "none")).value == -60.0
+    assert read_likelihood(answers, likelihood("reverse", "tokens")).value == -2.0
+
+
+def test_likelihood_without_tokens_or_with_an_error_has_no_value():
+    empty = [SequenceScore(0.0, 0, 0)] * 2
+    assert read_likelihood(empty, likelihood("forward", "none")).state == "unparsed"
+    failed = [SequenceScore(0.0, 0, 0, error="too long"), SequenceScore(-1.0, 1, 0)]
+    assert read_likelihood(failed, likelihood("forward", "none")).state == "failed"
+    # A cut-off context (0 tokens of 0 probability) must not become a number either.
+    infinite = [SequenceScore(-math.inf, 3, 0), SequenceScore(-1.0, 3, 0)]
+    assert read_likelihood(infinite, likelihood("forward", "none")).state == "unparsed"
+
+
+def test_preference_of_scores():
+    # sigmoid((7 - 5) / 2) = 1 / (1 + e^-1) = 0.731058578630...
+    assert preference_of_scores(7.0, 5.0, temperature=2.0) == pytest.approx(0.7310585786300049, abs=1e-15)
+    mirrored = preference_of_scores(5.0, 7.0, temperature=2.0)
+    assert mirrored == pytest.approx(1 - 0.7310585786300049, abs=1e-15)
+
+
+def test_sigmoid_does_not_overflow():
+    assert (sigmoid(-1e6), sigmoid(1e6), sigmoid(0.0)) == (0.0, 1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1.0),
+        (" 2", 0.0),
+        ("**1**", 1.0),
+        ('"2" because it is right', 0.0),
+        ("1. It names the result.", 1.0),
+        ("2\nPreferred summary=1", 0.0),
+    ],
+)
+def test_text_verdict(text, value):
+    assert read_text(text).value == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "I cannot say.",
+        "12",
+        "10",
+        "1.5",
+        "1 or 2",
+        "1/2",
+        "1 and 2",
+        "1, 2",
+        "Both, but the answer is 1",
+        "0",
+        "3",
+    ],
+)
+def test_text_without_a_verdict_is_unparsed_and_never_a_half(text):
+    reading = read_text(text)
+    assert (reading.value, reading.state) == (None, "unparsed")

@@ -1,0 +1,77 @@
+"""Token log-probabilities and entropies against log_softmax and sums written out."""
+
+import math
+
+import pytest
+import torch
+
+from rlaif.ops import logprobs as module
+from rlaif.ops import token_entropy, token_logprobs
+
+
+def case(seed: int = 0, vocabulary: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 4, vocabulary, generator=generator, dtype=torch.float64) * 5
+    return logits, torch.randint(vocabulary, (3, 4), generator=generator)
+
+
+def test_hand_worked() -> None:
+    # logits (0, ln 3): probabilities 1/4 and 3/4; entropy = ln 4 - (3/4) ln 3
+    logits = torch.tensor([[0.0, math.log(3.0)]], dtype=torch.float64)
+    assert token_logprobs(logits, torch.tensor([0])).item() == pytest.approx(math.log(0.25), abs=1e-12)
+    assert token_logprobs(logits, torch.tensor([1])).item() == pytest.approx(math.log(0.75), abs=1e-12)
+    assert token_entropy(logits).item() == pytest.approx(math.log(4) - 0.75 * math.log(3), abs=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1024])
+def test_against_loops(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK_ROWS", chunk)
+    logits, ids = case()
+    logp, entropy = token_logprobs(logits, ids), token_entropy(logits)
+    assert logp.shape == entropy.shape == (3, 4)
+    for b in range(3):
+        for t in range(4):
+            row = logits[b, t].tolist()
+            total = sum(math.exp(v) for v in row)
+            p = [math.exp(v) / total for v in row]
+            assert logp[b, t].item() == pytest.approx(math.log(p[ids[b, t]]), abs=1e-9)
+            assert entropy[b, t].item() == pytest.approx(-sum(q * math.log(q) for q in p), abs=1e-9)
+
+
+def test_gradient_is_one_hot_minus_softmax() -> None:
+    logits, ids = case(1)
+    logits.requires_grad_()
+    token_logprobs(logits, ids).sum().backward()
+    expected = torch.nn.functional.one_hot(ids, 11).double() - logits.detach().softmax(-1)
+    assert torch.allclose(logits.grad, expected, atol=1e-12, rtol=0)
+
+
+def test_low_precision_logits_are_computed_in_float32() -> None:
+    logits, ids = case(2, vocabulary=5000)
+    low = logits.bfloat16()
+    result = token_logprobs(low, ids)
+    assert result.dtype == token_entropy(low).dtype == torch.float32
+    exact = token_logprobs(low.double(), ids)
+    assert torch.allclose(result.double(), exact, atol=1e-5, rtol=0)
+    # mutation: the same formula in bfloat16 misses that tolerance
+    naive = low.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    assert not torch.allclose(naive.double(), exact, atol=1e-3, rtol=0)
+
+
+def test_forbidden_tokens_leave_entropy_and_gradient_finite() -> None:
+    # two allowed tokens of equal logit and one forbidden: entropy ln 2, gradient 0 by symmetry
+    logits = torch.tensor([[1.0, 1.0, -math.inf]], dtype=torch.float64, requires_grad=True)
+    entropy = token_entropy(logits)
+    assert entropy.item() == pytest.approx(math.log(2), abs=1e-12)
+    entropy.sum().backward()
+    assert torch.allclose(logits.grad, torch.zeros(1, 3, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_entropy_gradient_equals_the_numerical_one() -> None:
+    logits = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(token_entropy, (logits.requires_grad_(),))
+
+
+def test_shapes_must_fit() -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        token_logprobs(torch.zeros(2, 3, 5), torch.zeros(2, 2, dtype=torch.long))

@@ -1,0 +1,61 @@
+"""Arms and head-to-heads of stage=compare."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rlaif.reports import arms_table, terminal_arms
+
+ARMS = {
+    "cot": {
+        "eval/win_rate": 0.61,
+        "eval/win_rate_ci_low": 0.55,
+        "eval/win_rate_ci_high": 0.67,
+        "eval/judge": "x",
+    },
+    "base": {"rm/accuracy": 0.7},
+}
+
+
+def duel(first, second, win, p, **more):
+    return {"first": first, "second": second, "win_rate": win, "p": p, "n": 200, **more}
+
+
+def test_columns_are_what_at_least_one_arm_has():
+    table = arms_table(ARMS, [])
+    assert table.metrics == ("rm/accuracy", "eval/win_rate")
+    assert table.arms[0].cells == (("–", ""), ("61.0%", "55.0–67.0%"))
+    assert table.arms[1].cells == (("70.0%", ""), ("–", ""))
+
+
+def test_holm_over_the_rows_decides_the_tie():
+    # p = 0.01, 0.03, 0.04 -> Holm: 3*0.01 = 0.03; max(0.03, 2*0.03) = 0.06; max(0.06, 0.04) = 0.06.
+    rows = [duel("a", "b", 0.62, 0.01), duel("c", "a", 0.44, 0.03), duel("b", "c", 0.56, 0.04)]
+    found = arms_table({}, rows).verdicts
+    assert [row.p_holm for row in found] == ["p = 0.030", "p = 0.060", "p = 0.060"]
+    assert [row.tied for row in found] == [False, True, True]
+    assert [row.winner for row in found] == ["a", "", ""]
+
+
+@pytest.mark.parametrize(("win", "winner"), [(0.7, "a"), (0.3, "b")])
+def test_a_given_holm_p_is_kept_and_the_winner_has_the_share(win, winner):
+    row = arms_table({}, [duel("a", "b", win, 0.5, p_holm=0.001)]).verdicts[0]
+    assert (row.p_holm, row.tied, row.winner) == ("p = 0.001", False, winner)
+
+
+def test_without_p_the_interval_decides():
+    rows = [
+        {"first": "a", "second": "b", "win_rate": 0.6, "ci_low": 0.52, "ci_high": 0.68},
+        {"first": "a", "second": "c", "win_rate": 0.6, "ci_low": 0.48, "ci_high": 0.72},
+        {"first": "a", "second": "d", "win_rate": 0.6},
+    ]
+    assert [row.tied for row in arms_table({}, rows).verdicts] == [False, True, True]
+
+
+def test_terminal_tables():
+    console = Console(width=160, record=True, file=io.StringIO())
+    for view in terminal_arms(arms_table(ARMS, [duel("[a]", "b", 0.62, 0.01)])):
+        console.print(view)
+    shown = console.export_text()
+    assert "61.0%" in shown and "[a] wins" in shown and len(terminal_arms(arms_table(ARMS, []))) == 1

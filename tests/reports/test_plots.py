@@ -1,0 +1,99 @@
+"""Figures: valid SVG with the right texts and points."""
+
+import math
+import xml.etree.ElementTree as ET
+
+from synthetic_runs import ppo_history
+
+from rlaif.reports.lineage import MAX_NODES, lineage_graph
+from rlaif.reports.plots import (
+    ForestRow,
+    JudgedPoint,
+    _track,
+    forest_plot,
+    learning_curves,
+    proxy_vs_judge,
+    reliability_plot,
+)
+from rlaif.reports.runs import RunRecord
+from rlaif.reports.text import duration, metric_value, p_text, percent, plain, signed, size
+
+
+def texts(svg):
+    tree = ET.fromstring(svg)
+    return {node.text for node in tree.iter("{http://www.w3.org/2000/svg}text")}
+
+
+def test_forest_plot_keeps_labels_as_text():
+    rows = [ForestRow("a <b> $x_{ $", 0.6, 0.5, 0.7, "best"), ForestRow("no interval", 0.4)]
+    svg = forest_plot(rows, title='t "q"', reference=0.5, percent=True, axis_label="rate", width=6.0)
+    assert {"a <b> $x_{ $", "no interval", "rate", "60%"} <= texts(svg)
+
+
+def test_learning_curves_are_one_panel_a_metric():
+    svg = learning_curves(
+        {"x": ppo_history(), "y": ppo_history(0, 1)}, ["ppo/kl", "ppo/reward", "no/thing"], title="t"
+    )
+    assert {"PPO KL", "PPO reward", "x", "y"} <= texts(svg)
+    assert learning_curves({"x": []}, ["ppo/kl"], title="t") == ""
+
+
+def test_proxy_axis_is_the_root_of_kl():
+    rows = [
+        {"step": 0, "ppo/kl": -0.1, "ppo/reward": 1.0},
+        {"step": 1, "ppo/kl": 4.0, "ppo/reward": 2.0},
+        {"step": 2},
+    ]
+    assert _track(rows) == [(0.0, 1.0), (2.0, 2.0)]
+    svg = proxy_vs_judge({"a": rows}, [JudgedPoint("a", 4.0, 2.0, 0.6, 0.5, 0.7)], title="t")
+    assert "judge: win rate over the baseline" in texts(svg)
+    assert proxy_vs_judge({}, [], title="t") == ""
+
+
+def test_reliability_leaves_out_empty_bins():
+    bins = [
+        {"n": 0, "mean_predicted": math.nan, "mean_observed": math.nan},
+        {"n": 5, "mean_predicted": 0.7, "mean_observed": 0.6},
+    ]
+    assert "predicted" in texts(reliability_plot(bins, title="t"))
+    assert reliability_plot(bins[:1], title="t") == ""
+
+
+def run(*rows):
+    return RunRecord(path=None, id="r", stage="s", state="finished", lineage=rows)
+
+
+def node(digest, *parents, **more):
+    return {"kind": "k", "digest": digest, "parents": list(parents), **more}
+
+
+def test_lineage_puts_parents_left_and_unites_runs():
+    first = run(node("a"), node("b", "a"), node("c", "a", "b", reused=True))
+    second = run(node("a", reused=True), node("c", "a", "b"), node("d", "gone"))
+    graph = lineage_graph([first, second], [first])
+    assert {n.digest: n.depth for n in graph.nodes} == {"a": 0, "b": 1, "c": 2, "d": 0}
+    assert {n.digest: n.reused for n in graph.nodes} == dict.fromkeys("abcd", False)
+    assert len(graph.edges) == 3 and graph.note == "4 artifacts in all, 2 of them shared by several runs."
+    assert lineage_graph([run()], [run()]) is None
+
+
+def test_a_large_lineage_draws_the_shown_run_alone():
+    many = run(*(node(f"n{i}") for i in range(MAX_NODES + 1)))
+    graph = lineage_graph([many, run(node("x"))], [run(node("x"))])
+    assert [n.digest for n in graph.nodes] == ["x"] and graph.note.startswith("Drawn: the best arm.")
+
+
+def test_numbers_as_text():
+    assert [plain(v) for v in (256, 1234.6, 0.2134, 18.44, 0.00004, math.nan)] == [
+        "256",
+        "1,235",
+        "0.213",
+        "18.4",
+        "4e-05",
+        "–",
+    ]
+    assert (percent(0.634), signed(-0.5), signed(2.0)) == ("63.4%", "−0.500", "+2")
+    assert [p_text(v) for v in (0.0004, 0.031, 0.31)] == ["p < 0.001", "p = 0.031", "p = 0.31"]
+    assert [duration(v) for v in (3.21, 59.6, 200, 7500)] == ["3.2 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
+    assert [size(v) for v in (12, 1500, 28e6, 3e12)] == ["12 B", "1.5 kB", "28.0 MB", "3000.0 GB"]
+    assert metric_value("eval/judge", "name") == "name" and metric_value("rm/accuracy", 0.5) == "50.0%"

@@ -1,0 +1,119 @@
+"""The sentence and its warnings, in every variant."""
+
+import pytest
+from synthetic_runs import CONFIG, PATH_SUMMARY, ppo_history
+
+from rlaif.reports import verdict
+from rlaif.reports.summary import reward_rise
+
+
+def summary(win, low, high, p, **changes):
+    rate = {
+        "eval/win_rate": win,
+        "eval/win_rate_ci_low": low,
+        "eval/win_rate_ci_high": high,
+        "eval/p_value": p,
+    }
+    return PATH_SUMMARY | rate | {key.replace("_", "/", 1): value for key, value in changes.items()}
+
+
+def test_win():
+    found = verdict(PATH_SUMMARY, CONFIG, ppo_history())
+    assert found.tone == "win" and found.warnings == ()
+    assert found.sentence == (
+        "The PPO policy beats the SFT policy: the judge (detailed) prefers it in 63% of 256 prompts "
+        "(95% CI 57–69%, p < 0.001). Held-out ROUGE-L does not move: 0.213 against 0.211 for the baseline."
+    )
+
+
+def test_loss():
+    found = verdict(summary(0.40, 0.34, 0.46, 0.002), CONFIG)
+    assert found.tone == "loss"
+    assert found.sentence.startswith("The PPO policy loses to the SFT policy")
+    assert "only 40% of 256 prompts (95% CI 34–46%, p = 0.002)" in found.sentence
+
+
+def test_interval_with_half_is_no_difference():
+    found = verdict(summary(0.53, 0.47, 0.59, 0.31), CONFIG)
+    assert found.tone == "open"
+    assert found.sentence.startswith("No clear difference: the judge (detailed) prefers the PPO policy")
+    assert "50%, which means no difference, lies within the interval" in found.sentence
+    assert "beats" not in found.sentence
+
+
+def test_interval_and_test_must_agree():
+    found = verdict(summary(0.57, 0.505, 0.63, 0.06), CONFIG)
+    assert found.tone == "open" and "not significant at 5%" in found.sentence
+
+
+def test_without_an_interval_or_a_judge():
+    bare = verdict({"eval/win_rate": 0.9}, {})
+    assert (
+        bare.tone == "open" and "no interval was recorded" in bare.sentence and "RL policy" in bare.sentence
+    )
+    assert verdict({}, {}).sentence == "No policy was judged in this run."
+
+
+def test_judge_equal_to_the_labeler_warns():
+    same = CONFIG | {"judge": CONFIG["labeler"] | {"batch_size": 8}}
+    assert any("The judge is the labeler itself" in text for text in verdict(PATH_SUMMARY, same).warnings)
+    family = CONFIG | {"judge": CONFIG["judge"] | {"backend": "transformers"}}
+    assert any("labeler's model (model-one)" in text for text in verdict(PATH_SUMMARY, family).warnings)
+    assert verdict(PATH_SUMMARY, CONFIG).warnings == ()
+    rules = {"labeler": {"name": "a", "backend": "scripted"}, "judge": {"name": "b", "backend": "scripted"}}
+    assert verdict(PATH_SUMMARY, CONFIG | rules).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [((0.52, 0.46, 0.58, 0.5), "sees no clear gain"), ((0.4, 0.34, 0.46, 0.002), "prefers the baseline")],
+)
+def test_a_reward_that_rises_without_the_judge_warns(rate, words):
+    found = verdict(summary(*rate), CONFIG, ppo_history(0.1, 0.94))
+    assert len(found.warnings) == 1
+    assert "over-optimisation" in found.warnings[0] and words in found.warnings[0]
+    # No warning when the reward stands still, nor when the judge sees the gain too.
+    assert verdict(summary(*rate), CONFIG, ppo_history(0.5, 0.5)).warnings == ()
+    assert verdict(PATH_SUMMARY, CONFIG, ppo_history(0.1, 0.94)).warnings == ()
+
+
+def test_reward_rise_is_the_outer_tenths():
+    # 20 rows: the outer tenths are 2 rows each; 0, 1 -> 0.5 and 18, 19 -> 18.5.
+    rise = reward_rise({}, [{"step": step, "ppo/reward": float(step)} for step in range(20)])
+    assert (rise.start, rise.end, rise.clear) == (0.5, 18.5, True)
+    # heads 0, 2 (mean 1, variance 2), tails 1, 3 (mean 2, variance 2): rise 1 < 2 * sqrt((2 + 2)/2) = 2.83.
+    noisy = [0.0, 2.0, *[1.0] * 16, 1.0, 3.0]
+    assert reward_rise({}, [{"step": i, "ppo/reward": v} for i, v in enumerate(noisy)]).clear is False
+    assert reward_rise({"eval/reward_baseline": 0.2, "eval/reward_policy": 0.5}).end == 0.5
+    assert reward_rise({"ppo/reward": 0.5}) is None
+
+
+def test_a_lead_that_is_length_warns():
+    low = verdict(
+        summary(0.63, 0.57, 0.69, 1e-5, eval_win_rate_lc=0.52, eval_win_rate_lc_ci_low=0.46), CONFIG
+    )
+    assert any("may be length (length 18.4 against 15.1)" in text for text in low.warnings)
+
+
+def test_unparsed_verdicts_warn():
+    found = verdict(PATH_SUMMARY | {"eval/unparsed_rate": 0.08}, CONFIG)
+    assert found.warnings == ("8.0% of the judge's answers could not be parsed and count for nobody.",)
+
+
+@pytest.mark.parametrize(
+    ("policy", "bounds", "words"),
+    [
+        (0.30, (0.27, 0.33), "ROUGE-L rises: 0.300 against 0.211"),
+        (0.12, (0.10, 0.14), "ROUGE-L falls: 0.120 against 0.211"),
+        (0.23, (0.20, 0.26), "does not clearly move (the intervals overlap)"),
+    ],
+)
+def test_held_out_rouge(policy, bounds, words):
+    rouge = {
+        "eval/rouge_l_policy": policy,
+        "eval/rouge_l_policy_ci_low": bounds[0],
+        "eval/rouge_l_policy_ci_high": bounds[1],
+        "eval/rouge_l_baseline_ci_low": 0.19,
+        "eval/rouge_l_baseline_ci_high": 0.23,
+    }
+    assert words in verdict(PATH_SUMMARY | rouge, CONFIG).sentence
