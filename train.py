@@ -9,14 +9,14 @@ os.environ.setdefault("RLAIF_ROOT", str(Path(__file__).resolve().parent))
 os.environ["HYDRA_FULL_ERROR"] = "1"
 os.environ["RLAIF_JOB"] = uuid.uuid4().hex[:8]
 
-import hydra  # noqa: E402
-from hydra.core.hydra_config import HydraConfig  # noqa: E402
-from hydra.errors import HydraException  # noqa: E402
-from hydra.types import RunMode  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from rlaif.errors import UserError  # noqa: E402
+from rlaif.errors import UserError
 
 failed: list[str] = []
 

@@ -1,6 +1,7 @@
 """The records that travel between stages: frozen, checked on construction, stored as JSON lines.
 
-task --Prompt--> sft --policy--> sample --Pair--> label --Judgement/Preference--> rm --> ppo --> eval --Comparison--> report
+task --Prompt--> sft --policy--> sample --Pair--> label --Judgement/Preference--> rm --reward model-->
+ppo --policy--> eval --Comparison--> report
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class Judgement:
     def __post_init__(self) -> None:
         object.__setattr__(self, "logprobs", tuple(self.logprobs))
         _require(self.order in ("ab", "ba"), f"Judgement of {self.pair_id}: order {self.order!r}")
-        _require(self.state in ("ok", "unparsed", "failed"), f"Judgement of {self.pair_id}: state {self.state!r}")
+        _require(
+            self.state in ("ok", "unparsed", "failed"), f"Judgement of {self.pair_id}: state {self.state!r}"
+        )
         _require(
             (self.p_a is not None) == (self.state == "ok"),
             f"Judgement of {self.pair_id}: p_a is present exactly when the state is ok",

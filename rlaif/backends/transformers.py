@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
+from rlaif.inference.packing import SharedPrefix
 from rlaif.inference.sampler import Decoding, sample
-from rlaif.inference.scorer import SharedPrefix, next_token_logprobs, sequence_logprobs
+from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Top
 
@@ -22,7 +23,12 @@ class TransformersBackend:
     """
 
     def __init__(
-        self, identity: dict[str, Any], load: Callable[[], LanguageModel], *, max_rows: int, progress: Callable[[int], None] | None = None
+        self,
+        identity: dict[str, Any],
+        load: Callable[[], LanguageModel],
+        *,
+        max_rows: int,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         self._identity, self._load, self._max_rows, self._progress = identity, load, max_rows, progress
         self._model: LanguageModel | None = None
@@ -42,7 +48,9 @@ class TransformersBackend:
         model, _ = self._ready()
         tokenizer = model.tokenizer
         if not message.chat:
-            return tokenizer.encode(message.user + message.assistant, add_special_tokens=False) or [self._start(model)]
+            return tokenizer.encode(message.user + message.assistant, add_special_tokens=False) or [
+                self._start(model)
+            ]
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": message.user}], tokenize=False, add_generation_prompt=True
         )
@@ -57,10 +65,20 @@ class TransformersBackend:
     def _check_length(self, ids: Sequence[int], extra: int) -> str | None:
         model, _ = self._ready()
         limit = model.trunk.config.max_positions
-        return f"{len(ids) + extra} tokens exceed the model's context of {limit}" if len(ids) + extra > limit else None
+        return (
+            f"{len(ids) + extra} tokens exceed the model's context of {limit}"
+            if len(ids) + extra > limit
+            else None
+        )
 
     def generate(
-        self, prompts: Sequence[Message], *, max_new_tokens: int, temperature: float, top_k: int, seeds: Sequence[int]
+        self,
+        prompts: Sequence[Message],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        seeds: Sequence[int],
     ) -> list[Generation]:
         model, top = self._ready()
         encoded = [self._encode(p) for p in prompts]
@@ -95,15 +113,16 @@ class TransformersBackend:
         fit = [i for i, error in enumerate(errors) if error is None]
         scores, saved = self._choice_scores(top, [encoded[i] for i in fit], tokens)
         answers = dict(zip(fit, scores, strict=True))
-        cached = saved // max(len(fit), 1)
-        return [
-            ChoiceScores(tuple(answers[i]), len(ids), cached)
-            if error is None
-            else ChoiceScores((None,) * len(choices), len(ids), error=error)
-            for i, (ids, error) in enumerate(zip(encoded, errors, strict=True))
-        ]
+        counts, cached = tuple(len(choice) for choice in tokens), saved // max(len(fit), 1)
+        results = []
+        for index, (ids, error) in enumerate(zip(encoded, errors, strict=True)):
+            logprobs = (None,) * len(choices) if error else tuple(answers[index])
+            results.append(ChoiceScores(logprobs, len(ids), 0 if error else cached, error, counts))
+        return results
 
-    def _choice_scores(self, top: Top, prompts: list[list[int]], tokens: list[list[int]]) -> tuple[list[list[float]], int]:
+    def _choice_scores(
+        self, top: Top, prompts: list[list[int]], tokens: list[list[int]]
+    ) -> tuple[list[list[float]], int]:
         if not prompts:
             return [], 0
         if all(len(choice) == 1 for choice in tokens):
@@ -129,7 +148,9 @@ class TransformersBackend:
             ids = prompts[message]
             usable = []
             for i in indices:
-                error = self._check_length(ids, len(suffixes[i])) or (None if suffixes[i] else "nothing to score")
+                error = self._check_length(ids, len(suffixes[i])) or (
+                    None if suffixes[i] else "nothing to score"
+                )
                 if error:
                     results[i] = SequenceScore(0.0, 0, len(ids), error=error)
                 else:
@@ -137,7 +158,9 @@ class TransformersBackend:
             if usable:
                 groups.append(SharedPrefix(tuple(ids), tuple(suffixes[i] for i in usable)))
                 owners.append(usable)
-        for group, usable, scores in zip(groups, owners, sequence_logprobs(top, groups, self._progress), strict=True):
+        for group, usable, scores in zip(
+            groups, owners, sequence_logprobs(top, groups, self._progress), strict=True
+        ):
             for place, (i, score) in enumerate(zip(usable, scores, strict=True)):
                 size = len(group.prefix) + len(suffixes[i])
                 results[i] = SequenceScore(score, len(suffixes[i]), size, len(group.prefix) if place else 0)

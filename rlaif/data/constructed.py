@@ -118,7 +118,7 @@ def corrupt(sentence: str, other: str, *, key: tuple[int, str]) -> str | None:
     has too few content words. `key` decides which words.
     """
     words = sentence.split()
-    own = {word for word in content_words(sentence)}
+    own = set(content_words(sentence))
     spots = [
         i for i, word in enumerate(words) if set(content_words(word)) and word.strip("`.,;()'\"").isalpha()
     ]

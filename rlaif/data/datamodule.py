@@ -10,7 +10,7 @@ Notation: B rows, T positions, D hidden size. Masks are True where a position co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytorch_lightning as pl
@@ -41,18 +41,27 @@ class TokenBatch:
     last: Tensor
 
     def to(self, device: Any) -> TokenBatch:
-        return TokenBatch(*(getattr(self, n).to(device) for n in ("ids", "features", "response_mask", "last")))
+        return TokenBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class PreferenceBatch:
-    """Pairs: sequences a and b stacked (2B rows: all a, then all b) and p_a (B,)."""
+    """Pairs, each as one sequence prompt | a | b, right-padded.
 
-    tokens: TokenBatch
+    features (B, T, D) or (B, T); positions (B, T), where b's restart after the prompt; blocked (B, T, T),
+    True where a query must not see a key (b's tokens do not see a's); last (B, 2), the last token of a and
+    of b; p_a (B,). The scores are those of prompt | a and prompt | b run apart, at little more than half
+    the tokens.
+    """
+
+    features: Tensor
+    positions: Tensor
+    blocked: Tensor
+    last: Tensor
     p_a: Tensor
 
     def to(self, device: Any) -> PreferenceBatch:
-        return PreferenceBatch(self.tokens.to(device), self.p_a.to(device))
+        return PreferenceBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -86,9 +95,22 @@ def collate_sequences(rows: Sequence[EncodedRow]) -> TokenBatch:
 
 
 def collate_preferences(rows: Sequence[PreferenceRow]) -> PreferenceBatch:
-    """All a rows, then all b rows, padded together."""
-    tokens = collate_sequences([row.a for row in rows] + [row.b for row in rows])
-    return PreferenceBatch(tokens, torch.tensor([row.p_a for row in rows], dtype=torch.float32))
+    """Pack each pair into one sequence; both responses must follow the same prompt."""
+    prompts = [row.a.prompt_length for row in rows]
+    first = [len(row.a.ids) for row in rows]
+    widths = [a + len(row.b.ids) - p for row, a, p in zip(rows, first, prompts, strict=True)]
+    like = rows[0].a.features
+    features = torch.zeros(len(rows), max(widths), *like.shape[1:], dtype=like.dtype)
+    positions = torch.arange(max(widths)).repeat(len(rows), 1)
+    blocked = torch.zeros(len(rows), max(widths), max(widths), dtype=torch.bool)
+    for index, (row, prompt, end, width) in enumerate(zip(rows, prompts, first, widths, strict=True)):
+        features[index, :end] = row.a.features
+        features[index, end:width] = row.b.features[prompt:]
+        positions[index, end:] -= end - prompt
+        blocked[index, end:, prompt:end] = True
+    last = torch.tensor([[end - 1, width - 1] for end, width in zip(first, widths, strict=True)])
+    p_a = torch.tensor([row.p_a for row in rows], dtype=torch.float32)
+    return PreferenceBatch(features, positions, blocked, last, p_a)
 
 
 class Rows(Dataset):
@@ -168,13 +190,27 @@ class TextDataModule(pl.LightningDataModule):
         return DataLoader(Rows(self.validation), batch_sampler=batches, collate_fn=self._collate)
 
     @classmethod
-    def sft_view(cls, train: Sequence[EncodedRow], validation: Sequence[EncodedRow], *, batch_size: int, seed: int) -> TextDataModule:
+    def sft_view(
+        cls, train: Sequence[EncodedRow], validation: Sequence[EncodedRow], *, batch_size: int, seed: int
+    ) -> TextDataModule:
         """Prompt and target in one sequence; the loss reads `response_mask`."""
-        return cls(train, validation, collate=collate_sequences, length=lambda r: len(r.ids), batch_size=batch_size, seed=seed)
+        return cls(
+            train,
+            validation,
+            collate=collate_sequences,
+            length=lambda r: len(r.ids),
+            batch_size=batch_size,
+            seed=seed,
+        )
 
     @classmethod
     def preference_view(
-        cls, train: Sequence[PreferenceRow], validation: Sequence[PreferenceRow], *, batch_size: int, seed: int
+        cls,
+        train: Sequence[PreferenceRow],
+        validation: Sequence[PreferenceRow],
+        *,
+        batch_size: int,
+        seed: int,
     ) -> TextDataModule:
         """Pairs with soft labels."""
         return cls(

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def pad_right(rows: Sequence[Sequence[int]], pad: int, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+def pad_right(
+    rows: Sequence[Sequence[int]], pad: int, device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
     """(ids (B, T), lengths (B,)) of ragged rows."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.full((len(rows), int(lengths.max())), pad, dtype=torch.long)

@@ -16,7 +16,9 @@ from rlaif.models.decoder import Causal, DecoderConfig
 class KVCache:
     """Keys and values of all layers for `rows` rows of up to `slots` positions."""
 
-    def __init__(self, config: DecoderConfig, rows: int, slots: int, dtype: torch.dtype, device: str | torch.device) -> None:
+    def __init__(
+        self, config: DecoderConfig, rows: int, slots: int, dtype: torch.dtype, device: str | torch.device
+    ) -> None:
         shape = (rows, config.num_kv_heads, slots, config.head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]

@@ -15,9 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlaif.inference.batches import length_buckets, pad_right
-from rlaif.inference.cache import AfterPrefix, Capture, KVCache
-from rlaif.inference.scorer import SharedPrefix
+from rlaif.inference.batches import length_buckets
+from rlaif.inference.packing import SharedPrefix, pack
 from rlaif.io import digest
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Trunk
@@ -29,19 +28,11 @@ MAX_ROWS = 128
 @torch.no_grad()
 def _group_features(trunk: Trunk, groups: Sequence[SharedPrefix], device: str) -> list[tuple[Tensor, ...]]:
     """Features (P + S, D) of prefix + suffix for every suffix of every group."""
-    prefixes, lengths = pad_right([group.prefix for group in groups], 0, device)
-    cache = KVCache(trunk.config, len(groups), prefixes.shape[1], trunk.dtype, device)
-    before = trunk(prefixes, Capture(cache))
-    owners = [index for index, group in enumerate(groups) for _ in group.suffixes]
-    owner = torch.tensor(owners, device=device)
-    ids, _ = pad_right([suffix for group in groups for suffix in group.suffixes], 0, device)
-    reach = lengths[owner]
-    positions = reach[:, None] + torch.arange(ids.shape[1], device=device)
-    after = trunk(ids, AfterPrefix(cache, owner, reach, ids.shape[1]), positions, int(reach.max()) + ids.shape[1])
-    rows = iter(range(len(owners)))
+    packed = pack(groups, device)
+    rows = trunk(packed.ids, packed.attend, packed.positions, packed.max_position)
     return [
-        tuple(torch.cat((before[i, : len(g.prefix)], after[next(rows), : len(s)])) for s in g.suffixes)
-        for i, g in enumerate(groups)
+        tuple(torch.cat((row[: len(group.prefix)], row[start:end])) for start, end in group.spans())
+        for row, group in zip(rows, groups, strict=True)
     ]
 
 
@@ -52,8 +43,7 @@ def compute_features(
     if model.trunk.full:
         return [tuple(torch.tensor([*g.prefix, *s]) for s in g.suffixes) for g in groups]
     results: list[tuple[Tensor, ...]] = [()] * len(groups)
-    lengths = [len(g.prefix) + sum(len(s) for s in g.suffixes) for g in groups]
-    for indices in length_buckets(lengths, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
+    for indices in length_buckets([len(g) for g in groups], max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
         computed = _group_features(model.trunk, [groups[i] for i in indices], model.device)
         for index, texts in zip(indices, computed, strict=True):
             results[index] = tuple(text.cpu() for text in texts)
@@ -75,7 +65,10 @@ class FeatureCache:
     max_bytes: int
 
     def get(
-        self, model: LanguageModel, groups: Sequence[SharedPrefix], progress: Callable[[int], None] | None = None
+        self,
+        model: LanguageModel,
+        groups: Sequence[SharedPrefix],
+        progress: Callable[[int], None] | None = None,
     ) -> list[tuple[Tensor, ...]]:
         """Features of `groups`, computed at most once for each set of texts."""
         if model.trunk.full:

@@ -61,37 +61,49 @@ def row_uniforms(seeds: Sequence[int], length: int) -> Tensor:
 
 
 class _Batch:
-    """The moving state of one batch of rows while it is decoded."""
+    """The moving state of one batch of rows while it is decoded. Rows come longest first."""
 
-    def __init__(self, top: Top, prompts: Sequence[Sequence[int]], slots: int, keep_features: bool, prefill_tokens: int) -> None:
-        trunk, rows = top.trunk, len(prompts)
-        self.top, self.device = top, trunk.head.device if not trunk.full else top.norm.weight.device
-        self.cache = KVCache(trunk.config, rows, slots, trunk.dtype, self.device)
+    def __init__(
+        self,
+        top: Top,
+        prompts: Sequence[tuple[int, ...]],
+        slots: int,
+        keep_features: bool,
+        prefill_tokens: int,
+    ) -> None:
+        trunk = top.trunk
+        self.top, self.device = top, top.norm.weight.device
+        # Several samples of one prompt run it once.
+        unique = list(dict.fromkeys(prompts))
+        place = {prompt: index for index, prompt in enumerate(unique)}
+        owner = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
+        self.cache = KVCache(trunk.config, len(unique), slots, trunk.dtype, self.device)
         self.lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         self.features: Tensor | None = None
-        self.keep_features = keep_features
-        self.slots = slots
-        self.logits = self._prefill(prompts, prefill_tokens)
+        logits = self._prefill(unique, prefill_tokens, slots if keep_features else 0)
+        if len(unique) < len(prompts):
+            self.cache.select(owner)
+            self.features = None if self.features is None else self.features[owner]
+            logits = logits[owner]
+        self.logits = logits
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], prefill_tokens: int) -> Tensor:
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], prefill_tokens: int, feature_slots: int) -> Tensor:
         outputs, start = [], 0
         while start < len(prompts):
-            count = max(1, prefill_tokens // len(prompts[start]))  # rows come longest first
+            count = max(1, prefill_tokens // len(prompts[start]))
             ids, lengths = pad_right(prompts[start : start + count], 0, self.device)
             attend = Capture(self.cache, start)
             features = self.top.trunk(ids, attend)
             hidden = self.top(features, attend)
             last = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
             outputs.append(self.top.logits(last))
-            self._store(features, start)
+            if feature_slots:
+                self._store(features, start, (len(prompts), feature_slots, *features.shape[2:]))
             start += count
         return torch.cat(outputs)
 
-    def _store(self, features: Tensor, start: int) -> None:
-        if not self.keep_features:
-            return
+    def _store(self, features: Tensor, start: int, shape: tuple[int, ...]) -> None:
         if self.features is None:
-            shape = (len(self.lengths), self.slots, *features.shape[2:])
             self.features = torch.zeros(shape, dtype=features.dtype, device=self.device)
         self.features[start : start + features.shape[0], : features.shape[1]] = features
 
@@ -112,14 +124,18 @@ class _Batch:
 
 
 @torch.inference_mode()
-def _decode(batch: _Batch, uniforms: Tensor, decoding: Decoding, eos_id: int) -> tuple[list[list[int]], list[bool]]:
+def _decode(
+    batch: _Batch, uniforms: Tensor, decoding: Decoding, eos_id: int
+) -> tuple[list[list[int]], list[bool]]:
     rows = len(batch.lengths)
     responses: list[list[int]] = [[] for _ in range(rows)]
     finished = [False] * rows
     live = torch.arange(rows, device=batch.device)
     uniforms = uniforms.to(batch.device)
     for position in range(decoding.max_new_tokens):
-        tokens = pick_tokens(batch.logits, uniforms[live, position], temperature=decoding.temperature, top_k=decoding.top_k)
+        tokens = pick_tokens(
+            batch.logits, uniforms[live, position], temperature=decoding.temperature, top_k=decoding.top_k
+        )
         for row, token in zip(live.tolist(), tokens.tolist(), strict=True):
             responses[row].append(token)
             finished[row] = token == eos_id
@@ -160,7 +176,7 @@ def sample(
     results: list[Sampled | None] = [None] * len(prompts)
     order = length_buckets([len(p) for p in prompts], max_tokens=2**62, max_rows=max_rows)
     for indices in order:
-        chosen = [prompts[i] for i in indices]
+        chosen = [tuple(prompts[i]) for i in indices]
         batch = _Batch(top, chosen, len(chosen[0]) + decoding.max_new_tokens, keep_features, prefill_tokens)
         uniforms = row_uniforms([seeds[i] for i in indices], decoding.max_new_tokens)
         responses, finished = _decode(batch, uniforms, decoding, eos_id)

@@ -52,7 +52,9 @@ class DecoderConfig:
                 f"model type {config.model_type!r} is not supported: use a Llama-family model ({', '.join(SUPPORTED)})"
             )
         if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            raise UserError("models with sliding-window attention are not supported: use one with full attention")
+            raise UserError(
+                "models with sliding-window attention are not supported: use one with full attention"
+            )
         qwen = config.model_type == "qwen2"
         bias = bool(getattr(config, "attention_bias", False))
         return cls(
@@ -72,6 +74,9 @@ class DecoderConfig:
         )
 
 
+Tables = tuple[Tensor, Tensor]
+
+
 class Attend(Protocol):
     """An attention pattern: queries (B, H, T, E), keys and values (B, K, T, E) -> (B, H, T, E)."""
 
@@ -89,6 +94,69 @@ class Causal:
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=query.shape[2] > 1, enable_gqa=key.shape[1] != query.shape[1]
         )
+
+
+class MaskedCausal:
+    """Causal attention that also hides what `blocked` (B, T, T) says (True = hidden), on the fused path."""
+
+    def __init__(self, blocked: Tensor) -> None:
+        length = blocked.shape[-1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=blocked.device).tril()
+        self._mask = (causal & ~blocked).unsqueeze(1)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self._mask, enable_gqa=key.shape[1] != query.shape[1]
+        )
+
+
+class DenseCausal:
+    """Causal attention by plain matrix products, for training and for masks of any shape.
+
+    On a processor the fused kernel's backward pass is about six times slower than this at a few hundred
+    positions; the (T, T) scores it materialises are small there. `blocked` (B, T, T) forbids more pairs of
+    (query, key): True = hidden.
+    """
+
+    def __init__(self, blocked: Tensor | None = None) -> None:
+        self._blocked = blocked
+        self._bias: dict[tuple, Tensor] = {}
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """`rows` (B, R) names the queries' positions; None means all of 0..T-1."""
+        count, heads, length, size = query.shape
+        groups = key.shape[1]
+        bias = self._scores_bias(query, key, rows)
+        grouped = (query * size**-0.5).reshape(count * groups, -1, size)
+        scores = torch.baddbmm(bias, grouped, key.reshape(count * groups, -1, size).transpose(1, 2))
+        mixed = torch.bmm(scores.softmax(dim=-1), value.reshape(count * groups, -1, size))
+        return mixed.view(count, heads, length, size)
+
+    def _scores_bias(self, query: Tensor, key: Tensor, rows: Tensor | None) -> Tensor:
+        """0 where a query sees a key, -inf elsewhere: (1 or B * K, H / K * R, T), made once a batch."""
+        known = (None if rows is None else id(rows), query.shape, key.shape, query.dtype)
+        if known not in self._bias:
+            count, heads, length, _ = query.shape
+            groups, width = key.shape[1], key.shape[2]
+            keys = torch.arange(width, device=key.device)
+            positions = keys[:length][None] if rows is None else rows
+            hidden = keys[None, None, :] > positions[:, :, None]
+            if self._blocked is not None:
+                blocked = self._blocked
+                if rows is not None:
+                    blocked = blocked.gather(1, rows[:, :, None].expand(-1, -1, width))
+                hidden = hidden | blocked
+            bias = torch.zeros(hidden.shape, dtype=query.dtype, device=key.device)
+            bias = bias.masked_fill_(hidden, float("-inf"))
+            if len(bias) == 1:
+                bias = bias.repeat(1, heads // groups, 1)
+            else:
+                wide = bias[:, None, None].expand(-1, groups, heads // groups, -1, -1)
+                bias = wide.reshape(count * groups, -1, width)
+            self._bias[known] = bias
+        return self._bias[known]
 
 
 class Linear(nn.Linear):
@@ -118,6 +186,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + turned * sin
 
 
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Entries of `x` (..., T, D) at `index` (..., R, 1) along the second to last dimension: (..., R, D)."""
+    return x.gather(-2, index.expand(*index.shape[:-1], x.shape[-1]))
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -130,15 +203,26 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, key, bias=config.qkv_bias)
         self.o_proj = Linear(query, config.hidden_size, bias=config.output_bias)
 
-    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int) -> Tensor:
-        rows, length, _ = hidden.shape
+    def forward(self, hidden: Tensor, rope: Tables, attend: Attend, layer: int) -> Tensor:
+        query = rotate(self._heads(self.q_proj(hidden)), *rope)
+        key = rotate(self._heads(self.k_proj(hidden)), *rope)
+        return self._merge(attend(layer, query, key, self._heads(self.v_proj(hidden))))
 
-        def heads(x: Tensor) -> Tensor:
-            return x.view(rows, length, -1, self.head_dim).transpose(1, 2)
+    def forward_rows(
+        self, hidden: Tensor, rope: Tables, attend: DenseCausal, layer: int, rows: Tensor
+    ) -> Tensor:
+        """Outputs at positions `rows` (B, R) alone: (B, R, D). Keys and values still come from all."""
+        key = rotate(self._heads(self.k_proj(hidden)), *rope)
+        index = rows[:, None, :, None]
+        tables = (take(table.expand(len(hidden), -1, -1, -1), index) for table in rope)
+        query = rotate(self._heads(self.q_proj(take(hidden, rows[:, :, None]))), *tables)
+        return self._merge(attend(layer, query, key, self._heads(self.v_proj(hidden)), rows))
 
-        query = rotate(heads(self.q_proj(hidden)), *rope)
-        key = rotate(heads(self.k_proj(hidden)), *rope)
-        mixed = attend(layer, query, key, heads(self.v_proj(hidden)))
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], -1, self.head_dim).transpose(1, 2)
+
+    def _merge(self, mixed: Tensor) -> Tensor:
+        rows, _, length, _ = mixed.shape
         return self.o_proj(mixed.transpose(1, 2).reshape(rows, length, -1))
 
 
@@ -165,9 +249,17 @@ class Block(nn.Module):
         self.post_attention_layernorm = Norm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, hidden: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int) -> Tensor:
+    def forward(self, hidden: Tensor, rope: Tables, attend: Attend, layer: int) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), rope, attend, layer)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def forward_rows(
+        self, hidden: Tensor, rope: Tables, attend: DenseCausal, layer: int, rows: Tensor
+    ) -> Tensor:
+        """Outputs at positions `rows` (B, R) alone, as the last layer needs where few are read."""
+        mixed = self.self_attn.forward_rows(self.input_layernorm(hidden), rope, attend, layer, rows)
+        kept = take(hidden, rows[:, :, None]) + mixed
+        return kept + self.mlp(self.post_attention_layernorm(kept))
 
 
 class Rope(nn.Module):
@@ -206,10 +298,12 @@ def run_blocks(
     attend: Attend,
     positions: Tensor | None = None,
     max_position: int | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Run consecutive blocks over `hidden` (B, T, D); `positions` default to 0..T-1.
 
-    `max_position` bounds `positions` from above and saves a look at the tensor.
+    `max_position` bounds `positions` from above and saves a look at the tensor. With `rows` (B, R) the last
+    block gives its outputs there alone, (B, R, D); `attend` is a `DenseCausal` then.
     """
     if positions is None:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
@@ -217,6 +311,9 @@ def run_blocks(
     elif max_position is None:
         max_position = int(positions.max()) + 1
     tables = rope(positions, hidden.dtype, max_position)
-    for offset, block in enumerate(blocks):
+    whole = len(blocks) - (rows is not None)
+    for offset, block in enumerate(blocks[:whole]):
         hidden = block(hidden, tables, attend, first_layer + offset)
+    if rows is not None:
+        hidden = blocks[-1].forward_rows(hidden, tables, attend, first_layer + whole, rows)
     return hidden

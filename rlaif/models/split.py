@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlaif.errors import UserError
-from rlaif.models.decoder import Attend, Block, Causal, DecoderConfig, Norm, Rope, run_blocks
+from rlaif.models.decoder import Attend, Block, Causal, DecoderConfig, DenseCausal, Norm, Rope, run_blocks
 
 CAUSAL = Causal()
 
@@ -30,7 +30,9 @@ def parse_trainable(spec: str, num_layers: int) -> int:
         raise UserError(f"model.trainable={spec} is not known: write full or top:K (for instance top:4)")
     top = int(match[1])
     if not 1 <= top < num_layers:
-        raise UserError(f"model.trainable={spec}: K must lie in 1..{num_layers - 1} for this model; for all layers write full")
+        raise UserError(
+            f"model.trainable={spec}: K must lie in 1..{num_layers - 1} for this model; for all layers write full"
+        )
     return top
 
 
@@ -40,7 +42,14 @@ class Trunk(nn.Module):
     Weights are kept in the compute dtype, since they are never trained.
     """
 
-    def __init__(self, config: DecoderConfig, hf_config: Any, state: dict[str, Tensor], top_layers: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        hf_config: Any,
+        state: dict[str, Tensor],
+        top_layers: int,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__()
         self.config, self.hf_config, self.dtype = config, hf_config, dtype
         self.top_layers = top_layers
@@ -54,7 +63,9 @@ class Trunk(nn.Module):
             self.embedding = nn.Parameter(embedding, requires_grad=False)
             head = embedding if config.tied else state["lm_head.weight"].to(dtype)
             self.head = self.embedding if config.tied else nn.Parameter(head, requires_grad=False)
-            lower = {k.removeprefix("model.layers."): v for k, v in state.items() if k.startswith("model.layers.")}
+            lower = {
+                k.removeprefix("model.layers."): v for k, v in state.items() if k.startswith("model.layers.")
+            }
             own = {k: v for k, v in lower.items() if int(k.split(".")[0]) < self.first_top}
             self.blocks.load_state_dict(own)
             self.blocks.to(dtype)
@@ -69,14 +80,24 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, ids: Tensor, attend: Attend = CAUSAL, positions: Tensor | None = None, max_position: int | None = None
+        self,
+        ids: Tensor,
+        attend: Attend = CAUSAL,
+        positions: Tensor | None = None,
+        max_position: int | None = None,
     ) -> Tensor:
         """Features of `ids` (B, T): hidden states (B, T, D) under the top, or the ids themselves if `full`."""
         if self.full:
             return ids
         hidden = F.embedding(ids, self.embedding)
         return run_blocks(
-            list(self.blocks), hidden, self.rope, first_layer=0, attend=attend, positions=positions, max_position=max_position
+            list(self.blocks),
+            hidden,
+            self.rope,
+            first_layer=0,
+            attend=attend,
+            positions=positions,
+            max_position=max_position,
         )
 
     def new_top(self) -> Top:
@@ -96,7 +117,9 @@ class Top(nn.Module):
         object.__setattr__(self, "trunk", trunk)
         self.layers = nn.ModuleList(Block(config) for _ in range(trunk.top_layers))
         self.norm = Norm(config.hidden_size, config.norm_eps)
-        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size)) if trunk.full else None
+        self.embedding = (
+            nn.Parameter(torch.empty(config.vocab_size, config.hidden_size)) if trunk.full else None
+        )
         untied = trunk.full and not config.tied
         self.head = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size)) if untied else None
 
@@ -122,25 +145,37 @@ class Top(nn.Module):
             index, rest = name.split(".", 1)
             state[f"model.layers.{int(index) + trunk.first_top}.{rest}"] = value
         state["model.norm.weight"] = self.norm.weight.detach()
-        state["model.embed_tokens.weight"] = (trunk.embedding if self.embedding is None else self.embedding).detach()
+        state["model.embed_tokens.weight"] = (
+            trunk.embedding if self.embedding is None else self.embedding
+        ).detach()
         if not trunk.config.tied:
             state["lm_head.weight"] = (trunk.head if self.head is None else self.head).detach()
         return state
 
     def forward(
-        self, features: Tensor, attend: Attend = CAUSAL, positions: Tensor | None = None, max_position: int | None = None
+        self,
+        features: Tensor,
+        attend: Attend | None = None,
+        positions: Tensor | None = None,
+        max_position: int | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Normalised hidden states (B, T, D) over the trunk's features."""
+        """Normalised hidden states (B, T, D) over the trunk's features; (B, R, D) at `rows` (B, R) alone.
+
+        Without `attend` attention is causal by matrix products (see `DenseCausal`).
+        """
         trunk = self.trunk
-        hidden = features if self.embedding is None else F.embedding(features, self.embedding).to(trunk.dtype)
+        embedded = self.embedding is not None
+        hidden = F.embedding(features, self.embedding).to(trunk.dtype) if embedded else features
         hidden = run_blocks(
             list(self.layers),
             hidden,
             trunk.rope,
             first_layer=trunk.first_top,
-            attend=attend,
+            attend=DenseCausal() if attend is None else attend,
             positions=positions,
             max_position=max_position,
+            rows=rows,
         )
         return self.norm(hidden)
 

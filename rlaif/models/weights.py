@@ -29,7 +29,9 @@ def load_modules(path: Path, modules: dict[str, nn.Module]) -> None:
     """Load what `save_modules` wrote; every name must be there."""
     tensors = load_file(path)
     for key, module in modules.items():
-        module.load_state_dict({k.removeprefix(f"{key}."): v for k, v in tensors.items() if k.startswith(f"{key}.")})
+        module.load_state_dict(
+            {k.removeprefix(f"{key}."): v for k, v in tensors.items() if k.startswith(f"{key}.")}
+        )
 
 
 def load_top(model: LanguageModel, directory: Path | None) -> Top:
@@ -68,7 +70,9 @@ def export_policy(directory: Path, model: LanguageModel, top: Top) -> None:
     config["architectures"] = [architecture[config["model_type"]]]
     _write_hf(directory, model, top.to_hf(), config)
     generation = {"eos_token_id": model.eos_id, "pad_token_id": model.pad_id}
-    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    (directory / "generation_config.json").write_text(
+        json.dumps(generation, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def export_reward(directory: Path, model: LanguageModel, top: Top, head: ScalarHead) -> None:
@@ -82,6 +86,11 @@ def export_reward(directory: Path, model: LanguageModel, top: Top, head: ScalarH
         "mistral": "MistralForSequenceClassification",
         "qwen2": "Qwen2ForSequenceClassification",
     }
-    config.update(architectures=[architecture[config["model_type"]]], num_labels=1, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+    config.update(
+        architectures=[architecture[config["model_type"]]],
+        num_labels=1,
+        id2label={"0": "LABEL_0"},
+        label2id={"LABEL_0": 0},
+    )
     state = {k: v for k, v in top.to_hf().items() if k != "lm_head.weight"}
     _write_hf(directory, model, {**state, "score.weight": head.weight}, config)

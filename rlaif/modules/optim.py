@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rlaif.data.datamodule import TokenBatch
 from rlaif.models.split import Top
 from rlaif.ops import token_logprobs
 
@@ -39,14 +40,16 @@ def schedule_factor(options: OptimOptions) -> Callable[[int], float]:
         if step < warmup and options.warmup_fraction > 0:
             return (step + 1) / warmup
         done = min(1.0, step / max(1, options.total_steps))
-        return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[options.schedule]
+        return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
+            options.schedule
+        ]
 
     return factor
 
 
 def build_optimizer(groups: Iterable[tuple[Iterable[nn.Parameter], float]], options: OptimOptions) -> dict:
     """Lightning's optimiser dict: one AdamW over (parameters, learning-rate factor) groups."""
-    params = [{"params": [p for p in members], "lr": options.lr * scale} for members, scale in groups]
+    params = [{"params": list(members), "lr": options.lr * scale} for members, scale in groups]
     optimizer = torch.optim.AdamW(params, lr=options.lr, eps=options.eps, weight_decay=options.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(options))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -59,12 +62,17 @@ def clip_each_group(optimizer: torch.optim.Optimizer, max_norm: float | int | No
             torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
 
 
-def counted_logits(top: Top, hidden: Tensor, mask: Tensor) -> Tensor:
-    """Logits (N, V) that predict the N counted tokens: the vocabulary head runs where it is read only.
+def response_hidden(top: Top, features: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states (N, D) that predict the N counted tokens of `mask` (B, T), row by row.
 
-    hidden (B, T, D); mask (B, T), True on the tokens to predict (never at position 0).
+    The counted tokens of a row are contiguous and never at position 0. The last layer runs on the positions
+    that predict them alone, and so does the vocabulary head on what is returned.
     """
-    return top.logits(hidden[:, :-1][mask[:, 1:]])
+    counts = mask.sum(dim=1)
+    first = mask.int().argmax(dim=1) - 1
+    steps = torch.arange(int(counts.max()), device=mask.device)
+    rows = (first[:, None] + steps).clamp_(max=mask.shape[1] - 1)
+    return top(features, rows=rows)[steps < counts[:, None]]
 
 
 def scatter_counted(values: Tensor, mask: Tensor) -> Tensor:
@@ -72,8 +80,9 @@ def scatter_counted(values: Tensor, mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
 
-def response_logprobs(top: Top, hidden: Tensor, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities (B, T) of the counted tokens under the sampling temperature; zero elsewhere."""
-    logits = counted_logits(top, hidden, mask)
+def response_logprobs(top: Top, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities (B, T) of the response tokens under the sampling temperature; zero elsewhere."""
+    mask = batch.response_mask
+    logits = top.logits(response_hidden(top, batch.features, mask))
     scaled = logits if temperature == 1.0 else logits / temperature
-    return scatter_counted(token_logprobs(scaled, ids[mask]), mask)
+    return scatter_counted(token_logprobs(scaled, batch.ids[mask]), mask)

@@ -21,7 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rlaif.models.split import ScalarHead, Top
-from rlaif.modules.optim import OptimOptions, build_optimizer, clip_each_group, counted_logits, scatter_counted
+from rlaif.modules.optim import (
+    OptimOptions,
+    build_optimizer,
+    clip_each_group,
+    response_hidden,
+    scatter_counted,
+)
 from rlaif.ops import (
     gae,
     kl_estimate,
@@ -130,7 +136,9 @@ class PPOModule(pl.LightningModule):
     # Data: the buffer of this iteration.
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self._order, batch_size=self._options.minibatch_rollouts, shuffle=False, num_workers=0)
+        return DataLoader(
+            self._order, batch_size=self._options.minibatch_rollouts, shuffle=False, num_workers=0
+        )
 
     def on_train_epoch_start(self) -> None:
         iteration, options = self.current_epoch, self._options
@@ -165,8 +173,8 @@ class PPOModule(pl.LightningModule):
             logprobs[index, :width] = self._logprobs(policy_logits, part)
             entropy[index, :width] = scatter_counted(token_entropy(policy_logits), part.mask)
             values[index, :width] = value
-            hidden = self.reference(part.features)
-            ref_logits = counted_logits(self.reference, hidden, part.mask) / options.temperature
+            hidden = response_hidden(self.reference, part.features, part.mask)
+            ref_logits = self.reference.logits(hidden) / options.temperature
             reference[index, :width] = self._logprobs(ref_logits, part)
         raw = self._reward(rollout).to(zeros)
         scores = raw - options.missing_eos_penalty * (~rollout.finished).to(raw)
@@ -185,18 +193,20 @@ class PPOModule(pl.LightningModule):
             "ppo/response_length": mask.sum(dim=1).float().mean(),
             "ppo/eos_rate": rollout.finished.float().mean(),
         }
-        experience = replace(blank, old_logprobs=logprobs, old_values=values, advantages=advantages, returns=returns)
+        experience = replace(
+            blank, old_logprobs=logprobs, old_values=values, advantages=advantages, returns=returns
+        )
         return experience, {name: float(value) for name, value in metrics.items()}
 
     # Maths of one minibatch.
 
     def _forward(self, part: Experience) -> tuple[Tensor, Tensor]:
         """Policy logits (counted tokens, V) under the temperature, and values (N, T) before each token."""
-        hidden = self.policy(part.features)
-        logits = counted_logits(self.policy, hidden, part.mask) / self._options.temperature
+        hidden = response_hidden(self.policy, part.features, part.mask)
+        logits = self.policy.logits(hidden) / self._options.temperature
         if self.value_top is not None:
-            hidden = self.value_top(part.features)
-        return logits, scatter_counted(self.value_head(hidden[:, :-1][part.mask[:, 1:]]), part.mask)
+            hidden = response_hidden(self.value_top, part.features, part.mask)
+        return logits, scatter_counted(self.value_head(hidden), part.mask)
 
     @staticmethod
     def _logprobs(logits: Tensor, part: Experience) -> Tensor:
@@ -207,12 +217,21 @@ class PPOModule(pl.LightningModule):
         options, part = self._options, self._experience.rows(batch.to(self.device))
         logits, values = self._forward(part)
         logprobs = self._logprobs(logits, part)
-        policy_loss, metrics = ppo_policy_loss(logprobs, part.old_logprobs, part.advantages, part.mask, clip=options.clip)
-        value_loss, value_metrics = ppo_value_loss(values, part.old_values, part.returns, part.mask, clip=options.value_clip)
+        policy_loss, metrics = ppo_policy_loss(
+            logprobs, part.old_logprobs, part.advantages, part.mask, clip=options.clip
+        )
+        value_loss, value_metrics = ppo_value_loss(
+            values, part.old_values, part.returns, part.mask, clip=options.value_clip
+        )
         if batch_index == 0:
             self._check_first_ratio(float(metrics["ratio_max_deviation"]))
         loss = policy_loss + options.value_coefficient * value_loss
-        for name, value in {**metrics, **value_metrics, "policy_loss": policy_loss.detach(), "loss": loss.detach()}.items():
+        for name, value in {
+            **metrics,
+            **value_metrics,
+            "policy_loss": policy_loss.detach(),
+            "loss": loss.detach(),
+        }.items():
             self._sums.setdefault(name, []).append(value)
         return loss
 
@@ -221,7 +240,9 @@ class PPOModule(pl.LightningModule):
         self._metrics["ppo/ratio_first"] = 1.0 + deviation
         tolerance = RATIO_TOLERANCE[self.policy.trunk.dtype]
         if not deviation <= tolerance:
-            raise RuntimeError(f"first-minibatch ratio is off by {deviation:.2e} (allowed {tolerance:.0e}): log-probabilities differ")
+            raise RuntimeError(
+                f"first-minibatch ratio is off by {deviation:.2e} (allowed {tolerance:.0e}): log-probabilities differ"
+            )
 
     def on_train_epoch_end(self) -> None:
         means = {f"ppo/{name}": float(torch.stack(values).nanmean()) for name, values in self._sums.items()}
@@ -241,10 +262,15 @@ class PPOModule(pl.LightningModule):
         value = list(self.value_head.parameters())
         if self.value_top is not None:
             value += list(self.value_top.parameters())
-        return build_optimizer([(self.policy.parameters(), 1.0), (value, self._options.value_lr_factor)], self._optim)
+        return build_optimizer(
+            [(self.policy.parameters(), 1.0), (value, self._options.value_lr_factor)], self._optim
+        )
 
     def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         clip_each_group(optimizer, gradient_clip_val)
 

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from rlaif.data.datamodule import PreferenceBatch, TokenBatch
+from rlaif.data.datamodule import PreferenceBatch
+from rlaif.models.decoder import DenseCausal
 from rlaif.models.split import ScalarHead, Top
 from rlaif.modules.optim import OptimOptions, build_optimizer, clip_each_group
 from rlaif.ops import bradley_terry_loss
@@ -25,16 +26,30 @@ class PreferenceLossOptions:
     centering: float
 
 
-def sequence_scores(top: Top, head: ScalarHead, tokens: TokenBatch) -> Tensor:
-    """Reward (B,) of each sequence, read at its last token (EOS where the response has one)."""
-    hidden = top(tokens.features)
-    return head(hidden[torch.arange(len(tokens.last), device=hidden.device), tokens.last])
+def sequence_scores(top: Top, head: ScalarHead, features: Tensor, last: Tensor) -> Tensor:
+    """Reward (B,) of each sequence, read at its last token `last` (B,) (EOS where the response has one)."""
+    return head(top(features, rows=last[:, None])).squeeze(1)
+
+
+def pair_scores(top: Top, head: ScalarHead, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+    """Rewards (B,) of a and of b; the prompt they share runs once."""
+    hidden = top(batch.features, DenseCausal(batch.blocked), batch.positions, rows=batch.last)
+    reward = head(hidden)
+    return reward[:, 0], reward[:, 1]
 
 
 class RewardModule(pl.LightningModule):
     """Trains a top and a score head; keeps the weights of the epoch with the lowest validation loss."""
 
-    def __init__(self, top: Top, head: ScalarHead, optim: OptimOptions, loss: PreferenceLossOptions, *, head_lr_factor: float) -> None:
+    def __init__(
+        self,
+        top: Top,
+        head: ScalarHead,
+        optim: OptimOptions,
+        loss: PreferenceLossOptions,
+        *,
+        head_lr_factor: float,
+    ) -> None:
         super().__init__()
         self.top, self.head = top, head
         self._optim, self._loss_options, self._head_factor = optim, loss, head_lr_factor
@@ -42,7 +57,7 @@ class RewardModule(pl.LightningModule):
         self.best_state: dict[str, Tensor] = {}
 
     def _loss(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        reward_a, reward_b = sequence_scores(self.top, self.head, batch.tokens).chunk(2)
+        reward_a, reward_b = pair_scores(self.top, self.head, batch)
         options = self._loss_options
         return bradley_terry_loss(
             reward_a,
@@ -64,7 +79,9 @@ class RewardModule(pl.LightningModule):
     def validation_step(self, batch: PreferenceBatch, batch_index: int) -> None:
         loss, metrics = self._loss(batch)
         self.log("rm/val_loss", loss, batch_size=len(batch.p_a), on_epoch=True, prog_bar=True)
-        self.log("rm/val_accuracy", metrics["accuracy"], batch_size=len(batch.p_a), on_epoch=True, prog_bar=True)
+        self.log(
+            "rm/val_accuracy", metrics["accuracy"], batch_size=len(batch.p_a), on_epoch=True, prog_bar=True
+        )
 
     def on_validation_epoch_end(self) -> None:
         loss = float(self.trainer.callback_metrics["rm/val_loss"])
@@ -83,9 +100,14 @@ class RewardModule(pl.LightningModule):
         self.best_loss, self.best_state = checkpoint["best"]["loss"], checkpoint["best"]["state"]
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return build_optimizer([(self.top.parameters(), 1.0), (self.head.parameters(), self._head_factor)], self._optim)
+        return build_optimizer(
+            [(self.top.parameters(), 1.0), (self.head.parameters(), self._head_factor)], self._optim
+        )
 
     def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         clip_each_group(optimizer, gradient_clip_val)

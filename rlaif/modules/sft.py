@@ -22,8 +22,7 @@ class SFTModule(pl.LightningModule):
         self.top, self._optim = top, optim
 
     def _loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden = self.top(batch.features)
-        return sft_loss(response_logprobs(self.top, hidden, batch.ids, batch.response_mask), batch.response_mask)
+        return sft_loss(response_logprobs(self.top, batch), batch.response_mask)
 
     def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
         loss, _ = self._loss(batch)
@@ -38,6 +37,9 @@ class SFTModule(pl.LightningModule):
         return build_optimizer([(self.top.parameters(), 1.0)], self._optim)
 
     def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         clip_each_group(optimizer, gradient_clip_val)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,10 +23,35 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """
     if logits.shape[:-1] != ids.shape:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit ids {tuple(ids.shape)}")
-    chosen = _upcast(logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
-    rows = logits.reshape(-1, logits.shape[-1]).split(_CHUNK_ROWS)
-    normaliser = torch.cat([torch.logsumexp(_upcast(part), dim=-1) for part in rows])
-    return chosen - normaliser.view(ids.shape)
+    width = logits.shape[-1]
+    return _TokenLogprobs.apply(logits.reshape(-1, width), ids.reshape(-1)).view(ids.shape)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Chosen logit minus logsumexp of (N, V) logits, with a backward pass of few sweeps over them.
+
+    The gradient of row n is g_n (onehot(ids_n) - softmax_n), written chunk by chunk into the logits' dtype;
+    autograd's own way keeps and combines several (N, V) tensors in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor) -> Tensor:
+        chosen = _upcast(logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1))
+        chunks = logits.split(_CHUNK_ROWS)
+        normaliser = torch.cat([torch.logsumexp(_upcast(part), dim=-1) for part in chunks])
+        ctx.save_for_backward(logits, ids, normaliser)
+        return chosen - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, ids, normaliser = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        rows = zip(*(x.split(_CHUNK_ROWS) for x in (logits, ids, normaliser, grad, result)), strict=True)
+        for part, chosen, total, weight, out in rows:
+            share = (part - total.unsqueeze(-1)).exp_().mul_(-weight.unsqueeze(-1))
+            share.scatter_add_(-1, chosen.unsqueeze(-1), weight.unsqueeze(-1))
+            out.copy_(share)
+        return result, None
 
 
 def _entropy_rows(logits: Tensor) -> Tensor:

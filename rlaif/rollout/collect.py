@@ -74,13 +74,21 @@ class RolloutCollector:
         seeds = [int(digest([self._seed, iteration, self._prompts[i].id, s], 15), 16) for i, s in rows]
         encoded = [list(self._encoded[i]) for i, _ in rows]
         drawn = sample(
-            policy, encoded, seeds, self._decoding, eos_id=self._eos_id, max_rows=self._max_rows, keep_features=True
+            policy,
+            encoded,
+            seeds,
+            self._decoding,
+            eos_id=self._eos_id,
+            max_rows=self._max_rows,
+            keep_features=True,
         )
         lengths = [len(p) + len(d.ids) for p, d in zip(encoded, drawn, strict=True)]
         first = drawn[0].features
         assert first is not None
         ids = torch.zeros(len(rows), max(lengths), dtype=torch.long, device=first.device)
-        features = torch.zeros(len(rows), max(lengths), *first.shape[1:], dtype=first.dtype, device=first.device)
+        features = torch.zeros(
+            len(rows), max(lengths), *first.shape[1:], dtype=first.dtype, device=first.device
+        )
         mask = torch.zeros_like(ids, dtype=torch.bool)
         for row, (prompt, got) in enumerate(zip(encoded, drawn, strict=True)):
             ids[row, : lengths[row]] = torch.tensor([*prompt, *got.ids])

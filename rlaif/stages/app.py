@@ -32,7 +32,15 @@ from rlaif.tracking import Run, WandbOptions, run_directory
 logger = logging.getLogger(__name__)
 
 OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
-SEEDS = {"sft": ("sft",), "sample": ("sample",), "label": ("label",), "rm": ("rm",), "ppo": ("rl",), "eval": ("eval",), "pipeline": ("rm", "rl")}
+SEEDS = {
+    "sft": ("sft",),
+    "sample": ("sample",),
+    "label": ("label",),
+    "rm": ("rm",),
+    "ppo": ("rl",),
+    "eval": ("eval",),
+    "pipeline": ("rm", "rl"),
+}
 MAIN_METRIC = {
     "label": ["label/alignment", "label/unparsed_rate", "label/same_position_rate", "label/length_gap"],
     "rm": ["rm/accuracy", "rm/ece", "rm/length_correlation", "label/alignment"],
@@ -40,13 +48,20 @@ MAIN_METRIC = {
     "sft": ["sft/val_loss"],
     "sample": ["sample/n", "sample/mean_tokens"],
 }
-EVAL_METRICS = ["eval/win_rate", "eval/win_rate_lc", "eval/rouge_l_policy", "eval/kl", "rm/accuracy", "label/alignment"]
+EVAL_METRICS = [
+    "eval/win_rate",
+    "eval/win_rate_lc",
+    "eval/rouge_l_policy",
+    "eval/kl",
+    "rm/accuracy",
+    "label/alignment",
+]
 
 
 def apply_seed(cfg: DictConfig) -> None:
     """`seed=` sets the requested stage's seed only (for `pipeline`: rm and rl), so that the rest is shared."""
     if cfg.seed is not None:
-        for name in SEEDS[cfg.stage] if cfg.stage in SEEDS else ():
+        for name in SEEDS.get(cfg.stage, ()):
             cfg.seeds[name] = cfg.seed
 
 
@@ -95,7 +110,9 @@ def _wandb_options(cfg: DictConfig, group: str | None) -> WandbOptions | None:
     if node.mode == "disabled":
         return None
     upload = node.upload or ("text" if cfg.task.public else "metrics")
-    return WandbOptions(node.project, node.mode, node.entity, node.group or group, cfg.stage, tuple(node.tags), upload)
+    return WandbOptions(
+        node.project, node.mode, node.entity, node.group or group, cfg.stage, tuple(node.tags), upload
+    )
 
 
 def _print_plan(ctx: Context) -> None:
@@ -136,7 +153,15 @@ def _build(ctx: Context, run: Run, target: str) -> None:
         metrics[f"{ancestor.kind}/seconds"] = ancestor.manifest["seconds"]
         run.artifact(name=ancestor.name, kind=ancestor.kind, path=ancestor.path, metadata=ancestor.metrics)
     run.summary(metrics)
-    run.lineage([{**row, "reused": built[name].reused if (name := f"{row['kind']}-{row['digest']}") in built else True} for row in ctx.store.lineage(artifact)])
+    run.lineage(
+        [
+            {
+                **row,
+                "reused": built[name].reused if (name := f"{row['kind']}-{row['digest']}") in built else True,
+            }
+            for row in ctx.store.lineage(artifact)
+        ]
+    )
     _history(graph, run)
     _tables(ctx, graph, run)
     if ctx.cfg.export:
@@ -192,8 +217,6 @@ def _sweep_report(ctx: Context, group: str) -> None:
     runs = find_runs(ctx.root, stage=ctx.cfg.stage, group=group)
     if len(runs) < 2:
         return
-    metrics = MAIN_METRIC[ctx.cfg.stage] if ctx.cfg.stage in MAIN_METRIC else EVAL_METRICS
+    metrics = MAIN_METRIC.get(ctx.cfg.stage, EVAL_METRICS)
     Console().print(terminal_table(ablation_table(runs, metrics)))
     print(f"sweep report: {write_report(ctx, runs, f'sweep-{group}', f'Sweep {group}')}")
-
-

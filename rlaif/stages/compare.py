@@ -35,7 +35,11 @@ VERDICT = {
 
 def _base_overrides(ctx: Context) -> list[str]:
     """The command line's own overrides, without those that make it a comparison."""
-    return [o for o in ctx.overrides if not o.split("=")[0].lstrip("+~") in ("experiments", "stage", "arms", "compare", "test")]
+    return [
+        o
+        for o in ctx.overrides
+        if o.split("=")[0].lstrip("+~") not in ("experiments", "stage", "arms", "compare", "test")
+    ]
 
 
 def compose_arm(ctx: Context, overrides: list[str]) -> DictConfig:
@@ -48,7 +52,9 @@ def compose_arm(ctx: Context, overrides: list[str]) -> DictConfig:
 
 def _head_to_head(ctx: Context, x: Artifact, y: Artifact, rm: Artifact) -> Artifact:
     """Policy of arm x (as the policy) against policy of arm y (as the baseline)."""
-    spec = ArtifactSpec("headtohead", eval_config(ctx), (x, y, rm), ctx.cfg.seeds.eval, VERSION, ctx.task.fingerprint)
+    spec = ArtifactSpec(
+        "headtohead", eval_config(ctx), (x, y, rm), ctx.cfg.seeds.eval, VERSION, ctx.task.fingerprint
+    )
 
     def build(folder: Path) -> dict[str, Any]:
         model = ctx.model()
@@ -91,18 +97,26 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     return metrics
 
 
-def _verdicts(ctx: Context, built: dict[str, tuple[Context, Graph]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _verdicts(
+    ctx: Context, built: dict[str, tuple[Context, Graph]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Head-to-heads of the pairs under `compare:`, judged by the experiment's own judge."""
     verdicts, metrics = [], {}
     for x, y in plain(ctx.cfg.compare):
         unknown = {x, y} - set(built)
         if unknown:
-            raise UserError(f"compare names the unknown arm {sorted(unknown)[0]}: write names of arms ({', '.join(built)})")
+            raise UserError(
+                f"compare names the unknown arm {sorted(unknown)[0]}: write names of arms ({', '.join(built)})"
+            )
         (arm, graph), (_, other) = built[x], built[y]
         if "ppo" not in graph.built or "ppo" not in other.built:
-            raise UserError("compare needs policies: write until: ppo or until: eval in the experiment, or drop compare")
+            raise UserError(
+                "compare needs policies: write until: ppo or until: eval in the experiment, or drop compare"
+            )
         artifact = _head_to_head(arm, graph.built["ppo"], other.built["ppo"], graph.built["rm"])
-        verdicts.append({"first": x, "second": y, **{short: artifact.metrics[name] for short, name in VERDICT.items()}})
+        verdicts.append(
+            {"first": x, "second": y, **{short: artifact.metrics[name] for short, name in VERDICT.items()}}
+        )
         metrics.update({f"{x}_vs_{y}/{k.removeprefix('eval/')}": v for k, v in artifact.metrics.items()})
         if ctx.run:
             ctx.run.table(f"samples_{x}_vs_{y}", comparison_rows(artifact, ctx.cfg.report.samples))

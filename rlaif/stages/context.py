@@ -20,7 +20,14 @@ from rlaif.data.encode import Encoder
 from rlaif.errors import UserError
 from rlaif.inference.features import FeatureCache
 from rlaif.labelers import Labeler, LabelerOptions, LabelStore, TemplateSet
-from rlaif.models.load import LanguageModel, ModelSpec, describe_model, load_model, resolve_device, resolve_dtype
+from rlaif.models.load import (
+    LanguageModel,
+    ModelSpec,
+    describe_model,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+)
 from rlaif.records import TaskData
 from rlaif.stages.progress import Progress
 from rlaif.tracking import Run
@@ -37,7 +44,15 @@ DOCS_KEYS = (
     "gold_pairs_per_construction",
 )
 CUSTOM_KEYS = ("path", "test_fraction", "validation_fraction", "gold_fraction", "max_rows")
-ENCODING_KEYS = ("chat", "prefix", "suffix", "separator", "max_prompt_tokens", "max_response_tokens", "too_long")
+ENCODING_KEYS = (
+    "chat",
+    "prefix",
+    "suffix",
+    "separator",
+    "max_prompt_tokens",
+    "max_response_tokens",
+    "too_long",
+)
 
 
 def plain(node: Any) -> Any:
@@ -70,10 +85,15 @@ class Context:
         if task.source == "docs":
             with self.progress.note("reading docstrings"):
                 return load_docs(
-                    cache_dir=self.cache_dir / "docs", search_dirs=None, seed=seed, **{key: task[key] for key in DOCS_KEYS}
+                    cache_dir=self.cache_dir / "docs",
+                    search_dirs=None,
+                    seed=seed,
+                    **{key: task[key] for key in DOCS_KEYS},
                 )
         if task.source == "custom":
-            return load_custom(columns=plain(task.columns), seed=seed, **{key: task[key] for key in CUSTOM_KEYS})
+            return load_custom(
+                columns=plain(task.columns), seed=seed, **{key: task[key] for key in CUSTOM_KEYS}
+            )
         raise UserError(f"task.source={task.source} is not known: write docs or custom")
 
     @property
@@ -131,10 +151,16 @@ class Context:
     def labeler(self, key: str, seed: int) -> Labeler:
         """The labeler composed at `key` (`labeler` or `judge`)."""
         node = plain(self.cfg[key])
-        templates = TemplateSet.load(Path(self.cfg.paths.code) / "conf" / "templates" / self.cfg.task.templates)
+        templates = TemplateSet.load(
+            Path(self.cfg.paths.code) / "conf" / "templates" / self.cfg.task.templates
+        )
         options = LabelerOptions.from_mapping(node, seed=seed)
         return Labeler(
-            self._backend(node), templates, options, store=self.label_store, progress=self.progress.phases(key)
+            self._backend(node),
+            templates,
+            options,
+            store=self.label_store,
+            progress=self.progress.phases(key),
         )
 
     @cached_property

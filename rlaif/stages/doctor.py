@@ -21,29 +21,38 @@ from rlaif.tracking.wandb_run import has_login
 
 def _machine(ctx: Context) -> str:
     free = shutil.disk_usage(ctx.root if ctx.root.exists() else ctx.root.anchor).free / 2**30
-    return f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, {free:.0f} GiB free on disk"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{versions}, {os.cpu_count()} cores, {free:.0f} GiB free on disk"
 
 
 def _device(ctx: Context) -> str:
     spec = ctx.model_spec
-    rates = ", ".join(f"{name} {matrix_rate(name, spec.device) / 1e9:,.0f} GFLOP/s" for name in ("bfloat16", "float32"))
+    rates = ", ".join(
+        f"{name} {matrix_rate(name, spec.device) / 1e9:,.0f} GFLOP/s" for name in ("bfloat16", "float32")
+    )
     name = torch.cuda.get_device_name() if spec.device == "cuda" else "processor"
     return f"{name}; computes in {spec.dtype} ({rates})"
 
 
 def _model(ctx: Context) -> str:
     model = ctx.model()
-    config = model.trunk.config
-    return f"{model.identity['name']}: {config.num_layers} layers, {model.trunk.top_layers} trained, EOS {model.eos_id}, pad {model.pad_id}"
+    layers, trained = model.trunk.config.num_layers, model.trunk.top_layers
+    tokens = f"EOS {model.eos_id}, pad {model.pad_id}"
+    return f"{model.identity['name']}: {layers} layers, {trained} trained, {tokens}"
 
 
 def _task(ctx: Context) -> str:
     task = ctx.task
-    return f"{task.name}: {len(task.train)} train, {len(task.validation)} validation, {len(task.test)} test prompts, {len(task.pairs)} pairs, {len(task.gold_pairs)} gold pairs"
+    splits = ", ".join(f"{len(getattr(task, name))} {name}" for name in ("train", "validation", "test"))
+    return f"{task.name}: {splits} prompts; {len(task.pairs)} pairs, {len(task.gold_pairs)} gold pairs"
 
 
 def _wandb(ctx: Context) -> str:
-    return f"mode {ctx.cfg.tracking.mode}; " + ("a login is present: runs go online" if has_login() else "no login: runs stay offline, sync them with `wandb sync`")
+    return f"mode {ctx.cfg.tracking.mode}; " + (
+        "a login is present: runs go online"
+        if has_login()
+        else "no login: runs stay offline, sync them with `wandb sync`"
+    )
 
 
 def _choices(ctx: Context) -> str:
@@ -52,7 +61,7 @@ def _choices(ctx: Context) -> str:
     backend = labeler._backend
     question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
     scores = backend.choice_logprobs([question], ["1", "2"])[0].logprobs
-    mass = sum(2.718281828 ** s for s in scores if s is not None)
+    mass = sum(2.718281828**s for s in scores if s is not None)
     return f"{mass:.1%} of the next token's probability lies on the choices 1 and 2"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rlaif.artifacts import Artifact
+from rlaif.data.datamodule import EncodedRow, collate_sequences
 from rlaif.evaluation import compare, text_report, win_rate_report
 from rlaif.inference.sampler import Decoding
 from rlaif.io import read_records, write_records
@@ -16,7 +17,6 @@ from rlaif.models.split import Top
 from rlaif.models.weights import load_reward, load_top
 from rlaif.modules.optim import response_logprobs
 from rlaif.records import Comparison, Pair, Sample
-from rlaif.data.datamodule import EncodedRow, collate_sequences
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.label import labeler_identity
@@ -39,7 +39,10 @@ def _responses(ctx: Context, top: Top, what: str) -> list[Sample]:
 
 
 def _judge(ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]) -> list[Comparison]:
-    pairs = [Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy") for p, b in zip(policy, baseline, strict=True)]
+    pairs = [
+        Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy")
+        for p, b in zip(policy, baseline, strict=True)
+    ]
     judged = ctx.labeler("judge", ctx.cfg.seeds.eval).label(pairs)
     return compare(
         pairs,
@@ -56,14 +59,14 @@ def _kl(policy: Top, baseline: Top, rows: Sequence[EncodedRow], device: str, tem
     total = 0.0
     for start in range(0, len(rows), 64):
         batch = collate_sequences(rows[start : start + 64]).to(device)
-        new, old = (
-            response_logprobs(top, top(batch.features), batch.ids, batch.response_mask, temperature) for top in (policy, baseline)
-        )
+        new, old = (response_logprobs(top, batch, temperature) for top in (policy, baseline))
         total += float((new - old).sum())
     return total / len(rows)
 
 
-def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rm: Artifact | None) -> dict[str, Any]:
+def judge_policies(
+    ctx: Context, folder: Path, policy: Top, baseline: Top, rm: Artifact | None
+) -> dict[str, Any]:
     """Head-to-head of two policies with every measure of the result table; writes the comparisons."""
     new, old = _responses(ctx, policy, "policy"), _responses(ctx, baseline, "baseline")
     comparisons = _judge(ctx, new, old)
@@ -75,7 +78,10 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rm: A
             if measure not in ("n", "response_length"):
                 base, low, bound = measure.partition("_ci_")
                 metrics[f"eval/{base}_{who}{low}{bound}"] = value
-    pairs = [Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy") for p, b in zip(new, old, strict=True)]
+    pairs = [
+        Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy")
+        for p, b in zip(new, old, strict=True)
+    ]
     encoded = encode_pairs(ctx, pairs, "evaluation")
     temperature = ctx.cfg.eval.temperature or 1.0
     metrics["eval/kl"] = _kl(policy, baseline, [a for a, _ in encoded], ctx.model().device, temperature)
@@ -84,14 +90,15 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rm: A
         scores = score_rows(ctx, top, head, [side for pair in encoded for side in pair])
         metrics["eval/reward_policy"] = sum(scores[::2]) / len(pairs)
         metrics["eval/reward_baseline"] = sum(scores[1::2]) / len(pairs)
-        wins = [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in zip(scores[::2], scores[1::2], strict=True)]
+        wins = [
+            1.0 if a > b else 0.0 if a < b else 0.5 for a, b in zip(scores[::2], scores[1::2], strict=True)
+        ]
         metrics["eval/reward_win_rate"] = sum(wins) / len(wins)
     return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
 
 
 def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[str, Any]]:
     """Samples side by side, for tables and reports."""
-
 
     rows = read_records(artifact.file(COMPARISONS_FILE), Comparison)
     return [
@@ -120,7 +127,13 @@ def eval_config(ctx: Context) -> dict[str, Any]:
     node = plain(ctx.cfg.eval)
     node.pop("max_rows")
     judge = labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
-    return {"eval": node, "judge": judge, "name": ctx.cfg.judge.name, "model": ctx.model_identity, "encoding": ctx.encoding}
+    return {
+        "eval": node,
+        "judge": judge,
+        "name": ctx.cfg.judge.name,
+        "model": ctx.model_identity,
+        "encoding": ctx.encoding,
+    }
 
 
 def _work(ctx: Context) -> Work:

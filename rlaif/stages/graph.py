@@ -74,7 +74,10 @@ class Graph:
         if kind in self.built:
             return self.built[kind]
         stage = self.stages[kind]
-        parents = {name: self.get(name, force=force_parents, force_parents=force_parents) for name in stage.parents(self.ctx)}
+        parents = {
+            name: self.get(name, force=force_parents, force_parents=force_parents)
+            for name in stage.parents(self.ctx)
+        }
         spec = stage.spec(self.ctx, parents)
 
         def build(folder: Path) -> dict[str, Any]:
@@ -97,7 +100,9 @@ class Graph:
                 spec = stage.spec(self.ctx, {parent: visit(parent) for parent in stage.parents(self.ctx)})
                 found = self.ctx.store.find(spec)
                 work = Work() if found else stage.work(self.ctx)
-                stand_in = Artifact(spec.kind, spec.digest, self.ctx.store.root / spec.name, {"metrics": {}}, reused=False)
+                stand_in = Artifact(
+                    spec.kind, spec.digest, self.ctx.store.root / spec.name, {"metrics": {}}, reused=False
+                )
                 done[name] = (Planned(name, spec.name, found is not None, work), found or stand_in)
             return done[name][1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from rlaif.errors import UserError
 from rlaif.evaluation import alignment_report
 from rlaif.io import read_jsonl, read_records, write_records
-from rlaif.labelers import LabelerOptions, TemplateSet, estimate
+from rlaif.labelers import LabelerOptions, LabelResult, TemplateSet, estimate
 from rlaif.records import Pair
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
@@ -28,7 +29,10 @@ GOLD_JUDGEMENTS_FILE = "gold_judgements.jsonl"
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     labeler = ctx.labeler("labeler", ctx.cfg.seeds.label)
-    pairs = [replace(p, gold=None, gold_source=None) for p in read_records(parents["sample"].file(PAIRS_FILE), Pair)]
+    pairs = [
+        replace(p, gold=None, gold_source=None)
+        for p in read_records(parents["sample"].file(PAIRS_FILE), Pair)
+    ]
     gold_pairs = ctx.encoder.fitting(ctx.task.gold_pairs)
     started = time.perf_counter()
     result = labeler.label(pairs)
@@ -39,18 +43,22 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     write_records(folder / GOLD_FILE, gold.preferences)
     write_records(folder / GOLD_JUDGEMENTS_FILE, gold.judgements)
     report = alignment_report(
-        [*pairs, *gold_pairs], [*result.preferences, *gold.preferences], [*result.judgements, *gold.judgements]
+        [*pairs, *gold_pairs],
+        [*result.preferences, *gold.preferences],
+        [*result.judgements, *gold.judgements],
     )
     asked = result.counters["asked"] + gold.counters["asked"]
     report["label/reused"] = result.counters["reused"] + gold.counters["reused"]
     report["label/pairs_per_s"] = (len(pairs) + len(gold_pairs)) / seconds if asked else 0.0
     report["label/n"] = len(pairs)
-    _check(ctx, report)
+    _check(ctx, [result, gold])
     return report
 
 
-def _check(ctx: Context, report: dict[str, Any]) -> None:
-    rate, limit = report.get("label/unparsed_rate", 0.0) + report.get("label/failed_rate", 0.0), ctx.cfg.labeler.max_unparsed
+def _check(ctx: Context, results: Sequence[LabelResult]) -> None:
+    """Judgements count here, not preferences: two orders that disagree were both read."""
+    lost = sum(r.counters["unparsed"] + r.counters["failed"] for r in results)
+    rate, limit = lost / max(sum(r.counters["judgements"] for r in results), 1), ctx.cfg.labeler.max_unparsed
     if rate > limit:
         raise UserError(
             f"{rate:.1%} of the labeler's judgements could not be read, more than labeler.max_unparsed={limit}: "
@@ -68,11 +76,14 @@ def trust_gate(ctx: Context, metrics: dict[str, Any]) -> None:
     if alignment is None:
         return
     if wanted is not None and alignment < wanted:
-        raise UserError(f"the labeler's alignment is {alignment:.3f}, below labeler.min_alignment={wanted}: choose another labeler")
+        raise UserError(
+            f"the labeler's alignment is {alignment:.3f}, below labeler.min_alignment={wanted}: choose another labeler"
+        )
     if low is not None and low < 0.5 and ctx.run is not None:
         ctx.run.alert(
             "labeler at chance",
-            f"alignment {alignment:.3f} with a lower bound of {low:.3f}: what is trained on these labels may be trained on noise",
+            f"alignment {alignment:.3f} with a lower bound of {low:.3f}: "
+            "what is trained on these labels may be trained on noise",
         )
 
 
@@ -82,7 +93,9 @@ def judgement_rows(ctx: Context, label: Any, sample: Any, limit: int) -> list[di
     rows = []
     for row in read_jsonl(label.file(JUDGEMENTS_FILE)):
         pair = pairs[row["pair_id"]]
-        rows.append({"prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b, **row})
+        rows.append(
+            {"prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b, **row}
+        )
         if len(rows) == limit:
             break
     return rows
@@ -108,7 +121,11 @@ def _work(ctx: Context) -> Work:
     else:
         filler = "x" * int(response_tokens(ctx) * 3.3)
         prompts = ctx.task.train[-node.num_prompts :]
-        pairs += [Pair(p.id, p.id, p.prompt, filler, filler, "policy") for p in prompts for _ in range(node.num_samples)]
+        pairs += [
+            Pair(p.id, p.id, p.prompt, filler, filler, "policy")
+            for p in prompts
+            for _ in range(node.num_samples)
+        ]
     if ctx.cfg.labeler.backend == "scripted":
         return Work()
     guess = estimate(pairs, templates, options)

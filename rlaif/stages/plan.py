@@ -65,7 +65,13 @@ def plan_table(ctx: Context, plan: Sequence[Planned]) -> Table:
         table.add_column(name, justify="left" if name in ("stage", "artifact", "what") else "right")
     for p in plan:
         counts = (f"{n:,.0f}" if n else "" for n in (p.work.forward, p.work.decoded, p.work.trained))
-        table.add_row(p.kind, p.name, "reuse" if p.exists else "build", *counts, "" if p.exists else duration(seconds[p.kind]))
+        table.add_row(
+            p.kind,
+            p.name,
+            "reuse" if p.exists else "build",
+            *counts,
+            "" if p.exists else duration(seconds[p.kind]),
+        )
     table.add_section()
     table.add_row("total", "", "", "", "", "", duration(sum(seconds.values())), style="bold")
     return table

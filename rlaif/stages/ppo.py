@@ -18,6 +18,7 @@ from rlaif.io import read_json, write_jsonl
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import TOP_FILE, load_reward, save_modules
 from rlaif.modules import PPOModule, PPOOptions
+from rlaif.modules.reward import sequence_scores
 from rlaif.rollout import Rollout, RolloutCollector
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
@@ -47,9 +48,7 @@ def model_reward(ctx: Context, parents: Parents) -> Callable[[Rollout], Tensor]:
         parts = []
         for start in range(0, len(rollout), 64):
             rows = slice(start, start + 64)
-            hidden = top(rollout.features[rows])
-            last = rollout.last[rows]
-            parts.append(head(hidden[torch.arange(len(last), device=last.device), last]))
+            parts.append(sequence_scores(top, head, rollout.features[rows], rollout.last[rows]))
         return (torch.cat(parts) - scale["mean"]) / scale["std"]
 
     return reward
@@ -120,7 +119,9 @@ def _module(ctx: Context, parents: Parents) -> tuple[PPOModule, int]:
         policy_top(ctx, parents) if node.value == "separate" else None,
         policy_top(ctx, parents).frozen_copy(),
         # A copy in the compute dtype decodes without casting the masters at every token.
-        collect=lambda iteration: collector.collect(policy.frozen_copy(), cursor.indices(iteration), iteration),
+        collect=lambda iteration: collector.collect(
+            policy.frozen_copy(), cursor.indices(iteration), iteration
+        ),
         reward=model_reward(ctx, parents),
         diagnose=_diagnose,
         rollouts_per_iteration=rollouts,
@@ -134,7 +135,12 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     _check(ctx)
     module, count = _module(ctx, parents)
     trainer = make_trainer(
-        ctx, folder / "work", max_epochs=count, gradient_clip=ctx.cfg.rl.gradient_clip, log_every=1, limit_val=False
+        ctx,
+        folder / "work",
+        max_epochs=count,
+        gradient_clip=ctx.cfg.rl.gradient_clip,
+        log_every=1,
+        limit_val=False,
     )
     rollouts = ctx.cfg.rl.prompts_per_iteration * ctx.cfg.rl.samples_per_prompt
     with ctx.progress.task("PPO (rollouts)", count * rollouts) as advance:
@@ -143,7 +149,9 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     save_modules(folder / TOP_FILE, {"top": module.policy})
     history = module.history
     write_jsonl(folder / HISTORY_FILE, [{"step": i, **row} for i, row in enumerate(history)])
-    metrics: dict[str, Any] = {name: fmean(row[name] for row in history[-LAST:] if name in row) for name in history[-1]}
+    metrics: dict[str, Any] = {
+        name: fmean(row[name] for row in history[-LAST:] if name in row) for name in history[-1]
+    }
     metrics["ppo/ratio_first"] = max(row["ppo/ratio_first"] for row in history)
     metrics["ppo/reward_start"] = history[0]["ppo/reward"]
     metrics["ppo/iterations"] = len(history)
@@ -153,15 +161,28 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 def _config(ctx: Context) -> dict[str, Any]:
     node = plain(ctx.cfg.rl)
     node.pop("max_rows")
-    return {"rl": node, "reward": plain(ctx.cfg.reward), "model": ctx.model_identity, "encoding": ctx.encoding}
+    return {
+        "rl": node,
+        "reward": plain(ctx.cfg.reward),
+        "model": ctx.model_identity,
+        "encoding": ctx.encoding,
+    }
 
 
 def _work(ctx: Context) -> Work:
     node = ctx.cfg.rl
-    rollouts = iterations(ctx, min(node.num_prompts, len(ctx.task.train))) * node.prompts_per_iteration * node.samples_per_prompt
+    rollouts = (
+        iterations(ctx, min(node.num_prompts, len(ctx.task.train)))
+        * node.prompts_per_iteration
+        * node.samples_per_prompt
+    )
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
     passes = node.ppo_epochs + 1  # scoring by policy, reference and reward model costs about one update
-    return Work(forward=rollouts * prompt, decoded=rollouts * response, trained=rollouts * (prompt + response) * passes)
+    return Work(
+        forward=rollouts * prompt,
+        decoded=rollouts * response,
+        trained=rollouts * (prompt + response) * passes,
+    )
 
 
 STAGE = Stage("ppo", 1, "rl", lambda ctx: ("rm", *sft_parent(ctx)), _config, _build, _work)

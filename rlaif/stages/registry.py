@@ -9,5 +9,12 @@ from rlaif.stages import evaluate, label, ppo, rm, sample, sft
 from rlaif.stages.graph import Stage
 
 STAGES: Mapping[str, Stage] = MappingProxyType(
-    {"sft": sft.STAGE, "sample": sample.STAGE, "label": label.STAGE, "rm": rm.STAGE, "ppo": ppo.STAGE, "eval": evaluate.STAGE}
+    {
+        "sft": sft.STAGE,
+        "sample": sample.STAGE,
+        "label": label.STAGE,
+        "rm": rm.STAGE,
+        "ppo": ppo.STAGE,
+        "eval": evaluate.STAGE,
+    }
 )

@@ -19,7 +19,9 @@ def choose_runs(ctx: Context) -> list[RunRecord]:
     node = ctx.cfg.report
     runs = [r for r in find_runs(ctx.root, stage=node.stage, group=node.group) if r.stage in NEWEST_FIRST]
     if not runs:
-        raise UserError(f"no finished run in {ctx.root / 'runs'}: run a stage first, or choose another report.stage or report.group")
+        raise UserError(
+            f"no finished run in {ctx.root / 'runs'}: run a stage first, or choose another report.stage or report.group"
+        )
     if node.stage is None and node.group is None:
         runs = [r for r in runs if r.stage == runs[-1].stage]
     return runs[-node.limit :]

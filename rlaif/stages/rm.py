@@ -12,7 +12,7 @@ import torch
 from rlaif.data.datamodule import EncodedRow, PreferenceRow, TextDataModule, collate_sequences
 from rlaif.errors import UserError
 from rlaif.evaluation import reward_report
-from rlaif.inference.scorer import SharedPrefix
+from rlaif.inference.packing import SharedPrefix
 from rlaif.io import read_records, stable_uniform, write_json
 from rlaif.models.split import ScalarHead, Top
 from rlaif.models.weights import TOP_FILE, save_modules
@@ -43,27 +43,37 @@ def encode_pairs(ctx: Context, pairs: Sequence[Pair], what: str) -> list[tuple[E
     """Both responses of each pair with the trunk's features; the prompt's pass is shared."""
     encoder = ctx.encoder
     groups = [
-        SharedPrefix(tuple(encoder.prompt(p.prompt)), (tuple(encoder.response(p.response_a)), tuple(encoder.response(p.response_b))))
+        SharedPrefix(
+            tuple(encoder.prompt(p.prompt)),
+            (tuple(encoder.response(p.response_a)), tuple(encoder.response(p.response_b))),
+        )
         for p in pairs
     ]
     with ctx.progress.task(f"trunk pass ({what})", len(groups)) as advance:
         features = ctx.features.get(ctx.model(), groups, advance)
     rows = []
     for group, (a, b) in zip(groups, features, strict=True):
-        both = [EncodedRow(torch.tensor([*group.prefix, *s]), f, len(group.prefix)) for s, f in zip(group.suffixes, (a, b), strict=True)]
+        both = [
+            EncodedRow(torch.tensor([*group.prefix, *s]), f, len(group.prefix))
+            for s, f in zip(group.suffixes, (a, b), strict=True)
+        ]
         rows.append((both[0], both[1]))
     return rows
 
 
 @torch.no_grad()
-def score_rows(ctx: Context, top: Top, head: ScalarHead, rows: Sequence[EncodedRow], batch: int = 128) -> list[float]:
+def score_rows(
+    ctx: Context, top: Top, head: ScalarHead, rows: Sequence[EncodedRow], batch: int = 128
+) -> list[float]:
     """Reward of each sequence, in order."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     scores = [0.0] * len(rows)
     for start in range(0, len(order), batch):
         indices = order[start : start + batch]
         tokens = collate_sequences([rows[i] for i in indices]).to(ctx.model().device)
-        for index, score in zip(indices, sequence_scores(top, head, tokens).tolist(), strict=True):
+        for index, score in zip(
+            indices, sequence_scores(top, head, tokens.features, tokens.last).tolist(), strict=True
+        ):
             scores[index] = score
     return scores
 
@@ -73,7 +83,10 @@ def _labelled(ctx: Context, parents: Parents) -> list[Labelled]:
     preferences = {p.pair_id: p for p in read_records(parents["label"].file(PREFERENCES_FILE), Preference)}
     usable = [(pair, preferences[pair.id]) for pair in pairs if preferences[pair.id].p_a is not None]
     encoded = encode_pairs(ctx, [pair for pair, _ in usable], "pairs")
-    return [Labelled(pair, label, PreferenceRow(a, b, float(label.p_a or 0.0))) for (pair, label), (a, b) in zip(usable, encoded, strict=True)]
+    return [
+        Labelled(pair, label, PreferenceRow(a, b, float(label.p_a or 0.0)))
+        for (pair, label), (a, b) in zip(usable, encoded, strict=True)
+    ]
 
 
 def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[str, list[Labelled]]:
@@ -81,11 +94,20 @@ def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[str, list[Labelled]]:
     node, parts = ctx.cfg.rm, {"train": [], "validation": [], "test": []}
     for row in rows:
         place = stable_uniform("rm-split", row.pair.prompt_id)
-        name = "test" if place < node.test_fraction else "validation" if place < node.test_fraction + node.validation_fraction else "train"
+        name = (
+            "test"
+            if place < node.test_fraction
+            else "validation"
+            if place < node.test_fraction + node.validation_fraction
+            else "train"
+        )
         parts[name].append(row)
     empty = [name for name, part in parts.items() if not part]
     if empty:
-        raise UserError(f"{len(rows)} labelled pairs leave none for {empty[0]}: write a larger sample.num_prompts or other rm.*_fraction")
+        raise UserError(
+            f"{len(rows)} labelled pairs leave none for {empty[0]}: "
+            "write a larger sample.num_prompts or other rm.*_fraction"
+        )
     return parts
 
 
@@ -96,15 +118,25 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         raise UserError(f"rm.init={node.init} is not known: write sft or base")
     parts = _split(ctx, _labelled(ctx, parents))
     top = policy_top(ctx, parents if node.init == "sft" else {})
-    head = ScalarHead(ctx.model().trunk.config.hidden_size).init_normal(torch.Generator().manual_seed(ctx.cfg.seeds.rm))
+    head = ScalarHead(ctx.model().trunk.config.hidden_size).init_normal(
+        torch.Generator().manual_seed(ctx.cfg.seeds.rm)
+    )
     data = TextDataModule.preference_view(
-        [r.row for r in parts["train"]], [r.row for r in parts["validation"]], batch_size=node.batch_size, seed=ctx.cfg.seeds.rm
+        [r.row for r in parts["train"]],
+        [r.row for r in parts["validation"]],
+        batch_size=node.batch_size,
+        seed=ctx.cfg.seeds.rm,
     )
     steps = node.num_epochs * -(-len(parts["train"]) // node.batch_size)
     loss = PreferenceLossOptions(node.margin, node.label_smoothing, node.label_temperature, node.centering)
     module = RewardModule(top, head, optim_options(node, steps), loss, head_lr_factor=node.head_lr_factor)
     trainer = make_trainer(
-        ctx, folder / "work", max_epochs=node.num_epochs, gradient_clip=node.gradient_clip, log_every=2, limit_val=True
+        ctx,
+        folder / "work",
+        max_epochs=node.num_epochs,
+        gradient_clip=node.gradient_clip,
+        log_every=2,
+        limit_val=True,
     )
     with ctx.progress.task("reward model (pairs)", len(parts["train"]) * node.num_epochs) as advance:
         fit(trainer, module, folder / "work", data)
@@ -113,17 +145,26 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     return _report(ctx, folder, module, parts)
 
 
-def _report(ctx: Context, folder: Path, module: RewardModule, parts: dict[str, list[Labelled]]) -> dict[str, Any]:
+def _report(
+    ctx: Context, folder: Path, module: RewardModule, parts: dict[str, list[Labelled]]
+) -> dict[str, Any]:
     module.eval().to(ctx.model().device)
     test = parts["test"]
     scores = score_rows(ctx, module.top, module.head, [side for r in test for side in (r.row.a, r.row.b)])
-    lengths = [(len(r.row.a.ids) - r.row.a.prompt_length, len(r.row.b.ids) - r.row.b.prompt_length) for r in test]
+    lengths = [
+        (len(r.row.a.ids) - r.row.a.prompt_length, len(r.row.b.ids) - r.row.b.prompt_length) for r in test
+    ]
     report = reward_report(
-        [r.pair for r in test], [r.preference for r in test], list(zip(scores[::2], scores[1::2], strict=True)), lengths
+        [r.pair for r in test],
+        [r.preference for r in test],
+        list(zip(scores[::2], scores[1::2], strict=True)),
+        lengths,
     )
     # PPO reads rewards as distances from what the labelled responses got, so that beta means the same for every model.
     spread = torch.tensor(scores).std(correction=0).item()
-    write_json(folder / NORMALIZATION_FILE, {"mean": float(torch.tensor(scores).mean()), "std": max(spread, 1e-6)})
+    write_json(
+        folder / NORMALIZATION_FILE, {"mean": float(torch.tensor(scores).mean()), "std": max(spread, 1e-6)}
+    )
     return {**report, "rm/train_pairs": len(parts["train"]), "rm/best_val_loss": module.best_loss}
 
 
@@ -138,7 +179,10 @@ def _parents(ctx: Context) -> tuple[str, ...]:
 def _work(ctx: Context) -> Work:
     pairs = ctx.cfg.sample.num_prompts * ctx.cfg.sample.num_samples
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
-    return Work(forward=pairs * (prompt + 2 * response), trained=2 * pairs * (prompt + response) * ctx.cfg.rm.num_epochs)
+    return Work(
+        forward=pairs * (prompt + 2 * response),
+        trained=2 * pairs * (prompt + response) * ctx.cfg.rm.num_epochs,
+    )
 
 
 STAGE = Stage("rm", 1, "rm", _parents, _config, _build, _work)

@@ -29,7 +29,9 @@ def source(ctx: Context) -> str:
     if wanted not in ("auto", "dataset", "policy"):
         raise UserError(f"sample.source={wanted} is not known: write auto, dataset or policy")
     if wanted == "dataset" and not ctx.task.pairs:
-        raise UserError(f"sample.source=dataset, but task {ctx.task.name} has no pairs: write sample.source=policy")
+        raise UserError(
+            f"sample.source=dataset, but task {ctx.task.name} has no pairs: write sample.source=policy"
+        )
     return ("dataset" if ctx.task.pairs else "policy") if wanted == "auto" else wanted
 
 
@@ -39,13 +41,21 @@ def rl_prompts(ctx: Context, limit: int | None) -> list[Prompt]:
 
 
 def draw(
-    ctx: Context, top: Top, prompts: Sequence[Prompt], keys: Sequence[Any], decoding: Decoding, max_rows: int, what: str
+    ctx: Context,
+    top: Top,
+    prompts: Sequence[Prompt],
+    keys: Sequence[Any],
+    decoding: Decoding,
+    max_rows: int,
+    what: str,
 ) -> list[Sampled]:
     """One response for each prompt; `keys[i]` decides its noise."""
     seeds = [int(digest(key, 15), 16) for key in keys]
     encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]
     with ctx.progress.task(f"sampling ({what})", len(prompts)) as advance:
-        return sample(top, encoded, seeds, decoding, eos_id=ctx.model().eos_id, max_rows=max_rows, progress=advance)
+        return sample(
+            top, encoded, seeds, decoding, eos_id=ctx.model().eos_id, max_rows=max_rows, progress=advance
+        )
 
 
 def to_sample(ctx: Context, prompt: Prompt, drawn: Sampled) -> Sample:
@@ -67,14 +77,26 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
         drawn = draw(ctx, top, [p for p, _, _ in pending], keys, decoding, node.max_rows, "pairs")
         for (prompt, n, side), got in zip(pending, drawn, strict=True):
             texts[prompt.id, n, side] = to_sample(ctx, prompt, got)
-        equal = [(p, n) for p in prompts for n in range(node.num_samples) if texts[p.id, n, "a"].response == texts[p.id, n, "b"].response]
+        equal = [
+            (p, n)
+            for p in prompts
+            for n in range(node.num_samples)
+            if texts[p.id, n, "a"].response == texts[p.id, n, "b"].response
+        ]
         if not equal or attempt == node.max_redraws:
             break
         pending = [(p, n, "b") for p, n in equal]
         redrawn += len(pending)
     dropped = {(p.id, n) for p, n in equal}
     pairs = [
-        Pair(f"{p.id}#{n}", p.id, p.prompt, texts[p.id, n, "a"].response, texts[p.id, n, "b"].response, "policy")
+        Pair(
+            f"{p.id}#{n}",
+            p.id,
+            p.prompt,
+            texts[p.id, n, "a"].response,
+            texts[p.id, n, "b"].response,
+            "policy",
+        )
         for p in prompts
         for n in range(node.num_samples)
         if (p.id, n) not in dropped
@@ -97,7 +119,9 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     else:
         pairs, metrics = _draw_pairs(ctx, policy_top(ctx, parents).frozen_copy())
     if not pairs:
-        raise UserError("no pairs to label: every prompt was too long or every pair identical; see task.max_prompt_tokens")
+        raise UserError(
+            "no pairs to label: every prompt was too long or every pair identical; see task.max_prompt_tokens"
+        )
     write_records(folder / PAIRS_FILE, pairs)
     return {"sample/n": len(pairs), **metrics}
 

@@ -10,7 +10,7 @@ import torch
 
 from rlaif.data.datamodule import EncodedRow, TextDataModule
 from rlaif.errors import UserError
-from rlaif.inference.scorer import SharedPrefix
+from rlaif.inference.packing import SharedPrefix
 from rlaif.models.weights import TOP_FILE, load_top, save_modules
 from rlaif.modules import SFTModule
 from rlaif.records import Prompt
@@ -25,12 +25,14 @@ def _rows(ctx: Context, prompts: Sequence[Prompt], limit: int | None, what: str)
     referenced = [p for p in prompts if p.reference]
     fitting = ctx.encoder.fitting(referenced)[:limit]
     groups = [
-        SharedPrefix(tuple(ctx.encoder.prompt(p.prompt)), (tuple(ctx.encoder.response(p.reference or "")),)) for p in fitting
+        SharedPrefix(tuple(ctx.encoder.prompt(p.prompt)), (tuple(ctx.encoder.response(p.reference or "")),))
+        for p in fitting
     ]
     with ctx.progress.task(f"trunk pass ({what} rows)", len(groups)) as advance:
         features = ctx.features.get(ctx.model(), groups, advance)
     return [
-        EncodedRow(torch.tensor([*g.prefix, *g.suffixes[0]]), f[0], len(g.prefix)) for g, f in zip(groups, features, strict=True)
+        EncodedRow(torch.tensor([*g.prefix, *g.suffixes[0]]), f[0], len(g.prefix))
+        for g, f in zip(groups, features, strict=True)
     ]
 
 
@@ -39,12 +41,19 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     train = _rows(ctx, ctx.task.train, node.num_rows, "SFT")
     validation = _rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
     if not train or not validation:
-        raise UserError("the task has no references to fine-tune on: write sft.enabled=false, or add a reference column")
+        raise UserError(
+            "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
+        )
     data = TextDataModule.sft_view(train, validation, batch_size=node.batch_size, seed=ctx.cfg.seeds.sft)
     steps = node.num_epochs * -(-len(train) // node.batch_size)
     module = SFTModule(model.trunk.new_top(), optim_options(node, steps))
     trainer = make_trainer(
-        ctx, folder / "work", max_epochs=node.num_epochs, gradient_clip=node.gradient_clip, log_every=5, limit_val=True
+        ctx,
+        folder / "work",
+        max_epochs=node.num_epochs,
+        gradient_clip=node.gradient_clip,
+        log_every=5,
+        limit_val=True,
     )
     with ctx.progress.task("SFT (rows)", len(train) * node.num_epochs) as advance:
         fit(trainer, module, folder / "work", data)

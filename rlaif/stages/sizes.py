@@ -12,7 +12,9 @@ CHARS_PER_TOKEN = 3.3
 def prompt_tokens(ctx: Context) -> float:
     """Mean tokens of an encoded prompt that fits."""
     chars_per_token = 1.0 if ctx.cfg.models.tiny else CHARS_PER_TOKEN
-    overhead = len(ctx.cfg.task.prefix + ctx.cfg.task.suffix) / chars_per_token + (25 if ctx.cfg.task.chat else 0)
+    overhead = len(ctx.cfg.task.prefix + ctx.cfg.task.suffix) / chars_per_token + (
+        25 if ctx.cfg.task.chat else 0
+    )
     sizes = [len(p.prompt) / chars_per_token + overhead for p in ctx.task.train[:400]]
     fitting = [min(size, ctx.cfg.task.max_prompt_tokens) for size in sizes] or [0.0]
     return fmean(fitting)

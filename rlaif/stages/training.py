@@ -26,7 +26,9 @@ CHECKPOINT = "last.ckpt"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it: a killed run leaves the previous one whole."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}-{os.getpid()}")
@@ -41,7 +43,12 @@ class EpochCheckpoint(ModelCheckpoint):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
-            dirpath=folder, filename="last", save_top_k=1, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+            dirpath=folder,
+            filename="last",
+            save_top_k=1,
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
         )
 
 
@@ -49,11 +56,18 @@ def quiet_lightning() -> None:
     """Lightning's tips and hardware lines are noise in a pipeline of several fits."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for pattern in (".*does not have many workers.*", ".*Checkpoint directory.*exists.*", ".*LeafSpec.*", ".*isinstance.treespec.*"):
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+    ):
         warnings.filterwarnings("ignore", message=pattern)
 
 
-def make_trainer(ctx: Context, work: Path, *, max_epochs: int, gradient_clip: float, log_every: int, limit_val: bool) -> pl.Trainer:
+def make_trainer(
+    ctx: Context, work: Path, *, max_epochs: int, gradient_clip: float, log_every: int, limit_val: bool
+) -> pl.Trainer:
     """A Trainer whose checkpoints lie in `work` and whose metrics go to the run record."""
     quiet_lightning()
     callbacks: list[pl.Callback] = [EpochCheckpoint(work / "checkpoints")]
@@ -76,7 +90,12 @@ def make_trainer(ctx: Context, work: Path, *, max_epochs: int, gradient_clip: fl
     )
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, work: Path, datamodule: pl.LightningDataModule | None = None) -> None:
+def fit(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    work: Path,
+    datamodule: pl.LightningDataModule | None = None,
+) -> None:
     """Fit, continuing from the checkpoint in `work` where there is one. Raises KeyboardInterrupt as itself."""
     module.train()
     checkpoint = work / "checkpoints" / CHECKPOINT
@@ -90,7 +109,9 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, work: Path, datamodule:
 
 def optim_options(node: Any, total_steps: int) -> OptimOptions:
     """The optimiser's options out of a stage's configuration."""
-    return OptimOptions(node.lr, node.weight_decay, node.eps, node.schedule, node.warmup_fraction, max(1, total_steps))
+    return OptimOptions(
+        node.lr, node.weight_decay, node.eps, node.schedule, node.warmup_fraction, max(1, total_steps)
+    )
 
 
 __all__ = ["PreferenceBatch", "TokenBatch", "fit", "make_trainer", "optim_options"]

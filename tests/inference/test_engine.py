@@ -5,8 +5,10 @@ import torch
 from scipy.stats import chisquare
 
 from rlaif.inference.batches import length_buckets
+from rlaif.inference.features import FeatureCache
+from rlaif.inference.packing import SharedPrefix
 from rlaif.inference.sampler import Decoding, pick_tokens, row_uniforms, sample
-from rlaif.inference.scorer import SharedPrefix, common_prefix, next_token_logprobs, sequence_logprobs
+from rlaif.inference.scorer import common_prefix, next_token_logprobs, sequence_logprobs
 
 
 def _prompts(count, seed=0):
@@ -36,7 +38,12 @@ def test_greedy_decoding_equals_transformers_generate(tiny_model, trainable):
     ours = sample(top, prompts, [0] * 50, Decoding(12, 0.0), eos_id=model.eos_id, max_rows=16)
     for prompt, got in zip(prompts, ours, strict=True):
         expected = hf.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=2
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=2,
         )[0, len(prompt) :].tolist()
         assert list(got.ids) == expected
 
@@ -46,7 +53,10 @@ def test_samples_do_not_depend_on_the_batch(tiny_model):
     top = model.trunk.new_top()
     prompts, seeds, decoding = _prompts(20), list(range(20)), Decoding(10, 1.0)
     together = sample(top, prompts, seeds, decoding, eos_id=model.eos_id, max_rows=20)
-    alone = [sample(top, [p], [s], decoding, eos_id=model.eos_id, max_rows=1)[0] for p, s in zip(prompts, seeds, strict=True)]
+    alone = [
+        sample(top, [p], [s], decoding, eos_id=model.eos_id, max_rows=1)[0]
+        for p, s in zip(prompts, seeds, strict=True)
+    ]
     assert [s.ids for s in together] == [s.ids for s in alone]
     other = sample(top, prompts, [s + 100 for s in seeds], decoding, eos_id=model.eos_id, max_rows=20)
     assert [s.ids for s in together] != [s.ids for s in other]
@@ -59,7 +69,15 @@ def test_kept_features_are_those_of_a_fresh_pass(tiny_model, trainable):
     prompts = _prompts(9)
     for prompt, got in zip(
         prompts,
-        sample(top, prompts, list(range(9)), Decoding(6, 1.0), eos_id=model.eos_id, max_rows=4, keep_features=True),
+        sample(
+            top,
+            prompts,
+            list(range(9)),
+            Decoding(6, 1.0),
+            eos_id=model.eos_id,
+            max_rows=4,
+            keep_features=True,
+        ),
         strict=True,
     ):
         fresh = model.trunk(torch.tensor([[*prompt, *got.ids]]))[0]
@@ -71,9 +89,17 @@ def test_sampling_draws_from_the_softmax():
     draws = 20_000
     ids = pick_tokens(logits.expand(draws, 4), row_uniforms([7], draws)[0], temperature=0.7, top_k=0)
     expected = (logits / 0.7).softmax(-1) * draws
-    assert chisquare(torch.bincount(ids, minlength=4).numpy(), expected.numpy() / expected.sum().item() * draws).pvalue > 1e-3
+    assert (
+        chisquare(
+            torch.bincount(ids, minlength=4).numpy(), expected.numpy() / expected.sum().item() * draws
+        ).pvalue
+        > 1e-3
+    )
     wrong = logits.softmax(-1).double() * draws  # the temperature forgotten: the same test must see it
-    assert chisquare(torch.bincount(ids, minlength=4).numpy(), (wrong / wrong.sum() * draws).numpy()).pvalue < 1e-6
+    assert (
+        chisquare(torch.bincount(ids, minlength=4).numpy(), (wrong / wrong.sum() * draws).numpy()).pvalue
+        < 1e-6
+    )
     top_two = pick_tokens(logits.expand(draws, 4), row_uniforms([7], draws)[0], temperature=1.0, top_k=2)
     assert set(top_two.tolist()) == {1, 2}
 
@@ -82,7 +108,10 @@ def test_sequence_logprobs_equal_plain_passes(tiny_model):
     model = tiny_model("top:1")
     top = model.trunk.new_top()
     texts = _prompts(24, seed=3)
-    groups = [SharedPrefix(tuple(texts[3 * i]), (tuple(texts[3 * i + 1]), tuple(texts[3 * i + 2]))) for i in range(8)]
+    groups = [
+        SharedPrefix(tuple(texts[3 * i]), (tuple(texts[3 * i + 1]), tuple(texts[3 * i + 2])))
+        for i in range(8)
+    ]
     groups.append(SharedPrefix((5,), ((6, 7), (8,))))
     with torch.no_grad():
         for group, scores in zip(groups, sequence_logprobs(top, groups), strict=True):
@@ -111,3 +140,31 @@ def test_length_buckets_cover_all_rows_once():
     batches = list(length_buckets(lengths, max_tokens=300, max_rows=7))
     assert sorted(i for batch in batches for i in batch) == list(range(57))
     assert all(len(b) <= 7 and (len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 300) for b in batches)
+
+
+def test_samples_of_one_prompt_share_its_pass_and_change_nothing(tiny_model):
+    model = tiny_model("top:1")
+    top = model.trunk.new_top()
+    prompts = [p for p in _prompts(5) for _ in range(3)]
+    seeds, decoding = list(range(15)), Decoding(8, 1.0)
+    shared = sample(top, prompts, seeds, decoding, eos_id=model.eos_id, max_rows=15, keep_features=True)
+    for prompt, seed, got in zip(prompts, seeds, shared, strict=True):
+        alone = sample(top, [prompt], [seed], decoding, eos_id=model.eos_id, max_rows=1, keep_features=True)
+        assert alone[0].ids == got.ids
+        torch.testing.assert_close(alone[0].features, got.features, rtol=0, atol=1e-5)
+
+
+def test_packed_features_are_those_of_each_text_alone(tiny_model, tmp_path):
+    model = tiny_model("top:1")
+    texts = [tuple(t) for t in _prompts(12, seed=8)]
+    groups = [SharedPrefix(texts[3 * i], (texts[3 * i + 1], texts[3 * i + 2])) for i in range(4)]
+    cache = FeatureCache(tmp_path / "trunk", 2**30)
+    for read in (cache.get(model, groups), cache.get(model, groups)):  # computed, then from disk
+        for group, features in zip(groups, read, strict=True):
+            for suffix, own in zip(group.suffixes, features, strict=True):
+                fresh = model.trunk(torch.tensor([[*group.prefix, *suffix]]))[0]
+                torch.testing.assert_close(own, fresh, rtol=0, atol=1e-5)
+    assert len(list((tmp_path / "trunk").glob("*.safetensors"))) == 1
+    small = FeatureCache(tmp_path / "trunk", 1)
+    small.get(model, groups[:1])
+    assert len(list((tmp_path / "trunk").glob("*.safetensors"))) == 1, "the older file goes first"

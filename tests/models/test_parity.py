@@ -50,9 +50,18 @@ def test_parity_can_fail(tiny_model, ids):
 def test_other_families_equal_transformers(ids, tmp_path, family):
     from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    sizes = dict(vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
-    extra = dict(sliding_window=None) if family == "mistral" else {}
-    config = {"qwen2": Qwen2Config, "mistral": MistralConfig}[family](**sizes, **extra, tie_word_embeddings=False)
+    sizes = {
+        "vocab_size": 259,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    extra = {"sliding_window": None} if family == "mistral" else {}
+    config = {"qwen2": Qwen2Config, "mistral": MistralConfig}[family](
+        **sizes, **extra, tie_word_embeddings=False
+    )
     hf = {"qwen2": Qwen2ForCausalLM, "mistral": MistralForCausalLM}[family](config).eval()
     for name, parameter in hf.named_parameters():
         if name.endswith("bias"):
@@ -86,7 +95,9 @@ def test_exported_reward_model_gives_the_same_scores(tiny_model, tmp_path, train
     model = tiny_model(trainable)
     top, head = model.trunk.new_top(), ScalarHead(32).init_normal(torch.Generator().manual_seed(3))
     export_reward(tmp_path / "reward", model, top, head)
-    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", dtype=torch.float32).eval()
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "reward", dtype=torch.float32
+    ).eval()
     rows = [[5, 6, 7, 8, model.eos_id], [9, 10, model.eos_id]]
     padded = torch.tensor([rows[0], [*rows[1], model.pad_id, model.pad_id]])
     with torch.no_grad():
@@ -140,3 +151,22 @@ def test_pad_is_never_eos():
     tokenizer.pad_token = tokenizer.eos_token
     ensure_pad(tokenizer)
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+
+
+@pytest.mark.parametrize("trainable", ["full", "top:1", "top:2"])
+def test_the_last_layer_may_run_on_the_positions_that_are_read(tiny_model, ids, trainable):
+    model = tiny_model(trainable)
+    top = model.trunk.new_top()
+    features = model.trunk(ids)
+    rows = torch.tensor([[3, 9], [0, 16], [5, 5]])
+    whole = top(features)
+    picked = top(features, rows=rows)
+    expected = torch.stack([whole[i, r] for i, r in enumerate(rows)])
+    torch.testing.assert_close(picked, expected, rtol=0, atol=1e-5)
+    gradients = []
+    for output in (picked, expected):
+        top.zero_grad()
+        output.square().sum().backward(retain_graph=True)
+        gradients.append([p.grad.clone() for p in top.layers.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

