@@ -17,13 +17,16 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlaif.errors import UserError
+from rlaif.stages.messages import one_sentence
 
+CONF = Path(__file__).resolve().parent / "conf"
 failed: list[str] = []
 
 
-def one_sentence(error: Exception) -> str:
-    """The error's own words on one line."""
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+def report(error: Exception) -> None:
+    """A user's mistake: one sentence on stderr, no traceback."""
+    failed.append(one_sentence(error, CONF))
+    print(f"error: {failed[-1]}", file=sys.stderr)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -35,9 +38,7 @@ def main(cfg: DictConfig) -> None:
     try:
         summary = run_job(cfg, list(job.overrides.task), group)
     except (UserError, OmegaConfBaseException, HydraException) as error:
-        # In a multirun the later jobs still run; the exit code tells at the end.
-        failed.append(one_sentence(error))
-        print(f"error: {failed[-1]}", file=sys.stderr)
+        report(error)  # in a multirun the later jobs still run; the exit code tells at the end
         return
     if summary:
         print(f"summary: {summary}")
@@ -47,5 +48,5 @@ if __name__ == "__main__":
     try:
         main()
     except (UserError, OmegaConfBaseException, HydraException) as error:
-        sys.exit(print(f"error: {one_sentence(error)}", file=sys.stderr) or 2)
+        report(error)
     sys.exit(2 if failed else 0)

@@ -265,7 +265,12 @@ class ArtifactStore:
             partial.mkdir(parents=True, exist_ok=True)
             (partial / MANIFEST).unlink(missing_ok=True)
             started = time.monotonic()
-            metrics = json_ready(dict(build(partial)))
+            try:
+                metrics = json_ready(dict(build(partial)))
+            except BaseException:
+                if not any(partial.iterdir()):  # refused before anything was written: nothing to resume
+                    partial.rmdir()
+                raise
             seconds = time.monotonic() - started
             if (partial / MANIFEST).exists():
                 raise ValueError(

@@ -134,6 +134,11 @@ class EpochBatches(Sampler[list[int]]):
     `set_epoch`, also after a resume.
     """
 
+    @property
+    def sampler(self) -> EpochBatches:
+        """Itself: Lightning tells the epoch to a batch sampler's `sampler` alone."""
+        return self
+
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pool: int = 16) -> None:
         self.lengths, self.batch_size, self.seed, self.pool = lengths, batch_size, seed, pool
         self.epoch = 0

@@ -89,6 +89,7 @@ def load_docs(
     validation_fraction: float,
     gold_pairs_per_construction: int,
     seed: int,
+    packages: Sequence[str] | None,
     search_dirs: Sequence[Path] | None,
 ) -> TaskData:
     """The `docs` task: prompt = a function without its docstring, reference = its first sentence.
@@ -99,7 +100,8 @@ def load_docs(
         min_reference_words, max_reference_words: bounds on the sentence, both included.
         max_rows: how many rows to use, drawn by hash; a smaller number gives a subset. None = all.
         gold_pairs_per_construction: gold pairs for each of the four constructions, from test rows.
-        search_dirs: folders whose packages are read; None = the known dependencies in site-packages.
+        packages: import names of the installed packages to read; None = the known dependencies.
+        search_dirs: folders whose packages are read; None = site-packages.
 
     A row's split is a hash of its content cluster, so it never depends on `max_rows`, and copies never
     lie in two splits. There are no training pairs: the policy samples them.
@@ -108,7 +110,7 @@ def load_docs(
     check_fractions(test_fraction=test_fraction, validation_fraction=validation_fraction)
     check_max_rows(max_rows)
     limits = SentenceFilter(max_prompt_chars, min_reference_words, max_reference_words)
-    index = load_index(cache_dir, limits, search_dirs)
+    index = load_index(cache_dir, limits, packages, search_dirs)
     ordered = sorted(index, key=lambda row: (stable_uniform("docs-row", seed, row.id), row.id))
     used = ordered[:max_rows]
     fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
@@ -152,9 +154,14 @@ def _package(row_id: str) -> str:
     return row_id.split(":")[0].split(".")[0]
 
 
-def load_index(cache_dir: Path, limits: SentenceFilter, search_dirs: Sequence[Path] | None) -> list[DocRow]:
+def load_index(
+    cache_dir: Path,
+    limits: SentenceFilter,
+    packages: Sequence[str] | None,
+    search_dirs: Sequence[Path] | None,
+) -> list[DocRow]:
     """All rows that pass `limits`, from the cache or indexed now (about 20 s for the dependencies)."""
-    files = list(source_files(search_dirs))
+    files = list(source_files(packages, search_dirs))
     # Sizes and times stand for versions: they change with every installation that changes the text.
     stamps = [[module, path.stat().st_size, path.stat().st_mtime_ns] for module, path in files]
     key = digest([INDEX_VERSION, sys.version_info[:2], asdict(limits), stamps], 16)
@@ -173,15 +180,15 @@ def load_index(cache_dir: Path, limits: SentenceFilter, search_dirs: Sequence[Pa
         return read_records(cache, DocRow)
 
 
-def source_files(search_dirs: Sequence[Path] | None) -> Iterator[tuple[str, Path]]:
-    """(dotted module name, path) of the Python files to read, sorted; tests and copies are left out."""
-    roots = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
-    tops = [root / package for root in dict.fromkeys(roots) for package in PACKAGES]
-    if search_dirs is not None:
-        tops = [Path(folder) for folder in search_dirs]
+def source_files(
+    packages: Sequence[str] | None, search_dirs: Sequence[Path] | None
+) -> Iterator[tuple[str, Path]]:
+    """(dotted module name, path) of the Python files to read, sorted; tests and copies are left out.
+
+    Raises UserError for a package that is named and not there.
+    """
     seen: set[str] = set()
-    for top in tops:
-        base = top.parent if search_dirs is None else top
+    for base, top in _folders(packages, search_dirs):
         for path in sorted(top.rglob("*.py")):
             relative = path.relative_to(base).as_posix()
             module = relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
@@ -189,6 +196,24 @@ def source_files(search_dirs: Sequence[Path] | None) -> Iterator[tuple[str, Path
                 continue
             seen.add(module)
             yield module, path
+
+
+def _folders(
+    packages: Sequence[str] | None, search_dirs: Sequence[Path] | None
+) -> Iterator[tuple[Path, Path]]:
+    """(folder that module names start from, folder to read) for each package or search folder."""
+    if search_dirs is not None and packages is None:
+        yield from ((Path(folder), Path(folder)) for folder in search_dirs)
+        return
+    site = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
+    roots = list(dict.fromkeys(site)) if search_dirs is None else [Path(folder) for folder in search_dirs]
+    for package in packages or ():
+        if not any((root / package).is_dir() for root in roots):
+            raise UserError(
+                f"task.packages: no package {package} is installed; write import names of installed packages, "
+                f"such as {', '.join(PACKAGES[-3:])}, or null for all."
+            )
+    yield from ((root, root / package) for root in roots for package in packages or PACKAGES)
 
 
 def _read_rows(files: Sequence[tuple[str, Path]], limits: SentenceFilter) -> Iterator[DocRow]:

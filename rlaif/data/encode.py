@@ -18,7 +18,8 @@ class Encoder:
 
     A prompt is `prefix + text + suffix`, wrapped by the model's chat template if `chat`. A response is its
     text (after `separator`) and EOS. Prompt and response are tokenised apart, so that a response has the
-    same ids whether it was sampled or read.
+    same ids whether it was sampled or read. Markers such as `<|im_end|>` inside a text are read as plain
+    characters, except in a chat prompt, which is tokenised as its template renders it.
     """
 
     tokenizer: Any
@@ -42,25 +43,44 @@ class Encoder:
             full = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": full}], tokenize=False, add_generation_prompt=True
             )
-        return self.tokenizer.encode(full, add_special_tokens=False)
+        elif any(marker in text for marker in self.tokenizer.all_special_tokens):
+            # Prefix and suffix may hold markers on purpose, the text may not.
+            parts = self._marked(self.prefix), self._plain(text), self._marked(self.suffix)
+            return [token for part in parts for token in part]
+        return self._marked(full)
+
+    def _marked(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def prompt(self, text: str) -> list[int]:
-        """The prompt's ids; under `truncate` the middle text loses its end, never the cue behind it."""
+        """The prompt's ids; under `truncate` the middle text loses its end, never the cue behind it.
+
+        Raises UserError where what stands around the text leaves no room for any of it.
+        """
         ids = self.raw_prompt(text)
         if len(ids) <= self.max_prompt_tokens or self.too_long != "truncate":
             return ids
-        words = self.tokenizer.encode(text, add_special_tokens=False)
-        overhead = len(ids) - len(words)
-        kept = words[: max(self.max_prompt_tokens - overhead, 1)]
-        while True:
-            ids = self.raw_prompt(self.tokenizer.decode(kept))
-            if len(ids) <= self.max_prompt_tokens or len(kept) <= 1:
-                return ids
-            kept = kept[: len(kept) - (len(ids) - self.max_prompt_tokens)]
+        words = self._plain(text)
+        excess, kept = len(ids) - self.max_prompt_tokens, words
+        while excess > 0:
+            kept = kept[: max(len(kept) - excess, 0)]
+            # A cut inside a character decodes to a replacement character, which stands nowhere in the text.
+            start = self.tokenizer.decode(kept).rstrip("\ufffd")
+            if not start:
+                raise UserError(
+                    f"task.max_prompt_tokens={self.max_prompt_tokens} leaves no room for the text between "
+                    "task.prefix and task.suffix: write a higher limit"
+                )
+            ids = self.raw_prompt(start)
+            excess = len(ids) - self.max_prompt_tokens
+        return ids
 
     def response(self, text: str) -> list[int]:
         """The response's ids with EOS, cut to the limit (a cut response keeps no EOS)."""
-        ids = [*self.tokenizer.encode(self.separator + text, add_special_tokens=False), self.eos_id]
+        ids = [*self._plain(self.separator + text), self.eos_id]
         return ids[: self.max_response_tokens]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -84,4 +104,6 @@ class Encoder:
     def encode_sample(self, row: Sample) -> tuple[list[int], list[int]]:
         """(prompt ids, response ids) of a stored sample."""
         response = self.response(row.response)
-        return self.prompt(row.prompt), response if row.finished else response[:-1] or response
+        if not row.finished and response[-1] == self.eos_id and len(response) > 1:
+            response = response[:-1]
+        return self.prompt(row.prompt), response

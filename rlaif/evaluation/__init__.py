@@ -1,18 +1,22 @@
 """Records in, flat `name: number` out: alignment, reward-model accuracy, win rate, text measures."""
 
-from rlaif.evaluation.alignment import alignment_report
-from rlaif.evaluation.reward_model import reward_report
+from rlaif.evaluation.alignment import alignment_items, alignment_report, reliability
+from rlaif.evaluation.reward_model import reward_items, reward_report
 from rlaif.evaluation.text import copy_rate, distinct_ngram_share, rouge_l, text_report
-from rlaif.evaluation.win_rate import compare, outcome_of, win_rate_report
+from rlaif.evaluation.win_rate import compare, outcome_of, win_rate_items, win_rate_report
 
 __all__ = [
+    "alignment_items",
     "alignment_report",
     "compare",
     "copy_rate",
     "distinct_ngram_share",
     "outcome_of",
+    "reliability",
+    "reward_items",
     "reward_report",
     "rouge_l",
     "text_report",
+    "win_rate_items",
     "win_rate_report",
 ]

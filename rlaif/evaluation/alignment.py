@@ -7,12 +7,14 @@ section 2, AI Labeler Alignment). Gold 0.5 says nothing and is left out; a label
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from rlaif.evaluation.joining import agreement, by_pair, symmetric_calibration
+from rlaif.evaluation.joining import agreement, by_pair, folded, symmetric_calibration
 from rlaif.records import Judgement, Pair, Preference
-from rlaif.stats import binomial_test, cohen_kappa, proportion_interval
+from rlaif.stats import binomial_test, cohen_kappa, proportion_interval, reliability_bins
 
 # Resampling noise of an interval, not a setting of the study: fixed, so that equal inputs give equal reports.
 _SEED = 0
@@ -43,6 +45,30 @@ def alignment_report(
     if gaps:
         report["label/length_gap"] = float(np.mean(gaps))
     return report
+
+
+def alignment_items(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+    """A row for each parsed gold pair; the mean of its `label/alignment` is the report's."""
+    pair_of = by_pair(pairs, preferences)
+    return [
+        {
+            "id": x.pair_id,
+            "prompt_id": pair_of[x.pair_id].prompt_id,
+            "construction": pair_of[x.pair_id].construction,
+            "p_a": x.p_a,
+            "gold": pair_of[x.pair_id].gold,
+            "label/alignment": agreement(x.p_a, pair_of[x.pair_id].gold),
+        }
+        for x in preferences
+        if x.p_a is not None and pair_of[x.pair_id].gold not in (None, 0.5)
+    ]
+
+
+def reliability(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+    """Bins of stated confidence against how often it was right: what `label/ece` is made of."""
+    rows = alignment_items(pairs, preferences)
+    bins = reliability_bins(*folded([row["p_a"] for row in rows], [row["gold"] for row in rows]))
+    return [asdict(one) for one in bins]
 
 
 def _length_gap(pair: Pair, p_a: float | None) -> float:

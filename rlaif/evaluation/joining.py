@@ -41,6 +41,10 @@ def symmetric_calibration(p: Sequence[float], y: Sequence[float]) -> tuple[float
     always list the chosen response first would otherwise have one outcome only, and ECE would measure
     sharpness instead of calibration. At p = 0.5 no side is preferred and the outcome is 0.5 for ECE.
     """
-    folded = [0.5 if v == 0.5 else (t if v > 0.5 else 1 - t) for v, t in zip(p, y, strict=True)]
-    confidence = [max(v, 1 - v) for v in p]
-    return expected_calibration_error(confidence, folded), brier_score(p, y)
+    return expected_calibration_error(*folded(p, y)), brier_score(p, y)
+
+
+def folded(p: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """`p` and `y` both for the side that p prefers: confidences in [0.5, 1] and their outcomes."""
+    outcomes = [0.5 if v == 0.5 else (t if v > 0.5 else 1 - t) for v, t in zip(p, y, strict=True)]
+    return [max(v, 1 - v) for v in p], outcomes

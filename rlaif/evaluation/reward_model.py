@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -54,6 +55,31 @@ def reward_report(
     if pairs:
         report[f"{prefix}/length_correlation"] = _correlation(np.ravel(scores), np.ravel(lengths))
     return report
+
+
+def reward_items(
+    pairs: Sequence[Pair],
+    preferences: Sequence[Preference],
+    scores: Sequence[tuple[float, float]],
+    lengths: Sequence[tuple[int, int]],
+) -> list[dict[str, Any]]:
+    """A row for each pair with its rewards, tokens and targets; None where a target prefers no side.
+
+    The mean of its `rm/accuracy` (and `rm/gold_accuracy`) is the report's.
+    """
+    label_of = {preference.pair_id: preference.p_a for preference in preferences}
+    rows = []
+    for pair, (a, b), (tokens_a, tokens_b) in zip(pairs, scores, lengths, strict=True):
+        side = (float(np.sign(a - b)) + 1) / 2
+        targets = {"rm/accuracy": label_of.get(pair.id), "rm/gold_accuracy": pair.gold}
+        right = {
+            name: None if target in (None, 0.5) else agreement(side, target)
+            for name, target in targets.items()
+        }
+        values = {"reward_a": a, "reward_b": b, "tokens_a": tokens_a, "tokens_b": tokens_b}
+        own = {"id": pair.id, "prompt_id": pair.prompt_id, "p_a": label_of.get(pair.id), "gold": pair.gold}
+        rows.append({**own, **values, **right})
+    return rows
 
 
 def _accuracy(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 
 from rlaif.records import Sample
 from rlaif.stats import cluster_bootstrap_interval
@@ -19,7 +20,8 @@ _SEED = 0  # resampling noise of an interval, as in `alignment`
 
 @functools.cache
 def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    # Given by hand: the scorer logs a line when it makes its own.
+    return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=True))
 
 
 def rouge_l(prediction: str, reference: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,15 @@ def _sign_test_by_prompt(parsed: Sequence[Comparison]) -> float:
     for comparison in parsed:
         net[comparison.prompt_id] += _VALUE[comparison.outcome] - 0.5
     return sign_test(sum(v > 0 for v in net.values()), sum(v < 0 for v in net.values()))
+
+
+def win_rate_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """A row for each comparison with a verdict; the mean of its `eval/win_rate` is the report's."""
+    return [
+        {"id": x.id, "prompt_id": x.prompt_id, "eval/win_rate": _VALUE[x.outcome]}
+        for x in comparisons
+        if x.outcome != "unparsed"
+    ]
 
 
 def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str, float]:

@@ -73,7 +73,7 @@ def sequence_logprobs(
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens that all rows share."""
-    low, high = min(rows), max(rows)
+    low, high = min(map(list, rows)), max(map(list, rows))
     length = 0
     while length < min(len(low), len(high)) and low[length] == high[length]:
         length += 1

@@ -290,7 +290,7 @@ class Rope(nn.Module):
 
 
 def run_blocks(
-    blocks: Sequence[nn.Module],
+    blocks: Sequence[Block],
     hidden: Tensor,
     rope: Rope,
     *,
@@ -315,5 +315,7 @@ def run_blocks(
     for offset, block in enumerate(blocks[:whole]):
         hidden = block(hidden, tables, attend, first_layer + offset)
     if rows is not None:
+        if not isinstance(attend, DenseCausal):
+            raise TypeError("outputs at chosen rows need a DenseCausal attention")
         hidden = blocks[-1].forward_rows(hidden, tables, attend, first_layer + whole, rows)
     return hidden

@@ -42,6 +42,9 @@ class Trunk(nn.Module):
     Weights are kept in the compute dtype, since they are never trained.
     """
 
+    embedding: nn.Parameter
+    head: nn.Parameter
+
     def __init__(
         self,
         config: DecoderConfig,
@@ -91,7 +94,7 @@ class Trunk(nn.Module):
             return ids
         hidden = F.embedding(ids, self.embedding)
         return run_blocks(
-            list(self.blocks),
+            self.blocks,  # type: ignore[arg-type]
             hidden,
             self.rope,
             first_layer=0,
@@ -109,6 +112,10 @@ class Trunk(nn.Module):
 
 class Top(nn.Module):
     """The trainable upper layers and final norm of one role, in fp32; owns embedding and head if `full`."""
+
+    trunk: Trunk
+    embedding: nn.Parameter | None
+    head: nn.Parameter | None
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
@@ -165,10 +172,9 @@ class Top(nn.Module):
         Without `attend` attention is causal by matrix products (see `DenseCausal`).
         """
         trunk = self.trunk
-        embedded = self.embedding is not None
-        hidden = F.embedding(features, self.embedding).to(trunk.dtype) if embedded else features
+        hidden = features if self.embedding is None else F.embedding(features, self.embedding).to(trunk.dtype)
         hidden = run_blocks(
-            list(self.layers),
+            self.layers,  # type: ignore[arg-type]
             hidden,
             trunk.rope,
             first_layer=trunk.first_top,

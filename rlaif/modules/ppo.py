@@ -61,7 +61,7 @@ class PPOOptions:
     whiten_advantages: bool
     missing_eos_penalty: float  # subtracted from the score of a response without EOS [21]
     value_lr_factor: float
-    max_kl: float | None  # stop when KL to the reference policy (nats a response) passes this
+    max_kl: float | None  # stop, without more updates, when KL to the reference (nats a response) passes this
     seed: int
 
 

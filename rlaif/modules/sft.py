@@ -20,6 +20,9 @@ class SFTModule(pl.LightningModule):
     def __init__(self, top: Top, optim: OptimOptions) -> None:
         super().__init__()
         self.top, self._optim = top, optim
+        self.metrics: dict[
+            str, float
+        ] = {}  # the last epoch's, also after a resume that has nothing left to train
 
     def _loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return sft_loss(response_logprobs(self.top, batch), batch.response_mask)
@@ -32,6 +35,15 @@ class SFTModule(pl.LightningModule):
     def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
         loss, metrics = self._loss(batch)
         self.log("sft/val_loss", loss, batch_size=int(metrics["tokens"]), on_epoch=True, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        self.metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sft_metrics"] = self.metrics
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.metrics = checkpoint["sft_metrics"]
 
     def configure_optimizers(self) -> dict[str, Any]:
         return build_optimizer([(self.top.parameters(), 1.0)], self._optim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -69,8 +70,15 @@ class RolloutCollector:
         self._eos_id, self._samples, self._max_rows, self._seed = eos_id, samples_per_prompt, max_rows, seed
 
     def collect(self, policy: Top, indices: Sequence[int], iteration: int) -> Rollout:
-        """Sample for the prompts at `indices`; the rows of one prompt stand together."""
-        rows = [(i, s) for i in indices for s in range(self._samples)]
+        """Sample for the prompts at `indices`; the rows of one prompt stand together.
+
+        A prompt that comes again in one iteration counts its samples on, so that no response is a copy.
+        """
+        drawn_before: Counter[int] = Counter()
+        rows = []
+        for i in indices:
+            rows += [(i, drawn_before[i] + s) for s in range(self._samples)]
+            drawn_before[i] += self._samples
         seeds = [int(digest([self._seed, iteration, self._prompts[i].id, s], 15), 16) for i, s in rows]
         encoded = [list(self._encoded[i]) for i, _ in rows]
         drawn = sample(
@@ -83,16 +91,16 @@ class RolloutCollector:
             keep_features=True,
         )
         lengths = [len(p) + len(d.ids) for p, d in zip(encoded, drawn, strict=True)]
-        first = drawn[0].features
-        assert first is not None
+        kept = [d.features for d in drawn if d.features is not None]
+        first = kept[0]
         ids = torch.zeros(len(rows), max(lengths), dtype=torch.long, device=first.device)
         features = torch.zeros(
             len(rows), max(lengths), *first.shape[1:], dtype=first.dtype, device=first.device
         )
         mask = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (prompt, got) in enumerate(zip(encoded, drawn, strict=True)):
+        for row, (prompt, got, own) in enumerate(zip(encoded, drawn, kept, strict=True)):
             ids[row, : lengths[row]] = torch.tensor([*prompt, *got.ids])
-            features[row, : lengths[row]] = got.features
+            features[row, : lengths[row]] = own
             mask[row, len(prompt) : lengths[row]] = True
         return Rollout(
             ids,

@@ -10,37 +10,28 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from rlaif.artifacts import Artifact
 from rlaif.errors import UserError
+from rlaif.io import read_jsonl
 from rlaif.models.weights import export_policy, export_reward, load_reward, load_top
 from rlaif.reports import ablation_table, find_runs, load_run, result_table, terminal_table
+from rlaif.stages import evaluate, label, rm
 from rlaif.stages.clean import clean
-from rlaif.stages.compare import compare_arms
-from rlaif.stages.context import Context
+from rlaif.stages.compare import arm_contexts, compare_arms
+from rlaif.stages.context import Context, apply_seed, require_values
 from rlaif.stages.doctor import doctor
-from rlaif.stages.evaluate import comparison_rows
 from rlaif.stages.graph import Graph
-from rlaif.stages.label import judgement_rows
 from rlaif.stages.plan import plan_table
 from rlaif.stages.ppo import HISTORY_FILE
 from rlaif.stages.registry import STAGES
 from rlaif.stages.report import choose_runs, write_report
+from rlaif.stages.terminal import console
 from rlaif.tracking import Run, WandbOptions, run_directory
 
 logger = logging.getLogger(__name__)
 
 OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
-SEEDS = {
-    "sft": ("sft",),
-    "sample": ("sample",),
-    "label": ("label",),
-    "rm": ("rm",),
-    "ppo": ("rl",),
-    "eval": ("eval",),
-    "pipeline": ("rm", "rl"),
-}
 MAIN_METRIC = {
     "label": ["label/alignment", "label/unparsed_rate", "label/same_position_rate", "label/length_gap"],
     "rm": ["rm/accuracy", "rm/ece", "rm/length_correlation", "label/alignment"],
@@ -58,13 +49,6 @@ EVAL_METRICS = [
 ]
 
 
-def apply_seed(cfg: DictConfig) -> None:
-    """`seed=` sets the requested stage's seed only (for `pipeline`: rm and rl), so that the rest is shared."""
-    if cfg.seed is not None:
-        for name in SEEDS.get(cfg.stage, ()):
-            cfg.seeds[name] = cfg.seed
-
-
 def prepare_torch(cfg: DictConfig) -> None:
     """Threads, and the same arithmetic in every job of a multirun."""
     torch.set_num_threads(cfg.trainer.threads or len(os.sched_getaffinity(0)))
@@ -75,29 +59,39 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
     """Run one composed configuration; returns the summary's path (None for a plan). Raises UserError."""
     if cfg.stage not in (*STAGES, *OTHER_STAGES):
         raise UserError(f"stage={cfg.stage} is not known: write one of {', '.join((*STAGES, *OTHER_STAGES))}")
+    _check_config(cfg)
     apply_seed(cfg)
     prepare_torch(cfg)
     OmegaConf.resolve(cfg)
     if cfg.plan and cfg.stage != "clean":
-        _print_plan(Context(cfg, None, overrides))
+        print_plan(Context(cfg, None, overrides))
         return None
     if cfg.stage == "doctor":
         doctor(Context(cfg, None, overrides))
         return None
-    root = Path(cfg.paths.root).expanduser().absolute()
-    directory = run_directory(root, cfg.stage)
+    wandb_options = _wandb_options(cfg, group)
     with Run(
-        directory=directory,
+        directory=run_directory(Path(cfg.paths.root).expanduser().absolute(), cfg.stage),
         stage=cfg.stage,
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         overrides=list(overrides),
         group=cfg.tracking.group or group,
         name=cfg.tracking.name or _job_name(cfg, overrides),
-        wandb_options=_wandb_options(cfg, group),
+        wandb_options=wandb_options,
     ) as run:
         ctx = Context(cfg, run, overrides)
         _dispatch(ctx, run)
     return _finish(ctx, run, group)
+
+
+def _check_config(cfg: DictConfig) -> None:
+    """What can be refused before anything is opened or written."""
+    if cfg.stage not in ("compare", "report", "clean"):
+        require_values(cfg)
+    if cfg.force not in (True, False, "all"):
+        raise UserError(f"force={cfg.force} is not known: write true, false or all")
+    if cfg.export and cfg.stage not in ("sft", "rm", "ppo"):
+        raise UserError(f"export={cfg.export}: stage={cfg.stage} makes no model; write stage=sft, rm or ppo")
 
 
 def _job_name(cfg: DictConfig, overrides: Sequence[str]) -> str:
@@ -109,17 +103,24 @@ def _wandb_options(cfg: DictConfig, group: str | None) -> WandbOptions | None:
     node = cfg.tracking
     if node.mode == "disabled":
         return None
-    upload = node.upload or ("text" if cfg.task.public else "metrics")
+    upload: Any = node.upload or ("text" if cfg.task.public else "metrics")
     return WandbOptions(
         node.project, node.mode, node.entity, node.group or group, cfg.stage, tuple(node.tags), upload
     )
 
 
-def _print_plan(ctx: Context) -> None:
-    target = "eval" if ctx.cfg.stage == "pipeline" else ctx.cfg.stage
+def print_plan(ctx: Context) -> None:
+    """What the stage, or each arm of a comparison, would reuse and build."""
+    stage = ctx.cfg.stage
+    target = {"pipeline": "eval", "compare": ctx.cfg.until}.get(stage, stage)
     if target not in STAGES:
-        raise UserError(f"plan=true plans {', '.join(STAGES)} and pipeline, not stage={ctx.cfg.stage}")
-    Console().print(plan_table(ctx, Graph(ctx, STAGES).plan(target)))
+        raise UserError(f"plan=true plans {', '.join(STAGES)}, compare and pipeline, not stage={stage}")
+    arms = arm_contexts(ctx) if stage == "compare" else {"": ctx}
+    for name, arm in arms.items():
+        graph = Graph(arm, STAGES)
+        graph.check(target)
+        title = f"Plan of arm {name}" if name else "Plan"
+        console().print(plan_table(arm, graph.plan(target), title))
 
 
 def _dispatch(ctx: Context, run: Run) -> None:
@@ -137,31 +138,19 @@ def _dispatch(ctx: Context, run: Run) -> None:
 
 
 def _build(ctx: Context, run: Run, target: str) -> None:
-    force = ctx.cfg.force
-    if force not in (True, False, "all"):
-        raise UserError(f"force={force} is not known: write true, false or all")
-    graph = Graph(ctx, STAGES)
+    force, graph = ctx.cfg.force, Graph(ctx, STAGES)
+    graph.check(target)
     if ctx.cfg.stage == "pipeline":
         plan = graph.plan(target)
         if not all(p.exists for p in plan):
-            Console(stderr=True).print(plan_table(ctx, plan))
+            console(stderr=True).print(plan_table(ctx, plan, "Plan"))
     artifact = graph.get(target, force=bool(force), force_parents=force == "all")
-    built = {f"{a.kind}-{a.digest}": a for a in graph.built.values()}
-    metrics: dict[str, Any] = {}
-    for ancestor in built.values():
-        metrics.update(ancestor.metrics)
-        metrics[f"{ancestor.kind}/seconds"] = ancestor.manifest["seconds"]
+    if "rm" in graph.built and graph.built["rm"].reused:
+        label.trust_gate(ctx, graph.built["label"].metrics)
+    for ancestor in graph.built.values():
         run.artifact(name=ancestor.name, kind=ancestor.kind, path=ancestor.path, metadata=ancestor.metrics)
-    run.summary(metrics)
-    run.lineage(
-        [
-            {
-                **row,
-                "reused": built[name].reused if (name := f"{row['kind']}-{row['digest']}") in built else True,
-            }
-            for row in ctx.store.lineage(artifact)
-        ]
-    )
+    run.summary(graph.summary())
+    run.lineage(graph.lineage())
     _history(graph, run)
     _tables(ctx, graph, run)
     if ctx.cfg.export:
@@ -172,18 +161,24 @@ def _history(graph: Graph, run: Run) -> None:
     """A reused PPO run's curves belong to this run's report too."""
     ppo = graph.built.get("ppo")
     if ppo is not None and ppo.reused:
-        from rlaif.io import read_jsonl
-
         for row in read_jsonl(ppo.file(HISTORY_FILE)):
             run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
 
 def _tables(ctx: Context, graph: Graph, run: Run) -> None:
-    limit = ctx.cfg.report.samples
-    if "eval" in graph.built:
-        run.table("samples", comparison_rows(graph.built["eval"]))
-    if "label" in graph.built:
-        run.table("judgements", judgement_rows(ctx, graph.built["label"], graph.built["sample"], limit))
+    limit, built = ctx.cfg.report.samples, graph.built
+    items: list[dict[str, Any]] = []
+    if "label" in built:
+        run.table("judgements", label.judgement_rows(ctx, built["label"], built["sample"], limit))
+        run.table("reliability", label.reliability_rows(ctx, built["label"]))
+        items += label.item_rows(ctx, built["label"])
+    if "rm" in built:
+        items += rm.item_rows(built["rm"])
+    if "eval" in built:
+        run.table("samples", evaluate.comparison_rows(built["eval"]))
+        items += evaluate.item_rows(built["eval"])
+    if items:
+        run.table("items", items)
 
 
 def _export(ctx: Context, artifact: Artifact) -> None:
@@ -191,10 +186,8 @@ def _export(ctx: Context, artifact: Artifact) -> None:
     target = Path(ctx.cfg.export).expanduser()
     if artifact.kind in ("sft", "ppo"):
         export_policy(target, ctx.model(), load_top(ctx.model(), artifact.path))
-    elif artifact.kind == "rm":
-        export_reward(target, ctx.model(), *load_reward(ctx.model(), artifact.path))
     else:
-        raise UserError(f"export={target}: stage={ctx.cfg.stage} makes no model; write stage=sft, rm or ppo")
+        export_reward(target, ctx.model(), *load_reward(ctx.model(), artifact.path))
     print(f"exported: {target}")
 
 
@@ -203,7 +196,7 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
     stage = ctx.cfg.stage
     record = load_run(run.directory)
     if stage in (*STAGES, "pipeline"):
-        Console().print(result_table(record.summary, record.history))
+        console().print(result_table(record.summary, record.history))
     if stage in ("pipeline", "eval", "compare"):
         report = write_report(ctx, [record], f"{stage}-{record.path.name}", f"{stage}: {record.name}")
         print(f"report: {report}")
@@ -218,5 +211,5 @@ def _sweep_report(ctx: Context, group: str) -> None:
     if len(runs) < 2:
         return
     metrics = MAIN_METRIC.get(ctx.cfg.stage, EVAL_METRICS)
-    Console().print(terminal_table(ablation_table(runs, metrics)))
+    console().print(terminal_table(ablation_table(runs, metrics)))
     print(f"sweep report: {write_report(ctx, runs, f'sweep-{group}', f'Sweep {group}')}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from rlaif.models.load import (
     resolve_dtype,
 )
 from rlaif.records import TaskData
+from rlaif.stages.messages import missing_value
 from rlaif.stages.progress import Progress
 from rlaif.tracking import Run
 
@@ -42,6 +43,7 @@ DOCS_KEYS = (
     "test_fraction",
     "validation_fraction",
     "gold_pairs_per_construction",
+    "packages",
 )
 CUSTOM_KEYS = ("path", "test_fraction", "validation_fraction", "gold_fraction", "max_rows")
 ENCODING_KEYS = (
@@ -58,6 +60,45 @@ ENCODING_KEYS = (
 def plain(node: Any) -> Any:
     """A configuration node as resolved dicts, lists and scalars."""
     return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+
+
+SEEDS = {
+    "sft": ("sft",),
+    "sample": ("sample",),
+    "label": ("label",),
+    "rm": ("rm",),
+    "ppo": ("rl",),
+    "eval": ("eval",),
+    "pipeline": ("rm", "rl"),
+}
+
+
+def apply_seed(cfg: DictConfig) -> None:
+    """`seed=` sets the requested stage's seed only (for `pipeline`: rm and rl), so that the rest is shared.
+
+    An arm of a comparison counts as the stage that it runs `until`; until eval, as a pipeline.
+    """
+    stage = cfg.stage
+    if stage == "compare":
+        stage = "pipeline" if cfg.until == "eval" else cfg.until
+    if cfg.seed is not None:
+        for name in SEEDS.get(stage, ()):
+            cfg.seeds[name] = cfg.seed
+
+
+def require_values(cfg: DictConfig) -> None:
+    """Raises UserError for a key that has no value (`???`)."""
+    missing = list(_without_value(OmegaConf.to_container(cfg, resolve=False), ""))
+    if missing:
+        raise UserError(missing_value(missing))
+
+
+def _without_value(node: Any, place: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _without_value(value, f"{place}.{key}".lstrip("."))
+    elif node == "???":
+        yield place
 
 
 class Context:
@@ -148,8 +189,8 @@ class Context:
 
     # Labelers and judges.
 
-    def labeler(self, key: str, seed: int) -> Labeler:
-        """The labeler composed at `key` (`labeler` or `judge`)."""
+    def labeler(self, key: str, seed: int, *, stored: bool) -> Labeler:
+        """The labeler composed at `key` (`labeler` or `judge`); without `stored`, only to be asked who it is."""
         node = plain(self.cfg[key])
         templates = TemplateSet.load(
             Path(self.cfg.paths.code) / "conf" / "templates" / self.cfg.task.templates
@@ -159,7 +200,7 @@ class Context:
             self._backend(node),
             templates,
             options,
-            store=self.label_store,
+            store=self.label_store if stored else None,
             progress=self.progress.phases(key),
         )
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from rlaif.backends.base import Message
 from rlaif.errors import UserError
 from rlaif.stages.context import Context
 from rlaif.stages.plan import matrix_rate
+from rlaif.stages.terminal import console
 from rlaif.tracking.wandb_run import has_login
 
 
@@ -57,7 +57,7 @@ def _wandb(ctx: Context) -> str:
 
 def _choices(ctx: Context) -> str:
     """Whether the labeler's model puts its mass on the two choice tokens at all."""
-    labeler = ctx.labeler("labeler", 0)
+    labeler = ctx.labeler("labeler", 0, stored=False)
     backend = labeler._backend
     question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
     scores = backend.choice_logprobs([question], ["1", "2"])[0].logprobs
@@ -87,7 +87,7 @@ def doctor(ctx: Context) -> dict[str, Any]:
         except UserError as error:
             failed.append(name)
             table.add_row(f"[red]no[/] {name}", str(error))
-    Console().print(table)
+    console().print(table)
     if failed:
         raise UserError(f"doctor: {', '.join(failed)} failed; see the lines above")
     return {"doctor/checks": float(len(CHECKS))}

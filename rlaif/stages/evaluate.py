@@ -10,7 +10,7 @@ import torch
 
 from rlaif.artifacts import Artifact
 from rlaif.data.datamodule import EncodedRow, collate_sequences
-from rlaif.evaluation import compare, text_report, win_rate_report
+from rlaif.evaluation import compare, text_report, win_rate_items, win_rate_report
 from rlaif.inference.sampler import Decoding
 from rlaif.io import read_records, write_records
 from rlaif.models.split import Top
@@ -43,7 +43,7 @@ def _judge(ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]) -
         Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy")
         for p, b in zip(policy, baseline, strict=True)
     ]
-    judged = ctx.labeler("judge", ctx.cfg.seeds.eval).label(pairs)
+    judged = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True).label(pairs)
     return compare(
         pairs,
         judged.preferences,
@@ -99,7 +99,6 @@ def judge_policies(
 
 def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[str, Any]]:
     """Samples side by side, for tables and reports."""
-
     rows = read_records(artifact.file(COMPARISONS_FILE), Comparison)
     return [
         {
@@ -142,4 +141,15 @@ def _work(ctx: Context) -> Work:
     return Work(forward=3 * rows * (prompt + response), decoded=rows * response)
 
 
-STAGE = Stage("eval", 1, "eval", lambda ctx: ("ppo", "rm", *sft_parent(ctx)), eval_config, _build, _work)
+def _check(ctx: Context) -> None:
+    labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+
+
+def item_rows(artifact: Artifact) -> list[dict[str, Any]]:
+    """One row for each judged prompt: what `eval/win_rate` is the mean of."""
+    return win_rate_items(read_records(artifact.file(COMPARISONS_FILE), Comparison))
+
+
+STAGE = Stage(
+    "eval", 1, "eval", lambda ctx: ("ppo", "rm", *sft_parent(ctx)), eval_config, _build, _work, _check
+)

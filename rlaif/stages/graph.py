@@ -29,7 +29,8 @@ class Work:
 class Stage:
     """A stage as a function of its slice of the config and of the artifacts it reads.
 
-    `version` rises when the stage's code changes what comes out of equal inputs.
+    `version` rises when the stage's code changes what comes out of equal inputs. `check` raises UserError
+    for options that `build` would refuse.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Stage:
     config: Callable[[Context], dict[str, Any]]
     build: Callable[[Context, Path, Parents], dict[str, Any]]
     work: Callable[[Context], Work]
+    check: Callable[[Context], None]
 
     def spec(self, ctx: Context, parents: Parents) -> ArtifactSpec:
         """The artifact's identity; needs no model and no parent's files."""
@@ -69,6 +71,14 @@ class Graph:
         self.ctx, self.stages = ctx, stages
         self.built: dict[str, Artifact] = {}
 
+    def check(self, kind: str) -> None:
+        """Raise UserError for options that `kind` or an ancestor would refuse, before anything is built."""
+        stage = self.stages[kind]
+        stage.check(self.ctx)
+        stage.config(self.ctx)
+        for parent in stage.parents(self.ctx):
+            self.check(parent)
+
     def get(self, kind: str, *, force: bool = False, force_parents: bool = False) -> Artifact:
         """The artifact of stage `kind`, with its ancestors built where they are missing."""
         if kind in self.built:
@@ -89,6 +99,23 @@ class Graph:
             logger.info("reusing  %s", spec.name)
         self.built[kind] = artifact
         return artifact
+
+    def summary(self) -> dict[str, Any]:
+        """All metrics of what was built or reused, with each stage's seconds."""
+        metrics: dict[str, Any] = {}
+        for artifact in self.built.values():
+            metrics |= artifact.metrics | {f"{artifact.kind}/seconds": artifact.manifest["seconds"]}
+        return metrics
+
+    def lineage(self) -> list[dict[str, Any]]:
+        """The store's rows of the artifacts, the last one first, each with `reused`."""
+        reused = {artifact.name: artifact.reused for artifact in self.built.values()}
+        rows: dict[str, dict[str, Any]] = {}
+        for artifact in reversed(self.built.values()):
+            for row in self.ctx.store.lineage(artifact):
+                name = f"{row['kind']}-{row['digest']}"
+                rows.setdefault(name, {**row, "reused": reused.get(name, True)})
+        return list(rows.values())
 
     def plan(self, kind: str) -> list[Planned]:
         """What `get(kind)` would do, parents first; nothing is built."""

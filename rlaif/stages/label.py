@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlaif.artifacts import Artifact
 from rlaif.errors import UserError
-from rlaif.evaluation import alignment_report
+from rlaif.evaluation import alignment_items, alignment_report, reliability
 from rlaif.io import read_jsonl, read_records, write_records
 from rlaif.labelers import LabelerOptions, LabelResult, TemplateSet, estimate
-from rlaif.records import Pair
+from rlaif.records import Pair, Preference
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.sample import PAIRS_FILE, source
@@ -28,7 +29,7 @@ GOLD_JUDGEMENTS_FILE = "gold_judgements.jsonl"
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    labeler = ctx.labeler("labeler", ctx.cfg.seeds.label)
+    labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
     pairs = [
         replace(p, gold=None, gold_source=None)
         for p in read_records(parents["sample"].file(PAIRS_FILE), Pair)
@@ -51,11 +52,11 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     report["label/reused"] = result.counters["reused"] + gold.counters["reused"]
     report["label/pairs_per_s"] = (len(pairs) + len(gold_pairs)) / seconds if asked else 0.0
     report["label/n"] = len(pairs)
-    _check(ctx, [result, gold])
+    _check_unparsed(ctx, [result, gold])
     return report
 
 
-def _check(ctx: Context, results: Sequence[LabelResult]) -> None:
+def _check_unparsed(ctx: Context, results: Sequence[LabelResult]) -> None:
     """Judgements count here, not preferences: two orders that disagree were both read."""
     lost = sum(r.counters["unparsed"] + r.counters["failed"] for r in results)
     rate, limit = lost / max(sum(r.counters["judgements"] for r in results), 1), ctx.cfg.labeler.max_unparsed
@@ -103,7 +104,7 @@ def judgement_rows(ctx: Context, label: Any, sample: Any, limit: int) -> list[di
 
 def labeler_identity(ctx: Context, key: str, seed: int) -> dict[str, Any]:
     """What the labels of `key` depend on, without loading a model."""
-    return ctx.labeler(key, seed).identity()
+    return ctx.labeler(key, seed, stored=False).identity()
 
 
 def _config(ctx: Context) -> dict[str, Any]:
@@ -132,4 +133,19 @@ def _work(ctx: Context) -> Work:
     return Work(forward=guess.tokens_in * (2.0 if ctx.cfg.models.tiny else 1.0), decoded=guess.tokens_out)
 
 
-STAGE = Stage("label", 1, "label", lambda ctx: ("sample",), _config, _build, _work)
+def _check(ctx: Context) -> None:
+    """Options and templates are read, and refused, when the labeler is made."""
+    labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
+
+
+def item_rows(ctx: Context, label: Artifact) -> list[dict[str, Any]]:
+    """One row for each gold pair: what `label/alignment` is the mean of."""
+    return alignment_items(ctx.task.gold_pairs, read_records(label.file(GOLD_FILE), Preference))
+
+
+def reliability_rows(ctx: Context, label: Artifact) -> list[dict[str, Any]]:
+    """Bins of the reliability diagram over the gold pairs."""
+    return reliability(ctx.task.gold_pairs, read_records(label.file(GOLD_FILE), Preference))
+
+
+STAGE = Stage("label", 1, "label", lambda ctx: ("sample",), _config, _build, _work, _check)

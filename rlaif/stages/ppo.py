@@ -131,8 +131,12 @@ def _module(ctx: Context, parents: Parents) -> tuple[PPOModule, int]:
     return module, count
 
 
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every metric that the last row has."""
+    return {name: fmean(row[name] for row in rows) for name in rows[-1]}
+
+
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    _check(ctx)
     module, count = _module(ctx, parents)
     trainer = make_trainer(
         ctx,
@@ -149,10 +153,10 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     save_modules(folder / TOP_FILE, {"top": module.policy})
     history = module.history
     write_jsonl(folder / HISTORY_FILE, [{"step": i, **row} for i, row in enumerate(history)])
-    metrics: dict[str, Any] = {
-        name: fmean(row[name] for row in history[-LAST:] if name in row) for name in history[-1]
-    }
-    metrics["ppo/ratio_first"] = max(row["ppo/ratio_first"] for row in history)
+    # The iteration that `rl.max_kl` stops has rollouts but no updates: a shorter row.
+    updated = [row for row in history if "ppo/ratio_first" in row]
+    metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:])}
+    metrics["ppo/ratio_first"] = max(row["ppo/ratio_first"] for row in updated)
     metrics["ppo/reward_start"] = history[0]["ppo/reward"]
     metrics["ppo/iterations"] = len(history)
     return metrics
@@ -185,4 +189,4 @@ def _work(ctx: Context) -> Work:
     )
 
 
-STAGE = Stage("ppo", 1, "rl", lambda ctx: ("rm", *sft_parent(ctx)), _config, _build, _work)
+STAGE = Stage("ppo", 1, "rl", lambda ctx: ("rm", *sft_parent(ctx)), _config, _build, _work, _check)

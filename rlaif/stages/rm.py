@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import torch
 
+from rlaif.artifacts import Artifact
 from rlaif.data.datamodule import EncodedRow, PreferenceRow, TextDataModule, collate_sequences
 from rlaif.errors import UserError
-from rlaif.evaluation import reward_report
+from rlaif.evaluation import reward_items, reward_report
 from rlaif.inference.packing import SharedPrefix
-from rlaif.io import read_records, stable_uniform, write_json
+from rlaif.io import read_jsonl, read_records, stable_uniform, write_json, write_jsonl
 from rlaif.models.split import ScalarHead, Top
 from rlaif.models.weights import TOP_FILE, save_modules
 from rlaif.modules import RewardModule
@@ -28,6 +30,7 @@ from rlaif.stages.sizes import prompt_tokens, response_tokens
 from rlaif.stages.training import fit, make_trainer, optim_options
 
 NORMALIZATION_FILE = "normalization.json"
+SCORES_FILE = "scores.jsonl"
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def _labelled(ctx: Context, parents: Parents) -> list[Labelled]:
 
 def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[str, list[Labelled]]:
     """train / validation (chooses the epoch) / test (is reported), by prompt."""
-    node, parts = ctx.cfg.rm, {"train": [], "validation": [], "test": []}
+    node = ctx.cfg.rm
+    parts: dict[str, list[Labelled]] = {"train": [], "validation": [], "test": []}
     for row in rows:
         place = stable_uniform("rm-split", row.pair.prompt_id)
         name = (
@@ -114,8 +118,6 @@ def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[str, list[Labelled]]:
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     trust_gate(ctx, parents["label"].metrics)
     node = ctx.cfg.rm
-    if node.init not in ("sft", "base"):
-        raise UserError(f"rm.init={node.init} is not known: write sft or base")
     parts = _split(ctx, _labelled(ctx, parents))
     top = policy_top(ctx, parents if node.init == "sft" else {})
     head = ScalarHead(ctx.model().trunk.config.hidden_size).init_normal(
@@ -139,10 +141,12 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         limit_val=True,
     )
     with ctx.progress.task("reward model (pairs)", len(parts["train"]) * node.num_epochs) as advance:
+        fresh, started = not (folder / "work" / "checkpoints").exists(), time.perf_counter()
         fit(trainer, module, folder / "work", data)
+        rate = len(parts["train"]) * node.num_epochs / (time.perf_counter() - started)
         advance(len(parts["train"]) * node.num_epochs)
     save_modules(folder / TOP_FILE, {"top": module.top, "score": module.head})
-    return _report(ctx, folder, module, parts)
+    return {**_report(ctx, folder, module, parts), **({"rm/pairs_per_s": rate} if fresh else {})}
 
 
 def _report(
@@ -154,12 +158,10 @@ def _report(
     lengths = [
         (len(r.row.a.ids) - r.row.a.prompt_length, len(r.row.b.ids) - r.row.b.prompt_length) for r in test
     ]
-    report = reward_report(
-        [r.pair for r in test],
-        [r.preference for r in test],
-        list(zip(scores[::2], scores[1::2], strict=True)),
-        lengths,
-    )
+    pairs, preferences = [r.pair for r in test], [r.preference for r in test]
+    both = list(zip(scores[::2], scores[1::2], strict=True))
+    report = reward_report(pairs, preferences, both, lengths)
+    write_jsonl(folder / SCORES_FILE, reward_items(pairs, preferences, both, lengths))
     # PPO reads rewards as distances from what the labelled responses got, so that beta means the same for every model.
     spread = torch.tensor(scores).std(correction=0).item()
     write_json(
@@ -185,4 +187,14 @@ def _work(ctx: Context) -> Work:
     )
 
 
-STAGE = Stage("rm", 1, "rm", _parents, _config, _build, _work)
+def _check(ctx: Context) -> None:
+    if ctx.cfg.rm.init not in ("sft", "base"):
+        raise UserError(f"rm.init={ctx.cfg.rm.init} is not known: write sft or base")
+
+
+def item_rows(rm: Artifact) -> list[dict[str, Any]]:
+    """One row for each test pair: what `rm/accuracy` is the mean of, with both rewards."""
+    return list(read_jsonl(rm.file(SCORES_FILE)))
+
+
+STAGE = Stage("rm", 2, "rm", _parents, _config, _build, _work, _check)

@@ -146,4 +146,8 @@ def _work(ctx: Context) -> Work:
     return Work(forward=rows * prompt_tokens(ctx), decoded=rows * response_tokens(ctx))
 
 
-STAGE = Stage("sample", 1, "sample", _parents, _config, _build, _work)
+def _check(ctx: Context) -> None:
+    source(ctx)
+
+
+STAGE = Stage("sample", 1, "sample", _parents, _config, _build, _work, _check)

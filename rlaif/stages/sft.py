@@ -19,6 +19,10 @@ from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 from rlaif.stages.training import fit, make_trainer, optim_options
 
+NO_REFERENCES = (
+    "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
+)
+
 
 def _rows(ctx: Context, prompts: Sequence[Prompt], limit: int | None, what: str) -> list[EncodedRow]:
     """Encoded (prompt, reference) rows with the trunk's features."""
@@ -41,9 +45,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     train = _rows(ctx, ctx.task.train, node.num_rows, "SFT")
     validation = _rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
     if not train or not validation:
-        raise UserError(
-            "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
-        )
+        raise UserError(NO_REFERENCES)
     data = TextDataModule.sft_view(train, validation, batch_size=node.batch_size, seed=ctx.cfg.seeds.sft)
     steps = node.num_epochs * -(-len(train) // node.batch_size)
     module = SFTModule(model.trunk.new_top(), optim_options(node, steps))
@@ -59,7 +61,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         fit(trainer, module, folder / "work", data)
         advance(len(train) * node.num_epochs)
     save_modules(folder / TOP_FILE, {"top": module.top})
-    metrics = {name: float(trainer.callback_metrics[name]) for name in ("sft/loss", "sft/val_loss")}
+    metrics = {name: module.metrics[name] for name in ("sft/loss", "sft/val_loss")}
     return {**metrics, "sft/rows": len(train)}
 
 
@@ -73,7 +75,13 @@ def _work(ctx: Context) -> Work:
     return Work(forward=tokens * 1.1, trained=tokens * ctx.cfg.sft.num_epochs)
 
 
-STAGE = Stage("sft", 1, "sft", lambda ctx: (), _config, _build, _work)
+def _check(ctx: Context) -> None:
+    """The task is read and refused here, before a model is loaded."""
+    if not any(prompt.reference for prompt in ctx.task.train):
+        raise UserError(NO_REFERENCES)
+
+
+STAGE = Stage("sft", 1, "sft", lambda ctx: (), _config, _build, _work, _check)
 
 
 def sft_parent(ctx: Context) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ def quiet_lightning() -> None:
         ".*Checkpoint directory.*exists.*",
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
+        ".*smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
 
@@ -102,9 +103,13 @@ def fit(
     resume = str(checkpoint) if checkpoint.exists() else None
     if resume:
         logger.info("continuing from the last whole epoch")
-    trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        # Lightning answers Ctrl-C with sys.exit(1).
+        raise KeyboardInterrupt from None
 
 
 def optim_options(node: Any, total_steps: int) -> OptimOptions:

@@ -72,6 +72,7 @@ def test_stale_partials_are_those_without_a_live_holder(tmp_path: Path) -> None:
 
     def failing(folder: Path) -> dict[str, float]:
         assert stale_partials(ArtifactStore(tmp_path)) == []  # held by this build
+        (folder / "half.txt").write_text("x")
         raise RuntimeError
 
     spec = ArtifactSpec("sft", {}, (), 0, 1)

@@ -299,6 +299,15 @@ def test_sums_are_computed_once_per_process(tmp_path: Path, monkeypatch: pytest.
     assert sorted(hashed) == ["notes.txt", "weights.bin"]
 
 
+def test_a_build_that_refuses_at_once_leaves_nothing(tmp_path: Path) -> None:
+    def refusing(folder: Path) -> dict[str, float]:
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        ArtifactStore(tmp_path).get_or_build(SPEC, refusing)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".locks"]
+
+
 def test_exception_in_build_keeps_the_partial_and_frees_the_lock(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
 

@@ -93,6 +93,7 @@ def load(tree, tmp_path):
             "validation_fraction": 0.2,
             "gold_pairs_per_construction": 20,
             "seed": 0,
+            "packages": None,
             "search_dirs": [tree],
         }
         return docs.load_docs(**{**options, **changes})
@@ -221,6 +222,7 @@ def test_copies_across_modules_share_a_split(tmp_path):
         max_reference_words=20,
         max_rows=None,
         gold_pairs_per_construction=0,
+        packages=None,
         search_dirs=[tmp_path],
         **options,
     )
@@ -310,7 +312,7 @@ def test_nothing_is_imported(tmp_path):
     script = (
         "import sys; from pathlib import Path; from rlaif.data.docs import load_index;"
         "from rlaif.data.docstrings import SentenceFilter;"
-        f"rows = load_index(Path({str(tmp_path / 'c')!r}), SentenceFilter(450, 4, 20), [Path({str(tmp_path)!r})]);"
+        f"rows = load_index(Path({str(tmp_path / 'c')!r}), SentenceFilter(450, 4, 20), None, [Path({str(tmp_path)!r})]);"
         "assert [row.id for row in rows] == ['hostile:merge_apples'], rows;"
         "assert 'hostile' not in sys.modules and 'torch' not in sys.modules"
     )
@@ -324,6 +326,29 @@ def test_no_rows_is_a_user_error(tmp_path, load):
     assert not list(tmp_path.glob("docs-*.jsonl"))
 
 
+def test_packages_restrict_what_is_read(tmp_path, load):
+    """Names that start from the package, as with all packages, so that a row keeps its id."""
+    for package in ("left", "right"):
+        (tmp_path / "site" / package).mkdir(parents=True)
+        code = "".join(_function(verb, "apples", TAILS[0]) for verb in VERBS[:3])
+        (tmp_path / "site" / package / "m.py").write_text(code)
+    options = {
+        "search_dirs": [tmp_path / "site"],
+        "cache_dir": tmp_path / "c",
+        "gold_pairs_per_construction": 0,
+    }
+    ids = {row.id for row in _all(load(packages=["left"], **options))}
+    assert ids == {f"left.m:{verb}_apples" for verb in VERBS[:3]}
+    with pytest.raises(UserError, match="task.packages: no package middle is installed"):
+        load(packages=["middle"], **options)
+
+
+def test_the_named_packages_are_found_in_site_packages():
+    modules = {module for module, _ in docs.source_files(["jinja2", "rich"], None)}
+    assert {"jinja2.lexer", "rich.table"} <= modules
+    assert {module.split(".")[0] for module in modules} == {"jinja2", "rich"}
+
+
 def test_bad_options_are_user_errors(load):
     with pytest.raises(UserError, match="task.max_rows=0"):
         load(max_rows=0)
@@ -333,7 +358,7 @@ def test_bad_options_are_user_errors(load):
 
 def test_the_installed_dependencies_are_found():
     """The default sources: real packages, by dotted name, without their tests."""
-    modules = [module for module, _ in docs.source_files(None)]
+    modules = [module for module, _ in docs.source_files(None, None)]
     packages = {module.split(".")[0] for module in modules}
     assert {"torch", "transformers", "pandas", "scipy", "wandb"} <= packages <= set(docs.PACKAGES)
     assert "torch.nn.modules.linear" in modules

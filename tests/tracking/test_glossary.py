@@ -17,13 +17,13 @@ ppo/samples_per_s eval/win_rate eval/win_rate_ci_low eval/win_rate_ci_high eval/
 eval/win_rate_lc_ci_low eval/win_rate_lc_ci_high eval/judge eval/n label/alignment_truncation label/kappa
 label/alignment_worst label/alignment_best label/position_p_value label/failed_rate rm/brier rm/n rm/loss
 rm/length_only_accuracy sft/loss sft/val_loss sft/rows_per_s ppo/loss ppo/value_loss ppo/approx_kl
-ppo/explained_variance ppo/copy_rate ppo/distinct_3gram ppo/reward_val ppo/seconds_rollout
+ppo/explained_variance ppo/copy_rate ppo/distinct_3 ppo/reward_val ppo/seconds_rollout
 ppo/seconds_update eval/wins eval/losses eval/ties eval/unparsed eval/unparsed_rate eval/win_rate_worst
 eval/win_rate_best eval/length_policy eval/length_baseline eval/rouge_l_policy eval/rouge_l_policy_ci_low
 eval/rouge_l_policy_ci_high eval/rouge_l_baseline eval/rouge_l_baseline_ci_low
 eval/rouge_l_baseline_ci_high eval/copy_rate_policy eval/copy_rate_baseline eval/reward_policy
-eval/reward_baseline eval/kl eval/eos_rate_policy eval/eos_rate_baseline eval/distinct_3gram_policy
-eval/distinct_3gram_baseline sample/n sample/identical_dropped sample/redrawn sample/mean_tokens
+eval/reward_baseline eval/kl eval/eos_rate_policy eval/eos_rate_baseline eval/distinct_3_policy
+eval/distinct_3_baseline sample/n sample/identical_dropped sample/redrawn sample/mean_tokens
 sample/eos_rate sft/seconds rm/seconds sample/samples_per_s
 """.split()  # noqa: SIM905
 

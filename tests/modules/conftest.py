@@ -1,0 +1,43 @@
+"""A bare Trainer, and text with the trunk's features."""
+
+from __future__ import annotations
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from rlaif.data.datamodule import EncodedRow
+from rlaif.stages.training import quiet_lightning
+
+
+@pytest.fixture
+def make_bare_trainer():
+    """`make_bare_trainer(max_epochs, **more)`: one CPU, no logger, no files."""
+
+    def make(max_epochs: int, **more) -> pl.Trainer:
+        quiet_lightning()
+        options = {"enable_checkpointing": False, "num_sanity_val_steps": 0, **more}
+        return pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=max_epochs,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            **options,
+        )
+
+    return make
+
+
+@pytest.fixture
+def encode_row():
+    """`encode_row(model, prompt, response)`: an encoded text whose response ends with EOS."""
+
+    def encode(model, prompt: str, response: str) -> EncodedRow:
+        start = model.tokenizer.encode(prompt)
+        ids = torch.tensor([*start, *model.tokenizer.encode(response), model.eos_id])
+        return EncodedRow(ids, model.trunk(ids[None])[0], len(start))
+
+    return encode

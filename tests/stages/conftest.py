@@ -1,0 +1,104 @@
+"""Stages as users run them: composed by Hydra, in this warm process, over artifacts that the tests share."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from rlaif.reports import RunRecord, load_run
+
+CODE = Path(__file__).resolve().parents[2]
+OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def warm_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root that tests share: what one has built, the next reuses. Tests must not break it."""
+    return tmp_path_factory.mktemp("warm")
+
+
+@pytest.fixture(scope="session")
+def run(warm_root: Path) -> Callable[..., RunRecord | None]:
+    """`run("stage=rm", ..., root=None, group=None)`: one job under profile=smoke; its record, None for a plan."""
+    from rlaif.stages.app import run_job
+
+    def start(*overrides: str, root: Path | None = None, group: str | None = None) -> RunRecord | None:
+        words = ["profile=smoke", "tracking=none", f"paths.root={root or warm_root}", *overrides]
+        with initialize_config_dir(str(CODE / "conf"), version_base="1.3"):
+            cfg = compose("config", overrides=words, return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            with open_dict(cfg):
+                cfg.pop("hydra")
+            summary = run_job(cfg, words, group)
+        return load_run(summary.parent) if summary else None
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def pipeline(run: Callable[..., RunRecord]) -> RunRecord:
+    """The whole path under profile=smoke, once for the session."""
+    return run("stage=pipeline")
+
+
+@pytest.fixture
+def copied_root(warm_root: Path, tmp_path: Path) -> Callable[[Sequence[str]], Path]:
+    """`copied_root(["sft", "rm"])`: a root of its own that starts with the shared artifacts of these kinds."""
+
+    def copy(kinds: Sequence[str]) -> Path:
+        for folder in (warm_root / "artifacts").iterdir():
+            if folder.name.split("-")[0] in kinds:
+                shutil.copytree(folder, tmp_path / "artifacts" / folder.name)
+        shutil.copytree(warm_root / "cache", tmp_path / "cache")
+        return tmp_path
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`command("stage=rm", ..., cwd=...)`: train.py as a user starts it."""
+    import os
+
+    def start(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(CODE / "train.py"), *words],
+            cwd=cwd or CODE,
+            env={**_clean_environment(os.environ), **OFFLINE, **env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_process() -> Callable[..., subprocess.Popen[Any]]:
+    """`start_process("stage=ppo", ...)`: train.py in the background, to be killed."""
+    import os
+
+    def start(*words: str) -> subprocess.Popen[Any]:
+        return subprocess.Popen(
+            [sys.executable, str(CODE / "train.py"), *words],
+            cwd=CODE,
+            env={**_clean_environment(os.environ), **OFFLINE},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    return start
+
+
+def _clean_environment(environment: Any) -> dict[str, str]:
+    """Without what the tests set for themselves: train.py must find its own place."""
+    return {key: value for key, value in environment.items() if key not in ("RLAIF_ROOT", "WANDB_API_KEY")}

@@ -1,0 +1,134 @@
+"""train.py as a user starts it: multiruns, exit codes, what stands on stdout and stderr, and where."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from rlaif.reports import find_runs, load_run
+
+CODE = Path(__file__).resolve().parents[2]
+NOISE = ("Using default tokenizer", "logging interval", "Converting", "Traceback", "Warning:", "wandb:")
+
+
+def _kinds(root: Path) -> Counter[str]:
+    """Finished artifacts by kind."""
+    return Counter(f.name.split("-")[0] for f in (root / "artifacts").iterdir() if not f.name.startswith("."))
+
+
+def _wandb_runs(root: Path) -> list[Path]:
+    return sorted(root.glob("runs/*/*/wandb/offline-run-*"))
+
+
+def _last_line(text: str) -> str:
+    return text.rstrip("\n").splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def ablation(command, tmp_path_factory):
+    """The six jobs of the interface's example, started from another directory: (root, process)."""
+    root = tmp_path_factory.mktemp("ablation")
+    words = ["-m", "stage=rm", "labeler=base,cot,fewshot", "labeler.order=first,both", "profile=smoke"]
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = command(*words, f"paths.root={root}", cwd=elsewhere)
+    assert list(elsewhere.iterdir()) == [], "everything that a run writes lies below paths.root"
+    return root, done
+
+
+def test_an_ablation_shares_what_its_arms_have_in_common(ablation) -> None:
+    root, done = ablation
+    assert done.returncode == 0, done.stderr
+    assert _kinds(root) == {"sft": 1, "sample": 1, "label": 6, "rm": 6}
+    records = find_runs(root, stage="rm")
+    assert len(records) == 6 and len({tuple(r.overrides) for r in records}) == 6
+    assert len({record.group for record in records}) == 1 and records[0].group
+    assert len({row["digest"] for r in records for row in r.lineage if row["kind"] == "label"}) == 6
+
+
+def test_each_job_has_a_wandb_run_and_the_sweep_a_report(ablation) -> None:
+    root, done = ablation
+    runs = _wandb_runs(root)
+    assert len(runs) == 6 and len({run.parents[1] for run in runs}) == 6
+    for run in runs:
+        (log,) = run.glob("run-*.wandb")
+        assert log.stat().st_size > 5_000
+    summaries = re.findall(r"^summary: (.+)$", done.stdout, re.MULTILINE)
+    assert len(summaries) == 6 and _last_line(done.stdout) == f"summary: {summaries[-1]}"
+    assert {load_run(Path(path).parent).state for path in summaries} == {"finished"}
+    (page,) = root.glob("reports/sweep-*.html")
+    text = page.read_text(encoding="utf-8")
+    assert all(
+        f"labeler={name}, labeler.order={order}" in text
+        for name in ("base", "cot", "fewshot")
+        for order in ("first", "both")
+    )
+    assert f"sweep report: {page}" in done.stdout and "paired test on the same" in text
+
+
+def test_the_output_is_readable_in_a_file(ablation) -> None:
+    """Tables as wide as a page, none of the libraries' own lines, no control codes."""
+    _, done = ablation
+    assert max(len(line) for line in done.stdout.splitlines()) in range(100, 500)
+    assert "length-cont…" not in done.stdout and "\x1b[" not in done.stdout + done.stderr
+    for word in NOISE:
+        assert word not in done.stdout + done.stderr, word
+
+
+def test_a_failing_job_in_the_middle_stops_no_other(ablation, command) -> None:
+    root, _ = ablation
+    before = len(find_runs(root, state=None)), len(_wandb_runs(root)), _kinds(root)
+    done = command(
+        "-m", "stage=rm", "labeler=base", "rm.init=sft,nonsense,base", "profile=smoke", f"paths.root={root}"
+    )
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert errors == ["error: rm.init=nonsense is not known: write sft or base"]
+    assert "Traceback" not in done.stderr
+    records = find_runs(root, state=None)[before[0] :]
+    assert [record.state for record in records] == ["finished", "failed", "finished"]
+    assert len(_wandb_runs(root)) == before[1] + 3
+    assert _kinds(root) == before[2] + Counter(label=0, rm=1), "first: reused; last: only its reward model"
+    assert _last_line(done.stdout) == f"summary: {records[-1].path / 'summary.json'}"
+
+
+def test_a_sweep_file_needs_no_flag(command, tmp_path) -> None:
+    """`sweeps=NAME` is a multirun; values on the command line replace the file's."""
+    words = ["profile=smoke", "tracking=none", f"paths.root={tmp_path}"]
+    done = command("sweeps=labelers", *words)
+    assert done.returncode == 0, done.stderr
+    assert _kinds(tmp_path) == {"sft": 1, "sample": 1, "label": 5}
+    assert len(find_runs(tmp_path, stage="label")) == 5
+    (page,) = tmp_path.glob("reports/sweep-*.html")
+    text = page.read_text(encoding="utf-8")
+    assert all(f"labeler={name}" in text for name in ("base", "detailed", "fewshot", "cot", "likelihood"))
+    done = command("sweeps=rm_seeds", "labeler=base,scripted", "seed=0,1", *words)
+    assert done.returncode == 0, done.stderr
+    assert _kinds(tmp_path) == {"sft": 1, "sample": 1, "label": 6, "rm": 4}
+    assert "±" in _sweep_table(done.stdout) and done.stdout.count("summary: ") == 4
+
+
+def _sweep_table(text: str) -> str:
+    return text[text.rindex("Ablation") :]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["labeler=nonsense"], "labeler=nonsense is no option of labeler: write one of base, cot,"),
+        (["rm.lrr=1"], "rm.lrr is no configuration key: did you mean rm.lr?"),
+        (["-m", "stage=rm", "labeler=base,nonsense"], "labeler=nonsense is no option of labeler"),
+        (["stage=label", "task=custom", "task.path=rows.jsonl"], "rows.jsonl, line 2: not valid JSON"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(words, said, command, tmp_path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt\n', encoding="utf-8")
+    done = command(*words, "profile=smoke", "tracking=none", f"paths.root={tmp_path / 'root'}", cwd=tmp_path)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: ") and said in lines[-1]
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert "Traceback" not in done.stderr and "summary:" not in done.stdout
+    assert not list((tmp_path / "root" / "artifacts").glob("*-*")) if (tmp_path / "root").exists() else True

@@ -1,0 +1,120 @@
+"""kill -9 in the middle, then the same command again: nothing is lost, repeated or different."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from rlaif.io import sha256_file
+from rlaif.reports import RunRecord, find_runs
+
+PATIENCE = 120.0
+
+
+def _kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run never came far enough"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def _artifact(root: Path, record: RunRecord) -> Path:
+    row = record.lineage[0]
+    return root / "artifacts" / f"{row['kind']}-{row['digest']}"
+
+
+def _newest(root: Path, stage: str) -> RunRecord:
+    return find_runs(root, stage=stage)[-1]
+
+
+def test_a_killed_ppo_run_ends_bit_identical(pipeline, run, copied_root, start_process, command) -> None:
+    root = copied_root(["sft", "sample", "label", "rm"])
+    options = ["stage=ppo", "rl.num_epochs=12", "rl.lr=0.003"]
+    whole = run(*options)
+    words = [*options, "profile=smoke", "tracking=none", f"paths.root={root}"]
+    process = start_process(*words)
+    _kill_when(process, lambda: bool(list(root.glob("artifacts/.partial-ppo-*/work/checkpoints/last.ckpt"))))
+    partial = next(root.glob("artifacts/.partial-ppo-*"))
+    reached = torch.load(partial / "work" / "checkpoints" / "last.ckpt", weights_only=False)["epoch"] + 1
+    assert not list(root.glob("artifacts/ppo-*")) and find_runs(root, stage="ppo") == []
+    assert 1 <= reached < whole.summary["ppo/iterations"] == 24
+
+    ended = command(*words)
+    assert ended.returncode == 0, ended.stderr
+    assert "continuing from the last whole epoch" in ended.stderr
+    resumed = _newest(root, "ppo")
+    assert [row["reused"] for row in resumed.lineage] == [False, True, True, True, True]
+    folders = _artifact(Path(whole.path).parents[2], whole), _artifact(root, resumed)
+    assert folders[0].name == folders[1].name
+    tops = [folder / "top.safetensors" for folder in folders]
+    assert sha256_file(tops[0]) == sha256_file(tops[1])
+    # The comparison can fail: the policy did move away from where it started.
+    start = load_file(next((root / "artifacts").glob("sft-*")) / "top.safetensors")
+    assert any(not torch.equal(value, start[name]) for name, value in load_file(tops[0]).items())
+    clock = ("seconds", "samples_per_s")
+    histories = [
+        [{k: v for k, v in row.items() if not any(word in k for word in clock)} for row in _history(folder)]
+        for folder in folders
+    ]
+    assert histories[0] == histories[1] and len(histories[0]) == 24
+    manifest = json.loads((folders[1] / "manifest.json").read_text())
+    assert manifest["resumed"] is True and not (folders[1] / "work").exists()
+    assert not list(root.glob("artifacts/.partial-*"))
+
+
+def _history(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def _answers(root: Path) -> int:
+    file = root / "labels.sqlite"
+    if not file.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
+            return connection.execute("SELECT count(*) FROM answers").fetchone()[0]
+    except sqlite3.OperationalError:  # the file is there, its tables are not yet
+        return 0
+
+
+def test_a_killed_label_run_loses_and_repeats_nothing(
+    pipeline, run, copied_root, start_process, command
+) -> None:
+    root = copied_root(["sft", "sample"])
+    options = ["stage=label", "labeler=cot", "labeler.batch_size=4", "labeler.max_rationale_tokens=3"]
+    other = root / "uninterrupted"
+    other.mkdir()
+    for name in ("artifacts", "cache"):
+        shutil.copytree(root / name, other / name)
+    whole = run(*options, root=other)
+    assert whole.summary["label/reused"] == 0
+    words = [*options, "profile=smoke", "tracking=none", f"paths.root={root}"]
+    process = start_process(*words)
+    _kill_when(process, lambda: _answers(root) >= 8)
+    kept = _answers(root)
+    assert not list(root.glob("artifacts/label-*"))
+
+    ended = command(*words)
+    assert ended.returncode == 0, ended.stderr
+    resumed = _newest(root, "label")
+    assert resumed.lineage[0]["digest"] == whole.lineage[0]["digest"]
+    folders = _artifact(other, whole), _artifact(root, resumed)
+    for name in ("preferences.jsonl", "gold_preferences.jsonl"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() != b""
+    assert resumed.summary["label/reused"] == kept > 0
+    assert _answers(root) == _answers(other) > kept
+    for name in ("label/alignment", "label/ece", "label/same_position_rate", "label/choice_mass"):
+        assert resumed.summary[name] == whole.summary[name], name

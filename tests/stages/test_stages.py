@@ -1,0 +1,205 @@
+"""Every stage under profile=smoke: it runs, it writes its record, and a second call builds nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from rlaif.io import read_jsonl
+from rlaif.reports import find_runs
+from rlaif.tracking.glossary import unknown
+
+KINDS = ("sft", "sample", "label", "rm", "ppo", "eval")
+
+
+def _artifact_times(root: Path) -> dict[str, int]:
+    """Every file of every artifact with the time of its last change."""
+    folder = root / "artifacts"
+    files = [f for f in folder.rglob("*") if f.is_file() and ".locks" not in f.parts]
+    return {str(f.relative_to(folder)): f.stat().st_mtime_ns for f in files}
+
+
+def _names(rows: list[dict]) -> set[str]:
+    return {name for row in rows for name in row} - {"step", "time"}
+
+
+def test_the_pipeline_leaves_a_whole_record(pipeline, warm_root) -> None:
+    assert pipeline.state == "finished" and pipeline.problems == ()
+    assert pipeline.lineage[0]["kind"] == "eval" and sorted(
+        row["kind"] for row in pipeline.lineage
+    ) == sorted(KINDS)
+    assert not any(row["reused"] for row in pipeline.lineage)
+    summary = pipeline.summary
+    for name in (
+        "sft/val_loss sample/n label/alignment label/alignment_ci_low label/unparsed_rate label/pairs_per_s rm/accuracy "
+        "rm/accuracy_ci_low rm/ece ppo/reward ppo/kl ppo/entropy ppo/clip_fraction ppo/ratio_first ppo/response_length "
+        "ppo/eos_rate ppo/samples_per_s eval/win_rate eval/win_rate_ci_low eval/p_value eval/n eval/kl eval/judge "
+        "eval/rouge_l_policy eval/copy_rate_policy eval/length_policy"
+    ).split():
+        assert summary.get(name) is not None, name
+    assert summary["label/n"] == summary["sample/n"] > 0 and summary["eval/n"] == 8
+    assert abs(summary["ppo/ratio_first"] - 1) <= 1e-5
+    assert (warm_root / "reports" / f"pipeline-{pipeline.id}.html").stat().st_size > 20_000
+
+
+def test_every_metric_is_in_the_glossary(pipeline, run) -> None:
+    """With a labeler that has positions and a rationale too, so that every name a run can write comes up."""
+    both = run("stage=rm", "labeler=cot", "rl.value=separate")
+    names = _names([*pipeline.history, *both.history]) | set(pipeline.summary) | set(both.summary)
+    assert {"sft/loss", "rm/loss", "ppo/loss", "label/same_position_rate", "label/choice_mass"} <= names
+    assert unknown(names) == []
+    assert unknown([*names, "ppo/invented"]) == ["ppo/invented"]
+
+
+@pytest.mark.parametrize("stage", KINDS)
+def test_each_stage_reuses_what_the_pipeline_made(stage, pipeline, run, warm_root) -> None:
+    """DESIGN 5: the summary carries the ancestors' metrics, reused or not."""
+    before, started = _artifact_times(warm_root), time.perf_counter()
+    again = run(f"stage={stage}")
+    seconds = time.perf_counter() - started
+    assert _artifact_times(warm_root) == before and before
+    assert again.lineage[0]["kind"] == stage and all(row["reused"] for row in again.lineage)
+    own = {name for name in again.summary if not name.endswith("seconds")}
+    assert own and all(again.summary[name] == pipeline.summary[name] for name in own)
+    assert {row["kind"] + "/seconds" for row in again.lineage} <= set(again.summary)
+    assert seconds < 10
+
+
+def test_a_reused_policy_keeps_its_curves_and_tables(pipeline, run) -> None:
+    again = run("stage=ppo")
+    curves = [row["ppo/reward"] for row in again.history if "ppo/reward" in row]
+    assert curves == [row["ppo/reward"] for row in pipeline.history if "ppo/reward" in row] != []
+    assert {row["id"] for row in again.table("items")} < {row["id"] for row in pipeline.table("items")}
+
+
+@pytest.mark.parametrize("metric", ["label/alignment", "rm/accuracy", "eval/win_rate"])
+def test_the_item_scores_average_to_the_metric(metric, pipeline, run) -> None:
+    """What pairs the arms of an ablation item by item is what the summary reports, reused runs included."""
+    for record in (pipeline, run("stage=eval")):
+        scores = [row[metric] for row in record.table("items") if row.get(metric) is not None]
+        assert len(scores) >= 4 and {*scores} <= {0, 0.5, 1}
+        assert fmean(scores) == pytest.approx(record.summary[metric], abs=1e-12)
+        assert all(row["id"] and row["prompt_id"] for row in record.table("items"))
+
+
+def test_reliability_bins_give_the_calibration_error(pipeline) -> None:
+    bins = pipeline.table("reliability")
+    total = sum(row["n"] for row in bins)
+    ece = sum(row["n"] * abs(row["mean_predicted"] - row["mean_observed"]) for row in bins) / total
+    assert total == pipeline.summary["label/alignment_n"]
+    assert ece == pytest.approx(pipeline.summary["label/ece"], abs=1e-12)
+
+
+def test_labels_are_soft_and_rationales_are_kept(run, warm_root) -> None:
+    record = run("stage=label", "labeler=cot")
+    folder = warm_root / "artifacts" / f"label-{record.lineage[0]['digest']}"
+    judgements = list(read_jsonl(folder / "judgements.jsonl"))
+    assert len(judgements) == 2 * record.summary["label/n"]
+    assert {row["order"] for row in judgements} == {"ab", "ba"} and any(row["text"] for row in judgements)
+    soft = [row["p_a"] for row in read_jsonl(folder / "preferences.jsonl")]
+    assert all(0 < p < 1 for p in soft) and len(set(soft)) > len(soft) / 2
+
+
+@pytest.mark.parametrize("preset", ["detailed", "cot_fewshot", "self_consistency", "score", "scripted"])
+def test_every_other_preset_labels_the_same_pairs(preset, pipeline, run) -> None:
+    record = run(
+        "stage=label", f"labeler={preset}", "labeler.samples=2" if preset == "self_consistency" else "seed=0"
+    )
+    parents = {row["kind"]: row["digest"] for row in record.lineage if row["kind"] != "label"}
+    assert parents == {
+        row["kind"]: row["digest"] for row in pipeline.lineage if row["kind"] in ("sft", "sample")
+    }
+    assert record.summary["label/unparsed_rate"] == 0 and record.summary["label/alignment_n"] == 16
+
+
+def test_seeds_belong_to_their_stage(run) -> None:
+    """Two reward-model seeds share the labels; two label seeds share the pairs."""
+    one, two = (run("stage=rm", f"seed={seed}") for seed in (1, 2))
+    digests = [{row["kind"]: row["digest"] for row in record.lineage} for record in (one, two)]
+    assert digests[0]["rm"] != digests[1]["rm"]
+    assert all(digests[0][kind] == digests[1][kind] for kind in ("sft", "sample", "label"))
+    labels = [
+        {
+            row["kind"]: row["digest"]
+            for row in run("stage=label", "labeler=base", "labeler.order=random", f"seed={seed}").lineage
+        }
+        for seed in (1, 2)
+    ]
+    assert labels[0]["label"] != labels[1]["label"] and labels[0]["sample"] == labels[1]["sample"]
+
+
+def test_force_builds_again_and_the_same(run, warm_root) -> None:
+    first = run("stage=rm", "seed=1")
+    folder = warm_root / "artifacts" / f"rm-{first.lineage[0]['digest']}"
+    before = json.loads((folder / "manifest.json").read_text())
+    again = run("stage=rm", "seed=1", "force=true")
+    after = json.loads((folder / "manifest.json").read_text())
+    assert [row["reused"] for row in again.lineage] == [False, True, True, True]
+    assert after["created"] > before["created"]
+    assert {n: f["sha256"] for n, f in after["files"].items()} == {
+        n: f["sha256"] for n, f in before["files"].items()
+    }
+
+
+def test_plan_prints_and_builds_nothing(run, warm_root, capsys, pipeline) -> None:
+    before, runs = _artifact_times(warm_root), len(find_runs(warm_root, state=None))
+    assert run("plan=true") is None
+    text = capsys.readouterr().out
+    assert "reuse" in text and "build" not in text
+    assert run("plan=true", "stage=rm", "rm.lr=0.5") is None
+    lines = capsys.readouterr().out.splitlines()
+    assert [word for line in lines for word in ("reuse", "build") if word in line] == ["reuse"] * 3 + [
+        "build"
+    ]
+    assert _artifact_times(warm_root) == before and len(find_runs(warm_root, state=None)) == runs
+
+
+def test_doctor_tells_what_there_is(run, capsys) -> None:
+    assert run("stage=doctor") is None
+    text = capsys.readouterr().out
+    for word in ("machine", "device", "model", "task", "wandb", "choices", "gold pairs"):
+        assert word in text
+    assert "no login" in text or "login is present" in text
+
+
+def test_report_compares_finished_runs(run, pipeline, warm_root, capsys) -> None:
+    for labeler in ("likelihood", "scripted"):
+        run("stage=label", f"labeler={labeler}", group="for-report")
+    record = run("stage=report", "report.group=for-report")
+    page = Path(record.summary["report/path"])
+    text = page.read_text(encoding="utf-8")
+    assert f"report: {page}" in capsys.readouterr().out
+    assert "labeler=scripted" in text and "<svg" in text and "paired test" in text
+    assert "http://" not in text.replace("http://www.w3.org", "") and "<script src" not in text
+
+
+def test_clean_keeps_what_runs_need(run, pipeline, warm_root, capsys) -> None:
+    before = _artifact_times(warm_root)
+    orphan = warm_root / "artifacts" / ".partial-rm-0000000000000000"
+    orphan.mkdir()
+    (orphan / "left.bin").write_bytes(b"x" * 100)
+    run("stage=clean", "plan=true")
+    assert orphan.exists() and "would free" in capsys.readouterr().out
+    record = run("stage=clean")
+    assert not orphan.exists() and record.summary["clean/folders"] == 1
+    assert _artifact_times(warm_root) == before
+
+
+def test_export_loads_and_scores_the_same_elsewhere(run, warm_root, tmp_path) -> None:
+    """The whole model in transformers' own classes, from the stage's command."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    run("stage=rm", f"export={tmp_path / 'rm'}")
+    run("stage=ppo", f"export={tmp_path / 'policy'}")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
+    reward = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
+    ids = torch.tensor([tokenizer.encode("Read a file. Answer")])
+    with torch.no_grad():
+        assert reward(ids).logits.shape == (1, 1) and reward.config.num_labels == 1
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")(ids).logits
+    assert logits.shape[:2] == ids.shape and torch.isfinite(logits).all()
