@@ -12,6 +12,22 @@ from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Top
 
+# Tokens of suffixes that share one packed row.
+PACKED_TOKENS = 256
+
+
+def _parts(indices: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Cut a prompt's suffixes into runs of at most `PACKED_TOKENS` tokens: attention grows with the square."""
+    parts: list[list[int]] = []
+    room = 0
+    for index, length in zip(indices, lengths, strict=True):
+        if not parts or length > room:
+            parts.append([])
+            room = PACKED_TOKENS
+        parts[-1].append(index)
+        room -= length
+    return parts
+
 
 class TransformersBackend:
     """Labels with a model in this process. `identity` is known before the weights are loaded.
@@ -155,9 +171,9 @@ class TransformersBackend:
                     results[i] = SequenceScore(0.0, 0, len(ids), error=error)
                 else:
                     usable.append(i)
-            if usable:
-                groups.append(SharedPrefix(tuple(ids), tuple(suffixes[i] for i in usable)))
-                owners.append(usable)
+            for part in _parts(usable, [len(suffixes[i]) for i in usable]):
+                groups.append(SharedPrefix(tuple(ids), tuple(suffixes[i] for i in part)))
+                owners.append(part)
         for group, usable, scores in zip(
             groups, owners, sequence_logprobs(top, groups, self._progress), strict=True
         ):

@@ -22,6 +22,7 @@ from rlaif.stages.compare import arm_contexts, compare_arms
 from rlaif.stages.context import Context, apply_seed, require_values
 from rlaif.stages.doctor import doctor
 from rlaif.stages.graph import Graph
+from rlaif.stages.messages import wrong_kind
 from rlaif.stages.plan import plan_table
 from rlaif.stages.ppo import HISTORY_FILE
 from rlaif.stages.registry import STAGES
@@ -59,7 +60,7 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
     """Run one composed configuration; returns the summary's path (None for a plan). Raises UserError."""
     if cfg.stage not in (*STAGES, *OTHER_STAGES):
         raise UserError(f"stage={cfg.stage} is not known: write one of {', '.join((*STAGES, *OTHER_STAGES))}")
-    _check_config(cfg)
+    _check_config(cfg, overrides)
     apply_seed(cfg)
     prepare_torch(cfg)
     OmegaConf.resolve(cfg)
@@ -84,8 +85,15 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
     return _finish(ctx, run, group)
 
 
-def _check_config(cfg: DictConfig) -> None:
+def _check_config(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """What can be refused before anything is opened or written."""
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+")
+        value = OmegaConf.select(cfg, key)
+        if not OmegaConf.is_config(value) and (
+            wrong := wrong_kind(key, value, Path(cfg.paths.code) / "conf")
+        ):
+            raise UserError(wrong)
     if cfg.stage not in ("compare", "report", "clean"):
         require_values(cfg)
     if cfg.force not in (True, False, "all"):

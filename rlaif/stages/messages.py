@@ -59,22 +59,43 @@ def _unknown_key(key: str, conf: Path) -> str:
     return f"{key} is no configuration key: {hint if known else 'see --help'}"
 
 
+def wrong_kind(key: str, value: Any, conf: Path) -> str | None:
+    """What is wrong with text (or a fraction) where every file has a number or a switch; None if nothing."""
+    parent, _, name = key.rpartition(".")
+    known = [source[name] for source in _values_below(parent, conf) if source.get(name) is not None]
+    kinds = {type(default) for default in known}
+    if not kinds or not kinds <= {bool, int, float} or value is None:
+        return None
+    if kinds == {bool}:
+        return None if isinstance(value, bool) else f"{key}={value} is no switch: write {key}=true or false"
+    whole = kinds == {int}
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return f"{key}={value} is no {'whole ' if whole else ''}number: write one, such as {key}={known[0]}"
+    return None
+
+
 def _keys_below(parent: str, conf: Path) -> list[str]:
     """Keys that the YAML files give below `parent` (a dotted key, empty for the top)."""
-    group, *rest = parent.split(".") if parent else ("",)
+    found = {str(key) for source in _values_below(parent, conf) for key in source}
+    if not parent and conf.is_dir():
+        found |= {folder.name for folder in conf.iterdir() if folder.is_dir()}
+    return sorted(found - {"defaults", "hydra", "templates"})
+
+
+def _values_below(parent: str, conf: Path) -> list[dict[str, Any]]:
+    """What each YAML file that has something to say about `parent` gives below it."""
     main = _mapping(conf / "config.yaml")
-    if not group:
-        groups = [folder.name for folder in conf.iterdir() if folder.is_dir()] if conf.is_dir() else []
-        return sorted({*main, *groups} - {"defaults", "hydra", "templates"})
+    if not parent:
+        return [main]
+    group, *rest = parent.split(".")
     folder = conf / ("labeler" if group == "judge" else group)
-    sources = [main.get(group), *(_mapping(file) for file in sorted(folder.glob("*.yaml")))]
-    found: set[str] = set()
-    for source in sources:
+    found = []
+    for source in (main.get(group), *(_mapping(file) for file in sorted(folder.glob("*.yaml")))):
         for part in rest:
             source = source.get(part) if isinstance(source, dict) else None
         if isinstance(source, dict):
-            found |= {str(key) for key in source}
-    return sorted(found - {"defaults"})
+            found.append(source)
+    return found
 
 
 def _mapping(file: Path) -> dict[str, Any]:

@@ -43,25 +43,32 @@ class Labelled:
 
 
 def encode_pairs(ctx: Context, pairs: Sequence[Pair], what: str) -> list[tuple[EncodedRow, EncodedRow]]:
-    """Both responses of each pair with the trunk's features; the prompt's pass is shared."""
+    """Both responses of each pair with the trunk's features; one prompt's pass serves all its responses."""
     encoder = ctx.encoder
+    owners: dict[str, list[int]] = {}
+    for index, pair in enumerate(pairs):
+        owners.setdefault(pair.prompt, []).append(index)
     groups = [
         SharedPrefix(
-            tuple(encoder.prompt(p.prompt)),
-            (tuple(encoder.response(p.response_a)), tuple(encoder.response(p.response_b))),
+            tuple(encoder.prompt(prompt)),
+            tuple(
+                tuple(encoder.response(text))
+                for i in indices
+                for text in (pairs[i].response_a, pairs[i].response_b)
+            ),
         )
-        for p in pairs
+        for prompt, indices in owners.items()
     ]
-    with ctx.progress.task(f"trunk pass ({what})", len(groups)) as advance:
+    with ctx.progress.task(f"trunk pass ({what}, by prompt)", len(groups)) as advance:
         features = ctx.features.get(ctx.model(), groups, advance)
-    rows = []
-    for group, (a, b) in zip(groups, features, strict=True):
-        both = [
-            EncodedRow(torch.tensor([*group.prefix, *s]), f, len(group.prefix))
-            for s, f in zip(group.suffixes, (a, b), strict=True)
+    rows: dict[int, tuple[EncodedRow, EncodedRow]] = {}
+    for indices, group, texts in zip(owners.values(), groups, features, strict=True):
+        encoded = [
+            EncodedRow(torch.tensor([*group.prefix, *suffix]), text, len(group.prefix))
+            for suffix, text in zip(group.suffixes, texts, strict=True)
         ]
-        rows.append((both[0], both[1]))
-    return rows
+        rows.update({i: (encoded[2 * n], encoded[2 * n + 1]) for n, i in enumerate(indices)})
+    return [rows[i] for i in range(len(pairs))]
 
 
 @torch.no_grad()

@@ -312,7 +312,8 @@ def test_nothing_is_imported(tmp_path):
     script = (
         "import sys; from pathlib import Path; from rlaif.data.docs import load_index;"
         "from rlaif.data.docstrings import SentenceFilter;"
-        f"rows = load_index(Path({str(tmp_path / 'c')!r}), SentenceFilter(450, 4, 20), None, [Path({str(tmp_path)!r})]);"
+        f"rows = load_index(Path({str(tmp_path / 'c')!r}), SentenceFilter(450, 4, 20), None,"
+        f"[Path({str(tmp_path)!r})]);"
         "assert [row.id for row in rows] == ['hostile:merge_apples'], rows;"
         "assert 'hostile' not in sys.modules and 'torch' not in sys.modules"
     )

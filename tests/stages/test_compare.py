@@ -56,10 +56,12 @@ def test_policies_meet_under_the_experiments_judge(run, warm_root, pipeline, cap
     value = {"win": 1.0, "tie": 0.5, "loss": 0.0}
     assert fmean(value[row["outcome"]] for row in rows) == pytest.approx(verdict["win_rate"])
     assert record.summary["likelihood_vs_longer/eval/win_rate"] == verdict["win_rate"]
-    # The judge prefers the shorter response: every verdict follows from the lengths, whoever wrote them.
+    # The judge prefers the shorter response, so every verdict follows from the lengths in characters.
+    gaps = {"win": [], "loss": [], "tie": []}
     for row in rows:
-        gap = len(row["policy"].split()) - len(row["baseline"].split())
-        assert row["outcome"] == ("loss" if gap > 0 else "win" if gap < 0 else "tie") or gap == 0
+        gaps[row["outcome"]].append(len(row["policy"]) - len(row["baseline"]))
+    assert all(gap < 0 for gap in gaps["win"]) and all(gap > 0 for gap in gaps["loss"])
+    assert len(gaps["tie"]) < len(rows) == 8
     assert "Head to head" in capsys.readouterr().out
     assert unknown(name.split("/", 1)[1] for name in record.summary) == []
 
@@ -81,7 +83,9 @@ def test_the_command_line_reaches_every_arm_and_seeds_too(run, pipeline) -> None
     assert _digests(first, "label") == _digests(second, "label")
     assert not _digests(first, "label") & _digests(run("experiments=labelers"), "label")
     assert len(_digests(first, "rm") | _digests(second, "rm")) == 4
-    same = run("experiments=labelers", "arms={x: [labeler=scripted], y: [labeler=scripted]}", "labeler=cot")
+    same = run(
+        "experiments=labelers", "arms={x: ['labeler=scripted'], y: ['labeler=scripted']}", "labeler=cot"
+    )
     assert len(_digests(same, "label")) == 1
 
 

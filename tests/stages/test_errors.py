@@ -20,6 +20,12 @@ GOOD = [
 ]
 
 
+@pytest.fixture(scope="module")
+def refused_root(tmp_path_factory):
+    """A root in which nothing may ever be built; its index of docstrings is made once."""
+    return tmp_path_factory.mktemp("refused")
+
+
 @pytest.fixture
 def sentence(run, tmp_path):
     """`sentence(*overrides)`: what train.py would print after `error: `; fails if the job ends well."""
@@ -88,6 +94,11 @@ def test_hydra_errors_are_one_sentence(overrides, words, sentence, tmp_path) -> 
         (["force=nonsense"], ["force=nonsense", "true, false or all"]),
         (["stage=label", "export=/x"], ["export=/x", "stage=sft, rm or ppo"]),
         (["tracking.mode=nonsense"], ["tracking.mode", "offline"]),
+        (["rm.lr=fast"], ["rm.lr=fast is no number", "rm.lr=0.000"]),
+        (["rl.lr="], ["rl.lr= is no number"]),
+        (["rm.num_epochs=1.5"], ["rm.num_epochs=1.5 is no whole number"]),
+        (["sft.enabled=perhaps"], ["sft.enabled=perhaps is no switch", "true or false"]),
+        (["judge.readout.temperature=warm"], ["judge.readout.temperature=warm is no number"]),
         (["trainer.progress=nonsense", "plan=true"], ["trainer.progress=nonsense"]),
         (["stage=compare", "plan=true"], ["experiments=NAME"]),
         (["stage=report", "plan=true"], ["plan=true plans"]),
@@ -118,11 +129,11 @@ def test_refused_before_anything_is_written(overrides, words, sentence, tmp_path
     ],
 )
 def test_a_bad_option_of_a_late_stage_is_refused_before_the_first_is_built(
-    overrides, words, sentence, tmp_path
+    overrides, words, sentence, refused_root
 ):
-    text = sentence("stage=eval", *overrides)
+    text = sentence("stage=eval", *overrides, root=refused_root)
     assert all(word in text for word in words), text
-    assert _nothing_left(tmp_path / "root")
+    assert _nothing_left(refused_root)
 
 
 @pytest.mark.parametrize(
@@ -202,21 +213,20 @@ def test_too_many_unreadable_answers(sentence, pipeline, warm_root) -> None:
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        (["until=nonsense"], ["until=nonsense", "sft"]),
-        (["compare=[[base,nope]]", "until=eval"], ["['base', 'nope']", "likelihood, base"]),
-        (["compare=[[base]]", "until=eval"], ["is no pair"]),
-        (["compare=[[base,likelihood]]"], ["until=rm", "until: eval"]),
-        (["arms={}"], ["experiments=NAME"]),
+        (["experiments=labelers", "until=nonsense"], ["until=nonsense", "sft"]),
+        (
+            ["experiments=labelers", "compare=[[base,nope]]", "until=eval"],
+            ["['base', 'nope']", "likelihood, base"],
+        ),
+        (["experiments=labelers", "compare=[[base]]", "until=eval"], ["is no pair"]),
+        (["experiments=labelers", "compare=[[base,likelihood]]"], ["until=rm", "until: eval"]),
+        (["stage=compare"], ["experiments=NAME"]),
     ],
 )
-def test_a_bad_experiment(overrides, words, sentence, tmp_path) -> None:
-    if overrides == ["arms={}"]:
-        overrides = ["stage=compare"]
-    else:
-        overrides = ["experiments=labelers", *overrides]
-    said = sentence(*overrides)
+def test_a_bad_experiment(overrides, words, sentence, refused_root) -> None:
+    said = sentence(*overrides, root=refused_root)
     assert all(word in said for word in words), said
-    assert _nothing_left(tmp_path / "root")
+    assert _nothing_left(refused_root)
 
 
 def test_a_failed_run_is_recorded_as_failed(sentence, tmp_path) -> None:
