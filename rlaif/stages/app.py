@@ -87,17 +87,15 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
 
 def _check_config(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """What can be refused before anything is opened or written."""
-    for override in overrides:
-        key = override.split("=")[0].lstrip("+")
-        value = OmegaConf.select(cfg, key)
-        if not OmegaConf.is_config(value) and (
-            wrong := wrong_kind(key, value, Path(cfg.paths.code) / "conf")
-        ):
+    if cfg.force not in (True, False, "all"):
+        raise UserError(f"force={cfg.force} is not known: write true, false or all")
+    for key in {override.split("=")[0].lstrip("+") for override in overrides} - {"force"}:
+        value = None if "@" in key or "/" in key else OmegaConf.select(cfg, key)
+        wrong = wrong_kind(key, value, Path(cfg.paths.code) / "conf")
+        if wrong and not OmegaConf.is_config(value):
             raise UserError(wrong)
     if cfg.stage not in ("compare", "report", "clean"):
         require_values(cfg)
-    if cfg.force not in (True, False, "all"):
-        raise UserError(f"force={cfg.force} is not known: write true, false or all")
     if cfg.export and cfg.stage not in ("sft", "rm", "ppo"):
         raise UserError(f"export={cfg.export}: stage={cfg.stage} makes no model; write stage=sft, rm or ppo")
 
