@@ -121,6 +121,18 @@ def test_a_sweep_file_is_a_multirun(composed) -> None:
         assert str(hydra.mode) == "RunMode.MULTIRUN" and len(hydra.sweeper.params) >= 2, name
 
 
+def test_a_wandb_sweep_names_real_keys_and_no_hydra_option(composed) -> None:
+    """They lie below sweeps/, where Hydra looks, and are for W&B's agent alone."""
+    files = sorted((CODE / "sweeps" / "wandb").glob("*.yaml"))
+    assert files
+    for file in files:
+        values = yaml.safe_load(file.read_text())
+        assert values["program"] == "train.py" and "${args_no_hyphens}" in values["command"]
+        words = [f"{key}={node['values'][0]}" for key, node in values["parameters"].items()]
+        stage = next(word for word in values["command"] if word.startswith("stage="))
+        assert _plain(composed(stage, *words))["stage"] == stage.removeprefix("stage=")
+
+
 def test_directories_hang_on_the_root(composed, tmp_path: Path) -> None:
     hydra = composed(f"paths.root={tmp_path}").hydra
     assert hydra.run.dir.startswith(str(tmp_path)) and hydra.sweep.dir.startswith(str(tmp_path))

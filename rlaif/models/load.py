@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,13 @@ def _convert_embedded(cache_dir: Path) -> Path:
 
 def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
+    # The reader's own bar does not ask whether bars are wanted.
+    reader = modeling_gguf_pytorch_utils
+    reader.tqdm = partial(reader.tqdm, disable=True)
     target.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.pad_token = "<|endoftext|>"
@@ -246,22 +250,32 @@ def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
     )
 
 
-def model_sizes(spec: ModelSpec, cache_dir: Path) -> tuple[float, float]:
-    """(all layers', trainable layers') parameters without loading weights; the vocabulary head counts in both."""
-    if spec.source == "tiny":
-        config = tiny_config(len(tiny_tokenizer()))
-    else:
-        from transformers import AutoConfig
+EMBEDDED_SIZES = (30, 3.54e6, 28.3e6)  # layers, weights a layer, weights of the head: known before conversion
+HEAD_SHARE = 1 / 6  # the vocabulary head runs on response tokens alone, about this share of all
 
-        # The embedded model's sizes are known before its file is converted.
-        source = spec.name if spec.source == "hub" else None
-        if source is None:
-            return 30 * 3.54e6 + 28.3e6, parse_trainable(spec.trainable, 30) * 3.54e6 + 28.3e6
-        config = AutoConfig.from_pretrained(
-            source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-    sizes = DecoderConfig.from_hf(config)
+
+def model_sizes(spec: ModelSpec, cache_dir: Path) -> tuple[float, float]:
+    """Weights that a token meets, (in all layers, in the trained ones), without loading any of them."""
+    if spec.source == "embedded":
+        layers, layer, head = EMBEDDED_SIZES
+    else:
+        layers, layer, head = _sizes(_config_of(spec))
+    top = parse_trainable(spec.trainable, layers)
+    return layers * layer + HEAD_SHARE * head, top * layer + HEAD_SHARE * head
+
+
+def _config_of(spec: ModelSpec) -> Any:
+    if spec.source == "tiny":
+        return tiny_config(len(tiny_tokenizer()))
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(
+        spec.name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+    )
+
+
+def _sizes(hf_config: Any) -> tuple[int, float, float]:
+    sizes = DecoderConfig.from_hf(hf_config)
     attention = sizes.hidden_size * sizes.head_dim * 2 * (sizes.num_heads + sizes.num_kv_heads)
     layer = attention + 3 * sizes.hidden_size * sizes.intermediate_size
-    head = sizes.vocab_size * sizes.hidden_size
-    return sizes.num_layers * layer + head, parse_trainable(spec.trainable, sizes.num_layers) * layer + head
+    return sizes.num_layers, float(layer), float(sizes.vocab_size * sizes.hidden_size)

@@ -13,9 +13,9 @@ from rlaif.reports.text import duration
 from rlaif.stages.context import Context
 from rlaif.stages.graph import Planned, Work
 
-# Share of the machine's matrix rate that each kind of work reaches (measured on 2 cores with the
+# Share of the machine's matrix rate that each kind of work reaches (seen on 2 cores with the
 # embedded model; an estimate needs no more than the right order).
-EFFICIENCY = {"forward": 0.5, "decoded": 0.06, "trained": 0.35}
+EFFICIENCY = {"forward": 0.3, "decoded": 0.1, "trained": 0.2}
 
 
 @cache

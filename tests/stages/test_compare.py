@@ -59,7 +59,7 @@ def test_policies_meet_under_the_experiments_judge(run, warm_root, pipeline, cap
     assert fmean(value[row["outcome"]] for row in rows) == pytest.approx(verdict["win_rate"])
     assert record.summary["likelihood_vs_longer/eval/win_rate"] == verdict["win_rate"]
     # This judge tells any two texts apart, so only equal responses tie.
-    assert {row["outcome"] == "tie" for row in rows if row["policy"] == row["baseline"]} <= {True}
+    assert all(row["outcome"] == "tie" for row in rows if row["policy"] == row["baseline"])
     assert any(row["outcome"] != "tie" for row in rows if row["policy"] != row["baseline"])
     assert "Head to head" in capsys.readouterr().out
     assert unknown(name.split("/", 1)[1] for name in record.summary) == []

@@ -1,0 +1,111 @@
+"""Item scores: what a metric is the mean of, so that arms can be paired item by item."""
+
+from statistics import fmean
+
+import pytest
+
+from rlaif.evaluation import (
+    alignment_items,
+    alignment_report,
+    compare,
+    reliability,
+    reward_items,
+    reward_report,
+    win_rate_items,
+    win_rate_report,
+)
+from rlaif.records import Pair, Preference
+from rlaif.stats import expected_calibration_error
+
+GOLD = [1.0, 0.0, 1.0, 0.5, None, 0.0]
+P_A = [0.9, 0.8, 0.5, 0.9, 0.9, None]
+
+
+def _records() -> tuple[list[Pair], list[Preference]]:
+    pairs = [
+        Pair(
+            str(i),
+            f"prompt-{i}",
+            "p",
+            "a",
+            "b",
+            "dataset",
+            gold,
+            None if gold is None else "human",
+            "mismatched",
+        )
+        for i, gold in enumerate(GOLD)
+    ]
+    preferences = [
+        Preference(str(i), p, p, None, 1, "unparsed" if p is None else "ok", "logprob")
+        for i, p in enumerate(P_A)
+    ]
+    return pairs, preferences
+
+
+def test_alignment_items_by_hand() -> None:
+    """Pairs 0-2 count: right, wrong, undecided. Gold 0.5 and None say nothing, pair 5 is unparsed."""
+    pairs, preferences = _records()
+    rows = alignment_items(pairs, preferences)
+    assert [(row["id"], row["label/alignment"]) for row in rows] == [("0", 1.0), ("1", 0.0), ("2", 0.5)]
+    assert rows[0] == {
+        "id": "0",
+        "prompt_id": "prompt-0",
+        "construction": "mismatched",
+        "p_a": 0.9,
+        "gold": 1.0,
+        "label/alignment": 1.0,
+    }
+    assert (
+        fmean(row["label/alignment"] for row in rows)
+        == alignment_report(pairs, preferences, [])["label/alignment"]
+    )
+
+
+def test_reliability_is_of_the_preferred_side() -> None:
+    """Confidences 0.9, 0.8 and 0.5 with outcomes 1, 0 and 0.5: bins [0.5, 0.6), [0.8, 0.9), [0.9, 1]."""
+    pairs, preferences = _records()
+    rows = reliability(pairs, preferences)
+    assert [(row["n"], row["mean_predicted"], row["mean_observed"]) for row in rows] == [
+        (1, 0.5, 0.5),
+        (1, 0.8, 0.0),
+        (1, 0.9, 1.0),
+    ]
+    ece = sum(abs(row["mean_predicted"] - row["mean_observed"]) for row in rows) / 3
+    assert ece == pytest.approx(alignment_report(pairs, preferences, [])["label/ece"])
+    # mutation: without the fold the outcome of pair 1 (p_a 0.8, gold 0) and of a mirrored one would differ
+    mirrored = expected_calibration_error([0.1, 0.2, 0.5], [0.0, 1.0, 0.0])
+    assert mirrored != pytest.approx(ece)
+    assert reliability(pairs[5:], preferences[5:]) == []
+
+
+def test_reward_items_average_to_the_report() -> None:
+    pairs, preferences = _records()
+    scores = [(2.0, 1.0), (0.0, 3.0), (1.0, 1.0), (5.0, 0.0), (1.0, 0.0), (0.0, 2.0)]
+    lengths = [(1, 2)] * 6
+    rows, report = (f(pairs, preferences, scores, lengths) for f in (reward_items, reward_report))
+    # labels 0.9, 0.8, (0.5), 0.9, 0.9, (unparsed): right, wrong, -, right, right, -
+    assert [row["rm/accuracy"] for row in rows] == [1.0, 0.0, None, 1.0, 1.0, None]
+    # gold 1, 0, 1, (0.5), (None), 0: right, right, equal rewards, -, -, right
+    assert [row["rm/gold_accuracy"] for row in rows] == [1.0, 1.0, 0.5, None, None, 1.0]
+    for name in ("rm/accuracy", "rm/gold_accuracy"):
+        assert fmean(row[name] for row in rows if row[name] is not None) == pytest.approx(report[name])
+    assert (rows[1]["reward_a"], rows[1]["reward_b"], rows[1]["tokens_b"]) == (0.0, 3.0, 2)
+
+
+def test_win_rate_items_average_to_the_report() -> None:
+    pairs = [Pair(str(i), f"q{i}", "p", "a", "b", "policy") for i in range(4)]
+    p = [0.9, 0.1, 0.51, None]
+    preferences = [
+        Preference(str(i), v, v, v, 1, "unparsed" if v is None else "ok", "logprob") for i, v in enumerate(p)
+    ]
+    comparisons = compare(pairs, preferences, [(3, 4)] * 4, tie_margin=0.02)
+    rows = win_rate_items(comparisons)
+    assert [(row["id"], row["prompt_id"], row["eval/win_rate"]) for row in rows] == [
+        ("0", "q0", 1.0),
+        ("1", "q1", 0.0),
+        ("2", "q2", 0.5),
+    ]
+    assert (
+        fmean(row["eval/win_rate"] for row in rows) == win_rate_report(comparisons, seed=0)["eval/win_rate"]
+    )
