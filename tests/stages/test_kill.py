@@ -48,7 +48,7 @@ def test_a_killed_ppo_run_ends_bit_identical(pipeline, run, copied_root, start_p
     process = start_process(*words)
     _kill_when(process, lambda: bool(list(root.glob("artifacts/.partial-ppo-*/work/checkpoints/last.ckpt"))))
     partial = next(root.glob("artifacts/.partial-ppo-*"))
-    reached = torch.load(partial / "work" / "checkpoints" / "last.ckpt", weights_only=False)["epoch"] + 1
+    reached = torch.load(partial / "work" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] + 1
     assert not list(root.glob("artifacts/ppo-*")) and find_runs(root, stage="ppo") == []
     assert 1 <= reached < whole.summary["ppo/iterations"] == 12
 
