@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rlaif.errors import UserError
-from rlaif.records import Pair, Prompt, Sample
+from rlaif.records import Pair, Prompt
 
 Row = TypeVar("Row", Prompt, Pair)
 
@@ -100,10 +100,3 @@ class Encoder:
                     "write task.too_long=truncate or drop, or a higher limit"
                 )
         return kept
-
-    def encode_sample(self, row: Sample) -> tuple[list[int], list[int]]:
-        """(prompt ids, response ids) of a stored sample."""
-        response = self.response(row.response)
-        if not row.finished and response[-1] == self.eos_id and len(response) > 1:
-            response = response[:-1]
-        return self.prompt(row.prompt), response

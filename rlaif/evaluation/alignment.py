@@ -105,10 +105,10 @@ def _agreement_details(gold: Sequence[tuple[Pair, Preference]]) -> dict[str, flo
     return report
 
 
-def _first_preferred(judgement: Judgement) -> float:
+def _first_preferred(p_a: float, order: str) -> float:
     """1 if the first displayed response is preferred, 0 if the second, 0.5 for neither."""
-    p_first = judgement.p_a if judgement.order == "ab" else 1 - (judgement.p_a or 0.0)
-    return float(np.sign((p_first or 0.0) - 0.5) + 1) / 2
+    p_first = p_a if order == "ab" else 1 - p_a
+    return float(np.sign(p_first - 0.5) + 1) / 2
 
 
 def _position(preferences: Sequence[Preference], judgements: Sequence[Judgement]) -> dict[str, float]:
@@ -120,7 +120,8 @@ def _position(preferences: Sequence[Preference], judgements: Sequence[Judgement]
     parsed = [x for x in judgements if x.state == "ok"]
     if len({x.order for x in parsed}) < 2:
         return {}
-    report = {"label/first_position_rate": float(np.mean([_first_preferred(x) for x in parsed]))}
+    first = [_first_preferred(x.p_a, x.order) for x in parsed if x.p_a is not None]
+    report = {"label/first_position_rate": float(np.mean(first))}
     both = [(x.p_ab, 1 - x.p_ba) for x in preferences if x.p_ab is not None and x.p_ba is not None]
     if both:
         same = [ab > 0.5 for ab, ba in both if (ab - 0.5) * (ba - 0.5) > 0]

@@ -68,32 +68,19 @@ class Step:
 
 
 class AfterPrefix:
-    """Suffixes that see a cached prefix and themselves causally.
+    """Suffixes (B, T) that see one cached prefix (row 0 of `cache`, all its slots) and themselves causally."""
 
-    `owner` (B,) names each row's prefix in the cache and `lengths` (B,) that prefix's length; with a single
-    prefix for all rows the keys are expanded, not copied.
-    """
-
-    def __init__(self, cache: KVCache, owner: Tensor, lengths: Tensor, suffix_length: int) -> None:
-        self._cache, self._owner = cache, owner
-        self._reach = int(lengths.max())
-        self._shared = bool((owner == owner[0]).all())
-        device = owner.device
-        before = (torch.arange(self._reach, device=device) < lengths[:, None])[:, None, :]
-        own = torch.ones(suffix_length, suffix_length, dtype=torch.bool, device=device).tril()[None]
-        rows = 1 if self._shared else owner.shape[0]
-        self._mask = torch.cat(
-            (before[:rows].expand(rows, suffix_length, -1), own.expand(rows, -1, -1)), dim=-1
-        ).unsqueeze(1)
-
-    def _prefix(self, stored: Tensor, rows: int) -> Tensor:
-        if self._shared:
-            return stored[self._owner[:1], :, : self._reach].expand(rows, -1, -1, -1)
-        return stored[self._owner, :, : self._reach]
+    def __init__(self, cache: KVCache, suffix_length: int) -> None:
+        self._cache = cache
+        shared = cache.keys[0].shape[2]
+        device = cache.keys[0].device
+        queries = torch.arange(shared, shared + suffix_length, device=device)
+        self._mask = torch.arange(shared + suffix_length, device=device) <= queries[:, None]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys = torch.cat((self._prefix(self._cache.keys[layer], key.shape[0]), key), dim=2)
-        values = torch.cat((self._prefix(self._cache.values[layer], key.shape[0]), value), dim=2)
+        rows = key.shape[0]
+        keys = torch.cat((self._cache.keys[layer].expand(rows, -1, -1, -1), key), dim=2)
+        values = torch.cat((self._cache.values[layer].expand(rows, -1, -1, -1), value), dim=2)
         return F.scaled_dot_product_attention(
             query, keys, values, attn_mask=self._mask, enable_gqa=key.shape[1] != query.shape[1]
         )

@@ -14,6 +14,7 @@ import torch
 from rlaif.inference.batches import length_buckets, pad_right
 from rlaif.inference.cache import AfterPrefix, Capture, KVCache
 from rlaif.inference.packing import SharedPrefix, pack
+from rlaif.models.decoder import Causal
 from rlaif.models.split import Top
 from rlaif.ops import token_logprobs
 
@@ -102,10 +103,9 @@ def next_token_logprobs(
     for indices in length_buckets(lengths, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
         ids, counts = pad_right([prompts[i][shared:] for i in indices], 0, device)
         if cache is None:
-            hidden = top(trunk(ids))
+            hidden = top(trunk(ids), Causal())
         else:
-            owner = torch.zeros(len(indices), dtype=torch.long, device=device)
-            attend = AfterPrefix(cache, owner, torch.full_like(owner, shared), ids.shape[1])
+            attend = AfterPrefix(cache, ids.shape[1])
             positions = (shared + torch.arange(ids.shape[1], device=device))[None]
             bound = shared + ids.shape[1]
             hidden = top(trunk(ids, attend, positions, bound), attend, positions, bound)

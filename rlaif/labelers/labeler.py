@@ -105,7 +105,7 @@ class Labeler:
         store: LabelStore | None,
         progress: Progress | None,
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._templates = templates
         self._options = options
         self._store = store
@@ -115,7 +115,7 @@ class Labeler:
     def identity(self) -> dict[str, Any]:
         """All that labels depend on besides the pairs: engine and model, templates, effective options."""
         return {
-            "backend": self._backend.identity(),
+            "backend": self.backend.identity(),
             "templates": self._templates.identity,
             "options": self._options.identity(),
         }
@@ -147,7 +147,7 @@ class Labeler:
         return [point.reading.value for point in self._points(self._asker(), items)]
 
     def _asker(self) -> Asker:
-        return Asker(self._backend, self._store, batch_size=self._options.batch_size, progress=self._progress)
+        return Asker(self.backend, self._store, batch_size=self._options.batch_size, progress=self._progress)
 
     def _orders(self, pair: Pair) -> tuple[Order, ...]:
         return orders_of(self._options.order, seed=self._options.seed, pair_id=pair.id)

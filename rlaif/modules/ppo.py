@@ -104,8 +104,7 @@ class PPOModule(pl.LightningModule):
         reference: the frozen SFT policy; it is no part of this module's checkpoints.
         collect: iteration -> `Rollout` sampled from the policy as it stands.
         reward: `Rollout` -> scores (N,).
-        on_iteration: called with (metrics, iteration) when an iteration's rollouts are scored and, again,
-            when its updates are done.
+        diagnose: `Rollout` -> further metrics of the responses (copy rate and the like).
     """
 
     def __init__(

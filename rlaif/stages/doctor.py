@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -57,11 +58,10 @@ def _wandb(ctx: Context) -> str:
 
 def _choices(ctx: Context) -> str:
     """Whether the labeler's model puts its mass on the two choice tokens at all."""
-    labeler = ctx.labeler("labeler", 0, stored=False)
-    backend = labeler._backend
+    backend = ctx.labeler("labeler", 0, stored=False).backend
     question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
     scores = backend.choice_logprobs([question], ["1", "2"])[0].logprobs
-    mass = sum(2.718281828**s for s in scores if s is not None)
+    mass = sum(math.exp(s) for s in scores if s is not None)
     return f"{mass:.1%} of the next token's probability lies on the choices 1 and 2"
 
 

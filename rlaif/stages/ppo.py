@@ -90,6 +90,10 @@ def _check(ctx: Context) -> None:
         raise UserError(f"rl.value={node.value} is not known: write shared or separate")
     if ctx.cfg.reward.kind != "rm":
         raise UserError(f"reward.kind={ctx.cfg.reward.kind} is not known: write reward=rm")
+    if node.max_kl is not None and node.max_kl <= 0:
+        raise UserError(
+            f"rl.max_kl={node.max_kl} would stop before the first update: write a number above 0, or null"
+        )
     if (node.prompts_per_iteration * node.samples_per_prompt) % node.minibatch_rollouts:
         raise UserError("rl.minibatch_rollouts must divide rl.prompts_per_iteration * rl.samples_per_prompt")
 

@@ -91,11 +91,12 @@ def score_rows(
 def _labelled(ctx: Context, parents: Parents) -> list[Labelled]:
     pairs = read_records(parents["sample"].file(PAIRS_FILE), Pair)
     preferences = {p.pair_id: p for p in read_records(parents["label"].file(PREFERENCES_FILE), Preference)}
-    usable = [(pair, preferences[pair.id]) for pair in pairs if preferences[pair.id].p_a is not None]
-    encoded = encode_pairs(ctx, [pair for pair, _ in usable], "pairs")
+    # A pair without a readable preference trains nothing.
+    usable = [(p, preferences[p.id], p_a) for p in pairs if (p_a := preferences[p.id].p_a) is not None]
+    encoded = encode_pairs(ctx, [pair for pair, _, _ in usable], "pairs")
     return [
-        Labelled(pair, label, PreferenceRow(a, b, float(label.p_a or 0.0)))
-        for (pair, label), (a, b) in zip(usable, encoded, strict=True)
+        Labelled(pair, label, PreferenceRow(a, b, p_a))
+        for (pair, label, p_a), (a, b) in zip(usable, encoded, strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rlaif.data.encode import Encoder
 from rlaif.errors import UserError
 from rlaif.models.tiny import tiny_tokenizer
-from rlaif.records import Pair, Prompt, Sample
+from rlaif.records import Pair, Prompt
 
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
@@ -138,18 +138,3 @@ def test_decoding_leaves_out_special_tokens():
     assert encoder.decode([*TOKENIZER.encode(" yes"), EOS]) == "yes"
     assert encoder.decode([EOS]) == ""
     assert encoder.decode([TOKENIZER.bos_token_id, *TOKENIZER.encode("yes")]) == "yes"
-
-
-@pytest.mark.parametrize(
-    ("response", "finished", "expected"),
-    [
-        ("yes", True, [*TOKENIZER.encode(" yes"), EOS]),
-        ("yes", False, TOKENIZER.encode(" yes")),
-        ("sixsix7", False, TOKENIZER.encode(" sixsix7")),  # eight tokens without EOS: none is lost
-        ("sixsix7", True, TOKENIZER.encode(" sixsix7")),
-    ],
-)
-def test_a_stored_sample_is_encoded_as_it_was_drawn(response, finished, expected):
-    encoder = _encoder()
-    sample = Sample("p", "a cat", response, 4, finished)
-    assert encoder.encode_sample(sample) == (encoder.prompt("a cat"), expected)
