@@ -23,6 +23,11 @@ class KVCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
 
+    @property
+    def slots(self) -> int:
+        """Positions that a row has room for."""
+        return self.keys[0].shape[2]
+
     def select(self, rows: Tensor) -> None:
         """Keep only `rows` (indices), in place: finished rows stop costing anything."""
         self.keys = [key[rows] for key in self.keys]
@@ -68,14 +73,16 @@ class Step:
 
 
 class AfterPrefix:
-    """Suffixes (B, T) that see one cached prefix (row 0 of `cache`, all its slots) and themselves causally."""
+    """Rows (B, T) that see one cached prefix (row 0 of `cache`, all its slots) and themselves causally.
 
-    def __init__(self, cache: KVCache, suffix_length: int) -> None:
+    `blocked` (B, T, T) hides more pairs of (query, key) among the rows' own positions: True = hidden.
+    """
+
+    def __init__(self, cache: KVCache, length: int, blocked: Tensor | None = None) -> None:
         self._cache = cache
-        shared = cache.keys[0].shape[2]
-        device = cache.keys[0].device
-        queries = torch.arange(shared, shared + suffix_length, device=device)
-        self._mask = torch.arange(shared + suffix_length, device=device) <= queries[:, None]
+        own = torch.ones(1, length, length, dtype=torch.bool, device=cache.keys[0].device).tril()
+        own = own if blocked is None else own & ~blocked
+        self._mask = F.pad(own, (cache.slots, 0), value=True).unsqueeze(1)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows = key.shape[0]

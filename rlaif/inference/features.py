@@ -21,7 +21,7 @@ from rlaif.io import digest
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Trunk
 
-MAX_TOKENS = 8192
+MAX_TOKENS = 3072
 MAX_ROWS = 128
 
 

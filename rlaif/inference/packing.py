@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlaif.inference.batches import pad_right
+from rlaif.inference.cache import AfterPrefix, KVCache
 from rlaif.models.decoder import Attend, Causal, MaskedCausal
 
 
@@ -45,17 +46,27 @@ class Packed:
     attend: Attend
 
 
-def pack(groups: Sequence[SharedPrefix], device: str | torch.device) -> Packed:
-    """Pack groups into rows; with one suffix each this is plain causal attention."""
+def pack(groups: Sequence[SharedPrefix], device: str | torch.device, before: KVCache | None = None) -> Packed:
+    """Pack groups into rows; with one suffix each this is plain causal attention.
+
+    `before` holds what stands in front of every group: its one row's keys and values.
+    """
     ids, _ = pad_right([[*g.prefix, *(t for s in g.suffixes for t in s)] for g in groups], 0, device)
     count, width = ids.shape
-    positions = torch.arange(width).repeat(count, 1)
-    if all(len(g.suffixes) <= 1 for g in groups):
-        return Packed(ids, positions.to(device), width, Causal())
-    blocked = torch.zeros(count, width, width, dtype=torch.bool)
-    for row, group in enumerate(groups):
-        prefix = len(group.prefix)
-        for start, end in group.spans():
-            positions[row, start:] = torch.arange(prefix, prefix + width - start)
-            blocked[row, start:end, prefix:start] = True
-    return Packed(ids, positions.to(device), width, MaskedCausal(blocked.to(device)))
+    start = 0 if before is None else before.slots
+    positions = torch.arange(start, start + width).repeat(count, 1)
+    blocked = None
+    if any(len(g.suffixes) > 1 for g in groups):
+        blocked = torch.zeros(count, width, width, dtype=torch.bool)
+        for row, group in enumerate(groups):
+            prefix = len(group.prefix)
+            for first, end in group.spans():
+                positions[row, first:] = torch.arange(start + prefix, start + prefix + width - first)
+                blocked[row, first:end, prefix:first] = True
+        blocked = blocked.to(device)
+    attend: Attend
+    if before is not None:
+        attend = AfterPrefix(before, width, blocked)
+    else:
+        attend = Causal() if blocked is None else MaskedCausal(blocked)
+    return Packed(ids, positions.to(device), start + width, attend)

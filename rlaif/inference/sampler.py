@@ -161,7 +161,7 @@ def sample(
     *,
     eos_id: int,
     max_rows: int,
-    prefill_tokens: int = 4096,
+    prefill_tokens: int = 2048,
     keep_features: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[Sampled]:

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor
 
-from rlaif.inference.batches import length_buckets, pad_right
-from rlaif.inference.cache import AfterPrefix, Capture, KVCache
+from rlaif.inference.batches import length_buckets
+from rlaif.inference.cache import Capture, KVCache
 from rlaif.inference.packing import SharedPrefix, pack
-from rlaif.models.decoder import Causal
 from rlaif.models.split import Top
-from rlaif.ops import token_logprobs
 
-MAX_TOKENS = 6144
+MAX_TOKENS = 3072
 MAX_ROWS = 64
+MIN_SHARED = 16  # tokens below which sharing a beginning is not worth its bookkeeping
 
 
 def _device(top: Top) -> torch.device:
@@ -44,11 +44,8 @@ def _sums(top: Top, groups: Sequence[SharedPrefix]) -> list[float]:
     column = torch.tensor([position for g in groups for position in _predicting(g)], device=device)
     token = torch.tensor([t for g in groups for s in g.suffixes for t in s], device=device)
     lengths = [len(s) for g in groups for s in g.suffixes]
-    scores = []
-    for part in range(0, len(token), 512):  # bounds the (positions, V) logits
-        piece = slice(part, part + 512)
-        scores.append(token_logprobs(top.logits(hidden[row[piece], column[piece]]), token[piece]))
-    return [float(part.double().sum()) for part in torch.cat(scores).split(lengths)]
+    scores = top.logprobs(hidden[row, column], token)
+    return [float(part.double().sum()) for part in scores.split(lengths)]
 
 
 def batches_of_groups(groups: Sequence[SharedPrefix]) -> Iterable[list[int]]:
@@ -81,36 +78,68 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return length
 
 
+def group_neighbours(rows: Sequence[Sequence[int]]) -> tuple[list[SharedPrefix], list[list[int]]]:
+    """Rows with their neighbours' common beginning as groups, and the rows' indices of each group.
+
+    The two orders of a pair share its context. A group grows only while its prefix does not shrink.
+    """
+    runs: list[list[int]] = []
+    reach = 0  # the open group's prefix; for a single row, the least that is worth sharing
+    for index, row in enumerate(rows):
+        if runs:
+            same = min(common_prefix([rows[runs[-1][0]], row]), len(row) - 1, len(rows[runs[-1][0]]) - 1)
+            if same >= reach:
+                reach = same if len(runs[-1]) == 1 else reach
+                runs[-1].append(index)
+                continue
+        runs.append([index])
+        reach = MIN_SHARED
+    groups = []
+    for run in runs:
+        first = rows[run[0]]
+        cut = min(common_prefix([rows[i] for i in run]), min(len(rows[i]) for i in run) - 1)
+        groups.append(SharedPrefix(tuple(first[:cut]), tuple(tuple(rows[i][cut:]) for i in run)))
+    return groups, runs
+
+
+def _last_hidden(top: Top, groups: Sequence[SharedPrefix], before: KVCache | None) -> Tensor:
+    """Hidden states (number of suffixes, D) at the last token of every suffix, group by group."""
+    packed = pack(groups, _device(top), before)
+    features = top.trunk(packed.ids, packed.attend, packed.positions, packed.max_position)
+    hidden = top(features, packed.attend, packed.positions, packed.max_position)
+    ends = [(row, end - 1) for row, group in enumerate(groups) for _, end in group.spans()]
+    row, column = torch.tensor(ends, device=hidden.device).unbind(dim=1)
+    return hidden[row, column]
+
+
 @torch.inference_mode()
 def next_token_logprobs(
     top: Top, prompts: Sequence[Sequence[int]], tokens: Sequence[int]
 ) -> tuple[list[list[float]], int]:
     """Log-probability (nats) of each of `tokens` right after each prompt, and the number of tokens saved.
 
-    What all prompts share at their start (preamble, exemplars) runs once; the head runs on last positions.
+    What all prompts share at their start (preamble, exemplars) runs once, and so does what neighbours share
+    after it (a pair's context, for its two orders); the head runs on last positions.
     """
     shared = min(common_prefix(prompts), min(len(p) for p in prompts) - 1) if len(prompts) > 1 else 0
-    shared = shared if shared >= 16 else 0
-    device, trunk = _device(top), top.trunk
+    shared = shared if shared >= MIN_SHARED else 0
+    before = _prefix_cache(top, prompts[0][:shared]) if shared else None
+    groups, owners = group_neighbours([prompt[shared:] for prompt in prompts])
+    wanted = torch.tensor(tokens, device=_device(top))
     results: list[list[float]] = [[]] * len(prompts)
-    cache = None
-    if shared:
-        cache = KVCache(trunk.config, 1, shared, trunk.dtype, device)
-        capture = Capture(cache)
-        top(trunk(torch.tensor([list(prompts[0][:shared])], device=device), capture), capture)
-    lengths = [len(p) - shared for p in prompts]
-    wanted = torch.tensor(tokens, device=device)
-    for indices in length_buckets(lengths, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
-        ids, counts = pad_right([prompts[i][shared:] for i in indices], 0, device)
-        if cache is None:
-            hidden = top(trunk(ids), Causal())
-        else:
-            attend = AfterPrefix(cache, ids.shape[1])
-            positions = (shared + torch.arange(ids.shape[1], device=device))[None]
-            bound = shared + ids.shape[1]
-            hidden = top(trunk(ids, attend, positions, bound), attend, positions, bound)
-        last = hidden[torch.arange(len(indices), device=device), counts - 1]
-        scores = top.logits(last).float().log_softmax(dim=-1)[:, wanted]
-        for index, row in zip(indices, scores.tolist(), strict=True):
-            results[index] = row
-    return results, shared * (len(prompts) - 1)
+    for indices in batches_of_groups(groups):
+        last = _last_hidden(top, [groups[i] for i in indices], before)
+        scores = top.logits(last).float().log_softmax(dim=-1)[:, wanted].tolist()
+        for owner, row in zip((o for i in indices for o in owners[i]), scores, strict=True):
+            results[owner] = row
+    saved = sum(len(g.prefix) * (len(g.suffixes) - 1) for g in groups)
+    return results, shared * (len(prompts) - 1) + saved
+
+
+def _prefix_cache(top: Top, prefix: Sequence[int]) -> KVCache:
+    """Keys and values of one text, in all layers."""
+    trunk, device = top.trunk, _device(top)
+    cache = KVCache(trunk.config, 1, len(prefix), trunk.dtype, device)
+    capture = Capture(cache)
+    top(trunk(torch.tensor([list(prefix)], device=device), capture), capture)
+    return cache

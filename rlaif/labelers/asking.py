@@ -14,7 +14,7 @@ from rlaif.io import digest
 from rlaif.labelers.store import LabelStore
 
 Progress = Callable[[str, int, int], None]
-"""(phase, done, total), called after each batch."""
+"""(phase, done, total), called when a phase begins (done = 0) and after each batch."""
 
 Answer = TypeVar("Answer", Generation, ChoiceScores, SequenceScore)
 _WAIT_SECONDS = 0.05
@@ -147,6 +147,8 @@ class Asker:
         waiting = deque(fixed_batches(unique, [groups[index] for index in unique], self._batch_size))
         answers: dict[str, dict[str, Any]] = {}
         done, idle = 0, 0
+        if self._progress is not None and unique:
+            self._progress(phase, 0, len(unique))
         while waiting:
             batch = waiting.popleft()
             resolved = self._batch(kind, [keys[index] for index in batch], batch, compute)

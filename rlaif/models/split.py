@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rlaif.errors import UserError
 from rlaif.models.decoder import Attend, Block, Causal, DecoderConfig, DenseCausal, Norm, Rope, run_blocks
+from rlaif.ops import head_logprobs, token_logprobs
 
 CAUSAL = Causal()
 
@@ -187,8 +188,18 @@ class Top(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits (..., V) of normalised hidden states (..., D), in the compute dtype."""
-        weight = self.head if self.head is not None else self.embedding
-        return F.linear(hidden, (self.trunk.head if weight is None else weight).to(hidden.dtype))
+        return F.linear(hidden, self._head_weight().to(hidden.dtype))
+
+    def logprobs(self, hidden: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probability (N,) in float32 of `ids` (N,), each predicted by its row of `hidden` (N, D)."""
+        weight = self._head_weight()
+        if weight.requires_grad:
+            return token_logprobs(F.linear(hidden, weight.to(hidden.dtype)) / temperature, ids)
+        return head_logprobs(hidden, weight.to(hidden.dtype), ids, temperature)
+
+    def _head_weight(self) -> Tensor:
+        own = self.head if self.head is not None else self.embedding
+        return self.trunk.head if own is None else own
 
     def frozen_copy(self) -> Top:
         """An independent copy that never moves, kept in the compute dtype (a reference policy)."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from rlaif.data.datamodule import TokenBatch
 from rlaif.models.split import Top
-from rlaif.ops import token_logprobs
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -83,6 +82,5 @@ def scatter_counted(values: Tensor, mask: Tensor) -> Tensor:
 def response_logprobs(top: Top, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
     """Log-probabilities (B, T) of the response tokens under the sampling temperature; zero elsewhere."""
     mask = batch.response_mask
-    logits = top.logits(response_hidden(top, batch.features, mask))
-    scaled = logits if temperature == 1.0 else logits / temperature
-    return scatter_counted(token_logprobs(scaled, batch.ids[mask]), mask)
+    hidden = response_hidden(top, batch.features, mask)
+    return scatter_counted(top.logprobs(hidden, batch.ids[mask], temperature), mask)

@@ -37,11 +37,11 @@ from rlaif.ops import (
     ppo_policy_loss,
     ppo_value_loss,
     token_entropy,
-    token_logprobs,
     whiten,
 )
 from rlaif.rollout import Rollout
 
+ENTROPY_ROWS = 128  # rows whose logits exist at once
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -168,13 +168,11 @@ class PPOModule(pl.LightningModule):
         for index in chunks:
             part = blank.rows(index)
             width = part.ids.shape[1]
-            policy_logits, value = self._forward(part)
-            logprobs[index, :width] = self._logprobs(policy_logits, part)
-            entropy[index, :width] = scatter_counted(token_entropy(policy_logits), part.mask)
-            values[index, :width] = value
+            hidden, values[index, :width] = self._forward(part)
+            logprobs[index, :width] = self._logprobs(self.policy, hidden, part)
+            entropy[index, :width] = scatter_counted(self._entropy(hidden), part.mask)
             hidden = response_hidden(self.reference, part.features, part.mask)
-            ref_logits = self.reference.logits(hidden) / options.temperature
-            reference[index, :width] = self._logprobs(ref_logits, part)
+            reference[index, :width] = self._logprobs(self.reference, hidden, part)
         raw = self._reward(rollout).to(zeros)
         scores = raw - options.missing_eos_penalty * (~rollout.finished).to(raw)
         rewards = kl_shaped_rewards(scores, logprobs, reference, mask, beta=options.beta)
@@ -200,22 +198,28 @@ class PPOModule(pl.LightningModule):
     # Maths of one minibatch.
 
     def _forward(self, part: Experience) -> tuple[Tensor, Tensor]:
-        """Policy logits (counted tokens, V) under the temperature, and values (N, T) before each token."""
+        """Policy's hidden states (counted tokens, D) and values (N, T), both before each token."""
         hidden = response_hidden(self.policy, part.features, part.mask)
-        logits = self.policy.logits(hidden) / self._options.temperature
-        if self.value_top is not None:
-            hidden = response_hidden(self.value_top, part.features, part.mask)
-        return logits, scatter_counted(self.value_head(hidden), part.mask)
+        before = (
+            hidden if self.value_top is None else response_hidden(self.value_top, part.features, part.mask)
+        )
+        return hidden, scatter_counted(self.value_head(before), part.mask)
 
-    @staticmethod
-    def _logprobs(logits: Tensor, part: Experience) -> Tensor:
-        return scatter_counted(token_logprobs(logits, part.ids[part.mask]), part.mask)
+    def _logprobs(self, top: Top, hidden: Tensor, part: Experience) -> Tensor:
+        """Log-probabilities (N, T) of the response tokens under the sampling temperature."""
+        return scatter_counted(
+            top.logprobs(hidden, part.ids[part.mask], self._options.temperature), part.mask
+        )
+
+    def _entropy(self, hidden: Tensor) -> Tensor:
+        chunks = hidden.split(ENTROPY_ROWS)
+        return torch.cat([token_entropy(self.policy.logits(h) / self._options.temperature) for h in chunks])
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         assert self._experience is not None
         options, part = self._options, self._experience.rows(batch.to(self.device))
-        logits, values = self._forward(part)
-        logprobs = self._logprobs(logits, part)
+        hidden, values = self._forward(part)
+        logprobs = self._logprobs(self.policy, hidden, part)
         policy_loss, metrics = ppo_policy_loss(
             logprobs, part.old_logprobs, part.advantages, part.mask, clip=options.clip
         )

@@ -2,7 +2,7 @@
 
 from rlaif.ops.gae import gae
 from rlaif.ops.kl import KLKind, kl_estimate, kl_shaped_rewards
-from rlaif.ops.logprobs import token_entropy, token_logprobs
+from rlaif.ops.logprobs import head_logprobs, token_entropy, token_logprobs
 from rlaif.ops.losses import bradley_terry_loss, ppo_policy_loss, ppo_value_loss, sft_loss
 from rlaif.ops.masks import (
     last_index,
@@ -31,6 +31,7 @@ __all__ = [
     "ppo_value_loss",
     "sft_loss",
     "token_entropy",
+    "head_logprobs",
     "token_logprobs",
     "whiten",
     "zero_masked",

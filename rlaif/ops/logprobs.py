@@ -54,6 +54,53 @@ class _TokenLogprobs(torch.autograd.Function):
         return result, None
 
 
+# Rows whose logits exist at once in `head_logprobs`: few enough to stay in a processor's caches.
+_HEAD_ROWS = 128
+
+
+def head_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability (nats) of `ids` (N,) under softmax(hidden @ weight.T / temperature); (N,) in float32.
+
+    For a frozen vocabulary head `weight` (V, D) and hidden states (N, D): no (N, V) tensor is kept, and no
+    gradient reaches `weight`. float64 stays float64. Raises ValueError when the shapes do not fit.
+    """
+    if hidden.shape[:-1] != ids.shape or ids.dim() != 1 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and ids {tuple(ids.shape)} do not fit"
+        )
+    if weight.requires_grad:
+        raise ValueError("head_logprobs gives no gradient to the head: use token_logprobs of the logits")
+    return _HeadLogprobs.apply(hidden, weight, ids, temperature)
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """The gradient of row n is g_n (weight[ids_n] - sum_v p_nv weight[v]) / temperature.
+
+    The vector beside the scalar g_n is known in the forward pass, while the chunk's logits are at hand.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> Tensor:
+        values, directions = [], []
+        for part, chosen in zip(hidden.split(_HEAD_ROWS), ids.unsqueeze(-1).split(_HEAD_ROWS), strict=True):
+            logits = _upcast(part @ weight.T)
+            if temperature != 1.0:
+                logits.div_(temperature)
+            logp = logits.sub_(torch.logsumexp(logits, dim=-1, keepdim=True))
+            values.append(logp.gather(-1, chosen).squeeze(-1))
+            if ctx.needs_input_grad[0]:
+                share = logp.exp_().scatter_add_(-1, chosen, -torch.ones_like(chosen, dtype=logp.dtype))
+                directions.append(share.to(hidden.dtype) @ weight)
+        if directions:
+            ctx.save_for_backward(torch.cat(directions).div_(-temperature))
+        return torch.cat(values) if values else hidden.new_zeros(0, dtype=_upcast(hidden).dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (direction,) = ctx.saved_tensors
+        return (direction * grad.unsqueeze(-1)).to(direction.dtype), None, None, None
+
+
 def _entropy_rows(logits: Tensor) -> Tensor:
     logp = torch.log_softmax(_upcast(logits), dim=-1)
     probability = logp.exp()

@@ -7,8 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rlaif.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 logger = logging.getLogger(__name__)
 
@@ -56,31 +60,37 @@ class Progress:
 
     def phases(self, who: str) -> Callable[[str, int, int], None]:
         """A callback (phase, done, total) for the labeler: one bar, or a line at each phase's end."""
-        state: dict[str, object] = {"phase": None, "started": 0.0, "bar": None, "number": None, "last": 0}
-
-        def report(phase: str, done: int, total: int) -> None:
-            if state["phase"] != phase or done < int(str(state["last"])):
-                state.update(phase=phase, started=time.perf_counter())
-                if self.bars:
-                    bar = _bar()
-                    bar.start()
-                    state.update(bar=bar, number=bar.add_task(f"{who}: {phase}", total=total))
-            state["last"] = done
-            bar = state["bar"]
-            if bar is not None:
-                bar.update(state["number"], completed=done)  # type: ignore[attr-defined]
-            if done >= total:
-                if bar is not None:
-                    bar.stop()  # type: ignore[attr-defined]
-                seconds = time.perf_counter() - float(str(state["started"]))
-                if seconds > 1:
-                    logger.info("%s: %d %s in %.1f s", who, total, phase, seconds)
-                state.update(phase=None, bar=None, last=0)
-
-        return report
+        return _Phases(who, self.bars)
 
 
-def _bar():
+class _Phases:
+    """Follows phases that begin with `done` = 0 and end with `done` = `total`."""
+
+    def __init__(self, who: str, bars: bool) -> None:
+        self._who, self._bars = who, bars
+        self._started = 0.0
+        self._bar: RichProgress | None = None
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if done == 0:
+            self._started = time.perf_counter()
+            if self._bars:
+                self._bar = _bar()
+                self._bar.start()
+                self._bar.add_task(f"{self._who}: {phase}", total=total)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done)
+        if done < total:
+            return
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        seconds = time.perf_counter() - self._started
+        if seconds > 1:
+            logger.info("%s: %d %s in %.1f s", self._who, total, phase, seconds)
+
+
+def _bar() -> RichProgress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

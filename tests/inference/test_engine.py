@@ -8,7 +8,7 @@ from rlaif.inference.batches import length_buckets
 from rlaif.inference.features import FeatureCache
 from rlaif.inference.packing import SharedPrefix
 from rlaif.inference.sampler import Decoding, pick_tokens, row_uniforms, sample
-from rlaif.inference.scorer import common_prefix, next_token_logprobs, sequence_logprobs
+from rlaif.inference.scorer import common_prefix, group_neighbours, next_token_logprobs, sequence_logprobs
 
 
 def _prompts(count, seed=0):
@@ -133,6 +133,32 @@ def test_next_token_logprobs_equal_plain_passes(tiny_model, shared):
         for prompt, row in zip(prompts, rows, strict=True):
             plain = top.logits(top(model.trunk(torch.tensor([prompt]))))[0, -1].log_softmax(-1)
             assert row == pytest.approx([plain[20].item(), plain[21].item()], abs=1e-5)
+
+
+@pytest.mark.parametrize("shared", [0, 30])
+def test_the_orders_of_a_pair_share_their_context(tiny_model, shared):
+    model = tiny_model("top:1")
+    top = model.trunk.new_top()
+    start, texts = list(range(10, 10 + shared)), _prompts(12, seed=6)
+    pairs = [(list(range(40 + i, 60 + i)), texts[2 * i], texts[2 * i + 1]) for i in range(6)]
+    prompts = [start + c + p for c, a, b in pairs for p in ([*a, 3, *b], [*b, 3, *a])]
+    with torch.no_grad():
+        rows, saved = next_token_logprobs(top, prompts, [20, 21])
+        assert saved >= 6 * 20 + 11 * shared
+        for prompt, row in zip(prompts, rows, strict=True):
+            plain = top.logits(top(model.trunk(torch.tensor([prompt]))))[0, -1].log_softmax(-1)
+            assert row == pytest.approx([plain[20].item(), plain[21].item()], abs=1e-5)
+
+
+def test_neighbours_are_grouped_by_what_they_share():
+    common = list(range(20))
+    rows = [[*common, 1, 2], [*common, 3], [*common, 1], [*range(30, 50), 4], [7], [*common]]
+    groups, owners = group_neighbours(rows)
+    assert owners == [[0, 1, 2], [3], [4], [5]]
+    assert groups[0] == SharedPrefix(tuple(common), ((1, 2), (3,), (1,)))
+    for group, owner in zip(groups, owners, strict=True):
+        assert [[*group.prefix, *suffix] for suffix in group.suffixes] == [rows[i] for i in owner]
+        assert all(group.suffixes)
 
 
 def test_length_buckets_cover_all_rows_once():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlaif.ops import logprobs as module
-from rlaif.ops import token_entropy, token_logprobs
+from rlaif.ops import head_logprobs, token_entropy, token_logprobs
 
 
 def case(seed: int = 0, vocabulary: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,3 +90,49 @@ def test_gradient_of_token_logprobs_against_autograd_and_differences():
     plain = torch.log_softmax(wide, -1).gather(-1, chosen[:, None]).squeeze(-1)
     (expected,) = torch.autograd.grad((plain * weight).sum(), wide)
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-6)
+
+
+def head_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    weight = torch.randn(13, 5, generator=generator, dtype=torch.float64)
+    return hidden, weight, torch.randint(13, (7,), generator=generator)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 128])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_head_logprobs_and_their_gradient_against_autograd(
+    chunk: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_HEAD_ROWS", chunk)
+    hidden, weight, ids = head_case()
+    hidden.requires_grad_()
+    scale = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
+    own = head_logprobs(hidden, weight, ids, temperature)
+    (gradient,) = torch.autograd.grad((own * scale).sum(), hidden)
+    plain = (hidden @ weight.T / temperature).log_softmax(-1)[torch.arange(7), ids]
+    (expected,) = torch.autograd.grad((plain * scale).sum(), hidden)
+    assert torch.allclose(own, plain, atol=1e-12, rtol=0)
+    assert torch.allclose(gradient, expected, atol=1e-12, rtol=0)
+    # mutation: a gradient that forgets the temperature misses by far
+    assert temperature == 1.0 or not torch.allclose(gradient * temperature, expected, atol=1e-3, rtol=0)
+    assert torch.autograd.gradcheck(lambda x: head_logprobs(x, weight, ids, temperature), (hidden,))
+
+
+def test_head_logprobs_are_the_same_bits_with_and_without_gradient() -> None:
+    # PPO's first ratio is exactly one only if they are.
+    hidden, weight, ids = (x.bfloat16() if x.is_floating_point() else x for x in head_case())
+    with torch.no_grad():
+        without = head_logprobs(hidden, weight, ids)
+    result = head_logprobs(hidden.requires_grad_(), weight, ids)
+    assert result.dtype == torch.float32 and torch.equal(result, without)
+
+
+def test_head_logprobs_refuse_what_does_not_fit() -> None:
+    hidden, weight, ids = head_case()
+    assert head_logprobs(hidden[:0], weight, ids[:0]).shape == (0,)
+    for wrong in ((hidden, weight, ids[:3]), (hidden, weight[:, :3], ids), (hidden[None], weight, ids[None])):
+        with pytest.raises(ValueError, match="do not fit"):
+            head_logprobs(*wrong)
+    with pytest.raises(ValueError, match="no gradient to the head"):
+        head_logprobs(hidden, weight.requires_grad_(), ids)

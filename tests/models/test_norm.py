@@ -1,0 +1,41 @@
+"""The decoder's normalisation against torch's own and against finite differences."""
+
+import torch
+import torch.nn.functional as F
+
+from rlaif.models.decoder import Norm, _RMSNorm
+
+
+def case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, 8, generator=generator).to(dtype), torch.rand(8, generator=generator).to(dtype)
+
+
+def test_values_and_gradients_against_torch_and_differences():
+    hidden, weight = (x.requires_grad_() for x in case(torch.float64))
+    own, plain = _RMSNorm.apply(hidden, weight, 1e-3), F.rms_norm(hidden, (8,), weight, 1e-3)
+    assert torch.allclose(own, plain, atol=1e-12, rtol=0)
+    assert not torch.allclose(_RMSNorm.apply(hidden, weight, 1e-1), plain, atol=1e-3, rtol=0)
+    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, 1e-3), (hidden, weight))
+
+
+def test_bfloat16_rounds_as_transformers_does_with_and_without_gradient():
+    hidden, weight = case(torch.bfloat16)
+    norm = Norm(8, 1e-5)
+    norm.weight.data = weight
+    wide = hidden.float()
+    unit = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    expected = weight * unit.bfloat16()
+    with torch.no_grad():
+        without = norm(hidden)
+    assert torch.equal(norm(hidden), without)
+    torch.testing.assert_close(without, expected, rtol=2**-7, atol=0)
+
+
+def test_the_input_is_left_as_it_was():
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden, weight = case(dtype)
+        before = hidden.clone()
+        with torch.no_grad():
+            _RMSNorm.apply(hidden, weight, 1e-5)
+        assert torch.equal(hidden, before)
