@@ -349,7 +349,14 @@ def test_progress_is_told_of_every_batch():
         progress=lambda *now: seen.append(now),
     )
     labeler.label(pairs(3))
-    assert seen == [("rationales", 0, 6), ("rationales", 4, 6), ("rationales", 6, 6), ("verdicts", 0, 6), ("verdicts", 4, 6), ("verdicts", 6, 6)]
+    assert seen == [
+        ("rationales", 0, 6),
+        ("rationales", 4, 6),
+        ("rationales", 6, 6),
+        ("verdicts", 0, 6),
+        ("verdicts", 4, 6),
+        ("verdicts", 6, 6),
+    ]
 
 
 def test_no_pairs_give_an_empty_result():

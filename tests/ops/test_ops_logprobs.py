@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from rlaif.ops import logprobs as module
 from rlaif.ops import head_logprobs, token_entropy, token_logprobs
+from rlaif.ops import logprobs as module
 
 
 def case(seed: int = 0, vocabulary: int = 11) -> tuple[torch.Tensor, torch.Tensor]:
