@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlaif.models.decoder import Causal, DecoderConfig
+from rlaif.models.decoder import Attend, Causal, DecoderConfig
 
 
 class KVCache:
@@ -22,6 +22,11 @@ class KVCache:
         shape = (rows, config.num_kv_heads, slots, config.head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+
+    @staticmethod
+    def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
+        """Memory of one position of one row."""
+        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
     @property
     def slots(self) -> int:
@@ -35,16 +40,49 @@ class KVCache:
 
 
 class Capture:
-    """Causal attention that also stores keys and values of rows `start..start+B` in a cache."""
+    """Causal attention over rows (B, T) that also stores their keys and values in the cache's B rows."""
 
-    def __init__(self, cache: KVCache, start: int = 0) -> None:
-        self._cache, self._start, self._causal = cache, start, Causal()
+    def __init__(self, cache: KVCache) -> None:
+        self._cache, self._causal = cache, Causal()
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows, length = slice(self._start, self._start + key.shape[0]), key.shape[2]
-        self._cache.keys[layer][rows, :, :length] = key
-        self._cache.values[layer][rows, :, :length] = value
+        self._cache.keys[layer][:, :, : key.shape[2]] = key
+        self._cache.values[layer][:, :, : key.shape[2]] = value
         return self._causal(layer, query, key, value)
+
+
+class CaptureTexts:
+    """Another attention pattern that also stores each packed text's keys and values in a row of its own.
+
+    Text n lies at `places` (N, T) of packed row `rows` (N,) and goes to cache row `start + n`, behind what
+    `before` (one row) holds.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        inner: Attend,
+        rows: Tensor,
+        places: Tensor,
+        *,
+        start: int,
+        before: KVCache | None,
+    ) -> None:
+        self._cache, self._inner, self._before = cache, inner, before
+        self._rows, self._places = rows[:, None], places
+        self._texts = slice(start, start + len(rows))
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        shared = 0 if self._before is None else self._before.slots
+        for stored, before, new in (
+            (self._cache.keys, self._before and self._before.keys, key),
+            (self._cache.values, self._before and self._before.values, value),
+        ):
+            own = new.transpose(1, 2)[self._rows, self._places].transpose(1, 2)
+            stored[layer][self._texts, :, shared : shared + own.shape[2]] = own
+            if before:
+                stored[layer][self._texts, :, :shared] = before[layer]
+        return self._inner(layer, query, key, value)
 
 
 class Step:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from rlaif.inference.batches import pad_right
-from rlaif.inference.cache import AfterPrefix, KVCache
+from rlaif.inference.cache import AfterPrefix, Capture, KVCache
 from rlaif.models.decoder import Attend, Causal, MaskedCausal
+from rlaif.models.split import Top
+
+MIN_SHARED = 16  # tokens below which sharing a beginning is not worth its bookkeeping
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,57 @@ class SharedPrefix:
             spans.append((start, start + len(suffix)))
             start += len(suffix)
         return spans
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that all rows share."""
+    low, high = min(map(list, rows)), max(map(list, rows))
+    length = 0
+    while length < min(len(low), len(high)) and low[length] == high[length]:
+        length += 1
+    return length
+
+
+def group_neighbours(rows: Sequence[Sequence[int]]) -> tuple[list[SharedPrefix], list[list[int]]]:
+    """Rows with their neighbours' common beginning as groups, and the rows' indices of each group.
+
+    The two orders of a pair share its context. A group grows only while its prefix does not shrink.
+    """
+    runs: list[list[int]] = []
+    reach = 0  # the open group's prefix; for a single row, the least that is worth sharing
+    for index, row in enumerate(rows):
+        if runs:
+            same = min(common_prefix([rows[runs[-1][0]], row]), len(row) - 1, len(rows[runs[-1][0]]) - 1)
+            if same >= reach:
+                reach = same if len(runs[-1]) == 1 else reach
+                runs[-1].append(index)
+                continue
+        runs.append([index])
+        reach = MIN_SHARED
+    groups = []
+    for run in runs:
+        first = rows[run[0]]
+        cut = min(common_prefix([rows[i] for i in run]), min(len(rows[i]) for i in run) - 1)
+        groups.append(SharedPrefix(tuple(first[:cut]), tuple(tuple(rows[i][cut:]) for i in run)))
+    return groups, runs
+
+
+def shared_tokens(rows: Sequence[Sequence[int]]) -> int:
+    """Leading tokens that all rows share and that are worth computing apart; at least one stays to each."""
+    if len(rows) < 2:
+        return 0
+    shared = min(common_prefix(rows), min(map(len, rows)) - 1)
+    return shared if shared >= MIN_SHARED else 0
+
+
+def run_prefix(top: Top, prefix: Sequence[int]) -> tuple[KVCache, Tensor]:
+    """Keys and values of one text in all layers (one row), and its features (1, S, D) or ids (1, S)."""
+    trunk, device = top.trunk, top.norm.weight.device
+    cache = KVCache(trunk.config, 1, len(prefix), trunk.dtype, device)
+    capture = Capture(cache)
+    features = trunk(torch.tensor([list(prefix)], device=device), capture)
+    top(features, capture)
+    return cache, features
 
 
 @dataclass(frozen=True)
@@ -70,3 +124,17 @@ def pack(groups: Sequence[SharedPrefix], device: str | torch.device, before: KVC
     else:
         attend = Causal() if blocked is None else MaskedCausal(blocked)
     return Packed(ids, positions.to(device), start + width, attend)
+
+
+def text_places(groups: Sequence[SharedPrefix], device: str | torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each text (prefix + one suffix) lies in the packed rows, text by text.
+
+    Returns rows (N,), positions (N, T) and lengths (N,) of the N texts; positions behind a text's end are 0.
+    """
+    rows, places = [], []
+    for row, group in enumerate(groups):
+        for start, end in group.spans():
+            rows.append(row)
+            places.append([*range(len(group.prefix)), *range(start, end)])
+    positions, lengths = pad_right(places, 0, device)
+    return torch.tensor(rows, device=device), positions, lengths

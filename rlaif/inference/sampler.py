@@ -6,17 +6,29 @@ sorting, dropping finished rows or splitting a batch over processes changes noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlaif.inference.batches import length_buckets, pad_right
-from rlaif.inference.cache import Capture, KVCache, Step
+from rlaif.inference.batches import length_buckets
+from rlaif.inference.cache import CaptureTexts, KVCache, Step
+from rlaif.inference.packing import (
+    SharedPrefix,
+    group_neighbours,
+    pack,
+    run_prefix,
+    shared_tokens,
+    text_places,
+)
 from rlaif.models.split import Top
 
 SEED_RANGE = 2**62
+# Finished rows are dropped once no more than this share of the rows is still going: dropping copies the cache.
+KEEP_SHARE = 0.85
+# Memory that the keys and values of the rows decoded at once may take on a processor.
+CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,26 @@ def row_uniforms(seeds: Sequence[int], length: int) -> Tensor:
     return torch.stack(rows)
 
 
+def _chunks(groups: Sequence[SharedPrefix], max_tokens: int) -> Iterator[list[SharedPrefix]]:
+    """Consecutive groups whose padded rows have at most `max_tokens` tokens (but at least one group)."""
+    chunk: list[SharedPrefix] = []
+    for group in groups:
+        widest = max(map(len, [*chunk, group]))
+        if chunk and widest * (len(chunk) + 1) > max_tokens:
+            yield chunk
+            chunk = []
+        chunk.append(group)
+    if chunk:
+        yield chunk
+
+
+def _cache_bytes(device: torch.device) -> int:
+    """Total memory, not what is free now, decides on an accelerator: batches must not change by the hour."""
+    return (
+        torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else CACHE_BYTES
+    )
+
+
 class _Batch:
     """The moving state of one batch of rows while it is decoded. Rows come longest first."""
 
@@ -88,24 +120,33 @@ class _Batch:
         self.logits = logits
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]], prefill_tokens: int, feature_slots: int) -> Tensor:
+        """Run the prompts; what all of them, or neighbours, share at their start runs once."""
+        shared = shared_tokens(prompts)
+        before, lead = run_prefix(self.top, prompts[0][:shared]) if shared else (None, None)
+        groups, _ = group_neighbours([prompt[shared:] for prompt in prompts])
         outputs, start = [], 0
-        while start < len(prompts):
-            count = max(1, prefill_tokens // len(prompts[start]))
-            ids, lengths = pad_right(prompts[start : start + count], 0, self.device)
-            attend = Capture(self.cache, start)
-            features = self.top.trunk(ids, attend)
-            hidden = self.top(features, attend)
-            last = hidden[torch.arange(len(ids), device=self.device), lengths - 1]
-            outputs.append(self.top.logits(last))
+        for part in _chunks(groups, prefill_tokens):
+            packed = pack(part, self.device, before)
+            rows, places, lengths = text_places(part, self.device)
+            attend = CaptureTexts(self.cache, packed.attend, rows, places, start=start, before=before)
+            features = self.top.trunk(packed.ids, attend, packed.positions, packed.max_position)
+            hidden = self.top(features, attend, packed.positions, packed.max_position)
+            last = places.gather(1, lengths[:, None] - 1).squeeze(1)
+            outputs.append(self.top.logits(hidden[rows, last]))
             if feature_slots:
-                self._store(features, start, (len(prompts), feature_slots, *features.shape[2:]))
-            start += count
+                own = features[rows[:, None], places]
+                self._store(own, lead, start, (len(prompts), feature_slots, *features.shape[2:]))
+            start += len(rows)
         return torch.cat(outputs)
 
-    def _store(self, features: Tensor, start: int, shape: tuple[int, ...]) -> None:
+    def _store(self, own: Tensor, lead: Tensor | None, start: int, shape: tuple[int, ...]) -> None:
+        """Keep the features of some prompts: `lead` (1, S, D) of all and `own` (N, T, D) behind it."""
         if self.features is None:
-            self.features = torch.zeros(shape, dtype=features.dtype, device=self.device)
-        self.features[start : start + features.shape[0], : features.shape[1]] = features
+            self.features = torch.zeros(shape, dtype=own.dtype, device=self.device)
+        rows, shared = slice(start, start + len(own)), 0 if lead is None else lead.shape[1]
+        self.features[rows, shared : shared + own.shape[1]] = own
+        if lead is not None:
+            self.features[rows, :shared] = lead
 
     def step(self, tokens: Tensor, live: Tensor) -> None:
         """Feed one token to each live row (`live`: original row numbers)."""
@@ -137,18 +178,20 @@ def _decode(
             batch.logits, uniforms[live, position], temperature=decoding.temperature, top_k=decoding.top_k
         )
         for row, token in zip(live.tolist(), tokens.tolist(), strict=True):
-            responses[row].append(token)
-            finished[row] = token == eos_id
+            if not finished[row]:
+                responses[row].append(token)
+                finished[row] = token == eos_id
         last_round = position + 1 == decoding.max_new_tokens
         # The last token's features are wanted too (PPO reads its reward there), its logits are not.
         if batch.features is not None or not last_round:
             batch.step(tokens, live)
-        going = (tokens != eos_id).nonzero().squeeze(-1)
-        if len(going) == 0 or last_round:
+        going = [place for place, row in enumerate(live.tolist()) if not finished[row]]
+        if not going or last_round:
             break
-        if len(going) < len(live):
-            batch.keep(going)
-            live = live[going]
+        if len(going) <= KEEP_SHARE * len(live):
+            kept = torch.tensor(going, device=batch.device)
+            batch.keep(kept)
+            live = live[kept]
     return responses, finished
 
 
@@ -169,12 +212,17 @@ def sample(
 
     Args:
         seeds: one integer a row; it alone decides that row's noise.
-        max_rows: rows decoded at once (memory: keys and values of all of them).
+        max_rows: rows decoded at once at most; fewer where their keys and values would take too much memory.
         keep_features: return the trunk's activations of prompt and response.
         progress: called with the number of rows finished after each batch.
     """
     results: list[Sampled | None] = [None] * len(prompts)
-    order = length_buckets([len(p) for p in prompts], max_tokens=2**62, max_rows=max_rows)
+    order = length_buckets(
+        [len(p) + decoding.max_new_tokens for p in prompts],
+        max_tokens=_cache_bytes(top.norm.weight.device)
+        // KVCache.bytes_per_token(top.trunk.config, top.trunk.dtype),
+        max_rows=max_rows,
+    )
     for indices in order:
         chosen = [tuple(prompts[i]) for i in indices]
         batch = _Batch(top, chosen, len(chosen[0]) + decoding.max_new_tokens, keep_features, prefill_tokens)

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from rlaif.inference.batches import length_buckets
-from rlaif.inference.cache import Capture, KVCache
-from rlaif.inference.packing import SharedPrefix, pack
+from rlaif.inference.cache import KVCache
+from rlaif.inference.packing import SharedPrefix, group_neighbours, pack, run_prefix, shared_tokens
 from rlaif.models.split import Top
 
 MAX_TOKENS = 3072
 MAX_ROWS = 64
-MIN_SHARED = 16  # tokens below which sharing a beginning is not worth its bookkeeping
 
 
 def _device(top: Top) -> torch.device:
@@ -69,39 +68,6 @@ def sequence_logprobs(
     return results
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens that all rows share."""
-    low, high = min(map(list, rows)), max(map(list, rows))
-    length = 0
-    while length < min(len(low), len(high)) and low[length] == high[length]:
-        length += 1
-    return length
-
-
-def group_neighbours(rows: Sequence[Sequence[int]]) -> tuple[list[SharedPrefix], list[list[int]]]:
-    """Rows with their neighbours' common beginning as groups, and the rows' indices of each group.
-
-    The two orders of a pair share its context. A group grows only while its prefix does not shrink.
-    """
-    runs: list[list[int]] = []
-    reach = 0  # the open group's prefix; for a single row, the least that is worth sharing
-    for index, row in enumerate(rows):
-        if runs:
-            same = min(common_prefix([rows[runs[-1][0]], row]), len(row) - 1, len(rows[runs[-1][0]]) - 1)
-            if same >= reach:
-                reach = same if len(runs[-1]) == 1 else reach
-                runs[-1].append(index)
-                continue
-        runs.append([index])
-        reach = MIN_SHARED
-    groups = []
-    for run in runs:
-        first = rows[run[0]]
-        cut = min(common_prefix([rows[i] for i in run]), min(len(rows[i]) for i in run) - 1)
-        groups.append(SharedPrefix(tuple(first[:cut]), tuple(tuple(rows[i][cut:]) for i in run)))
-    return groups, runs
-
-
 def _last_hidden(top: Top, groups: Sequence[SharedPrefix], before: KVCache | None) -> Tensor:
     """Hidden states (number of suffixes, D) at the last token of every suffix, group by group."""
     packed = pack(groups, _device(top), before)
@@ -121,9 +87,8 @@ def next_token_logprobs(
     What all prompts share at their start (preamble, exemplars) runs once, and so does what neighbours share
     after it (a pair's context, for its two orders); the head runs on last positions.
     """
-    shared = min(common_prefix(prompts), min(len(p) for p in prompts) - 1) if len(prompts) > 1 else 0
-    shared = shared if shared >= MIN_SHARED else 0
-    before = _prefix_cache(top, prompts[0][:shared]) if shared else None
+    shared = shared_tokens(prompts)
+    before = run_prefix(top, prompts[0][:shared])[0] if shared else None
     groups, owners = group_neighbours([prompt[shared:] for prompt in prompts])
     wanted = torch.tensor(tokens, device=_device(top))
     results: list[list[float]] = [[]] * len(prompts)
@@ -134,12 +99,3 @@ def next_token_logprobs(
             results[owner] = row
     saved = sum(len(g.prefix) * (len(g.suffixes) - 1) for g in groups)
     return results, shared * (len(prompts) - 1) + saved
-
-
-def _prefix_cache(top: Top, prefix: Sequence[int]) -> KVCache:
-    """Keys and values of one text, in all layers."""
-    trunk, device = top.trunk, _device(top)
-    cache = KVCache(trunk.config, 1, len(prefix), trunk.dtype, device)
-    capture = Capture(cache)
-    top(trunk(torch.tensor([list(prefix)], device=device), capture), capture)
-    return cache

@@ -6,9 +6,9 @@ from scipy.stats import chisquare
 
 from rlaif.inference.batches import length_buckets
 from rlaif.inference.features import FeatureCache
-from rlaif.inference.packing import SharedPrefix
+from rlaif.inference.packing import SharedPrefix, common_prefix, group_neighbours
 from rlaif.inference.sampler import Decoding, pick_tokens, row_uniforms, sample
-from rlaif.inference.scorer import common_prefix, group_neighbours, next_token_logprobs, sequence_logprobs
+from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
 
 
 def _prompts(count, seed=0):
@@ -178,6 +178,28 @@ def test_samples_of_one_prompt_share_its_pass_and_change_nothing(tiny_model):
         alone = sample(top, [prompt], [seed], decoding, eos_id=model.eos_id, max_rows=1, keep_features=True)
         assert alone[0].ids == got.ids
         torch.testing.assert_close(alone[0].features, got.features, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable", ["full", "top:1"])
+def test_prompts_that_begin_alike_share_that_and_change_nothing(tiny_model, trainable):
+    model = tiny_model(trainable)
+    top = model.trunk.new_top()
+    lead, texts = list(range(30, 60)), _prompts(9, seed=4)
+    pairs = [(list(range(10 + i, 30 + i)), texts[2 * i], texts[2 * i + 1]) for i in range(4)]
+    prompts = [lead + c + p for c, a, b in pairs for p in ([*a, 3, *b], [*b, 3, *a])] + [lead + texts[8]]
+    decoding = Decoding(8, 1.0)
+
+    def draw(rows, **options):
+        chosen = [prompts[i] for i in rows]
+        return sample(top, chosen, rows, decoding, eos_id=model.eos_id, keep_features=True, **options)
+
+    for tokens in (64, 4096):
+        together = draw(list(range(9)), max_rows=9, prefill_tokens=tokens)
+        for row, got in enumerate(together):
+            (alone,) = draw([row], max_rows=1)
+            assert alone.ids == got.ids
+            fresh = model.trunk(torch.tensor([prompts[row] + list(got.ids)]))[0]
+            torch.testing.assert_close(got.features, fresh, rtol=0, atol=1e-5)
 
 
 def test_packed_features_are_those_of_each_text_alone(tiny_model, tmp_path):
