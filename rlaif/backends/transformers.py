@@ -9,11 +9,14 @@ from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
 from rlaif.inference.packing import SharedPrefix
 from rlaif.inference.sampler import Decoding, sample
 from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
+from rlaif.inference.warm import WarmPrompts, warm_next_token_logprobs
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Top
 
 # Tokens of suffixes that share one packed row.
 PACKED_TOKENS = 256
+# Memory for the prompts of the last generation, from which verdicts go on.
+WARM_BYTES = 2**30
 
 
 def _parts(indices: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
@@ -49,6 +52,7 @@ class TransformersBackend:
         self._identity, self._load, self._max_rows, self._progress = identity, load, max_rows, progress
         self._model: LanguageModel | None = None
         self._top: Top | None = None
+        self._warm = WarmPrompts(0)
 
     def identity(self) -> dict[str, Any]:
         return {"engine": "transformers", **self._identity}
@@ -100,6 +104,7 @@ class TransformersBackend:
         encoded = [self._encode(p) for p in prompts]
         errors = [self._check_length(ids, max_new_tokens) for ids in encoded]
         fit = [i for i, error in enumerate(errors) if error is None]
+        self._warm = WarmPrompts(WARM_BYTES)
         drawn = sample(
             top,
             [encoded[i] for i in fit],
@@ -107,6 +112,7 @@ class TransformersBackend:
             Decoding(max_new_tokens, temperature, top_k),
             eos_id=model.eos_id,
             max_rows=self._max_rows,
+            warm=self._warm,
             progress=self._progress,
         )
         answers = dict(zip(fit, drawn, strict=True))
@@ -142,7 +148,9 @@ class TransformersBackend:
         if not prompts:
             return [], 0
         if all(len(choice) == 1 for choice in tokens):
-            return next_token_logprobs(top, prompts, [choice[0] for choice in tokens])
+            single = [choice[0] for choice in tokens]
+            warm = warm_next_token_logprobs(top, prompts, single, self._warm)
+            return warm or next_token_logprobs(top, prompts, single)
         suffixes = tuple(tuple(choice) for choice in tokens)
         groups = [SharedPrefix(tuple(ids), suffixes) for ids in prompts]
         return [list(row) for row in sequence_logprobs(top, groups)], 0

@@ -33,6 +33,17 @@ class KVCache:
         """Positions that a row has room for."""
         return self.keys[0].shape[2]
 
+    @property
+    def size(self) -> int:
+        """Bytes that all keys and values take."""
+        return 2 * sum(key.nbytes for key in self.keys)
+
+    def snapshot(self) -> KVCache:
+        """The same memory under a name of its own: `select` on one of the two leaves the other as it is."""
+        twin = object.__new__(KVCache)
+        twin.keys, twin.values = list(self.keys), list(self.values)
+        return twin
+
     def select(self, rows: Tensor) -> None:
         """Keep only `rows` (indices), in place: finished rows stop costing anything."""
         self.keys = [key[rows] for key in self.keys]

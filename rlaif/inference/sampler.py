@@ -22,6 +22,7 @@ from rlaif.inference.packing import (
     shared_tokens,
     text_places,
 )
+from rlaif.inference.warm import WarmPrompts
 from rlaif.models.split import Top
 
 SEED_RANGE = 2**62
@@ -102,6 +103,7 @@ class _Batch:
         slots: int,
         keep_features: bool,
         prefill_tokens: int,
+        warm: WarmPrompts | None,
     ) -> None:
         trunk = top.trunk
         self.top, self.device = top, top.norm.weight.device
@@ -113,6 +115,8 @@ class _Batch:
         self.lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         self.features: Tensor | None = None
         logits = self._prefill(unique, prefill_tokens, slots if keep_features else 0)
+        if warm is not None:
+            warm.add(unique, self.cache)
         if len(unique) < len(prompts):
             self.cache.select(owner)
             self.features = None if self.features is None else self.features[owner]
@@ -206,6 +210,7 @@ def sample(
     max_rows: int,
     prefill_tokens: int = 2048,
     keep_features: bool = False,
+    warm: WarmPrompts | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Sampled]:
     """One response for each prompt (token ids), in the prompts' order.
@@ -214,6 +219,7 @@ def sample(
         seeds: one integer a row; it alone decides that row's noise.
         max_rows: rows decoded at once at most; fewer where their keys and values would take too much memory.
         keep_features: return the trunk's activations of prompt and response.
+        warm: takes the prompts' keys and values, for calls that go on from them.
         progress: called with the number of rows finished after each batch.
     """
     results: list[Sampled | None] = [None] * len(prompts)
@@ -225,7 +231,9 @@ def sample(
     )
     for indices in order:
         chosen = [tuple(prompts[i]) for i in indices]
-        batch = _Batch(top, chosen, len(chosen[0]) + decoding.max_new_tokens, keep_features, prefill_tokens)
+        batch = _Batch(
+            top, chosen, len(chosen[0]) + decoding.max_new_tokens, keep_features, prefill_tokens, warm
+        )
         uniforms = row_uniforms([seeds[i] for i in indices], decoding.max_new_tokens)
         responses, finished = _decode(batch, uniforms, decoding, eos_id)
         for row, index in enumerate(indices):

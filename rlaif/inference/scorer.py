@@ -94,7 +94,7 @@ def next_token_logprobs(
     results: list[list[float]] = [[]] * len(prompts)
     for indices in batches_of_groups(groups):
         last = _last_hidden(top, [groups[i] for i in indices], before)
-        scores = top.logits(last).float().log_softmax(dim=-1)[:, wanted].tolist()
+        scores = top.choice_logprobs(last, wanted).tolist()
         for owner, row in zip((o for i in indices for o in owners[i]), scores, strict=True):
             results[owner] = row
     saved = sum(len(g.prefix) * (len(g.suffixes) - 1) for g in groups)

@@ -197,6 +197,15 @@ class Top(nn.Module):
             return token_logprobs(F.linear(hidden, weight.to(hidden.dtype)) / temperature, ids)
         return head_logprobs(hidden, weight.to(hidden.dtype), ids, temperature)
 
+    def choice_logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probability (N, C) in float32 of the same C `tokens` after each row of `hidden` (N, D).
+
+        Their own logits are computed in float32: in bf16, neighbouring logits of this size lie 1/8 apart, and
+        so would the preferences read from them. What normalises all of them alike is not worth that.
+        """
+        chosen = hidden.float() @ self._head_weight()[tokens].float().T
+        return chosen - torch.logsumexp(self.logits(hidden).float(), dim=-1, keepdim=True)
+
     def _head_weight(self) -> Tensor:
         own = self.head if self.head is not None else self.embedding
         return self.trunk.head if own is None else own

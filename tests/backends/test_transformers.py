@@ -242,3 +242,20 @@ def test_nothing_in_nothing_out(engine):
     assert _generate(backend, [], []) == []
     assert backend.choice_logprobs([], ["1", "2"]) == []
     assert backend.sequence_logprobs([]) == []
+
+
+def test_verdicts_go_on_from_the_prompts_of_their_rationales(engine):
+    model, top, backend = engine
+    before = [Message(text, "Reason:") for text in TEXTS]
+    reasons = _generate(backend, before, [1, 2, 3, 4])
+    verdicts = [Message(m.user, f"Reason: x{r.text}\nVerdict:") for m, r in zip(before, reasons, strict=True)]
+    warm = backend.choice_logprobs(verdicts, ("1", "2"))
+    assert [score.tokens_cached for score in warm] == [sum(len(_ids(model, m)) for m in before) // 4] * 4
+    cold = TransformersBackend({"name": "tiny"}, lambda: model, max_rows=3).choice_logprobs(
+        verdicts, ("1", "2")
+    )
+    with torch.no_grad():
+        for message, one, other in zip(verdicts, warm, cold, strict=True):
+            expected = [_logprob(model, top, message, choice) for choice in ("1", "2")]
+            assert one.logprobs == pytest.approx(expected, abs=1e-4)
+            assert other.logprobs == pytest.approx(expected, abs=1e-4)

@@ -170,3 +170,19 @@ def test_the_last_layer_may_run_on_the_positions_that_are_read(tiny_model, ids, 
         gradients.append([p.grad.clone() for p in top.layers.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_choices_are_not_rounded_to_the_steps_of_bf16(tiny_model):
+    # Logits near 20 lie 1/8 apart in bf16; the difference of two choices must not.
+    top = tiny_model("full").trunk.new_top()
+    hidden = torch.randn(64, top.norm.weight.shape[0], generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight = top.embedding.detach() * 60 if top.head is None else top.head.detach() * 60
+    with torch.no_grad():
+        (top.embedding if top.head is None else top.head).copy_(weight)
+        tokens = torch.tensor([20, 21])
+        got = top.choice_logprobs(hidden, tokens)
+        exact = (hidden.double() @ weight.double().T)[:, tokens]
+        rounded = top.logits(hidden).double()[:, tokens]
+    difference = exact[:, 0] - exact[:, 1]
+    assert torch.allclose((got[:, 0] - got[:, 1]).double(), difference, atol=1e-4, rtol=0)
+    assert not torch.allclose(rounded[:, 0] - rounded[:, 1], difference, atol=1e-2, rtol=0)

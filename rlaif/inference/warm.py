@@ -1,0 +1,109 @@
+"""Prompts that go on from prompts already run: chain of thought reads its verdict after its own rationale.
+
+The rationale's prompt was run to generate from; its keys and values are kept for the next call, so that the
+verdict costs the rationale's tokens alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlaif.inference.batches import length_buckets, pad_right
+from rlaif.inference.cache import KVCache
+from rlaif.models.split import Top
+
+MAX_TOKENS = 3072
+MAX_ROWS = 64
+
+
+class WarmPrompts:
+    """Keys and values of prompts that were run before, as far as they fit into `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+        self._places: dict[tuple[int, ...], tuple[KVCache, int]] = {}
+        self._lengths: set[int] = set()
+
+    def add(self, prompts: Sequence[tuple[int, ...]], cache: KVCache) -> None:
+        """Keep `cache`, whose row r begins with prompt r, as it is now."""
+        if cache.size > self._free:
+            return
+        self._free -= cache.size
+        kept = cache.snapshot()
+        self._places |= {prompt: (kept, row) for row, prompt in enumerate(prompts)}
+        self._lengths |= {len(prompt) for prompt in prompts}
+
+    def find(self, prompt: Sequence[int]) -> tuple[KVCache, int, int] | None:
+        """(cache, row, length) of the longest kept prompt that `prompt` truly goes on from."""
+        for length in sorted((n for n in self._lengths if n < len(prompt)), reverse=True):
+            place = self._places.get(tuple(prompt[:length]))
+            if place is not None:
+                return (*place, length)
+        return None
+
+
+class Continue:
+    """Rows (B, T) that go on from cached rows: row b sees the first `lengths[b]` slots of its own, and itself."""
+
+    def __init__(self, cache: KVCache, rows: Tensor, lengths: Tensor, width: int) -> None:
+        self._cache, self._rows, self._reach = cache, rows, int(lengths.max())
+        before = torch.arange(self._reach, device=lengths.device) < lengths[:, None]
+        own = torch.ones(width, width, dtype=torch.bool, device=lengths.device).tril()
+        count = len(rows)
+        self._mask = torch.cat(
+            (before[:, None].expand(-1, width, -1), own[None].expand(count, -1, -1)), dim=-1
+        ).unsqueeze(1)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        return F.scaled_dot_product_attention(
+            query,
+            torch.cat((keys[self._rows, :, : self._reach], key), dim=2),
+            torch.cat((values[self._rows, :, : self._reach], value), dim=2),
+            attn_mask=self._mask,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+
+
+@torch.inference_mode()
+def warm_next_token_logprobs(
+    top: Top, prompts: Sequence[Sequence[int]], tokens: Sequence[int], warm: WarmPrompts
+) -> tuple[list[list[float]], int] | None:
+    """Like `next_token_logprobs`, from kept prompts alone; None unless every prompt goes on from one."""
+    found = [warm.find(prompt) for prompt in prompts]
+    places = [place for place in found if place is not None]
+    if len(places) < len(prompts):
+        return None
+    results: list[list[float]] = [[]] * len(prompts)
+    for cache in dict.fromkeys(cache for cache, _, _ in places):
+        own = [i for i, place in enumerate(places) if place[0] is cache]
+        rest = [len(prompts[i]) - places[i][2] for i in own]
+        for batch in length_buckets(rest, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
+            chosen = [own[i] for i in batch]
+            scores = _continued(top, [prompts[i] for i in chosen], [places[i] for i in chosen], tokens)
+            for index, row in zip(chosen, scores, strict=True):
+                results[index] = row
+    return results, sum(length for _, _, length in places)
+
+
+def _continued(
+    top: Top,
+    prompts: Sequence[Sequence[int]],
+    places: Sequence[tuple[KVCache, int, int]],
+    tokens: Sequence[int],
+) -> list[list[float]]:
+    device = top.norm.weight.device
+    lengths = torch.tensor([length for _, _, length in places], device=device)
+    rows = torch.tensor([row for _, row, _ in places], device=device)
+    rest = [prompt[length:] for prompt, (_, _, length) in zip(prompts, places, strict=True)]
+    ids, counts = pad_right(rest, 0, device)
+    attend = Continue(places[0][0], rows, lengths, ids.shape[1])
+    positions = lengths[:, None] + torch.arange(ids.shape[1], device=device)
+    bound = int(positions.max()) + 1
+    hidden = top(top.trunk(ids, attend, positions, bound), attend, positions, bound)
+    last = hidden[torch.arange(len(rows), device=device), counts - 1]
+    return top.choice_logprobs(last, torch.tensor(tokens, device=device)).tolist()
