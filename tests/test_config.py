@@ -19,7 +19,11 @@ CODE = Path(__file__).resolve().parents[1]
 CONF = CODE / "conf"
 HYDRA_GROUPS = {"hydra", "templates"}
 # Values that a file leaves to the user (`???`).
-GIVEN = {"task=custom": "task.path=FILE", "model=hub": "model.name=DIR"}
+GIVEN = {
+    "task=custom": ["task.path=FILE"],
+    "model=hub": ["model.name=DIR"],
+    "backend=openai": ["backend.base_url=URL", "backend.name=NAME"],
+}
 
 
 def _options(folder: Path) -> list[str]:
@@ -56,7 +60,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 def test_every_option_of_every_group_composes(composed, position: int) -> None:
     """The options at one position of all groups at once, so that every file is read within a few compositions."""
     words = [f"{group}={options[position]}" for group, options in GROUPS.items() if position < len(options)]
-    given = [GIVEN[word] for word in words if word in GIVEN]
+    given = [value for word in words for value in GIVEN.get(word, [])]
     values = _plain(composed(*words, *given))
     for word in words:
         group, option = word.split("=")

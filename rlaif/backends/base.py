@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class ChoiceScores:
     None where the engine could not give one: then `error` says why, or the choice was outside a
     server's top-k. `token_counts` are the choices' lengths in tokens, empty where the engine cannot
     tell: the `score` readout needs them to know whether "10" begins with the token of "1".
+    `ceiling` bounds a choice that is None: the least log-probability that the server did name.
+    `source` is `frequency` where the probabilities are shares of sampled answers.
     """
 
     logprobs: tuple[float | None, ...]
@@ -47,6 +49,9 @@ class ChoiceScores:
     tokens_cached: int = 0
     error: str | None = None
     token_counts: tuple[int, ...] = ()
+    tokens_out: int = 0
+    ceiling: float | None = None
+    source: Literal["logprob", "frequency"] = "logprob"
 
 
 @dataclass(frozen=True)
@@ -89,3 +94,13 @@ class Backend(Protocol):
     def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
         """Log-probability of each continuation given its prompt."""
         ...
+
+
+@runtime_checkable
+class BatchInvariant(Protocol):
+    """A mark of engines whose answer to a prompt has nothing to do with its batch.
+
+    Then only what is missing of a batch is asked again, not its neighbours.
+    """
+
+    batch_invariant: Literal[True]

@@ -12,9 +12,12 @@ from __future__ import annotations
 import re
 
 _RUNS = re.compile(r"<{3,}|>{3,}")
-_MARKER_NAMES = r"s|bos|eos|pad|unk|mask|think|filename|reponame|[A-Za-z]+(?:_[A-Za-z]+)+"
+_MARKER_NAMES = r"s|bos|eos|sop|eop|pad|unk|mask|think|filename|reponame|[A-Za-z]+(?:_[A-Za-z0-9]+)+"
+_BRACKET_NAMES = (
+    r"INST|gMASK|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|IMG"
+)
 _MARKERS = re.compile(
-    rf"(?P<open><(?=[|｜])|<(?=/?(?:{_MARKER_NAMES})>)|<(?=</?SYS>>)|\[(?=/?INST\]))|(?P<close>(?<=[|｜])>)"
+    rf"(?P<open><(?=[|｜])|<(?=/?(?:{_MARKER_NAMES})>)|<(?=</?SYS>>)|\[(?=/?(?:{_BRACKET_NAMES})\]))|(?P<close>(?<=[|｜])>)"
 )
 _FENCE = re.compile(r"^<<<([^\n<>]*)\n(.*?)\n>>>$", re.MULTILINE | re.DOTALL)
 

@@ -10,17 +10,17 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from os.path import commonprefix
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlaif.errors import UserError
-from rlaif.io import stable_uniform
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-HH_TURN = "\n\nAssistant:"
+PARQUET_BRANCH = "refs/convert/parquet"
+"""Where the hub keeps its own Parquet copy of a data set that is published as a loading script."""
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<config>[\w.-]+))?")
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,18 @@ class Row:
     values: Mapping[str, Any]
 
 
-def read_rows(path: str) -> list[Row]:
-    """The rows of `path`: a file with one of `EXTENSIONS`, or a hub id ORG/NAME when no such file exists.
+@dataclass(frozen=True)
+class HubPart:
+    """Which part of a hub data set is read: a split (`train`, `train+test` ...), perhaps of one folder."""
 
+    split: str
+    data_dir: str | None
+
+
+def read_rows(path: str, hub: HubPart) -> list[Row]:
+    """The rows of `path`: a file with one of `EXTENSIONS`, or else the `hub` part of a hub data set.
+
+    A hub data set is named ORG/NAME, or ORG/NAME:CONFIG where it has several configurations.
     Raises UserError when the source is missing, unreadable, malformed (with the line) or empty.
     """
     file = Path(path)
@@ -41,8 +50,8 @@ def read_rows(path: str) -> list[Row]:
         raise UserError(f"task.path={path} is a folder; write the path of one {_either(EXTENSIONS)} file.")
     if file.exists():
         rows = _read_file(file)
-    elif _HUB_ID.fullmatch(path) and not path.endswith(EXTENSIONS):
-        rows = _read_hub(path)
+    elif (found := _HUB_ID.fullmatch(path)) and not path.endswith(EXTENSIONS):
+        rows = _read_hub(path, found["name"], found["config"], hub)
     else:
         raise UserError(f"task.path={path} does not exist; write the path of a {_either(EXTENSIONS)} file.")
     if not rows:
@@ -134,57 +143,31 @@ def _parquet(file: Path) -> list[Row]:
     return [Row(f"row {number}", values) for number, values in enumerate(table.to_pylist(), start=1)]
 
 
-def _read_hub(name: str) -> list[Row]:
-    import datasets
-
+def _read_hub(path: str, name: str, config: str | None, hub: HubPart) -> list[Row]:
     try:
-        dataset = datasets.load_dataset(name, split="train")
+        dataset = _load_hub(name, config, hub)
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"task.path={name} is no file, and as a hub data set it cannot be loaded ({reason}); download it "
+            f"task.path={path} is no file, and as a hub data set it cannot be loaded ({reason}); download it "
             f"and write task.path=FILE with a {_either(EXTENSIONS)} file."
         ) from error
     return [Row(f"row {number}", values) for number, values in enumerate(dataset, start=1)]
 
 
+def _load_hub(name: str, config: str | None, hub: HubPart) -> Iterable[Mapping[str, Any]]:
+    """The data set itself or, where it is published as a script, the hub's Parquet copy: no code of it runs."""
+    import datasets
+
+    load = partial(datasets.load_dataset, name, config, split=hub.split, data_dir=hub.data_dir)
+    try:
+        return load()
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        return load(revision=PARQUET_BRANCH)
+
+
 def columns_of(rows: Iterable[Row]) -> list[str]:
     """The columns that any row has, in order of appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.values))
-
-
-def hh_rows(rows: Iterable[Row], *, path: str, seed: int) -> list[Row]:
-    """Rows in the published HH schema (`chosen`, `rejected`: whole dialogues) as pairs.
-
-    The prompt is what the two dialogues share, up to and including the last turn's "Assistant:"; which
-    side is response a is a hash of the row, and `label` is 1.0 where a is the chosen one. Raises
-    UserError for a row whose dialogues share no assistant turn.
-    """
-    return [_hh_row(row, path, seed) for row in rows]
-
-
-def _hh_row(row: Row, path: str, seed: int) -> Row:
-    chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
-    if not isinstance(chosen, str) or not isinstance(rejected, str):
-        raise UserError(
-            f"{path}, {row.place}: columns 'chosen' and 'rejected' must both hold a dialogue as text."
-        )
-    # Both may start their answer alike, so that the shared text alone does not end at the turn.
-    turn = commonprefix([chosen, rejected]).rfind(HH_TURN)
-    if turn < 0:
-        raise UserError(
-            f"{path}, {row.place}: 'chosen' and 'rejected' must share a dialogue that reaches "
-            f"{HH_TURN!r}; for other schemas name the columns with task.columns.prompt=NAME."
-        )
-    end = turn + len(HH_TURN)
-    better, worse = chosen[end:].strip(), rejected[end:].strip()
-    chosen_is_a = stable_uniform("hh-side", seed, chosen, rejected) < 0.5
-    values = {
-        "prompt": chosen[:end].strip(),
-        "response_a": better if chosen_is_a else worse,
-        "response_b": worse if chosen_is_a else better,
-        "label": 1.0 if chosen_is_a else 0.0,
-    }
-    return Row(
-        row.place, {**{k: v for k, v in row.values.items() if k not in ("chosen", "rejected")}, **values}
-    )

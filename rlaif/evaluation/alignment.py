@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.evaluation.joining import agreement, by_pair, folded, symmetric_calibration
+from rlaif.evaluation.label_bins import bin_metrics, confidence_bins, length_bins, verbosity
 from rlaif.records import Judgement, Pair, Preference
 from rlaif.stats import binomial_test, cohen_kappa, proportion_interval, reliability_bins
 
@@ -29,7 +30,8 @@ def alignment_report(
     and `_best` count unparsed gold pairs as wrong and as right. `label/kappa` is Cohen's kappa on the
     letters a / b, and `label/ece` and `label/brier` compare p with gold for the preferred response,
     so that which response is called a cannot matter. `label/alignment_<construction>` splits constructed
-    gold pairs. Lengths are characters, tokens are totals over judgements. Keys without data are absent:
+    gold pairs, `label/confidence_<bin>_*` and `label/length_<bin>_*` split by `confidence_bins` and
+    `length_bins`. Lengths are characters, tokens are totals over judgements. Keys without data are absent:
     alignment without gold, position metrics without both orders, mass without log-probabilities.
     Raises ValueError for a preference or judgement of an unknown pair.
     """
@@ -41,6 +43,8 @@ def alignment_report(
         part = [item for item in gold if item[0].construction == construction]
         report |= _alignment(f"label/alignment_{construction}", part)
     report |= _position(preferences, judgements) | _states(preferences, judgements)
+    report |= bin_metrics("confidence", confidence_bins(pairs, preferences))
+    report |= bin_metrics("length", length_bins(pairs, preferences)) | verbosity(pairs, preferences)
     gaps = [_length_gap(pair_of[x.pair_id], x.p_a) for x in preferences if x.p_a not in (None, 0.5)]
     if gaps:
         report["label/length_gap"] = float(np.mean(gaps))

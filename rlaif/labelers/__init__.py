@@ -1,16 +1,20 @@
 """Labelers: prompt strategy x readout x order x self-consistency over a backend. Judges are labelers."""
 
+from rlaif.labelers.cost import FREE, Meter, Price
 from rlaif.labelers.labeler import Estimate, Labeler, LabelResult, estimate
 from rlaif.labelers.options import LabelerOptions, ReadoutOptions
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet
 
 __all__ = [
+    "FREE",
     "Estimate",
     "LabelResult",
     "LabelStore",
     "Labeler",
     "LabelerOptions",
+    "Meter",
+    "Price",
     "ReadoutOptions",
     "TemplateSet",
     "estimate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections import deque
@@ -9,12 +10,16 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rlaif.backends.base import Backend, ChoiceScores, Generation, Message, SequenceScore
+from rlaif.backends.base import Backend, BatchInvariant, ChoiceScores, Generation, Message, SequenceScore
 from rlaif.io import digest
+from rlaif.labelers.cost import Meter
 from rlaif.labelers.store import LabelStore
 
 Progress = Callable[[str, int, int], None]
 """(phase, done, total), called when a phase begins (done = 0) and after each batch."""
+
+Follow = Callable[[list[int], list["Answered"]], None]
+"""(indices of a batch, their answers): asks what goes on from these answers."""
 
 Answer = TypeVar("Answer", Generation, ChoiceScores, SequenceScore)
 _WAIT_SECONDS = 0.05
@@ -40,6 +45,14 @@ class Answered:
     seconds: float
 
 
+class Stopped(Exception):
+    """A bound of the meter ended `phase`: `done` of its `total` items have their answers."""
+
+    def __init__(self, bound: str, phase: str, done: int, total: int) -> None:
+        super().__init__(f"{bound}: {done} of {total} {phase}")
+        self.bound, self.phase, self.done, self.total = bound, phase, done, total
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Decoding of generated text; `temperature` 0 is greedy and `top_k` 0 no limit."""
@@ -54,19 +67,35 @@ class Asker:
 
     Batches are fixed from the full list of calls before the store is looked at, and a batch with any
     answer missing is computed whole: what a call's batch neighbours do to its last bits then never
-    depends on what an earlier run left behind. Stored answers are kept as they are. Answers with an
+    depends on what an earlier run left behind (where they do nothing, `BatchInvariant`, only what is
+    missing is asked). Stored answers are kept as they are. Answers with an
     error are handed out but not stored, so that the next run asks again.
+
+    Raises Stopped between two batches when the meter has no room for the next one that must be asked.
     """
 
     def __init__(
-        self, backend: Backend, store: LabelStore | None, *, batch_size: int, progress: Progress | None
+        self,
+        backend: Backend,
+        store: LabelStore | None,
+        *,
+        batch_size: int,
+        progress: Progress | None,
+        meter: Meter,
     ) -> None:
         self._backend = backend
         self._store = store
         self._batch_size = batch_size
         self._progress = progress
+        self._meter = meter
         self._identity = backend.identity()
         self.counters = Counters()
+
+    def quiet(self) -> Asker:
+        """This asker without progress, for calls inside a phase that reports its own."""
+        twin = copy.copy(self)
+        twin._progress = None
+        return twin
 
     def generate(
         self,
@@ -77,8 +106,13 @@ class Asker:
         sampling: Sampling,
         seeds: Sequence[int],
         samples: Sequence[int],
+        follow: Follow | None = None,
     ) -> list[Answered]:
-        """Continuations. Greedy ones do not depend on seed and sample, so neither do their keys."""
+        """Continuations. Greedy ones do not depend on seed and sample, so neither do their keys.
+
+        `follow` is called with each batch's indices and answers before they are stored, while the backend
+        still has at hand what it computed for them.
+        """
         greedy = sampling.temperature == 0
         params = {"max_new_tokens": sampling.max_new_tokens, "temperature": float(sampling.temperature)}
         params |= {} if greedy else {"top_k": sampling.top_k}
@@ -96,7 +130,7 @@ class Asker:
                 seeds=[0 if greedy else seeds[index] for index in batch],
             )
 
-        return self._resolve(phase, "generate", keys, groups, compute, Generation)
+        return self._resolve(phase, "generate", keys, groups, compute, Generation, follow)
 
     def choices(
         self, phase: str, prompts: Sequence[Message], groups: Sequence[Hashable], choices: Sequence[str]
@@ -141,17 +175,27 @@ class Asker:
         groups: Sequence[Hashable],
         compute: Callable[[list[int]], Sequence[Answer]],
         answer_type: type[Answer],
+        follow: Follow | None = None,
     ) -> list[Answered]:
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         unique = [index for index, key in enumerate(keys) if first[key] == index]
         waiting = deque(fixed_batches(unique, [groups[index] for index in unique], self._batch_size))
         answers: dict[str, dict[str, Any]] = {}
+
+        def after(resolved: dict[str, dict[str, Any]], batch: list[int]) -> None:
+            if follow is not None:
+                follow(batch, [_decode(resolved[keys[index]], answer_type) for index in batch])
+
         done, idle = 0, 0
         if self._progress is not None and unique:
             self._progress(phase, 0, len(unique))
         while waiting:
             batch = waiting.popleft()
-            resolved = self._batch(kind, [keys[index] for index in batch], batch, compute)
+            try:
+                resolved = self._batch(phase, kind, [keys[index] for index in batch], batch, compute, after)
+            except (_NoRoom, Stopped) as full:
+                answered = sum(key in answers for key in keys)
+                raise Stopped(full.bound, phase, answered, len(keys)) from None
             if resolved is None:
                 waiting.append(batch)
                 idle += 1
@@ -166,41 +210,87 @@ class Asker:
         return [_decode(answers[key], answer_type) for key in keys]
 
     def _batch(
-        self, kind: str, keys: list[str], batch: list[int], compute: Callable[[list[int]], Sequence[Answer]]
+        self,
+        phase: str,
+        kind: str,
+        keys: list[str],
+        batch: list[int],
+        compute: Callable[[list[int]], Sequence[Answer]],
+        after: Callable[[dict[str, dict[str, Any]], list[int]], None],
     ) -> dict[str, dict[str, Any]] | None:
-        """One batch's answers by key, or None while another process is at it."""
+        """One batch's answers by key, or None while another process is at it.
+
+        What follows a batch is asked and stored before the batch itself: a killed run then never leaves a
+        batch behind without it, which would be asked for under other circumstances, to other last bits.
+        """
         if self._store is None:
-            return self._compute(keys, batch, compute)
+            computed = self._compute(phase, keys, batch, compute)
+            after(computed, batch)
+            return computed
         claim = self._store.claim(keys)
         if len(claim.found) == len(keys):
             self.counters.reused += len(keys)
+            after(claim.found, batch)
             return claim.found
         if not claim.granted:
+            self._make_room(phase, 0)
             return None
+        index_of = dict(zip(keys, batch, strict=True))
         missing = [key for key in keys if key not in claim.found]
+        asked = missing if isinstance(self._backend, BatchInvariant) else keys
+        self.counters.reused += len(keys) - len(asked)
         try:
-            computed = self._compute(keys, batch, compute)
-            self._store.put(kind, {key: computed[key] for key in missing if computed[key]["error"] is None})
+            computed = self._compute(phase, asked, [index_of[key] for key in asked], compute)
+            resolved = computed | claim.found
+            try:
+                after(resolved, batch)
+            finally:
+                good = {key: computed[key] for key in missing if computed[key]["error"] is None}
+                self._store.put(kind, good)
         finally:
             self._store.release(missing)
-        return computed | self._store.get(keys)
+        return resolved
+
+    def _make_room(self, phase: str, calls: int) -> None:
+        bound = self._meter.reached(phase, calls)
+        if bound is not None:
+            raise _NoRoom(bound)
 
     def _compute(
-        self, keys: list[str], batch: list[int], compute: Callable[[list[int]], Sequence[Answer]]
+        self,
+        phase: str,
+        keys: list[str],
+        batch: list[int],
+        compute: Callable[[list[int]], Sequence[Answer]],
     ) -> dict[str, dict[str, Any]]:
-        start = time.perf_counter()
+        self._make_room(phase, len(batch))
+        start = self._meter.clock()
         answers = list(compute(batch))
         if len(answers) != len(batch):
             raise ValueError(f"the backend gave {len(answers)} answers to {len(batch)} calls")
-        seconds = time.perf_counter() - start
-        self.counters.asked += len(batch)
-        self.counters.seconds += seconds
+        seconds = self._meter.clock() - start
         rows = [dataclasses.asdict(answer) | {"seconds": seconds / len(batch)} for answer in answers]
-        for row in rows:
-            self.counters.tokens_in += row["tokens_in"]
-            self.counters.tokens_out += row.get("tokens_out", 0)
-            self.counters.tokens_cached += row["tokens_cached"]
+        self._count(phase, rows, seconds)
         return dict(zip(keys, rows, strict=True))
+
+    def _count(self, phase: str, rows: Sequence[dict[str, Any]], seconds: float) -> None:
+        tokens = {
+            name: sum(row.get(name, 0) for row in rows)
+            for name in ("tokens_in", "tokens_out", "tokens_cached")
+        }
+        self._meter.add(phase, calls=len(rows), seconds=seconds, **tokens)
+        self.counters.asked += len(rows)
+        self.counters.seconds += seconds
+        for name, count in tokens.items():
+            setattr(self.counters, name, getattr(self.counters, name) + count)
+
+
+class _NoRoom(Exception):
+    """The next batch would pass `bound`."""
+
+    def __init__(self, bound: str) -> None:
+        super().__init__(bound)
+        self.bound = bound
 
 
 def fixed_batches(items: Sequence[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlaif.backends.base import Backend, ChoiceScores, Message
+from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers.aggregate import aggregate, is_inconsistent, orders_of
-from rlaif.labelers.asking import Answered, Asker, Progress, Sampling
+from rlaif.labelers.asking import Answered, Asker, Follow, Progress, Sampling, Stopped
+from rlaif.labelers.cost import Meter
 from rlaif.labelers.options import LabelerOptions
 from rlaif.labelers.prompts import (
     CHOICES,
     PromptStrategy,
+    answer_for,
     clean_rationale,
     forward_items,
     reverse_items,
@@ -91,9 +95,10 @@ class _Point:
 
 
 class Labeler:
-    """Labels pairs, or rates single responses, as `options` say.
+    """Labels pairs, or rates single responses, as `options` say; `meter` may bound what it spends.
 
-    Raises UserError at construction for options that the templates cannot serve.
+    Raises UserError at construction for options that the templates cannot serve, and between two batches
+    when a bound of the meter leaves no room for the next: what the store has by then is kept.
     """
 
     def __init__(
@@ -104,12 +109,14 @@ class Labeler:
         *,
         store: LabelStore | None,
         progress: Progress | None,
+        meter: Meter | None = None,
     ) -> None:
         self.backend = backend
         self._templates = templates
         self._options = options
         self._store = store
         self._progress = progress
+        self._meter = meter or _unbounded()
         self._strategy = _strategy(templates, options)
 
     def identity(self) -> dict[str, Any]:
@@ -120,11 +127,19 @@ class Labeler:
             "options": self._options.identity(),
         }
 
+    def verdict_for(self, *, first: bool) -> str:
+        """How this labeler's prompts would go on if the response shown first (or second) were the better one."""
+        return self._templates.cue + answer_for(self._templates, first_is_better=first)
+
     def label(self, pairs: Sequence[Pair]) -> LabelResult:
         """Judge `pairs`; the result keeps their order (and, within a pair, ab before ba)."""
         asker = self._asker()
         pointwise = self._options.readout.pointwise
-        judged = self._judge_points(asker, pairs) if pointwise else self._judge_views(asker, pairs)
+        try:
+            judged = self._judge_points(asker, pairs) if pointwise else self._judge_views(asker, pairs)
+        except Stopped as stop:
+            total = len(pairs) if pointwise else len(self._views(pairs))
+            raise self._bound_error(stop, "judgements", total) from None
         preferences = tuple(
             aggregate(
                 judgements,
@@ -144,10 +159,29 @@ class Labeler:
         """
         if not self._options.readout.pointwise:
             raise ValueError(f"readout {self._options.readout.kind} compares pairs and gives no scores")
-        return [point.reading.value for point in self._points(self._asker(), items)]
+        try:
+            points = self._points(self._asker(), items)
+        except Stopped as stop:
+            raise self._bound_error(stop, "scores", len(items)) from None
+        return [point.reading.value for point in points]
 
     def _asker(self) -> Asker:
-        return Asker(self.backend, self._store, batch_size=self._options.batch_size, progress=self._progress)
+        return Asker(
+            self.backend,
+            self._store,
+            batch_size=self._options.batch_size,
+            progress=self._progress,
+            meter=self._meter,
+        )
+
+    def _bound_error(self, stop: Stopped, what: str, total: int) -> UserError:
+        """The items of a phase are judgements, or equal parts of one."""
+        done = stop.done * total // stop.total
+        kept = "they are kept" if self._store else "without a label store nothing is kept"
+        return UserError(
+            f"{stop.bound} has no room for another batch: {done} of {total} {what} are done, for"
+            f" {self._meter} in this run; {kept}, and the same command with a higher bound goes on from there"
+        )
 
     def _orders(self, pair: Pair) -> tuple[Order, ...]:
         return orders_of(self._options.order, seed=self._options.seed, pair_id=pair.id)
@@ -155,33 +189,47 @@ class Labeler:
     # Pairwise readouts: choice and text.
 
     def _judge_views(self, asker: Asker, pairs: Sequence[Pair]) -> list[list[Judgement]]:
-        views = [
-            _View(index, pair, order, sample)
-            for index, pair in enumerate(pairs)
-            for order in self._orders(pair)
-            for sample in range(self._options.samples)
-        ]
-        rationales = self._rationales(asker, views)
-        verdicts = self._verdicts(asker, views, rationales)
+        views = self._views(pairs)
+        rationales, verdicts = self._with_rationales(asker, views) if self._options.cot else ({}, {})
+        rest = [number for number in range(len(views)) if number not in verdicts]
+        verdicts |= self._verdicts(asker, views, rest, rationales)
         judged: list[list[Judgement]] = [[] for _ in pairs]
         for number, view in enumerate(views):
             judged[view.index].append(self._judgement(view, rationales.get(number), verdicts.get(number)))
         return judged
 
-    def _rationales(self, asker: Asker, views: Sequence[_View]) -> dict[int, Answered]:
-        if not self._options.cot:
-            return {}
+    def _views(self, pairs: Sequence[Pair]) -> list[_View]:
+        return [
+            _View(index, pair, order, sample)
+            for index, pair in enumerate(pairs)
+            for order in self._orders(pair)
+            for sample in range(self._options.samples)
+        ]
+
+    def _with_rationales(
+        self, asker: Asker, views: Sequence[_View]
+    ) -> tuple[dict[int, Answered], dict[int, _Verdict]]:
+        """Rationales, each batch's verdicts right after it: they go on from what the backend just ran."""
         messages = [self._strategy.rationale(view.pair, view.order) for view in views]
+        verdicts: dict[int, _Verdict] = {}
+
+        def follow(numbers: list[int], answers: list[Answered]) -> None:
+            rationales = dict(zip(numbers, answers, strict=True))
+            verdicts.update(self._verdicts(asker.quiet(), views, numbers, rationales))
+
         length, temperature = self._options.max_rationale_tokens, self._options.temperature
-        answers = self._generate(asker, "rationales", views, messages, length, temperature)
-        return dict(enumerate(answers))
+        answers = self._generate(
+            asker, "rationales with verdicts", views, messages, length, temperature, follow
+        )
+        return dict(enumerate(answers)), verdicts
 
     def _verdicts(
-        self, asker: Asker, views: Sequence[_View], rationales: dict[int, Answered]
+        self, asker: Asker, views: Sequence[_View], numbers: Sequence[int], rationales: dict[int, Answered]
     ) -> dict[int, _Verdict]:
-        """The second step for every view whose rationale did not fail (all of them without one)."""
+        """The verdict of every view in `numbers` whose rationale did not fail (all of them without one)."""
         going, messages, texts = [], [], []
-        for number, view in enumerate(views):
+        for number in numbers:
+            view = views[number]
             if number in rationales and rationales[number].answer.error is not None:
                 continue
             text = None
@@ -214,6 +262,7 @@ class Labeler:
         messages: Sequence[Message],
         max_new_tokens: int,
         temperature: float,
+        follow: Follow | None = None,
     ) -> list[Answered]:
         return asker.generate(
             phase,
@@ -225,6 +274,7 @@ class Labeler:
                 for view, message in zip(views, messages, strict=True)
             ],
             samples=[view.sample for view in views],
+            follow=follow,
         )
 
     def _judgement(self, view: _View, rationale: Answered | None, verdict: _Verdict | None) -> Judgement:
@@ -376,6 +426,10 @@ def _estimate_points(pairs: Sequence[Pair], templates: TemplateSet, options: Lab
                 render = forward_items if options.readout.direction == "forward" else reverse_items
                 sizes += [_size(message, text) for message, text in render(templates, pair.prompt, response)]
     return Estimate(len(sizes), sum(sizes), 0)
+
+
+def _unbounded() -> Meter:
+    return Meter(name="labeler", price=None, budget_usd=None, max_seconds=None, clock=time.perf_counter)
 
 
 def _strategy(templates: TemplateSet, options: LabelerOptions) -> PromptStrategy:

@@ -16,7 +16,9 @@ Normalize = Literal["none", "tokens"]
 OrderMode = Literal["first", "random", "both", "both_consistent"]
 Averaging = Literal["prob", "logit"]
 
-STAGE_KEYS = frozenset({"name", "backend", "scripted", "max_unparsed", "min_alignment"})
+STAGE_KEYS = frozenset(
+    {"name", "backend", "scripted", "max_unparsed", "min_alignment", "budget_usd", "max_seconds"}
+)
 """Keys of a labeler's config that the stage reads and the labeler does not."""
 
 

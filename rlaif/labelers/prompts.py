@@ -68,8 +68,6 @@ class PromptStrategy:
         return text if self.templates.chat else f"{text}\n\n"
 
     def _exemplar(self, exemplar: Exemplar) -> dict[str, str]:
-        first_is_better = 1.0 if exemplar.preferred == "a" else 0.0
-        answer_is_first = toward_better(first_is_better, 0.0, 1.0, self.templates.polarity) == 1.0
         return {
             "pair": self.templates.render(
                 "pair",
@@ -78,8 +76,14 @@ class PromptStrategy:
                 response_2=exemplar.response_b,
             ),
             "rationale": neutralise(exemplar.rationale.strip()) if self.cot else "",
-            "verdict": CHOICES[0] if answer_is_first else CHOICES[1],
+            "verdict": answer_for(self.templates, first_is_better=exemplar.preferred == "a"),
         }
+
+
+def answer_for(templates: TemplateSet, *, first_is_better: bool) -> str:
+    """The choice that says so, whether the prompts ask for the better or for the worse response."""
+    answer_is_first = toward_better(float(first_is_better), 0.0, 1.0, templates.polarity) == 1.0
+    return CHOICES[0] if answer_is_first else CHOICES[1]
 
 
 def clean_rationale(text: str, cue: str) -> str:

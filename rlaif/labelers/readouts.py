@@ -36,9 +36,10 @@ def sigmoid(value: float) -> float:
 def read_choice(scores: ChoiceScores, *, temperature: float) -> Reading:
     """Probability of the first of two choices: softmax over their log-probabilities / `temperature`.
 
-    Where a server names only one of the two, the other's probability lies between 0 and what is left.
-    If that interval decides the answer (the named choice has more than half of all mass) the value is
-    its middle, with provenance `top_k`; otherwise the answer is unparsed.
+    Where a server names only one of the two, the other's probability lies between 0 and what is left
+    (or the least that the server names, if that is less). If the named choice is certain to win, the value
+    is the middle of what p can be, with provenance `top_k`; otherwise the answer is unparsed. Shares of
+    sampled answers have provenance `frequency`.
     """
     if scores.error is not None:
         return Reading(None, "failed", "logprob", note=scores.error)
@@ -46,11 +47,14 @@ def read_choice(scores: ChoiceScores, *, temperature: float) -> Reading:
     mass = math.fsum(math.exp(value) for value in (first, second) if value is not None)
     if first is not None and second is not None:
         if first == second == -math.inf:
-            return Reading(None, "unparsed", "logprob", 0.0)
-        return Reading(sigmoid((first - second) / temperature), "ok", "logprob", mass)
-    if mass <= 0.5:
+            return Reading(None, "unparsed", scores.source, 0.0)
+        return Reading(sigmoid((first - second) / temperature), "ok", scores.source, mass)
+    missing = max(0.0, 1.0 - mass)
+    if scores.ceiling is not None:
+        missing = min(missing, math.exp(scores.ceiling))
+    if mass <= missing:
         return Reading(None, "unparsed", "top_k", mass)
-    known = (min(mass, 1.0) + 1.0) / 2.0
+    known = (mass / (mass + missing) + 1.0) / 2.0
     return Reading(known if first is not None else 1.0 - known, "ok", "top_k", mass)
 
 
@@ -69,10 +73,11 @@ def read_score(scores: ChoiceScores) -> Reading:
         weights[0] = max(0.0, weights[0] - weights[-1])
     mass = math.fsum(weights)
     partial = None in scores.logprobs
+    kind: Provenance = "top_k" if partial else "frequency" if scores.source == "frequency" else "score"
     if mass == 0.0 or (partial and mass <= 0.5):
-        return Reading(None, "unparsed", "top_k" if partial else "score", mass)
+        return Reading(None, "unparsed", kind, mass)
     expected = math.fsum(rank * weight for rank, weight in enumerate(weights, start=1)) / mass
-    return Reading(expected, "ok", "top_k" if partial else "score", mass)
+    return Reading(expected, "ok", kind, mass)
 
 
 def read_likelihood(answers: Sequence[SequenceScore], options: ReadoutOptions) -> Reading:

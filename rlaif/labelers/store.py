@@ -70,10 +70,10 @@ class LabelStore:
                 raise UserError(
                     f"{self.path}: not a label store of this version; move the file aside or set another path"
                 )
-            for statement in _SCHEMA:
+            if self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise self._damaged("the file's structure is broken")
+            for statement in _SCHEMA if version == 0 else ():
                 self._connection.execute(statement)
-        if self._connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-            raise self._damaged("the file's structure is broken")
         self._switch_to_wal()
 
     def _switch_to_wal(self) -> None:

@@ -1,6 +1,7 @@
 """Reports from run directories: tables, figures and one self-contained HTML page."""
 
 from rlaif.reports.compare import ArmsTable, arms_table, terminal_arms
+from rlaif.reports.labelers import compare_labelers, labelers_of, labelers_table, terminal_labelers
 from rlaif.reports.page import render_report
 from rlaif.reports.runs import RunRecord, find_runs, load_run
 from rlaif.reports.summary import result_table
@@ -14,11 +15,15 @@ __all__ = [
     "Verdict",
     "ablation_table",
     "arms_table",
+    "compare_labelers",
     "find_runs",
+    "labelers_of",
+    "labelers_table",
     "load_run",
     "render_report",
     "result_table",
     "terminal_arms",
+    "terminal_labelers",
     "terminal_table",
     "verdict",
 ]

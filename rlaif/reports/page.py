@@ -16,6 +16,8 @@ from rlaif.errors import UserError
 from rlaif.io import write_text
 from rlaif.reports import plots, text
 from rlaif.reports.compare import ArmsTable, arms_table
+from rlaif.reports.labeler import LabelerSection, labeler_section
+from rlaif.reports.labelers import LabelersTable, labelers_of, labelers_table
 from rlaif.reports.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
 from rlaif.reports.runs import Row, RunRecord, Scalar, interval, number, series
 from rlaif.reports.summary import merge_runs, proxy_and_judge, result_rows
@@ -58,7 +60,6 @@ _FIRST_CURVES = (
     "eos_rate",
 )
 _OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS, _MAX_CURVES, _MAX_COLUMNS = 2, 60, 12, 8, 6
-_ALIGNMENT = re.compile(r"label/alignment_(?P<name>.+?)$")
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Content:
     forest: Markup
     curves: Sequence[tuple[str, Markup]]
     proxy: Markup
-    construction: Markup
-    reliability: Markup
+    labeler: LabelerSection | None
+    labelers: LabelersTable | None
     samples: Mapping[str, Sequence[Row]]
     judgements: Sequence[Row]
     lineage: Graph | None
@@ -133,8 +134,8 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         forest=Markup(_forest(table, summary)),
         curves=_curves(histories),
         proxy=Markup(_proxy(groups, histories, single)),
-        construction=Markup(_construction(summary)),
-        reliability=Markup(_reliability(shown)),
+        labeler=labeler_section(shown, summary),
+        labelers=labelers_table(*labelers_of(runs)),
         samples=_samples(shown),
         judgements=[row for run in shown for row in run.table("judgements")][:_MAX_JUDGEMENTS],
         lineage=lineage_graph(runs, shown),
@@ -256,33 +257,6 @@ def _proxy(
     return plots.proxy_vs_judge(histories, points, title="Proxy reward and judge over the square root of KL")
 
 
-def _construction(summary: Mapping[str, Scalar]) -> str:
-    rows = []
-    for name in sorted(summary):
-        match, value = _ALIGNMENT.match(name), number(summary, name)
-        if match and value is not None and not re.search(r"_(ci_low|ci_high|n|worst|best)$", name):
-            bounds = number(summary, f"{name}_ci_low"), number(summary, f"{name}_ci_high")
-            count = number(summary, f"{name}_n")
-            label = match["name"].replace("_", " ") + (f" (n = {text.plain(count)})" if count else "")
-            rows.append(plots.ForestRow(label, value, *bounds))
-    if not rows:
-        return ""
-    label = "labeler alignment; 50% is guessing"
-    return plots.forest_plot(
-        rows,
-        title="Labeler alignment by kind of gold pair",
-        reference=0.5,
-        percent=True,
-        axis_label=label,
-        width=6.4,
-    )
-
-
-def _reliability(runs: Sequence[RunRecord]) -> str:
-    bins = [row for run in runs for row in run.table("reliability")]
-    return plots.reliability_plot(bins, title="Reliability of the labels")
-
-
 def _samples(runs: Sequence[RunRecord]) -> dict[str, list[Row]]:
     """`first`: a few wins, losses and ties; `rest`: the others, up to a bound."""
     rows = [
@@ -322,7 +296,7 @@ def _costs(runs: Sequence[RunRecord], summary: Mapping[str, Scalar]) -> list[tup
                 costs.append((f"{who}: {what}", text.plain(value)))
         usd = number(summary, f"{stage}/usd")
         if usd is not None:
-            costs.append((f"{who}: USD", f"{usd:.2f}"))
+            costs.append((f"{who}: USD", text.plain(usd)))
     return costs
 
 

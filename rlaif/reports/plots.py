@@ -152,6 +152,35 @@ def forest_plot(
     return _svg(draw, width, 0.9 + 0.34 * len(rows), title)
 
 
+def rates_by_bin(
+    bins: Sequence[str], lines: Mapping[str, Sequence[ForestRow]], *, title: str, axis_label: str
+) -> str:
+    """Rates with 95% intervals over ordered bins, one colour a line; a row's `label` is its bin.
+
+    The dashed line is 50%. Empty when no line has a row.
+    """
+    drawn = {name: rows for name, rows in lines.items() if rows}
+    if not drawn:
+        return ""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for index, (name, rows) in enumerate(drawn.items()):
+            shift = 0.08 * (index - (len(drawn) - 1) / 2)  # intervals of two lines side by side
+            places = [bins.index(row.label) + shift for row in rows]
+            axes.plot(places, [row.value for row in rows], "o-", color=PALETTE[index], label=name)
+            for place, row in zip(places, rows, strict=True):
+                if row.low is not None and row.high is not None:
+                    axes.plot([place, place], [row.low, row.high], color=PALETTE[index], linewidth=2)
+        axes.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 3)))
+        axes.set_xticks(range(len(bins)), bins)
+        axes.set(xlim=(-0.4, len(bins) - 0.6), ylim=(-0.02, 1.02), xlabel=axis_label)
+        _percent_axis(axes.yaxis)
+        figure.legend(loc="outside upper left", ncols=len(drawn))
+
+    return _svg(draw, 4.2, 3.4, title)
+
+
 def _panel(axes: Axes, histories: Mapping[str, Sequence[Row]], name: str) -> None:
     for index, (label, history) in enumerate(histories.items()):
         steps, values = series(history, name)

@@ -115,7 +115,17 @@ def _label_rows(summary: Summary) -> list[ResultRow]:
             summary, "Labels", "label/same_position_rate", "same position in both orders", "position bias"
         ),
         *_single(summary, "Labels", "label/unparsed_rate", "unparsed"),
+        *_cost_rows(summary),
     ]
+
+
+def _cost_rows(summary: Summary) -> list[ResultRow]:
+    """Nothing for a labeler that neither costs money nor had anything to reuse."""
+    reused = number(summary, "label/reused")
+    if not number(summary, "label/usd") and not reused:
+        return []
+    note = f"US dollars; {plain(reused)} answers reused at no cost" if reused else "US dollars"
+    return _single(summary, "Labels", "label/usd", "cost of this run", note)
 
 
 def _reward_model_rows(summary: Summary) -> list[ResultRow]:

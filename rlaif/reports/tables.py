@@ -12,13 +12,15 @@ from rich.text import Text
 from scipy.stats import norm
 
 from rlaif.errors import UserError
+from rlaif.reports.items import common_items, item_scores
 from rlaif.reports.runs import RunRecord, interval, number
 from rlaif.reports.text import MISSING, lower_is_better, metric_label, metric_range, metric_value
-from rlaif.stats import holm, statistically_tied
+from rlaif.stats import holm, paired_tests, statistically_tied
 
 Z95 = float(norm.ppf(0.975))
 ALPHA = 0.05
 BOOTSTRAP_SEED = 0
+LABELER_METRIC = "label/alignment"
 _SEED = ("seed", "seeds.")
 _HOUSEKEEPING = (
     "paths.",
@@ -89,10 +91,14 @@ class Table:
 
 @dataclass(frozen=True)
 class _Test:
-    """Outcome of the best arm against every other: Holm-adjusted p by label, and how it was done."""
+    """Outcome of the best arm against every other: Holm-adjusted p by label, and how it was done.
+
+    `family`: the number of comparisons that Holm's correction is over.
+    """
 
     p: Mapping[str, float]
     method: str
+    family: int
 
 
 def split_override(override: str) -> tuple[str, str]:
@@ -151,39 +157,27 @@ def _cell(runs: Sequence[RunRecord], name: str) -> Cell:
     return Cell(mean, mean - half, mean + half, spread, len(values))
 
 
-def _item_scores(arm: Arm, name: str) -> dict[str, tuple[str, float]] | None:
-    """Per-item scores of the main metric, averaged over seeds: item id to (prompt, score)."""
-    per_run = []
-    for run in arm.runs:
-        rows = {
-            str(row["id"]): row for row in run.table("items") if "id" in row and number(row, name) is not None
-        }
-        per_run.append(rows)
-    if not per_run or not per_run[0] or any(rows.keys() != per_run[0].keys() for rows in per_run):
-        return None
-    return {
-        key: (str(row.get("prompt_id", key)), statistics.fmean(float(rows[key][name]) for rows in per_run))
-        for key, row in per_run[0].items()
-    }
-
-
 def _paired(best: Arm, others: Sequence[Arm], name: str) -> _Test | None:
-    """The paired test, where all arms have scores of the same items that agree on who is best."""
-    scores = {arm.label: _item_scores(arm, name) for arm in (best, *others)}
-    first = scores[best.label]
-    if not first or any(one is None or one.keys() != first.keys() for one in scores.values()):
+    """The paired test on the items that all arms have, where these agree on who is best."""
+    arms = (best, *others)
+    scores = {arm.label: item_scores([run.table("items") for run in arm.runs], name) for arm in arms}
+    shared = common_items(scores)
+    if not shared:
         return None
     sign = -1.0 if lower_is_better(name) else 1.0
-    values = {
-        label: [sign * one[key][1] for key in first] for label, one in scores.items() if one is not None
-    }
-    rows = statistically_tied(
-        values, [prompt for prompt, _ in first.values()], seed=BOOTSTRAP_SEED, alpha=ALPHA
-    )
-    if rows[0].name != best.label:
-        return None
-    method = f"paired test on the same {len(first)} items, clustered by prompt, seeds averaged"
-    return _Test({row.name: row.p_value for row in rows[1:]}, method)
+    values = {label: [sign * one[key][1] for key, _ in shared] for label, one in scores.items()}
+    prompts = [prompt for _, prompt in shared]
+    if name == LABELER_METRIC:
+        # All with all, as in the labelers' own table, so that both say the same.
+        tests = paired_tests(values, prompts, seed=BOOTSTRAP_SEED)
+        first, family = tests[0].first, len(tests)
+        p = {test.second: test.p_holm for test in tests if test.first == first}
+    else:
+        rows = statistically_tied(values, prompts, seed=BOOTSTRAP_SEED, alpha=ALPHA)
+        first, family = rows[0].name, len(others)
+        p = {row.name: row.p_value for row in rows[1:]}
+    method = f"paired test on the same {len(shared)} items, clustered by prompt, seeds averaged"
+    return _Test(p, method, family) if first == best.label else None
 
 
 def _interval_p(best: Cell, other: Cell) -> float | None:
@@ -207,7 +201,7 @@ def _test(arms: Sequence[Arm], name: str) -> _Test | None:
     found = {arm.label: _interval_p(best.cells[name], arm.cells[name]) for arm in others}
     raw = {label: p for label, p in found.items() if p is not None}
     method = "two-sample z test from the intervals (cautious where arms share their items)"
-    return _Test(holm(raw), method) if raw else None
+    return _Test(holm(raw), method, len(raw)) if raw else None
 
 
 def ablation_table(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
@@ -258,7 +252,7 @@ def _caption(main: str, arms: Sequence[Arm], test: _Test | None) -> str:
     )
     return (
         f"Ranked by {metric_label(main)}. {verdict} Method: {test.method}, Holm over "
-        f"{len(test.p)} comparison{'s' if len(test.p) > 1 else ''}, 5% level."
+        f"{test.family} comparison{'s' if test.family > 1 else ''}, 5% level."
     )
 
 

@@ -11,6 +11,7 @@ _PERCENT = re.compile(
     r"(accuracy|alignment|win_rate|win_rate_lc|_rate|clip_fraction|choice_mass|parity)(_ci_low|_ci_high)?$"
     r"|^label/alignment[/_]"
 )
+_DIFFERENCE = re.compile(r"verbosity_gap$")
 _LOWER_IS_BETTER = re.compile(
     r"(loss|ece|brier|perplexity|unparsed_rate|copy_rate|usd|seconds|_gap|length_correlation"
     r"|position_rate|tokens_in|tokens_out)$"
@@ -57,6 +58,18 @@ def percent(value: float | None, digits: int = 1) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}%"
 
 
+def points(value: float | None) -> str:
+    """A difference of shares: 0.062 as `+6.2 points`."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{'+' if value >= 0 else MINUS}{100 * abs(value):.1f} points"
+
+
+def points_range(low: float, high: float) -> str:
+    """`-1.0 to +23.0 points` (with a true minus)."""
+    return f"{points(low).removesuffix(' points')} to {points(high)}"
+
+
 def plain(value: float | None) -> str:
     """About three significant digits; whole numbers with thousands separators."""
     if value is None or not math.isfinite(value):
@@ -71,14 +84,18 @@ def plain(value: float | None) -> str:
 
 
 def metric_value(name: str, value: float | str | None) -> str:
-    """A metric's value as its name asks: percent, number or the text itself."""
+    """A metric's value as its name asks: percent, points, number or the text itself."""
     if isinstance(value, str):
         return value
+    if _DIFFERENCE.search(name):
+        return points(value)
     return percent(value) if is_percent(name) else plain(value)
 
 
 def metric_range(name: str, low: float, high: float) -> str:
     """`57.0-69.0%` (with an en dash), or `0.200 to 0.220` for what is no share."""
+    if _DIFFERENCE.search(name):
+        return points_range(low, high)
     if is_percent(name):
         return f"{100 * low:.1f}{EN_DASH}{100 * high:.1f}%"
     return f"{plain(low)} to {plain(high)}"

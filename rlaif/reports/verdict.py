@@ -51,7 +51,7 @@ def _policy_name(config: Mapping[str, Any]) -> str:
 
 def _judged(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone) -> str:
     if tone == "none":
-        return "No policy was judged in this run."
+        return f"No policy was judged in this run{_labelled(summary)}."
     policy, baseline = _policy_name(config), summary.get("eval/baseline") or "SFT policy"
     win, count = number(summary, "eval/win_rate"), number(summary, "eval/n")
     prompts = f" of {plain(count)} prompts" if count else " of the prompts"
@@ -66,6 +66,17 @@ def _judged(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone
         return f"Not decided: {judge} prefers the {policy} to the {baseline} in {rate}, and {doubt}."
     return (
         f"No clear difference: {judge} prefers the {policy} to the {baseline} in {rate}; {_doubt(summary)}."
+    )
+
+
+def _labelled(summary: Mapping[str, Scalar]) -> str:
+    """What there is to say of a run that ends before any policy."""
+    found, count = interval(summary, "label/alignment"), number(summary, "label/alignment_n")
+    if found is None or count is None:
+        return ""
+    bounds = f"95% CI {100 * found.low:.0f}{EN_DASH}{100 * found.high:.0f}%"
+    return (
+        f"; its labeler agrees with gold on {percent(found.estimate, 0)} of {plain(count)} pairs ({bounds})"
     )
 
 
@@ -130,7 +141,9 @@ def _identity(node: Any) -> dict[str, Any]:
 def _warnings(
     summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row], tone: Tone
 ) -> list[str]:
-    found = [same_judge(summary, config), _over_optimised(summary, history, tone), _length(summary, tone)]
+    told = [summary.get(name) for name in ("label/warning", "eval/warning")]
+    found = [str(sentence) if sentence else None for sentence in told]
+    found += [same_judge(summary, config), _over_optimised(summary, history, tone), _length(summary, tone)]
     unparsed = number(summary, "eval/unparsed_rate")
     if unparsed is not None and unparsed > _UNPARSED:
         found.append(f"{percent(unparsed)} of the judge's answers could not be parsed and count for nobody.")

@@ -15,11 +15,20 @@ from rlaif.artifacts import Artifact
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl
 from rlaif.models.weights import export_policy, export_reward, load_reward, load_top
-from rlaif.reports import ablation_table, find_runs, load_run, result_table, terminal_table
+from rlaif.reports import (
+    ablation_table,
+    find_runs,
+    labelers_of,
+    labelers_table,
+    load_run,
+    result_table,
+    terminal_labelers,
+    terminal_table,
+)
 from rlaif.stages import evaluate, label, rm
 from rlaif.stages.clean import clean
 from rlaif.stages.compare import arm_contexts, compare_arms
-from rlaif.stages.context import Context, apply_seed, require_values
+from rlaif.stages.context import Context, apply_engine, apply_seed, require_values
 from rlaif.stages.doctor import doctor
 from rlaif.stages.graph import Graph
 from rlaif.stages.messages import wrong_kind
@@ -62,6 +71,7 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
         raise UserError(f"stage={cfg.stage} is not known: write one of {', '.join((*STAGES, *OTHER_STAGES))}")
     _check_config(cfg, overrides)
     apply_seed(cfg)
+    apply_engine(cfg)
     prepare_torch(cfg)
     OmegaConf.resolve(cfg)
     if cfg.plan and cfg.stage != "clean":
@@ -151,8 +161,6 @@ def _build(ctx: Context, run: Run, target: str) -> None:
         if not all(p.exists for p in plan):
             console(stderr=True).print(plan_table(ctx, plan, "Plan"))
     artifact = graph.get(target, force=bool(force), force_parents=force == "all")
-    if "rm" in graph.built and graph.built["rm"].reused:
-        label.trust_gate(ctx, graph.built["label"].metrics)
     for ancestor in graph.built.values():
         run.artifact(name=ancestor.name, kind=ancestor.kind, path=ancestor.path, metadata=ancestor.metrics)
     run.summary(graph.summary())
@@ -177,6 +185,8 @@ def _tables(ctx: Context, graph: Graph, run: Run) -> None:
     if "label" in built:
         run.table("judgements", label.judgement_rows(ctx, built["label"], built["sample"], limit))
         run.table("reliability", label.reliability_rows(ctx, built["label"]))
+        for name, rows in label.bin_rows(ctx, built["label"], built["sample"]).items():
+            run.table(name, rows)
         items += label.item_rows(ctx, built["label"])
     if "rm" in built:
         items += rm.item_rows(built["rm"])
@@ -203,7 +213,7 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
     record = load_run(run.directory)
     if stage in (*STAGES, "pipeline"):
         console().print(result_table(record.summary, record.history))
-    if stage in ("pipeline", "eval", "compare"):
+    if stage in ("label", "pipeline", "eval", "compare"):
         report = write_report(ctx, [record], f"{stage}-{record.path.name}", f"{stage}: {record.name}")
         print(f"report: {report}")
     if group:
@@ -218,4 +228,7 @@ def _sweep_report(ctx: Context, group: str) -> None:
         return
     metrics = MAIN_METRIC.get(ctx.cfg.stage, EVAL_METRICS)
     console().print(terminal_table(ablation_table(runs, metrics)))
+    labelers = labelers_table(*labelers_of(runs))
+    if labelers:
+        console().print(terminal_labelers(labelers))
     print(f"sweep report: {write_report(ctx, runs, f'sweep-{group}', f'Sweep {group}')}")

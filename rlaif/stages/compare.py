@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from rlaif.artifacts import Artifact, ArtifactSpec
 from rlaif.errors import UserError
 from rlaif.models.weights import load_top
-from rlaif.reports import arms_table, terminal_arms
-from rlaif.stages.context import Context, apply_seed, plain, require_values
-from rlaif.stages.evaluate import comparison_rows, eval_config, judge_policies
+from rlaif.reports import arms_table, compare_labelers, labelers_table, terminal_arms, terminal_labelers
+from rlaif.stages import label
+from rlaif.stages.context import Context, apply_engine, apply_seed, plain, require_values
+from rlaif.stages.evaluate import comparison_rows, eval_config, judge_gate, judge_policies
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
 from rlaif.stages.terminal import console
@@ -43,6 +44,7 @@ def compose_arm(ctx: Context, overrides: list[str]) -> DictConfig:
     cfg = compose(HydraConfig.get().job.config_name, overrides=[*base, *overrides])
     require_values(cfg)
     apply_seed(cfg)
+    apply_engine(cfg)
     OmegaConf.resolve(cfg)
     return cfg
 
@@ -81,13 +83,34 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     ]
     for part in terminal_arms(arms_table(summaries, verdicts)):
         console().print(part)
+    _labelers(ctx, graphs)
     _record(ctx, graphs, duels, summaries, verdicts)
     metrics = {
         f"{name}/{key}": value for name, summary in summaries.items() for key, value in summary.items()
     }
     for (x, y), duel in duels.items():
-        metrics |= {f"{x}_vs_{y}/{name}": value for name, value in duel.metrics.items()}
+        noted = _judge_notes(ctx, graphs[x], graphs[y])
+        metrics |= {f"{x}_vs_{y}/{name}": value for name, value in (duel.metrics | noted).items()}
     return metrics
+
+
+def _labelers(ctx: Context, graphs: Mapping[str, Graph]) -> None:
+    """The arms' labelers on the same gold pairs, printed and recorded; arms with the same labels are one."""
+    names: dict[str, list[str]] = {}
+    for name, graph in graphs.items():
+        if "label" in graph.built:
+            names.setdefault(graph.built["label"].name, []).append(name)
+    arms = {", ".join(group): graphs[group[0]] for group in names.values()}
+    ranking, tests = compare_labelers(
+        {name: [label.item_rows(graph.ctx, graph.built["label"])] for name, graph in arms.items()},
+        {name: graph.summary() for name, graph in arms.items()},
+    )
+    table = labelers_table(ranking, tests)
+    if table:
+        console().print(terminal_labelers(table))
+    if table and ctx.run is not None:
+        ctx.run.table("labelers", ranking)
+        ctx.run.table("labeler_tests", tests)
 
 
 def _duels(ctx: Context, graphs: Mapping[str, Graph]) -> dict[tuple[str, str], Artifact]:
@@ -102,9 +125,8 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
     """
     if x.ctx.model_identity != y.ctx.model_identity or x.ctx.encoding != y.ctx.encoding:
         raise UserError("compare: two policies meet only with one model and one prompt format in both arms")
-    cfg = x.ctx.cfg.copy()
-    cfg.judge, cfg.eval, cfg.seeds.eval = ctx.cfg.judge, ctx.cfg.eval, ctx.cfg.seeds.eval
-    meeting = x.ctx.with_config(cfg)
+    meeting = _meeting(ctx, x)
+    cfg = meeting.cfg
     first, second, rm = x.built["ppo"], y.built["ppo"], x.built["rm"]
     spec = ArtifactSpec(
         "headtohead",
@@ -120,6 +142,21 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
         return judge_policies(meeting, folder, policies[0], policies[1], rm)
 
     return ctx.store.get_or_build(spec, build)
+
+
+def _meeting(ctx: Context, arm: Graph) -> Context:
+    """The arm's context with the experiment's own judge."""
+    cfg = arm.ctx.cfg.copy()
+    cfg.judge, cfg.eval, cfg.seeds.eval = ctx.cfg.judge, ctx.cfg.eval, ctx.cfg.seeds.eval
+    return arm.ctx.with_config(cfg)
+
+
+def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:
+    """A warning where the judge of a head-to-head is an arm's labeler that may be guessing."""
+    notes: dict[str, Any] = {}
+    for arm in (x, y):
+        notes |= judge_gate(_meeting(ctx, arm), arm.built["label"])
+    return notes
 
 
 def _record(

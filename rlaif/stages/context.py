@@ -12,14 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlaif.artifacts import ArtifactStore
 from rlaif.backends.base import Backend
+from rlaif.backends.openai import OpenAIBackend
 from rlaif.backends.scripted import ScriptedBackend
 from rlaif.backends.transformers import TransformersBackend
-from rlaif.data.custom import load_custom
-from rlaif.data.docs import load_docs
 from rlaif.data.encode import Encoder
 from rlaif.errors import UserError
 from rlaif.inference.features import FeatureCache
-from rlaif.labelers import Labeler, LabelerOptions, LabelStore, TemplateSet
+from rlaif.io import digest
+from rlaif.labelers import Labeler, LabelerOptions, LabelStore, Price, TemplateSet
 from rlaif.models.load import (
     LanguageModel,
     ModelSpec,
@@ -29,23 +29,15 @@ from rlaif.models.load import (
     resolve_dtype,
 )
 from rlaif.records import TaskData
+from rlaif.stages.cost import meter_of, price_of, priced_as
 from rlaif.stages.messages import missing_value
 from rlaif.stages.progress import Progress
+from rlaif.stages.server import openai_backend
+from rlaif.stages.tasks import load_task
 from rlaif.tracking import Run
 
 logger = logging.getLogger(__name__)
 
-DOCS_KEYS = (
-    "max_prompt_chars",
-    "min_reference_words",
-    "max_reference_words",
-    "max_rows",
-    "test_fraction",
-    "validation_fraction",
-    "gold_pairs_per_construction",
-    "packages",
-)
-CUSTOM_KEYS = ("path", "test_fraction", "validation_fraction", "gold_fraction", "max_rows")
 ENCODING_KEYS = (
     "chat",
     "prefix",
@@ -86,6 +78,13 @@ def apply_seed(cfg: DictConfig) -> None:
             cfg.seeds[name] = cfg.seed
 
 
+def apply_engine(cfg: DictConfig) -> None:
+    """`backend: null` of a labeler or judge becomes the engine that `backend=` sets up."""
+    for key in ("labeler", "judge"):
+        if cfg[key].backend is None:
+            cfg[key].backend = cfg.backend.engine
+
+
 def require_values(cfg: DictConfig) -> None:
     """Raises UserError for a key that has no value (`???`)."""
     missing = list(_without_value(OmegaConf.to_container(cfg, resolve=False), ""))
@@ -111,31 +110,21 @@ class Context:
         self.store = ArtifactStore(self.root / "artifacts")
         self.progress = Progress(cfg.trainer.progress)
         self._models: dict[ModelSpec, LanguageModel] = {}
+        self._servers: dict[str, OpenAIBackend] = {}
 
     def with_config(self, cfg: DictConfig) -> Context:
-        """The same job under another configuration (an arm of a comparison); loaded models are shared."""
+        """The same job under another configuration (an arm of a comparison); models and servers are shared."""
         other = Context(cfg, self.run, self.overrides)
-        other._models = self._models
+        other._models, other._servers = self._models, self._servers
         return other
 
     # Data.
 
     @cached_property
     def task(self) -> TaskData:
-        task, seed = self.cfg.task, self.cfg.seeds.data
-        if task.source == "docs":
-            with self.progress.note("reading docstrings"):
-                return load_docs(
-                    cache_dir=self.cache_dir / "docs",
-                    search_dirs=None,
-                    seed=seed,
-                    **{key: task[key] for key in DOCS_KEYS},
-                )
-        if task.source == "custom":
-            return load_custom(
-                columns=plain(task.columns), seed=seed, **{key: task[key] for key in CUSTOM_KEYS}
-            )
-        raise UserError(f"task.source={task.source} is not known: write docs or custom")
+        return load_task(
+            plain(self.cfg.task), seed=self.cfg.seeds.data, cache_dir=self.cache_dir, progress=self.progress
+        )
 
     @property
     def encoding(self) -> dict[str, Any]:
@@ -202,20 +191,43 @@ class Context:
             options,
             store=self.label_store if stored else None,
             progress=self.progress.phases(key),
+            meter=meter_of(key, node, self.price(key), self.priced_as(key)),
         )
+
+    def priced_as(self, key: str) -> str:
+        """The name that the price list has the labeler at `key` under."""
+        return priced_as(self.cfg[key].backend, plain(self.cfg.backend))
+
+    def price(self, key: str) -> Price | None:
+        """What the tokens of the labeler at `key` cost; None where that is not known."""
+        return price_of(plain(self.cfg.prices), self.cfg[key].backend, plain(self.cfg.backend))
 
     @cached_property
     def label_store(self) -> LabelStore:
         return LabelStore(self.root / "labels.sqlite", claim_seconds=900.0)
 
     def _backend(self, node: dict[str, Any]) -> Backend:
-        if node["backend"] == "scripted":
+        wanted, have = node["backend"], self.cfg.backend.engine
+        if wanted == "scripted":
             return ScriptedBackend(**node["scripted"])
-        if node["backend"] != "transformers":
-            raise UserError(f"labeler.backend={node['backend']} is not known: write transformers or scripted")
+        if wanted != have:
+            raise UserError(
+                f"labeler.backend={wanted} is not what backend={have} sets up: write scripted, or leave it out and"
+                " write backend=transformers or backend=openai"
+            )
+        if wanted == "openai":
+            return self._server()
         spec = self._spec(self.cfg.backend, self.cfg.model.trainable)
         identity = {**describe_model(spec, self.cache_dir), "dtype": spec.dtype}
         return TransformersBackend(identity, lambda: self.load(spec), max_rows=self.cfg.backend.max_rows)
+
+    def _server(self) -> OpenAIBackend:
+        """One for labeler and judge, so that it is probed once and its rate limits hold for both."""
+        node = plain(self.cfg.backend)
+        settings = digest(node)
+        if settings not in self._servers:
+            self._servers[settings] = openai_backend(node, self.cache_dir)
+        return self._servers[settings]
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain values."""

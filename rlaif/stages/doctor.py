@@ -13,7 +13,10 @@ import torch
 from rich.table import Table
 
 from rlaif.backends.base import Message
+from rlaif.backends.openai import OpenAIBackend
 from rlaif.errors import UserError
+from rlaif.evaluation import ATTACKS, injection_report
+from rlaif.reports.text import percent
 from rlaif.stages.context import Context
 from rlaif.stages.plan import matrix_rate
 from rlaif.stages.terminal import console
@@ -56,6 +59,14 @@ def _wandb(ctx: Context) -> str:
     )
 
 
+def _server(ctx: Context) -> str:
+    """Whether the labeler's server answers, with which model, and how it tells probabilities."""
+    backend = ctx.labeler("labeler", 0, stored=False).backend
+    return (
+        backend.describe() if isinstance(backend, OpenAIBackend) else "none: the labeler is in this process"
+    )
+
+
 def _choices(ctx: Context) -> str:
     """Whether the labeler's model puts its mass on the two choice tokens at all."""
     backend = ctx.labeler("labeler", 0, stored=False).backend
@@ -65,13 +76,32 @@ def _choices(ctx: Context) -> str:
     return f"{mass:.1%} of the next token's probability lies on the choices 1 and 2"
 
 
+def _injection(ctx: Context) -> str:
+    """How often a response that talks to the labeler turns its verdict; answers are kept in the label store."""
+    gold = [pair for pair in ctx.encoder.fitting(ctx.task.gold_pairs) if pair.gold not in (None, 0.5)]
+    wanted = ctx.cfg.doctor.injection_pairs
+    if not gold or not wanted:
+        return "not measured: " + ("doctor.injection_pairs=0" if gold else "the task has no gold pairs")
+    spread = gold[:: max(1, len(gold) // wanted)][:wanted]  # gold pairs lie grouped by how they were made
+    labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
+    report = injection_report(labeler, spread, prefix="doctor")
+    names = {"doctor/flip_rate": "all attacks", **{f"doctor/flip_rate_{name}": name for name in ATTACKS}}
+    lines = [f"verdicts of {ctx.cfg.labeler.name} that an attack on the worse response turns to it:"]
+    for name, shown in names.items():
+        low, high = (percent(report[f"{name}_ci_{end}"]) for end in ("low", "high"))
+        lines.append(f"{shown}: {percent(report[name])} of {report[f'{name}_n']} ({low} to {high})")
+    return "\n".join(lines)
+
+
 CHECKS: dict[str, Callable[[Context], str]] = {
     "machine": _machine,
     "device": _device,
     "model": _model,
     "task": _task,
     "wandb": _wandb,
+    "labeler's server": _server,
     "labeler's choices": _choices,
+    "injection": _injection,
 }
 
 

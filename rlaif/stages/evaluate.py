@@ -19,7 +19,14 @@ from rlaif.modules.optim import response_logprobs
 from rlaif.records import Comparison, Pair, Sample
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
-from rlaif.stages.label import labeler_identity
+from rlaif.stages.label import (
+    cost_metrics,
+    filler_pairs,
+    labeler_identity,
+    labeling_work,
+    may_be_chance,
+    warn,
+)
 from rlaif.stages.rm import encode_pairs, score_rows
 from rlaif.stages.sample import draw, to_sample
 from rlaif.stages.sft import policy_top, sft_parent
@@ -38,19 +45,23 @@ def _responses(ctx: Context, top: Top, what: str) -> list[Sample]:
     return [to_sample(ctx, prompt, got) for prompt, got in zip(prompts, drawn, strict=True)]
 
 
-def _judge(ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]) -> list[Comparison]:
+def _judge(
+    ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]
+) -> tuple[list[Comparison], dict[str, float]]:
+    """The comparisons, and what they cost."""
     pairs = [
         Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy")
         for p, b in zip(policy, baseline, strict=True)
     ]
     judged = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True).label(pairs)
-    return compare(
+    comparisons = compare(
         pairs,
         judged.preferences,
         [(p.tokens, b.tokens) for p, b in zip(policy, baseline, strict=True)],
         tie_margin=ctx.cfg.eval.tie_margin,
         references=[p.reference for p in policy],
     )
+    return comparisons, cost_metrics(ctx, "judge", judged.counters, "eval")
 
 
 @torch.no_grad()
@@ -69,9 +80,9 @@ def judge_policies(
 ) -> dict[str, Any]:
     """Head-to-head of two policies with every measure of the result table; writes the comparisons."""
     new, old = _responses(ctx, policy, "policy"), _responses(ctx, baseline, "baseline")
-    comparisons = _judge(ctx, new, old)
+    comparisons, cost = _judge(ctx, new, old)
     write_records(folder / COMPARISONS_FILE, comparisons)
-    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.cfg.seeds.eval)
+    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.cfg.seeds.eval) | cost
     for who, samples in (("policy", new), ("baseline", old)):
         for name, value in text_report(samples, "eval").items():
             measure = name.removeprefix("eval/")
@@ -135,10 +146,29 @@ def eval_config(ctx: Context) -> dict[str, Any]:
     }
 
 
+def judge_gate(ctx: Context, labels: Artifact) -> dict[str, Any]:
+    """A warning where the judge is the labeler, and its alignment on `labels` may be chance."""
+    same = labeler_identity(ctx, "judge", 0) == labeler_identity(ctx, "labeler", 0)
+    if not same or not may_be_chance(labels.metrics):
+        return {}
+    low = labels.metrics["label/alignment_ci_low"]
+    sentence = (
+        f"The judge is the labeler {ctx.cfg.labeler.name}, whose alignment may be as low as {low:.3f}: "
+        "its verdicts may be guesses, and the win rate with them."
+    )
+    return warn(ctx, "eval/warning", "judge at chance", sentence)
+
+
+def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
+    return judge_gate(ctx, built["label"])
+
+
 def _work(ctx: Context) -> Work:
     rows = 2 * min(ctx.cfg.eval.num_prompts, len(ctx.task.test))
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
-    return Work(forward=3 * rows * (prompt + response), decoded=rows * response)
+    judged = filler_pairs(ctx, ctx.task.test[: ctx.cfg.eval.num_prompts])
+    judging = labeling_work(ctx, "judge", ctx.cfg.seeds.eval, judged)
+    return Work(forward=3 * rows * (prompt + response), decoded=rows * response, usd=judging.usd)
 
 
 def _check(ctx: Context) -> None:
@@ -151,5 +181,5 @@ def item_rows(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 STAGE = Stage(
-    "eval", 1, "eval", lambda ctx: ("ppo", "rm", *sft_parent(ctx)), eval_config, _build, _work, _check
+    "eval", 1, "eval", lambda ctx: ("ppo", "rm", *sft_parent(ctx)), eval_config, _build, _work, _check, _gate
 )

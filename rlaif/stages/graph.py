@@ -14,15 +14,26 @@ from rlaif.stages.context import Context
 logger = logging.getLogger(__name__)
 
 Parents = Mapping[str, Artifact]
+Gate = Callable[[Context, Parents], dict[str, Any]]
+
+
+def no_gate(ctx: Context, built: Parents) -> dict[str, Any]:
+    """Nothing to object to."""
+    return {}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What building an artifact takes: tokens run forward, decoded, and trained (forward and backward)."""
+    """What building an artifact takes: tokens run forward, decoded, and trained (forward and backward).
+
+    `usd` is None where a price is not known. `seconds` is given where the work is not this machine's.
+    """
 
     forward: float = 0.0
     decoded: float = 0.0
     trained: float = 0.0
+    usd: float | None = 0.0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,9 @@ class Stage:
     """A stage as a function of its slice of the config and of the artifacts it reads.
 
     `version` rises when the stage's code changes what comes out of equal inputs. `check` raises UserError
-    for options that `build` would refuse.
+    for options that `build` would refuse. `gate` sees what the stage stands on (all ancestors by kind)
+    each time that the stage is asked for, also where its artifact is there already: it returns entries
+    for the summary, such as a warning, or raises UserError.
     """
 
     kind: str
@@ -41,6 +54,7 @@ class Stage:
     build: Callable[[Context, Path, Parents], dict[str, Any]]
     work: Callable[[Context], Work]
     check: Callable[[Context], None]
+    gate: Gate = no_gate
 
     def spec(self, ctx: Context, parents: Parents) -> ArtifactSpec:
         """The artifact's identity; needs no model and no parent's files."""
@@ -70,6 +84,7 @@ class Graph:
     def __init__(self, ctx: Context, stages: Mapping[str, Stage]) -> None:
         self.ctx, self.stages = ctx, stages
         self.built: dict[str, Artifact] = {}
+        self.notes: dict[str, Any] = {}
 
     def check(self, kind: str) -> None:
         """Raise UserError for options that `kind` or an ancestor would refuse, before anything is built."""
@@ -88,6 +103,7 @@ class Graph:
             name: self.get(name, force=force_parents, force_parents=force_parents)
             for name in stage.parents(self.ctx)
         }
+        self.notes |= stage.gate(self.ctx, self.built)
         spec = stage.spec(self.ctx, parents)
 
         def build(folder: Path) -> dict[str, Any]:
@@ -101,8 +117,8 @@ class Graph:
         return artifact
 
     def summary(self) -> dict[str, Any]:
-        """All metrics of what was built or reused, with each stage's seconds."""
-        metrics: dict[str, Any] = {}
+        """All metrics of what was built or reused, with each stage's seconds, and what the gates noted."""
+        metrics: dict[str, Any] = dict(self.notes)
         for artifact in self.built.values():
             metrics |= artifact.metrics | {f"{artifact.kind}/seconds": artifact.manifest["seconds"]}
         return metrics

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlaif.artifacts import Artifact
+from rlaif.backends.openai import OpenAIBackend
 from rlaif.errors import UserError
-from rlaif.evaluation import alignment_items, alignment_report, reliability
+from rlaif.evaluation import alignment_items, alignment_report, confidence_bins, length_bins, reliability
 from rlaif.io import read_jsonl, read_records, write_records
 from rlaif.labelers import LabelerOptions, LabelResult, TemplateSet, estimate
-from rlaif.records import Pair, Preference
+from rlaif.records import Pair, Preference, Prompt
 from rlaif.stages.context import Context, plain
+from rlaif.stages.cost import seconds_elsewhere, usd_of
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.sample import PAIRS_FILE, source
-from rlaif.stages.sizes import response_tokens
+from rlaif.stages.sizes import CHARS_PER_TOKEN, response_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -30,36 +32,55 @@ GOLD_JUDGEMENTS_FILE = "gold_judgements.jsonl"
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
-    pairs = [
-        replace(p, gold=None, gold_source=None)
-        for p in read_records(parents["sample"].file(PAIRS_FILE), Pair)
-    ]
+    pairs = _training_pairs(parents["sample"])
     gold_pairs = ctx.encoder.fitting(ctx.task.gold_pairs)
     started = time.perf_counter()
-    result = labeler.label(pairs)
-    gold = labeler.label(gold_pairs)
+    both = [*pairs, *gold_pairs]
+    result = labeler.label(both)  # at once: a bound that stops it then counts all that is to be judged
     seconds = time.perf_counter() - started
-    write_records(folder / PREFERENCES_FILE, result.preferences)
-    write_records(folder / JUDGEMENTS_FILE, result.judgements)
-    write_records(folder / GOLD_FILE, gold.preferences)
-    write_records(folder / GOLD_JUDGEMENTS_FILE, gold.judgements)
-    report = alignment_report(
-        [*pairs, *gold_pairs],
-        [*result.preferences, *gold.preferences],
-        [*result.judgements, *gold.judgements],
-    )
-    asked = result.counters["asked"] + gold.counters["asked"]
-    report["label/reused"] = result.counters["reused"] + gold.counters["reused"]
-    report["label/pairs_per_s"] = (len(pairs) + len(gold_pairs)) / seconds if asked else 0.0
+    _write(folder, result, {pair.id for pair in gold_pairs})
+    report: dict[str, Any] = alignment_report(both, result.preferences, result.judgements)
+    report |= cost_metrics(ctx, "labeler", result.counters, "label")
+    report["label/reused"] = result.counters["reused"]
+    report["label/pairs_per_s"] = len(both) / seconds if result.counters["asked"] else 0.0
     report["label/n"] = len(pairs)
-    _check_unparsed(ctx, [result, gold])
+    if isinstance(labeler.backend, OpenAIBackend) and labeler.backend.capabilities is not None:
+        report["label/server"] = str(labeler.backend.capabilities)
+    _check_unparsed(ctx, result)
     return report
 
 
-def _check_unparsed(ctx: Context, results: Sequence[LabelResult]) -> None:
+def _training_pairs(sample: Artifact) -> list[Pair]:
+    """The pairs to label, without any gold of their own: alignment is of the gold pairs alone."""
+    return [replace(p, gold=None, gold_source=None) for p in read_records(sample.file(PAIRS_FILE), Pair)]
+
+
+def _write(folder: Path, result: LabelResult, gold_ids: set[str]) -> None:
+    for file, gold_file, records in (
+        (PREFERENCES_FILE, GOLD_FILE, result.preferences),
+        (JUDGEMENTS_FILE, GOLD_JUDGEMENTS_FILE, result.judgements),
+    ):
+        write_records(folder / file, [r for r in records if r.pair_id not in gold_ids])
+        write_records(folder / gold_file, [r for r in records if r.pair_id in gold_ids])
+
+
+def cost_metrics(ctx: Context, key: str, counters: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """`<prefix>/usd` of the calls asked in this run; where the price is not known, nothing but a warning."""
+    price = ctx.price(key)
+    if price is not None:
+        return {f"{prefix}/usd": usd_of(price, counters)}
+    if ctx.run is not None:
+        ctx.run.alert(
+            "cost unknown",
+            f"the price of {ctx.priced_as(key)} is not in conf/prices/default.yaml: {prefix}/usd is left out",
+        )
+    return {}
+
+
+def _check_unparsed(ctx: Context, result: LabelResult) -> None:
     """Judgements count here, not preferences: two orders that disagree were both read."""
-    lost = sum(r.counters["unparsed"] + r.counters["failed"] for r in results)
-    rate, limit = lost / max(sum(r.counters["judgements"] for r in results), 1), ctx.cfg.labeler.max_unparsed
+    lost = result.counters["unparsed"] + result.counters["failed"]
+    rate, limit = lost / max(result.counters["judgements"], 1), ctx.cfg.labeler.max_unparsed
     if rate > limit:
         raise UserError(
             f"{rate:.1%} of the labeler's judgements could not be read, more than labeler.max_unparsed={limit}: "
@@ -67,25 +88,56 @@ def _check_unparsed(ctx: Context, results: Sequence[LabelResult]) -> None:
         )
 
 
-def trust_gate(ctx: Context, metrics: dict[str, Any]) -> None:
-    """Warn of a labeler at or below chance; stop where `labeler.min_alignment` says so."""
-    alignment, low, wanted = (
-        metrics.get("label/alignment"),
-        metrics.get("label/alignment_ci_low"),
-        ctx.cfg.labeler.min_alignment,
-    )
+def trust_gate(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Whether anything should stand on labels with these metrics.
+
+    Alignment whose interval reaches below 0.5 may be chance: an alert, and `label/warning` for the summary.
+    Raises UserError below `labeler.min_alignment`, or where that bound cannot be checked.
+    """
+    alignment, wanted = metrics.get("label/alignment"), ctx.cfg.labeler.min_alignment
     if alignment is None:
-        return
+        if wanted is not None:
+            raise UserError(
+                f"labeler.min_alignment={wanted} cannot be checked, since no gold pair has a readable "
+                "preference: give gold labels, or write labeler.min_alignment=null"
+            )
+        return {}
     if wanted is not None and alignment < wanted:
         raise UserError(
-            f"the labeler's alignment is {alignment:.3f}, below labeler.min_alignment={wanted}: choose another labeler"
+            f"the {_measured(ctx, metrics)}, below labeler.min_alignment={wanted}, so nothing is built on its "
+            "labels: choose another labeler, or write a lower bound"
         )
-    if low is not None and low < 0.5 and ctx.run is not None:
-        ctx.run.alert(
-            "labeler at chance",
-            f"alignment {alignment:.3f} with a lower bound of {low:.3f}: "
-            "what is trained on these labels may be trained on noise",
-        )
+    if not may_be_chance(metrics):
+        return {}
+    below = metrics["label/alignment_ci_high"] < 0.5
+    doubt = "it prefers the worse responses" if below else "it may be guessing"
+    return warn(
+        ctx,
+        "label/warning",
+        "labeler below chance" if below else "labeler at chance",
+        f"The {_measured(ctx, metrics)}: {doubt}, and so may all that is built on its labels.",
+    )
+
+
+def may_be_chance(metrics: dict[str, Any]) -> bool:
+    """Whether the interval of the alignment reaches below 0.5."""
+    low = metrics.get("label/alignment_ci_low")
+    return low is not None and low < 0.5
+
+
+def warn(ctx: Context, name: str, title: str, sentence: str) -> dict[str, Any]:
+    """Alert, and the summary entry `name` that carries the sentence to the reports."""
+    if ctx.run is not None:
+        ctx.run.alert(title, sentence)
+    return {name: sentence}
+
+
+def _measured(ctx: Context, metrics: dict[str, Any]) -> str:
+    estimate, low, high, count = (metrics[f"label/alignment{x}"] for x in ("", "_ci_low", "_ci_high", "_n"))
+    return (
+        f"labeler's alignment is {estimate:.3f} (labeler {ctx.cfg.labeler.name}, 95% interval {low:.3f} to "
+        f"{high:.3f}, {count} gold pairs)"
+    )
 
 
 def judgement_rows(ctx: Context, label: Any, sample: Any, limit: int) -> list[dict[str, Any]]:
@@ -114,23 +166,32 @@ def _config(ctx: Context) -> dict[str, Any]:
 
 def _work(ctx: Context) -> Work:
     node = ctx.cfg.sample
-    templates = TemplateSet.load(Path(ctx.cfg.paths.code) / "conf" / "templates" / ctx.cfg.task.templates)
-    options = LabelerOptions.from_mapping(plain(ctx.cfg.labeler), seed=ctx.cfg.seeds.label)
     pairs: list[Pair] = list(ctx.task.gold_pairs)
     if source(ctx) == "dataset":
         pairs += ctx.task.pairs[: node.num_prompts]
     else:
-        filler = "x" * int(response_tokens(ctx) * 3.3)
         prompts = ctx.task.train[-node.num_prompts :]
-        pairs += [
-            Pair(p.id, p.id, p.prompt, filler, filler, "policy")
-            for p in prompts
-            for _ in range(node.num_samples)
-        ]
-    if ctx.cfg.labeler.backend == "scripted":
-        return Work()
-    guess = estimate(pairs, templates, options)
-    return Work(forward=guess.tokens_in * (2.0 if ctx.cfg.models.tiny else 1.0), decoded=guess.tokens_out)
+        pairs += filler_pairs(ctx, [p for p in prompts for _ in range(node.num_samples)])
+    return labeling_work(ctx, "labeler", ctx.cfg.seeds.label, pairs)
+
+
+def filler_pairs(ctx: Context, prompts: Sequence[Prompt]) -> list[Pair]:
+    """A pair of responses of the expected length for each prompt, to estimate by before there are any."""
+    filler = "x" * int(response_tokens(ctx) * CHARS_PER_TOKEN)
+    return [Pair(p.id, p.id, p.prompt, filler, filler, "policy") for p in prompts]
+
+
+def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:
+    """What the labeler at `key` would read, write and cost for `pairs`, were nothing of it stored."""
+    node, price = plain(ctx.cfg[key]), ctx.price(key)
+    templates = TemplateSet.load(Path(ctx.cfg.paths.code) / "conf" / "templates" / ctx.cfg.task.templates)
+    guess = estimate(pairs, templates, LabelerOptions.from_mapping(node, seed=seed))
+    return Work(
+        forward=guess.tokens_in * (2.0 if ctx.cfg.models.tiny else 1.0),
+        decoded=guess.tokens_out,
+        usd=None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0),
+        seconds=seconds_elsewhere(node["backend"], plain(ctx.cfg.backend), guess),
+    )
 
 
 def _check(ctx: Context) -> None:
@@ -148,4 +209,15 @@ def reliability_rows(ctx: Context, label: Artifact) -> list[dict[str, Any]]:
     return reliability(ctx.task.gold_pairs, read_records(label.file(GOLD_FILE), Preference))
 
 
-STAGE = Stage("label", 1, "label", lambda ctx: ("sample",), _config, _build, _work, _check)
+def bin_rows(ctx: Context, label: Artifact, sample: Artifact) -> dict[str, list[dict[str, Any]]]:
+    """The tables behind `label/confidence_*` and `label/length_*`."""
+    gold = read_records(label.file(GOLD_FILE), Preference)
+    pairs = [*_training_pairs(sample), *ctx.task.gold_pairs]
+    preferences = [*read_records(label.file(PREFERENCES_FILE), Preference), *gold]
+    return {
+        "label_confidence": confidence_bins(pairs, preferences),
+        "label_length": length_bins(ctx.task.gold_pairs, gold),
+    }
+
+
+STAGE = Stage("label", 2, "label", lambda ctx: ("sample",), _config, _build, _work, _check)

@@ -15,6 +15,7 @@ from omegaconf.errors import MissingMandatoryValue
 _NO_OVERRIDE = re.compile(r"Could not override '([^']+)'")
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '([^']+)'")
 _FULL_KEY = re.compile(r"full_key: (\S+)")
+_FOLLOWS = re.compile(r"\$\{([\w.]+)\}")
 _NOISE = re.compile(
     r"full_key:|object_type=|See https?:|Config search path:|provider=|Set the environment variable"
 )
@@ -61,8 +62,7 @@ def _unknown_key(key: str, conf: Path) -> str:
 
 def wrong_kind(key: str, value: Any, conf: Path) -> str | None:
     """What is wrong with text (or a fraction) where every file has a number or a switch; None if nothing."""
-    parent, _, name = key.rpartition(".")
-    known = [source[name] for source in _values_below(parent, conf) if source.get(name) is not None]
+    known = _defaults(key, conf)
     kinds = {type(default) for default in known}
     if not kinds or not kinds <= {bool, int, float} or value is None:
         return None
@@ -72,6 +72,14 @@ def wrong_kind(key: str, value: Any, conf: Path) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         return f"{key}={value} is no {'whole ' if whole else ''}number: write one, such as {key}={known[0]}"
     return None
+
+
+def _defaults(key: str, conf: Path) -> list[Any]:
+    """The values that the YAML files give to `key`, or to the key that it follows (`${other.key}`)."""
+    parent, _, name = key.rpartition(".")
+    values = [source[name] for source in _values_below(parent, conf) if source.get(name) is not None]
+    followed = [found[1] for value in values if (found := _FOLLOWS.fullmatch(str(value)))]
+    return _defaults(followed[0], conf) if followed else values
 
 
 def _keys_below(parent: str, conf: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -9,7 +10,7 @@ from functools import cache
 import torch
 from rich.table import Table
 
-from rlaif.reports.text import duration
+from rlaif.reports.text import duration, plain
 from rlaif.stages.context import Context
 from rlaif.stages.graph import Planned, Work
 
@@ -56,14 +57,25 @@ def estimate_seconds(ctx: Context, plan: Sequence[Planned]) -> dict[str, float]:
     spec = ctx.model_spec
     rate, (total, trainable) = matrix_rate(spec.dtype, spec.device), parameters(ctx)
     overhead = 0.5 if ctx.cfg.models.tiny else 3.0
-    return {p.kind: 0.0 if p.exists else overhead + seconds_of(p.work, rate, total, trainable) for p in plan}
+    return {
+        p.kind: 0.0
+        if p.exists
+        else overhead
+        + (seconds_of(p.work, rate, total, trainable) if p.work.seconds is None else p.work.seconds)
+        for p in plan
+    }
+
+
+def _usd(works: Sequence[Work]) -> str:
+    known = [work.usd for work in works if work.usd is not None]
+    return plain(math.fsum(known)) if len(known) == len(works) else "unknown"
 
 
 def plan_table(ctx: Context, plan: Sequence[Planned], title: str) -> Table:
     """The plan for people."""
     seconds = estimate_seconds(ctx, plan)
     table = Table(title=title, header_style="bold")
-    for name in ("stage", "artifact", "what", "tokens read", "generated", "trained on", "about"):
+    for name in ("stage", "artifact", "what", "tokens read", "generated", "trained on", "about", "USD"):
         table.add_column(name, justify="left" if name in ("stage", "artifact", "what") else "right")
     for p in plan:
         counts = (f"{n:,.0f}" if n else "" for n in (p.work.forward, p.work.decoded, p.work.trained))
@@ -73,7 +85,9 @@ def plan_table(ctx: Context, plan: Sequence[Planned], title: str) -> Table:
             "reuse" if p.exists else "build",
             *counts,
             "" if p.exists else duration(seconds[p.kind]),
+            "" if p.exists else _usd([p.work]),
         )
     table.add_section()
-    table.add_row("total", "", "", "", "", "", duration(sum(seconds.values())), style="bold")
+    total = duration(sum(seconds.values()))
+    table.add_row("total", "", "", "", "", "", total, _usd([p.work for p in plan]), style="bold")
     return table

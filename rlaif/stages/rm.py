@@ -124,7 +124,6 @@ def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[str, list[Labelled]]:
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    trust_gate(ctx, parents["label"].metrics)
     node = ctx.cfg.rm
     parts = _split(ctx, _labelled(ctx, parents))
     top = policy_top(ctx, parents if node.init == "sft" else {})
@@ -205,4 +204,8 @@ def item_rows(rm: Artifact) -> list[dict[str, Any]]:
     return list(read_jsonl(rm.file(SCORES_FILE)))
 
 
-STAGE = Stage("rm", 2, "rm", _parents, _config, _build, _work, _check)
+def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
+    return trust_gate(ctx, built["label"].metrics)
+
+
+STAGE = Stage("rm", 2, "rm", _parents, _config, _build, _work, _check, _gate)

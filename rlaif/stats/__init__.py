@@ -7,7 +7,7 @@ from rlaif.stats.agreement import (
     expected_calibration_error,
     reliability_bins,
 )
-from rlaif.stats.arms import ArmComparison, statistically_tied
+from rlaif.stats.arms import ArmComparison, PairedTest, paired_tests, statistically_tied
 from rlaif.stats.intervals import (
     Interval,
     cluster_bootstrap_interval,
@@ -20,6 +20,7 @@ from rlaif.stats.significance import binomial_test, holm, mcnemar_test, paired_b
 __all__ = [
     "ArmComparison",
     "Interval",
+    "PairedTest",
     "ReliabilityBin",
     "binomial_test",
     "brier_score",
@@ -30,6 +31,7 @@ __all__ = [
     "length_controlled_win_rate",
     "mcnemar_test",
     "paired_bootstrap",
+    "paired_tests",
     "proportion_interval",
     "reliability_bins",
     "sign_test",

@@ -69,6 +69,7 @@ class Run:
         if wandb_options is not None and wandb_options.group is None:
             self._options = replace(wandb_options, group=group)
         self._summary: dict[str, Any] = {}
+        self._alerts: set[tuple[str, str]] = set()
         self._started = time.monotonic()
         self._meta: dict[str, Any] = {
             "stage": stage,
@@ -170,8 +171,14 @@ class Run:
             self.wandb_run.summary.update(plain)
 
     def alert(self, title: str, text: str) -> None:
-        """Record a warning about this run in `alerts.jsonl` and the log; online, W&B notifies its owner."""
+        """Record a warning about this run in `alerts.jsonl` and the log; online, W&B notifies its owner.
+
+        The same warning again, of another arm of a comparison for instance, says nothing new.
+        """
         title, text = redact(title), redact(text)
+        if (title, text) in self._alerts:
+            return
+        self._alerts.add((title, text))
         append_jsonl(self.directory / "alerts.jsonl", {"time": _now(), "title": title, "text": text})
         logger.warning("%s: %s", title, text)
         if self.wandb_run is not None and not self.wandb_run.offline:

@@ -12,22 +12,26 @@ import pyarrow.parquet
 import pytest
 
 from rlaif.data.custom import load_custom
-from rlaif.data.readers import Row, hh_rows
+from rlaif.data.readers import HubPart
+from rlaif.data.rows import Splitting
 from rlaif.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
-def load(path, **changes):
-    options = {
-        "columns": {},
-        "test_fraction": 0.25,
-        "validation_fraction": 0.25,
-        "gold_fraction": 0.25,
-        "max_rows": None,
-        "seed": 0,
-    }
-    return load_custom(path=str(path), **{**options, **changes})
+HUB = HubPart("train", None)
+SPLITTING = {
+    "test_fraction": 0.25,
+    "validation_fraction": 0.25,
+    "gold_fraction": 0.25,
+    "max_rows": None,
+    "seed": 0,
+}
+
+
+def load(path, columns=None, **changes):
+    splitting = Splitting(**{**SPLITTING, **changes})
+    return load_custom(path=str(path), hub=HUB, columns=columns or {}, splitting=splitting)
 
 
 def _all(task):
@@ -143,7 +147,7 @@ def test_unlabelled_pairs_train_and_never_count_as_gold(tmp_path):
         del row["label"]
     task = load(write_jsonl(tmp_path / "u.jsonl", rows), gold_fraction=1.0)
     assert len(task.gold_pairs) == 20 and not task.pairs
-    assert task.notes["unlabelled_gold_pairs_dropped"] == 20
+    assert task.notes["untrusted_gold_pairs_dropped"] == 20
     for row in rows:
         row.pop("label", None)
     task = load(write_jsonl(tmp_path / "n.jsonl", rows), gold_fraction=1.0)
@@ -271,7 +275,12 @@ PAIR = {"prompt": "Q", "response_a": "a", "response_b": "b"}
                 ([1], ["line 2: column 'label' is [1]"]),
             ]
         ],
-        ("h.jsonl", '{"chosen": "no turn", "rejected": "none"}', {}, ["line 1", "must share a dialogue"]),
+        (
+            "h.jsonl",
+            '{"chosen": "no turn", "rejected": "none"}',
+            {},
+            ["in no row", "share a dialogue", "task.columns.prompt=NAME"],
+        ),
         ("h.jsonl", '{"chosen": [1], "rejected": "x"}', {}, ["line 1", "must both hold a dialogue as text"]),
     ],
 )
@@ -312,30 +321,6 @@ def test_unreachable_hub_names_the_way_out():
     assert "\n" not in message
 
 
-def test_hub_rows_are_read_like_a_file(monkeypatch, tmp_path):
-    import datasets
-
-    asked = []
-
-    def local(name, *, split):
-        asked.append((name, split))
-        return datasets.Dataset.from_list(ROWS)
-
-    monkeypatch.setattr(datasets, "load_dataset", local)
-    assert load("some-org/pairs.v2") == load(_as_jsonl(tmp_path))
-    assert asked == [("some-org/pairs.v2", "train")]
-
-
-def test_hh_rows_by_hand():
-    # The answers start alike ("I th"), so the shared text runs past the turn and must be cut back to it.
-    start = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Tea?\n\nAssistant:"
-    row = Row("line 1", {"chosen": f"{start} I think so.", "rejected": f"{start} I thank you."})
-    values = hh_rows([row], path="f", seed=0)[0].values
-    assert values["prompt"] == "Human: Hi\n\nAssistant: Hello.\n\nHuman: Tea?\n\nAssistant:"
-    sides = {values["response_a"]: values["label"], values["response_b"]: 1.0 - values["label"]}
-    assert sides == {"I think so.": 1.0, "I thank you.": 0.0}
-
-
 def test_hh_schema_is_recognised():
     source = [json.loads(line) for line in (FIXTURES / "hh.jsonl").read_text().splitlines()]
     task = load(FIXTURES / "hh.jsonl")
@@ -344,20 +329,8 @@ def test_hh_schema_is_recognised():
         better, worse = (
             (pair.response_a, pair.response_b) if pair.gold == 1.0 else (pair.response_b, pair.response_a)
         )
-        found[f"\n\n{pair.prompt} {better}"] = f"\n\n{pair.prompt} {worse}"
+        turn = f"\n\n{pair.prompt}\n\nAssistant:"
+        found[f"{turn} {better}"] = f"{turn} {worse}"
         assert pair.gold_source == "human"
     assert found == {row["chosen"]: row["rejected"] for row in source}
     assert load(FIXTURES / "hh.jsonl", columns={name: name for name in ("prompt", "label", "id")}) == task
-
-
-def test_hh_sides_are_balanced():
-    rows = [
-        Row(
-            str(i),
-            {"chosen": f"\n\nHuman: {i}\n\nAssistant: yes", "rejected": f"\n\nHuman: {i}\n\nAssistant: no"},
-        )
-        for i in range(1000)
-    ]
-    labels = [row.values["label"] for row in hh_rows(rows, path="f", seed=0)]
-    assert abs(sum(labels) / 1000 - 0.5) < 4 * 0.5 / 1000**0.5
-    assert labels != [row.values["label"] for row in hh_rows(rows, path="f", seed=1)]

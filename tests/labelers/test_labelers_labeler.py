@@ -233,6 +233,46 @@ def test_a_crash_of_the_backend_leaves_no_claim(tmp_path):
     assert kept.counters["asked"] == 4
 
 
+class Diary:
+    """Hands on calls to a scripted engine and notes their order; may break at the choices."""
+
+    def __init__(self, broken=False):
+        self.inner, self.broken, self.calls = scripted(), broken, []
+
+    def identity(self):
+        return self.inner.identity()
+
+    def generate(self, prompts, **options):
+        self.calls.append(("generate", len(prompts)))
+        return self.inner.generate(prompts, **options)
+
+    def choice_logprobs(self, prompts, choices):
+        self.calls.append(("choices", len(prompts)))
+        if self.broken:
+            raise RuntimeError("out of memory")
+        return self.inner.choice_logprobs(prompts, choices)
+
+
+def test_each_batch_of_rationales_has_its_verdicts_right_after_it(tmp_path):
+    backend = Diary()
+    with LabelStore(tmp_path / "labels.sqlite", claim_seconds=60.0) as store:
+        labeler = Labeler(backend, templates(), options(cot=True, batch_size=4), store=store, progress=None)
+        together = labeler.label(pairs(3))
+        assert backend.calls == [("generate", 4), ("choices", 4), ("generate", 2), ("choices", 2)]
+        again = labeler.label(pairs(3))
+    assert len(backend.calls) == 4 and again.preferences == together.preferences
+
+
+def test_rationales_outlive_a_crash_at_their_verdicts(tmp_path):
+    with LabelStore(tmp_path / "labels.sqlite", claim_seconds=60.0) as store:
+        broken = Labeler(Diary(broken=True), templates(), options(cot=True), store=store, progress=None)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            broken.label(pairs(2))
+        backend = Diary()
+        Labeler(backend, templates(), options(cot=True), store=store, progress=None).label(pairs(2))
+    assert backend.calls == [("choices", 4)]
+
+
 class Words:
     """log p = -1 per letter after a context that names it, -3 otherwise; three letters a token."""
 
@@ -350,12 +390,9 @@ def test_progress_is_told_of_every_batch():
     )
     labeler.label(pairs(3))
     assert seen == [
-        ("rationales", 0, 6),
-        ("rationales", 4, 6),
-        ("rationales", 6, 6),
-        ("verdicts", 0, 6),
-        ("verdicts", 4, 6),
-        ("verdicts", 6, 6),
+        ("rationales with verdicts", 0, 6),
+        ("rationales with verdicts", 4, 6),
+        ("rationales with verdicts", 6, 6),
     ]
 
 

@@ -282,6 +282,17 @@ def test_a_damaged_store_is_one_sentence_that_names_the_file(tmp_path, damage):
     with pytest.raises(UserError, match=said) as caught, LabelStore(path, claim_seconds=60.0) as store:
         store.get([f"{number:064d}" for number in range(200)])
     assert "\n" not in str(caught.value) and "run again" in str(caught.value)
+    assert path.read_bytes() == bytes(data)  # nothing is deleted or written over
+
+
+def test_a_broken_page_is_found_on_opening_before_anything_is_asked(tmp_path):
+    path = tmp_path / "labels.sqlite"
+    filled(path)
+    data = bytearray(path.read_bytes())
+    data[4096 * 3 : 4096 * 4] = bytes(range(256)) * 16
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="damaged"):
+        LabelStore(path, claim_seconds=60.0)
 
 
 def test_a_foreign_database_is_left_alone(tmp_path):
@@ -318,3 +329,25 @@ def test_fixed_batches_keep_groups_together():
     assert fixed_batches(items, groups, 4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
     assert fixed_batches(items, [0] * 9, 4) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
     assert fixed_batches([], [], 4) == []
+
+
+def test_a_process_takes_over_what_a_killed_neighbour_had_claimed(tmp_path):
+    workers = [worker(tmp_path, name, 0.1) for name in ("killed", "other")]
+    while not all((tmp_path / f"{name}.ready").exists() for name in ("killed", "other")):
+        assert all(process.poll() is None for process in workers)
+        time.sleep(0.005)
+    (tmp_path / "go").touch()
+    deadline = time.time() + 30
+    while sum(calls(tmp_path / "killed.log").values()) < 12 and time.time() < deadline:
+        time.sleep(0.005)  # its first batch is stored with its verdicts, and it is at the next
+    workers[0].send_signal(signal.SIGKILL)
+    workers[0].wait()
+    assert workers[1].wait(timeout=60) == 0
+    made = calls(tmp_path / "killed.log", tmp_path / "other.log")
+    # Only the rationales and verdicts of the batch that died with its process may have been asked twice.
+    assert len(made) == COUNT * 2 * 2 and sum(made.values()) <= len(made) + 2 * options().batch_size
+    rows, preferences, counters = outcome(tmp_path, "other")
+    assert counters["asked"] + counters["reused"] == COUNT * 2 * 2 and counters["reused"] > 0
+    expected = direct(None)
+    assert rows == json.loads(json.dumps([vars(j) for j in timeless(expected.judgements)]))
+    assert preferences == [vars(preference) for preference in expected.preferences]

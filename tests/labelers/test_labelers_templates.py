@@ -35,7 +35,7 @@ ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize("task", ["docs", "custom"])
+@pytest.mark.parametrize("task", ["docs", "custom", "tldr", "helpful", "harmless"])
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_judged_text_stays_in_its_fence(task, attack):
     strategy = PromptStrategy(TemplateSet.load(CONF / "templates" / task), "detailed", 2, False)
@@ -132,7 +132,7 @@ def test_both_orders_and_both_steps_share_the_longest_possible_prefix():
 
 
 def test_the_cue_is_followed_by_the_verdict_without_a_space():
-    for task in ("docs", "custom"):
+    for task in ("docs", "custom", "tldr", "helpful", "harmless"):
         message = PromptStrategy(TemplateSet.load(CONF / "templates" / task), "base", 2, False).verdict(
             pair(0), "ab", None
         )

@@ -2,8 +2,17 @@
 
 import numpy as np
 import pytest
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
-from rlaif.stats import holm, mcnemar_test, paired_bootstrap, statistically_tied, wilson_interval
+from rlaif.stats import (
+    holm,
+    mcnemar_test,
+    paired_bootstrap,
+    paired_tests,
+    statistically_tied,
+    wilson_interval,
+)
 
 
 def test_binary_arms_use_mcnemar_and_holm() -> None:
@@ -52,3 +61,37 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="finite"):
         statistically_tied({"a": [float("nan")]}, [0], seed=0)
     assert statistically_tied({"a": [1.0, 0.0]}, [0, 1], seed=0)[0].tied
+
+
+def test_all_pairs_against_scipy_and_statsmodels() -> None:
+    rng = np.random.default_rng(5)
+    truth = rng.random(80)
+    arms = {name: (truth < rate).astype(float) for name, rate in (("low", 0.5), ("top", 0.8), ("mid", 0.7))}
+    arms["mid"][:3] = 1 - arms["mid"][:3]
+    tests = paired_tests(arms, range(80), seed=0)
+    assert [(test.first, test.second) for test in tests] == [("top", "mid"), ("top", "low"), ("mid", "low")]
+    raw = []
+    for test in tests:
+        x, y = arms[test.first], arms[test.second]
+        table = [[((x == i) & (y == j)).sum() for j in (1, 0)] for i in (1, 0)]
+        assert (test.ahead, test.behind, test.n) == (table[0][1], table[1][0], 80)
+        raw.append(mcnemar(table, exact=True).pvalue)
+        assert test.p_value == test.mcnemar == pytest.approx(raw[-1])
+        assert test.difference.estimate == pytest.approx(x.mean() - y.mean())
+    expected = multipletests(raw, method="holm")[1]
+    assert [test.p_holm for test in tests] == pytest.approx(list(expected))
+    # mutation: Holm against the best alone is over two tests, not three
+    assert [test.p_holm for test in tests[:2]] != pytest.approx(
+        list(multipletests(raw[:2], method="holm")[1])
+    )
+
+
+def test_all_pairs_keep_repeated_prompts_together() -> None:
+    # Two prompts decide all twelve items: McNemar alone would call 12 to 0 significant.
+    x, y = np.ones(12), np.zeros(12)
+    (test,) = paired_tests({"x": x, "y": y}, [i // 6 for i in range(12)], seed=0)
+    assert (test.ahead, test.behind) == (12, 0) and test.mcnemar == pytest.approx(2 * 0.5**12)
+    assert test.p_value == test.p_holm == pytest.approx(0.5)
+    assert paired_tests({"x": x}, range(12), seed=0) == []
+    with pytest.raises(ValueError, match="no arms"):
+        paired_tests({}, [], seed=0)

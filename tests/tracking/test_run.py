@@ -111,7 +111,8 @@ def test_files_of_a_finished_run(tmp_path: Path) -> None:
         run.summary({"rm/accuracy": 0.75, "rm/ece": float("inf")})
         run.lineage([{"kind": "sft", "digest": "ab", "parents": []}])
         run.table("samples", [{"prompt": "p", "n": 1}, {"prompt": "q", "score": float("nan")}])
-        run.alert("Judge", "the judge is the labeler")
+        for text in ("the judge is the labeler", "it may be guessing", "the judge is the labeler"):
+            run.alert("Judge", text)  # the third says nothing new
         assert run.wandb_run is None and run.summary_path == tmp_path / "summary.json"
     history = list(read_jsonl(tmp_path / "history.jsonl"))
     assert all(0 <= row.pop("time") < 5 for row in history)
@@ -121,7 +122,10 @@ def test_files_of_a_finished_run(tmp_path: Path) -> None:
     rows = list(read_jsonl(tmp_path / "tables" / "samples.jsonl"))
     assert rows == [{"prompt": "p", "n": 1}, {"prompt": "q", "score": None}]
     alerts = list(read_jsonl(tmp_path / "alerts.jsonl"))
-    assert [(row["title"], row["text"]) for row in alerts] == [("Judge", "the judge is the labeler")]
+    assert [(row["title"], row["text"]) for row in alerts] == [
+        ("Judge", "the judge is the labeler"),
+        ("Judge", "it may be guessing"),
+    ]
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert config == {"lr": 1e-5, "model": {"name": "tiny", "max_new_tokens": 8}}
     meta = read_json(tmp_path / "meta.json")

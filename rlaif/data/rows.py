@@ -1,0 +1,142 @@
+"""From checked rows to a task: splits, prompts, training and gold pairs, the same for every preference data set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlaif.data.splits import build_task, check_fractions, check_max_rows, split_position
+from rlaif.io import digest, stable_uniform
+from rlaif.records import Pair, Prompt, TaskData
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How rows become splits. Raises UserError for a fraction or a limit that makes no sense.
+
+    `gold_fraction` is the share of the groups with labelled pairs that is held out for alignment. It is
+    taken from the test end of the same hash as the splits, so that gold prompts are test prompts as far
+    as the two fractions allow. `max_rows` (None = all) rows are used, drawn by a hash of the group; a
+    smaller number gives a subset.
+    """
+
+    test_fraction: float
+    validation_fraction: float
+    gold_fraction: float
+    max_rows: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_fractions(
+            test_fraction=self.test_fraction,
+            validation_fraction=self.validation_fraction,
+            gold_fraction=self.gold_fraction,
+        )
+        check_max_rows(self.max_rows)
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A checked row: a prompt, perhaps a reference, perhaps two responses with a label.
+
+    Rows that share `group` share a split. `label` is the probability that the first response is better;
+    `trusted` says whether it is sure enough to measure alignment on.
+    """
+
+    id: str
+    group: str
+    prompt: str
+    reference: str | None
+    responses: tuple[str, str] | None
+    label: float | None
+    trusted: bool
+
+
+def content_id(content: Any, repeats: Counter[str]) -> str:
+    """An id made of a row's content; `repeats` (updated here) numbers equal rows apart."""
+    own = digest(content, 16)
+    repeats[own] += 1
+    return own if repeats[own] == 1 else f"{own}-{repeats[own]}"
+
+
+def task_from_rows(
+    name: str, rows: Sequence[TaskRow], splitting: Splitting, *, notes: dict[str, Any]
+) -> TaskData:
+    """The task `name` of `rows`; what is dropped on the way is counted in its notes beside `notes`.
+
+    A pair's `gold` is its label, on training pairs too (so that a labeler of gold labels can train on
+    them). Dropped are pairs of two equal responses and, in a held-out group, pairs that are not trusted.
+    """
+    order = {
+        row.id: (stable_uniform(f"{name}-row", splitting.seed, row.group), i) for i, row in enumerate(rows)
+    }
+    rows = sorted(rows, key=lambda row: order[row.id])[: splitting.max_rows]
+    prompts = _prompts(rows)
+    pairs, gold, dropped = _pairs(rows, prompts, splitting)
+    return build_task(
+        name,
+        prompts,
+        pairs=pairs,
+        gold_pairs=gold,
+        test_fraction=splitting.test_fraction,
+        validation_fraction=splitting.validation_fraction,
+        seed=splitting.seed,
+        notes={"rows": len(rows), **notes, **dropped},
+    )
+
+
+def _prompts(rows: Sequence[TaskRow]) -> list[tuple[str, Prompt]]:
+    """(group, prompt), one for each distinct text and reference; the first of a text lends pairs its id."""
+    found: dict[str, dict[str | None, Prompt]] = {}
+    groups: dict[str, str] = {}
+    for row in rows:
+        groups[row.prompt] = row.group
+        same = found.setdefault(row.prompt, {})
+        if row.reference in same or (row.reference is None and same):
+            continue
+        # A reference that comes later completes the prompt instead of doubling it.
+        bare = same.pop(None, None)
+        same[row.reference] = Prompt(bare.id if bare else row.id, row.prompt, row.reference)
+    return [(groups[text], prompt) for text, members in found.items() for prompt in members.values()]
+
+
+def _pairs(
+    rows: Sequence[TaskRow], prompts: Sequence[tuple[str, Prompt]], splitting: Splitting
+) -> tuple[list[Pair], list[Pair], dict[str, int]]:
+    """(training pairs, gold pairs, counts of what was dropped); no group is in both."""
+    prompt_id: dict[str, str] = {}
+    for _, prompt in prompts:
+        prompt_id.setdefault(prompt.prompt, prompt.id)
+    labelled = {row.group for row in rows if row.label is not None}
+    held_out = {
+        group for group in labelled if split_position(group, seed=splitting.seed) < splitting.gold_fraction
+    }
+    pairs: list[Pair] = []
+    gold: list[Pair] = []
+    dropped = {"identical_pairs_dropped": 0, "untrusted_gold_pairs_dropped": 0}
+    for row in rows:
+        if row.responses is None:
+            continue
+        if row.responses[0] == row.responses[1]:
+            dropped["identical_pairs_dropped"] += 1
+        elif row.group in held_out and not row.trusted:
+            dropped["untrusted_gold_pairs_dropped"] += 1
+        else:
+            pair = _pair(row, row.responses, prompt_id[row.prompt])
+            (gold if row.group in held_out else pairs).append(pair)
+    return pairs, gold, dropped
+
+
+def _pair(row: TaskRow, responses: tuple[str, str], prompt_id: str) -> Pair:
+    return Pair(
+        id=row.id,
+        prompt_id=prompt_id,
+        prompt=row.prompt,
+        response_a=responses[0],
+        response_b=responses[1],
+        origin="dataset",
+        gold=row.label,
+        gold_source=None if row.label is None else "human",
+    )

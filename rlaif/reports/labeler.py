@@ -1,0 +1,169 @@
+"""One labeler in detail: what it agrees with, its biases, how far its confidence can be believed, its cost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from rlaif.reports import plots
+from rlaif.reports.runs import Row, RunRecord, Scalar, interval, number
+from rlaif.reports.summary import ResultRow
+from rlaif.reports.text import EN_DASH, metric_range, metric_value, p_text, percent, plain
+
+Summary = Mapping[str, Scalar]
+_CONSTRUCTION = re.compile(r"label/alignment_(?P<name>.+?)$")
+_PART = re.compile(r"_(ci_low|ci_high|n|worst|best)$")
+FACTS = (
+    ("Agreement", "label/alignment", "alignment"),
+    ("Agreement", "label/kappa", "Cohen's kappa"),
+    ("Position", "label/same_position_rate", "verdict follows the position"),
+    ("Position", "label/first_position_rate", "prefers what is shown first"),
+    ("Calibration", "label/ece", "ECE"),
+    ("Calibration", "label/brier", "Brier score"),
+    ("Length", "label/longer_rate", "prefers the longer response"),
+    ("Length", "label/verbosity_gap", "verbosity gap"),
+    ("Length", "label/length_gap", "preferred minus other"),
+    ("Answers", "label/choice_mass", "probability on the choices"),
+    ("Answers", "label/unparsed_rate", "unparsed"),
+    ("Answers", "label/failed_rate", "failed"),
+    ("Cost", "label/tokens_in", "tokens read"),
+    ("Cost", "label/tokens_out", "tokens written"),
+    ("Cost", "label/usd", "US dollars"),
+    ("Cost", "label/pairs_per_s", "pairs a second"),
+)
+
+
+@dataclass(frozen=True)
+class BinRow:
+    """One bin in text: `flip` is the share of pairs whose verdict changes with the order."""
+
+    name: str
+    n: str
+    alignment: str
+    alignment_range: str
+    flip_n: str
+    flip: str
+    flip_range: str
+
+
+@dataclass(frozen=True)
+class LabelerSection:
+    """What the page shows of a labeler. `facts`: grouped by their `stage`; figures with their captions."""
+
+    facts: tuple[ResultRow, ...]
+    confidence: tuple[BinRow, ...]
+    lengths: tuple[BinRow, ...]
+    figures: tuple[tuple[Markup, str], ...]
+
+
+def labeler_section(runs: Sequence[RunRecord], summary: Summary) -> LabelerSection | None:
+    """The section of the labeler behind `runs` (one path; `summary` merged); None without any labels."""
+    confidence, lengths = _latest(runs, "label_confidence"), _latest(runs, "label_length")
+    reliability = plots.reliability_plot(_latest(runs, "reliability"), title="Reliability")
+    figures = (
+        (
+            _by_confidence(confidence),
+            "Where confidence means something, alignment rises with it and flips fall.",
+        ),
+        (reliability, "On the dashed line, a stated preference of 80% is right 80% of the time."),
+        (
+            _by_construction(summary),
+            "Share of gold pairs on which the labeler agrees, by how they were made.",
+        ),
+    )
+    section = LabelerSection(
+        tuple(_facts(summary)),
+        tuple(_bin_row(_between(row), row) for row in confidence),
+        tuple(_bin_row(str(row["bin"]), row) for row in lengths),
+        tuple((Markup(svg), caption) for svg, caption in figures if svg),
+    )
+    return section if any((section.facts, confidence, lengths, section.figures)) else None
+
+
+def _latest(runs: Sequence[RunRecord], name: str) -> list[Row]:
+    """The table of the last run that has it: later stages of a path repeat their labels' tables."""
+    return next((rows for run in reversed(runs) if (rows := run.table(name))), [])
+
+
+def _between(row: Row) -> str:
+    return f"{row['low']:g}{EN_DASH}{row['high']:g}"
+
+
+def _facts(summary: Summary) -> list[ResultRow]:
+    notes = _notes(summary)
+    rows = []
+    for group, name, label in FACTS:
+        value, found = number(summary, name), interval(summary, name)
+        if value is not None:
+            shown = metric_range(name, found.low, found.high) if found else ""
+            rows.append(ResultRow(group, label, name, metric_value(name, value), shown, notes.get(name, "")))
+    return rows
+
+
+def _notes(summary: Summary) -> dict[str, str]:
+    def of(name: str) -> float | None:
+        return number(summary, f"label/{name}")
+
+    worst, best, p = of("alignment_worst"), of("alignment_best"), of("position_p_value")
+    cached, reused = of("tokens_cached"), of("reused")
+    unread = ""
+    if worst is not None and best is not None and worst < best:
+        unread = f"; {metric_range('label/alignment', worst, best)} if all unread ones were wrong or right"
+    return {
+        "label/alignment": f"{plain(of('alignment_n'))} gold pairs{unread}",
+        "label/kappa": "0 is chance",
+        "label/same_position_rate": "of the pairs shown in both orders",
+        "label/first_position_rate": "50% is no bias" + ("" if p is None else f"; binomial {p_text(p)}"),
+        "label/brier": "0.25 is a coin",
+        "label/longer_rate": f"gold: {percent(of('gold_longer_rate'))} of the same {plain(of('verbosity_n'))} pairs",
+        "label/verbosity_gap": "labeler minus gold",
+        "label/length_gap": "characters, all pairs",
+        "label/tokens_in": f"{plain(cached)} of them from cache" if cached else "",
+        "label/pairs_per_s": f"{plain(reused)} judgements reused" if reused else "",
+    }
+
+
+def _bin_row(name: str, row: Row) -> BinRow:
+    texts = []
+    for count, rate in (("n", "alignment"), ("flip_n", "flip_rate")):
+        found = interval(row, rate)
+        shown = f"{100 * found.low:.1f}{EN_DASH}{100 * found.high:.1f}%" if found else ""
+        texts += [plain(number(row, count)), percent(number(row, rate)), shown]
+    return BinRow(name, *texts)
+
+
+def _by_confidence(rows: Sequence[Row]) -> str:
+    labels = [_between(row) for row in rows]
+    lines = {
+        title: [
+            plots.ForestRow(label, value, number(row, f"{name}_ci_low"), number(row, f"{name}_ci_high"))
+            for label, row in zip(labels, rows, strict=True)
+            if (value := number(row, name)) is not None
+        ]
+        for title, name in (("alignment", "alignment"), ("verdict flips with the order", "flip_rate"))
+    }
+    return plots.rates_by_bin(labels, lines, title="By confidence", axis_label="|p − 0.5|")
+
+
+def _by_construction(summary: Summary) -> str:
+    rows = []
+    for name in sorted(summary):
+        match, value = _CONSTRUCTION.match(name), number(summary, name)
+        if match and value is not None and not _PART.search(name):
+            bounds = number(summary, f"{name}_ci_low"), number(summary, f"{name}_ci_high")
+            count = number(summary, f"{name}_n")
+            label = match["name"].replace("_", " ") + (f" (n = {plain(count)})" if count else "")
+            rows.append(plots.ForestRow(label, value, *bounds))
+    if not rows:
+        return ""
+    return plots.forest_plot(
+        rows,
+        title="By kind of gold pair",
+        reference=0.5,
+        percent=True,
+        axis_label="labeler alignment; 50% is guessing",
+        width=4.2,
+    )

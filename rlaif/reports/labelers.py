@@ -1,0 +1,208 @@
+"""Labelers against each other on the same gold pairs: ranking, ties with the best, and every pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from rlaif.reports.items import Scores, common_items, item_scores
+from rlaif.reports.runs import Row, RunRecord, Scalar, interval, number
+from rlaif.reports.tables import ALPHA, BOOTSTRAP_SEED, LABELER_METRIC, group_runs
+from rlaif.reports.text import (
+    metric_label,
+    metric_range,
+    metric_value,
+    p_text,
+    percent,
+    points,
+    points_range,
+)
+from rlaif.stats import paired_tests, proportion_interval
+
+METRICS = (
+    "label/kappa",
+    "label/same_position_rate",
+    "label/ece",
+    "label/verbosity_gap",
+    "label/unparsed_rate",
+    "label/usd",
+    "label/pairs_per_s",
+)
+_TERMINAL_COLUMNS = 4
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class LabelerRow:
+    """One labeler, in text; `tied`: not significantly below the best after Holm's correction."""
+
+    name: str
+    alignment: str
+    interval: str
+    cells: tuple[str, ...]
+    p_holm: str
+    best: bool
+    tied: bool
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Two labelers, in text. `counts`: gold pairs on which the first, and the second, does better."""
+
+    first: str
+    second: str
+    difference: str
+    interval: str
+    counts: str
+    mcnemar: str
+    p: str
+    p_holm: str
+    tied: bool
+
+
+@dataclass(frozen=True)
+class LabelersTable:
+    """Labelers best first, with the columns of `metrics` that at least one of them has, and all pairs."""
+
+    metrics: tuple[str, ...]
+    labelers: tuple[LabelerRow, ...]
+    pairs: tuple[PairRow, ...]
+    caption: str
+
+
+def compare_labelers(
+    items: Mapping[str, Sequence[Sequence[Row]]], summaries: Mapping[str, Mapping[str, Scalar]]
+) -> tuple[Rows, Rows]:
+    """Rows of the ranking and of the paired tests, as numbers; both empty where nothing can be compared.
+
+    `items`: for each labeler, rows with `label/alignment` by gold pair, one list a seed. Only gold pairs
+    that every labeler could read count, so that all are measured on the same ones.
+    """
+    scores: dict[str, Scores] = {name: item_scores(tables, LABELER_METRIC) for name, tables in items.items()}
+    shared = common_items(scores) if len(scores) > 1 else []
+    if not shared:
+        return [], []
+    values = {name: [one[key][1] for key, _ in shared] for name, one in scores.items()}
+    prompts = [prompt for _, prompt in shared]
+    tests = paired_tests(values, prompts, seed=BOOTSTRAP_SEED)
+    best = tests[0].first
+    against = {test.second: test.p_holm for test in tests if test.first == best}
+    ranking = []
+    for name in (best, *against):
+        found = proportion_interval(values[name], prompts, seed=BOOTSTRAP_SEED)
+        bounds = {f"{LABELER_METRIC}_ci_low": found.low, f"{LABELER_METRIC}_ci_high": found.high}
+        row = {"labeler": name, "n": len(shared), LABELER_METRIC: found.estimate, **bounds}
+        row |= {"p_holm": against.get(name), "best": name == best}
+        row["tied"] = name == best or against[name] >= ALPHA
+        ranking.append(row | {metric: number(summaries[name], metric) for metric in METRICS})
+    pairs = [
+        {
+            "first": test.first,
+            "second": test.second,
+            "n": test.n,
+            "ahead": test.ahead,
+            "behind": test.behind,
+            "difference": test.difference.estimate,
+            "difference_ci_low": test.difference.low,
+            "difference_ci_high": test.difference.high,
+            "mcnemar_p": test.mcnemar,
+            "p": test.p_value,
+            "p_holm": test.p_holm,
+        }
+        for test in tests
+    ]
+    return ranking, pairs
+
+
+def labelers_of(runs: Sequence[RunRecord]) -> tuple[Rows, Rows]:
+    """`compare_labelers` of the labelers behind `runs`: the latest comparison's own, or one for each label artifact.
+
+    Runs that only differ in what comes after the labels share their labeler; seeds of one are averaged.
+    """
+    for run in reversed(runs):
+        if run.table("labelers"):
+            return [dict(row) for row in run.table("labelers")], [
+                dict(row) for row in run.table("labeler_tests")
+            ]
+    first = {digest: run for run in reversed(runs) if (digest := _label_digest(run))}
+    chosen = list(reversed(first.values()))
+    if len(chosen) < 2:
+        return [], []
+    groups = group_runs(chosen)
+    items = {name: [run.table("items") for run in group] for name, group in groups.items()}
+    return compare_labelers(items, {name: group[0].summary for name, group in groups.items()})
+
+
+def _label_digest(run: RunRecord) -> str | None:
+    return next((str(row["digest"]) for row in run.lineage if row.get("kind") == "label"), None)
+
+
+def labelers_table(ranking: Sequence[Row], pairs: Sequence[Row]) -> LabelersTable | None:
+    """The rows as text; None without a ranking."""
+    if not ranking:
+        return None
+    metrics = tuple(name for name in METRICS if any(number(row, name) is not None for row in ranking))
+    count, family = number(ranking[0], "n"), len(pairs)
+    tied = [str(row["labeler"]) for row in ranking if row.get("tied") and not row.get("best")]
+    verdict = f"tied with the best: {', '.join(tied)}" if tied else "no other labeler is tied with the best"
+    caption = (
+        f"On the {count:.0f} gold pairs that every labeler could read; {verdict}. p: exact McNemar, or the "
+        f"bootstrap of whole prompts where prompts repeat or a labeler was undecided; Holm over "
+        f"{family} pair{'s' if family > 1 else ''} of labelers, 5% level."
+    )
+    rows = tuple(_labeler_row(row, metrics) for row in ranking)
+    return LabelersTable(metrics, rows, tuple(map(_pair_row, pairs)), caption)
+
+
+def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
+    found, p = interval(row, LABELER_METRIC), number(row, "p_holm")
+    return LabelerRow(
+        str(row["labeler"]),
+        percent(number(row, LABELER_METRIC)),
+        metric_range(LABELER_METRIC, found.low, found.high) if found else "",
+        tuple(metric_value(name, number(row, name)) for name in metrics),
+        _bare_p(p),
+        bool(row.get("best")),
+        bool(row.get("tied")),
+    )
+
+
+def _pair_row(row: Row) -> PairRow:
+    gap, low, high = (number(row, f"difference{end}") for end in ("", "_ci_low", "_ci_high"))
+    adjusted = number(row, "p_holm")
+    return PairRow(
+        str(row["first"]),
+        str(row["second"]),
+        points(gap),
+        "" if low is None or high is None else points_range(low, high),
+        f"{row['ahead']} : {row['behind']}",
+        _bare_p(number(row, "mcnemar_p")),
+        _bare_p(number(row, "p")),
+        _bare_p(adjusted),
+        adjusted is None or adjusted >= ALPHA,
+    )
+
+
+def _bare_p(value: float | None) -> str:
+    """Without the `p` that the column's head has."""
+    return p_text(value).removeprefix("p ").removeprefix("= ")
+
+
+def terminal_labelers(table: LabelersTable) -> RichTable:
+    """The ranking for the terminal; `*` marks the best labeler, `=` those tied with it."""
+    view = RichTable(title="Labelers", caption=table.caption, header_style="bold")
+    view.add_column("")
+    view.add_column("labeler", overflow="fold")
+    view.add_column("alignment", justify="right", no_wrap=True)
+    for name in table.metrics[:_TERMINAL_COLUMNS]:
+        view.add_column(metric_label(name).removeprefix("label "), justify="right")
+    view.add_column("Holm p", justify="right", no_wrap=True)
+    for row in table.labelers:
+        mark = "*" if row.best else "=" if row.tied else ""
+        alignment = f"{row.alignment}\n({row.interval})" if row.interval else row.alignment
+        view.add_row(mark, Text(row.name), alignment, *row.cells[:_TERMINAL_COLUMNS], row.p_holm)
+    return view

@@ -1,0 +1,315 @@
+"""How a server's probabilities are found out and read, at each level of what servers can do."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from local_server import LocalServer, ten_or_more
+from openai_cases import backend
+
+import rlaif.backends.openai as module
+from rlaif.backends.base import Message
+from rlaif.backends.openai import ChatTemplate
+from rlaif.errors import UserError
+from rlaif.labelers.readouts import SCORES, read_choice, read_score
+
+ALL = {"token_ids", "top_k", "echo", "tokenize", "decoding", "sample"}
+ASK = Message("Which?", "Answer=")
+PLAIN = Message("Which? ", "Answer=", chat=False)
+APIS = pytest.mark.parametrize("api", ["completions", "chat"])
+
+
+def _logs(*shares: float) -> tuple[float, ...]:
+    return tuple(pytest.approx(math.log(share)) for share in shares)
+
+
+def _score(abilities, choices=("1", "2"), message=ASK, *, distribution=ten_or_more, **changes):
+    with LocalServer(abilities, distribution=distribution) as server:
+        engine = backend(server.base_url, **changes)
+        (scores,) = engine.choice_logprobs([message], choices)
+        return scores, engine.capabilities, server
+
+
+@APIS
+def test_exact_token_ids(api):
+    """The list of one that is asked for could not hold what comes back."""
+    scores, can, server = _score(ALL, ("2", "~"), api=api, top=1)
+    assert (can.level, can.tokenizes, can.decoding) == ("token_ids", True, True)
+    assert scores.logprobs == _logs(0.2, 0.01)
+    assert (scores.token_counts, scores.source, scores.ceiling) == ((1, 1), "logprob", None)
+    path = "/v1/chat/completions" if api == "chat" else "/v1/completions"
+    assert server.asked(path)[-1]["logprob_token_ids"] == [ord("2"), ord("~")]
+    assert read_choice(scores, temperature=1.0).provenance == "logprob"
+
+
+@APIS
+@pytest.mark.parametrize("tokenize", [set(), {"tokenize"}])
+def test_the_likeliest_tokens(api, tokenize):
+    """A server that passes over `logprob_token_ids` is told from one that serves it."""
+    scores, can, _ = _score({"top_k", "sample"} | tokenize, api=api)
+    assert (can.level, can.top) == ("top_k", 20)
+    assert scores.logprobs == _logs(0.5, 0.2)
+    assert scores.ceiling == pytest.approx(math.log(0.01))
+    assert read_choice(scores, temperature=1.0).value == pytest.approx(0.5 / 0.7)
+
+
+def test_a_server_with_a_shorter_list():
+    with LocalServer({"top_k"}) as server:
+        server.longest_list = 5
+        engine = backend(server.base_url)
+        assert engine.choice_logprobs([ASK], ["1", "2"])[0].logprobs == _logs(0.5, 0.2)
+        assert engine.capabilities.top == 5
+
+
+@pytest.mark.parametrize("abilities", [ALL, {"top_k"}, {"top_k", "tokenize"}])
+def test_a_space_makes_another_token(abilities):
+    assert _score(abilities, ("1", "2"))[0].logprobs == _logs(0.5, 0.2)
+    assert _score(abilities, (" 1", "2"))[0].logprobs == _logs(0.25, 0.2)
+
+
+def test_mutation_stripped_texts_take_the_wrong_token(monkeypatch):
+    def stripping(candidates, token, text):
+        return max((c.logprob for c in candidates if c.text.strip() == text.strip()), default=None)
+
+    monkeypatch.setattr(module, "_find", stripping)
+    assert _score({"top_k"}, (" 1", "2"))[0].logprobs != _logs(0.25, 0.2)
+
+
+@pytest.mark.parametrize(
+    "top, named, ceiling, value",
+    [
+        (1, (0.5, None), 0.5, None),  # "2" may be as likely as "1"
+        (2, (0.5, None), 0.25, (0.5 / 0.75 + 1) / 2),  # at most 0.25: p is in [2/3, 1]
+        (3, (0.5, 0.2), 0.2, 0.5 / 0.7),
+    ],
+)
+def test_missing_mass_is_bounded(top, named, ceiling, value):
+    scores, can, _ = _score({"top_k"}, top=top)
+    assert can.top == top
+    assert scores.logprobs == tuple(p if p is None else pytest.approx(math.log(p)) for p in named)
+    assert scores.ceiling == pytest.approx(math.log(ceiling))
+    reading = read_choice(scores, temperature=1.0)
+    assert reading.provenance == ("top_k" if None in named else "logprob")
+    assert reading.value == (None if value is None else pytest.approx(value))
+    if value is not None and None in named:
+        least = named[0] / (named[0] + ceiling)
+        assert least <= 0.5 / 0.7 <= 1.0 and least <= value <= 1.0
+
+
+@APIS
+def test_shares_of_samples(api):
+    scores, can, server = _score({"sample"}, ("1", "2", "~"), api=api, samples=40)
+    assert can.level == "frequency"
+    shares = ten_or_more("")
+    drawn = [random.Random(seed).choices([*shares], [*shares.values()])[0] for seed in range(40)]
+    expected = [drawn.count(choice) / 40 for choice in ("1", "2", "~")]
+    assert [math.exp(value) for value in scores.logprobs] == pytest.approx(expected)
+    assert 0.3 < expected[0] < 0.7 and scores.source == "frequency" and scores.tokens_out == 40
+    bodies = server.asked("/v1/chat/completions" if api == "chat" else "/v1/completions")
+    assert sorted(body["seed"] for body in bodies) == [*range(40)]
+
+
+def test_shares_read_as_frequencies_and_nothing_seen_is_unparsed():
+    scores, _, _ = _score({"sample"}, samples=30)
+    reading = read_choice(scores, temperature=1.0)
+    assert (reading.state, reading.provenance) == ("ok", "frequency")
+    scores, _, _ = _score({"sample"}, ("x", "y"), samples=5)
+    reading = read_choice(scores, temperature=1.0)
+    assert (reading.state, reading.provenance, reading.mass) == ("unparsed", "frequency", 0.0)
+
+
+@pytest.mark.parametrize("abilities, samples", [(set(), 8), ({"sample"}, 0)])
+def test_text_alone(abilities, samples):
+    with LocalServer(abilities) as server:
+        engine = backend(server.base_url, samples=samples)
+        with pytest.raises(UserError, match="readout.kind=text"):
+            engine.choice_logprobs([ASK], ["1", "2"])
+        assert engine.capabilities.level == "text" and "only the text readout" in engine.describe()
+        (answer,) = engine.generate([ASK], max_new_tokens=1, temperature=0.0, top_k=40, seeds=[0])
+        assert (answer.text, answer.error) == ("1", None)
+
+
+# Choices of several tokens.
+
+
+@pytest.mark.parametrize(
+    "abilities",
+    [ALL, ALL - {"echo"}, {"top_k", "tokenize"}, {"top_k", "tokenize", "echo"}, {"top_k", "echo"}],
+    ids=["echo", "chain", "chain of top-k", "echo and top-k", "echo of untold tokens"],
+)
+def test_ten_is_one_and_then_nought(abilities):
+    scores, _, _ = _score(abilities, ("1", "10", "2"))
+    assert scores.logprobs == _logs(0.5, 0.5 * 0.75, 0.2)
+    assert scores.token_counts == (1, 2, 1)
+
+
+@pytest.mark.parametrize("abilities", [ALL, {"top_k", "tokenize"}])
+def test_expected_score_over_nested_choices(abilities):
+    reading = read_score(_score(abilities, SCORES)[0])
+    weights = [0.5 * 0.25, 0.2, 0.04, *([1e-9 if "token_ids" in abilities else 0.0] * 6), 0.5 * 0.75]
+    expected = sum(rank * weight for rank, weight in enumerate(weights, start=1)) / sum(weights)
+    assert reading.value == pytest.approx(expected, rel=1e-5)
+    assert reading.provenance == ("score" if "token_ids" in abilities else "top_k")
+
+
+def test_a_later_token_outside_the_list_is_not_told():
+    scores, _, _ = _score({"top_k", "tokenize"}, ("12", "2"))
+    assert scores.logprobs == (None, pytest.approx(math.log(0.2))) and scores.ceiling is None
+
+
+def test_several_tokens_cannot_be_chained_in_chat():
+    with pytest.raises(UserError, match="'10' is several tokens.*backend.api=completions"):
+        _score({"top_k", "tokenize"}, SCORES, api="chat")
+    scores, _, _ = _score({"top_k"}, ("1", "10"), api="chat", distribution=lambda _: {"1": 0.6, "10": 0.3})
+    assert scores.logprobs == _logs(0.6, 0.3) and scores.token_counts == (1, 1)
+
+
+# Sequences.
+
+
+def test_sequences_by_echo():
+    items = [(PLAIN, "12"), (ASK, "1"), (PLAIN, "~3.")]
+    with LocalServer({"top_k", "echo"}) as server:
+        results = backend(server.base_url).sequence_logprobs(items)
+        for (message, text), got in zip(items, results, strict=True):
+            wrap = "<user>Which?</user><model>Answer=" if message.chat else "Which? Answer="
+            expected = sum(server.score(wrap + text[:n], piece) for n, piece in enumerate(text))
+            assert (got.logprob, got.tokens, got.error) == (pytest.approx(expected), len(text), None)
+            assert got.tokens_in == len(wrap + text)
+        assert len({got.logprob for got in results}) == 3
+        echoed = [body["prompt"] for body in server.asked("/v1/completions")]
+    assert echoed.count("Which? Answer=") == 1, "a prompt is echoed once for all its continuations"
+
+
+def test_a_token_over_the_boundary_is_an_error_of_its_own():
+    with LocalServer({"top_k", "echo"}) as server:
+        merged, fine = backend(server.base_url).sequence_logprobs(
+            [(Message("a ", chat=False), "1x"), (Message("a", chat=False), "1x")]
+        )
+    assert "cannot be told" in merged.error and fine.error is None and fine.tokens == 2
+
+
+@pytest.mark.parametrize("abilities, api", [({"top_k"}, "completions"), (ALL, "chat")])
+def test_no_likelihood_without_echo(abilities, api):
+    with LocalServer(abilities) as server, pytest.raises(UserError, match="labeler.readout.kind=choice"):
+        backend(server.base_url, api=api).sequence_logprobs([(ASK, "x")])
+
+
+# Prompts, decoding, identity.
+
+
+def test_the_probe_is_one_for_all_calls():
+    with LocalServer(ALL) as server:
+        engine = backend(server.base_url)
+        assert server.requests == [] and engine.capabilities is None
+        for _ in range(3):
+            engine.choice_logprobs([ASK], ["1", "2"])
+        probing = [body for _, body, _ in server.requests if "3, 1, 2, 3" in str(body.get("prompt"))]
+        assert len(probing) == 4 and len(server.asked("/v1/completions")) == 3
+        tokenized = [body["prompt"] for body in server.asked("/tokenize")]
+        assert len(tokenized) == 3 + 4, "the probe's three, then each choice once with its anchor"
+
+
+def test_prompts_as_each_api_takes_them():
+    for api, message, path, field, sent in (
+        ("completions", ASK, "/v1/completions", "prompt", "<user>Which?</user><model>Answer="),
+        ("completions", PLAIN, "/v1/completions", "prompt", "Which? Answer="),
+        ("chat", ASK, "/v1/chat/completions", "messages", [{"role": "user", "content": "Which?\n\nAnswer="}]),
+        (
+            "chat",
+            Message("Which?"),
+            "/v1/chat/completions",
+            "messages",
+            [{"role": "user", "content": "Which?"}],
+        ),
+    ):
+        _, _, server = _score({"top_k"}, message=message, api=api)
+        assert server.asked(path)[-1][field] == sent
+    with pytest.raises(UserError, match="backend.api=completions"):
+        _score({"top_k"}, message=PLAIN, api="chat")
+
+
+def test_top_k_and_seeds_are_passed_on():
+    def generate(server, **decoding):
+        given = {"max_new_tokens": 3, "seeds": [7, 8], "temperature": 0.5, "top_k": 40} | decoding
+        return backend(server.base_url).generate([ASK, PLAIN], **given)
+
+    with LocalServer({"decoding", "sample"}) as server:
+        generate(server)
+        sent = server.asked("/v1/completions")
+        assert sorted((b["seed"], b["prompt"]) for b in sent) == [
+            (7, "<user>Which?</user><model>Answer="),
+            (8, "Which? Answer="),
+        ]
+        assert {(b["top_k"], b["temperature"], b["max_tokens"], b["top_p"]) for b in sent} == {
+            (40, 0.5, 3, 1.0)
+        }
+    with LocalServer({"sample"}) as server:
+        with pytest.raises(UserError, match="labeler.top_k=0"):
+            generate(server)
+        answers = generate(server, top_k=0)
+        assert "top_k" not in server.asked("/v1/completions")[-1]
+        for answer, seed in zip(answers, (7, 8), strict=True):
+            draw = random.Random(seed)
+            text = ""
+            while len(answer.text) > len(text):
+                found = ten_or_more("=" + text)
+                text += draw.choices([*found], [*found.values()])[0]
+            assert answer.text == text and answer.tokens_out == 3
+
+
+def test_a_prompt_that_is_too_long_fails_alone():
+    long = Message("x" * 6000, chat=False)
+    with LocalServer({"top_k"}) as server:
+        engine = backend(server.base_url)
+        scores = engine.choice_logprobs([ASK, long, ASK], ["1", "2"])
+        texts = engine.generate([long, ASK], max_new_tokens=1, temperature=0.0, top_k=0, seeds=[0, 0])
+    assert [score.error for score in scores] == [None, "HTTP 400: the prompt exceeds the context", None]
+    assert scores[1].logprobs == (None, None) and scores[2].logprobs == _logs(0.5, 0.2)
+    assert [text.error is None for text in texts] == [False, True]
+
+
+def test_an_unknown_model_is_named_with_those_there():
+    with LocalServer() as server, pytest.raises(UserError, match="backend.name=other.*toy-model"):
+        backend(server.base_url, model="other").choice_logprobs([ASK], ["1", "2"])
+
+
+def test_a_wrong_address_is_said():
+    with LocalServer() as server, pytest.raises(UserError, match="it ends in /v1"):
+        backend(server.base_url.removesuffix("/v1")).choice_logprobs([ASK], ["1", "2"])
+    with pytest.raises(UserError, match="start the server"):
+        backend(server.base_url).choice_logprobs([ASK], ["1", "2"])
+
+
+def test_identity_is_the_model_and_not_its_place():
+    here = backend("http://127.0.0.1:1/v1", api_key_env="TOY_KEY", max_concurrency=2).identity()
+    assert here == backend("https://elsewhere.example/v1").identity()
+    assert "127" not in str(here) and "TOY_KEY" not in str(here)
+    others = [
+        {"model": "other"},
+        {"api": "chat"},
+        {"top": 5},
+        {"samples": 3},
+        {"template": ChatTemplate(str, "another")},
+    ]
+    assert all(backend("http://127.0.0.1:1/v1", **change).identity() != here for change in others)
+
+
+def test_a_template_whose_bos_the_server_adds_itself():
+    class Tokenizer:
+        bos_token, bos_token_id, chat_template = "<s>", 1, "..."
+
+        def __init__(self, adds):
+            self.adds = adds
+
+        def __call__(self, text):
+            return {"input_ids": [1, 5] if self.adds else [5]}
+
+        def apply_chat_template(self, turns, tokenize, add_generation_prompt):
+            assert (tokenize, add_generation_prompt) == (False, True)
+            return f"<s>[{turns[0]['content']}]"
+
+    assert ChatTemplate.of(Tokenizer(True)).render("hi") == "[hi]"
+    assert ChatTemplate.of(Tokenizer(False)).render("hi") == "<s>[hi]"

@@ -1,0 +1,160 @@
+"""A real labeler with a real store over a server that fails: no label lost, none invented, none asked twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from labeler_cases import options, pairs, templates, timeless
+from local_server import LocalServer
+from openai_cases import backend
+
+from rlaif.errors import UserError
+from rlaif.io import stable_uniform
+from rlaif.labelers import FREE, Labeler, LabelStore, Meter
+
+COUNT = 6
+# One kind of failure for each pair but the last, named by a word of the pair's second response.
+FAULTS = {
+    "b0.": [(429, "0.1")],
+    "b1.": [500, 503],
+    "b2.": ["drop"],
+    "b3.": ["slow"],
+    "b4.": ["broken", 500],
+}
+
+
+def _shares(prompt: str) -> dict[str, float]:
+    p = 0.05 + 0.8 * stable_uniform(prompt)
+    return {"1": p, "2": 0.9 - p, "~": 0.1}
+
+
+@pytest.fixture
+def server():
+    with LocalServer({"top_k", "sample"}, distribution=_shares) as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path):
+    with LabelStore(tmp_path / "labels.sqlite", claim_seconds=60.0) as store:
+        yield store
+
+
+def _meter() -> Meter:
+    return Meter(name="labeler", price=FREE, budget_usd=None, max_seconds=None, clock=lambda: 0.0)
+
+
+def _label(engine, store, count=COUNT, **changes):
+    labeler = Labeler(engine, templates(), options(**changes), store=store, progress=None, meter=_meter())
+    return labeler.label(pairs(count))
+
+
+def _equal(one, other) -> bool:
+    def untold(judgement):  # what the tokens cost may differ, what they say may not
+        return dataclasses.replace(judgement, tokens_in=0, tokens_out=0, tokens_cached=0)
+
+    same = [*map(untold, timeless(one.judgements))] == [*map(untold, timeless(other.judgements))]
+    return same and one.preferences == other.preferences
+
+
+def _clean(**changes):
+    with LocalServer({"top_k", "sample"}, distribution=_shares) as server:
+        return _label(backend(server.base_url), None, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"cot": True, "max_rationale_tokens": 5, "temperature": 0.7, "top_k": 0}]
+)
+def test_faults_that_pass_change_nothing(server, store, changes):
+    server.faults = {word: list(faults) for word, faults in FAULTS.items()}
+    result = _label(backend(server.base_url), store, **changes)
+    assert sum(map(len, server.failed.values())) == 7, "every fault was met"
+    assert _equal(result, _clean(**changes))
+    asked = {prompt: count for prompt, count in server.answered.items() if "3, 1, 2, 3" not in prompt}
+    steps = 2 if changes else 1
+    assert len(asked) == steps * 2 * COUNT and set(asked.values()) == {1}
+    assert len(store) == steps * 2 * COUNT
+    before = len(server.requests)
+    again = _label(backend(server.base_url), store, **changes)
+    assert _equal(again, result) and len(server.requests) == before
+    assert again.counters["reused"] == steps * 2 * COUNT and again.counters["asked"] == 0
+
+
+def test_values_are_those_of_their_own_prompts(server, store):
+    """Order kept: each p follows from the prompt that it is stored under, whatever came back first."""
+    server.faults = {"b0.": [500, 500], "b1.": [500]}
+    result = _label(backend(server.base_url), store)
+    prompts = [prompt for prompt in server.answered if "3, 1, 2, 3" not in prompt]
+    for number, pair in enumerate(pairs(COUNT)):
+        own = [prompt for prompt in prompts if pair.response_a in prompt and pair.response_b in prompt]
+        p = {
+            "ab" if q.index(pair.response_a) < q.index(pair.response_b) else "ba": _shares(q)["1"] / 0.9
+            for q in own
+        }
+        found = result.preferences[number]
+        assert (found.p_ab, found.p_ba) == (pytest.approx(p["ab"]), pytest.approx(1 - p["ba"]))
+        assert found.pair_id == pair.id and found.provenance == "logprob"
+
+
+def test_what_fails_for_good_is_failed_not_stored_and_asked_again_alone(server, store):
+    server.faults = {"b2.": [500] * 99}
+    result = _label(backend(server.base_url), store)
+    assert [x.state for x in result.preferences] == ["failed" if n == 2 else "ok" for n in range(COUNT)]
+    assert result.preferences[2].p_a is None and len(store) == 2 * (COUNT - 1)
+    assert all(j.text == "HTTP 500" for j in result.judgements if j.state == "failed")
+    server.faults = {}
+    again = _label(backend(server.base_url), store)
+    assert _equal(again, _clean())
+    assert again.counters["asked"] == 2 and again.counters["reused"] == 2 * (COUNT - 1)
+    assert {n for prompt, n in server.answered.items() if "3, 1, 2, 3" not in prompt} == {1}
+
+
+def test_mutation_an_engine_of_whole_batches_asks_the_neighbours_again(server, store):
+    class Whole:
+        def __init__(self, inner):
+            self.identity, self.choice_logprobs = inner.identity, inner.choice_logprobs
+
+    server.faults = {"b2.": [500] * 99}
+    _label(Whole(backend(server.base_url)), store)
+    server.faults = {}
+    _label(Whole(backend(server.base_url)), store)
+    assert 2 in {n for prompt, n in server.answered.items() if "3, 1, 2, 3" not in prompt}
+
+
+def test_a_wrong_key_stops_before_anything_is_asked(server, store, monkeypatch):
+    monkeypatch.setenv("TOY_KEY", "wrong-key-1234")
+    server.key = "right-key-1234"
+    with pytest.raises(UserError, match="TOY_KEY"):
+        _label(backend(server.base_url, api_key_env="TOY_KEY"), store)
+    assert [path for path, _, _ in server.requests] == ["/v1/models"] and len(store) == 0
+
+
+def test_a_key_that_is_withdrawn_keeps_what_was_labelled(server, store, monkeypatch):
+    monkeypatch.setenv("TOY_KEY", "right-key-1234")
+    engine = backend(server.base_url, api_key_env="TOY_KEY", max_concurrency=1)
+    server.faults = {"b4.": [401]}
+    with pytest.raises(UserError, match="TOY_KEY"):
+        _label(engine, store)
+    assert len(store) == 8, "two batches of four"
+    again = _label(engine, store)
+    assert _equal(again, _clean()) and again.counters["reused"] == 8
+
+
+def test_the_bound_on_requests_holds_while_labelling(server, store):
+    server.delay = 0.02
+    # Not the slow one: the server is still at it when the client has given up.
+    server.faults = {word: list(faults) for word, faults in FAULTS.items() if "slow" not in faults}
+    _label(backend(server.base_url, max_concurrency=2), store, batch_size=12)
+    assert server.peak == 2
+
+
+def test_shares_of_samples_become_labels(store):
+    with LocalServer({"sample"}, distribution=_shares) as server:
+        result = _label(backend(server.base_url, samples=8), store, count=2)
+    assert {x.provenance for x in result.preferences} == {"frequency"}
+    assert all(
+        j.p_a is not None and math.isclose(j.p_a * 8 * j.mass, round(j.p_a * 8 * j.mass))
+        for j in result.judgements
+    )

@@ -1,0 +1,112 @@
+"""Prices, bounds and the injection probe as users meet them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rlaif.errors import UserError
+from rlaif.labelers import FREE, Estimate, Price
+from rlaif.stages.cost import meter_of, price_of, priced_as, seconds_elsewhere
+
+HOSTED = {"name": "some-model", "base_url": "https://models.example/v1"}
+PRICES = {"usd_per_million": {"listed": {"in": 1.0, "out": 2.0, "cached": 0.5}}}
+PAID = ["labeler=scripted", "prices.usd_per_million.scripted={in: 1000, out: 1000, cached: 0}"]
+
+
+def test_what_runs_here_is_free_and_what_is_not_listed_elsewhere_unknown():
+    assert price_of(PRICES, "transformers", {"name": "any"}) is FREE
+    assert price_of(PRICES, "openai", HOSTED) is None
+    for host in ("localhost:8000", "127.0.0.1:1", "[::1]:5"):
+        assert price_of(PRICES, "openai", HOSTED | {"base_url": f"http://{host}/v1"}) is FREE
+    listed = HOSTED | {"name": "listed"}
+    assert price_of(PRICES, "openai", listed) == Price(1.0, 2.0, 0.5)
+    assert price_of(PRICES, "openai", listed | {"base_url": "http://localhost/v1"}) == Price(1.0, 2.0, 0.5)
+    assert (priced_as("openai", HOSTED), priced_as("scripted", HOSTED)) == ("some-model", "scripted")
+    with pytest.raises(UserError, match=r"prices\.usd_per_million\.listed is"):
+        price_of({"usd_per_million": {"listed": {"in": 1.0}}}, "openai", listed)
+
+
+def test_a_budget_without_a_price_is_refused_in_one_sentence():
+    node = {"budget_usd": 2.0, "max_seconds": None}
+    with pytest.raises(UserError) as caught:
+        meter_of("judge", node, None, "some-model")
+    said = str(caught.value)
+    assert "judge.budget_usd=2.0" in said and "some-model" in said and "conf/prices/default.yaml" in said
+    assert meter_of("judge", node | {"budget_usd": None}, None, "some-model").usd is None
+    assert meter_of("judge", node, FREE, "some-model").usd == 0.0
+
+
+def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(run, pipeline, copied_root) -> None:
+    root = copied_root(["sft", "sample"])
+    words = ["stage=label", *PAID, "labeler.batch_size=4"]
+    free = run("stage=label", "labeler=scripted", "labeler.batch_size=4")
+    with pytest.raises(UserError) as caught:
+        run(*words, "labeler.budget_usd=2", root=root)
+    said = str(caught.value)
+    told = re.match(
+        r"labeler\.budget_usd=2 has no room .*: (\d+) of (\d+) judgements are done, for (\S+) USD", said
+    )
+    assert told and "higher bound" in said and "\n" not in said
+    done, total, spent = int(told[1]), int(told[2]), float(told[3])
+    assert 0 < done < total and 1.0 < spent <= 2.0 and done % 4 == 0
+    assert not list((root / "artifacts").glob("label-*"))
+
+    rest = run(*words, "labeler.budget_usd=2000", root=root)
+    assert rest.summary["label/reused"] == done
+    assert total == rest.summary["label/reused"] + _asked(rest)
+    # Neither bound nor price is part of what the labels are.
+    assert rest.lineage[0]["digest"] == free.lineage[0]["digest"]
+    assert free.summary["label/usd"] == 0.0
+    words_read = rest.summary["label/tokens_in"]  # of all judgements, the reused ones among them
+    assert rest.summary["label/usd"] + spent == pytest.approx(words_read * 1000 / 1e6, abs=1e-3)
+
+
+def _asked(record) -> int:
+    """Judgements whose answer this run asked for: two orders a pair."""
+    pairs = record.summary["label/n"] + record.summary["label/alignment_n"]
+    return int(2 * pairs - record.summary["label/reused"])
+
+
+def test_seconds_stop_the_stage(run, pipeline, warm_root) -> None:
+    with pytest.raises(UserError, match=r"labeler\.max_seconds=1e-07 has no room for another batch: \d+ of"):
+        run(
+            "stage=label",
+            "labeler=scripted",
+            "labeler.scripted.seed=77",
+            "labeler.batch_size=4",
+            "labeler.max_seconds=1e-7",
+            root=warm_root,
+        )
+
+
+def test_a_plan_tells_tokens_and_money(run, pipeline, capsys) -> None:
+    run("plan=true", "stage=label", "labeler.scripted.seed=78", *PAID)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "build" in line)
+    cells = [cell.strip() for cell in line.strip("│┃ ").split("│")]
+    tokens, usd = float(cells[3].replace(",", "")), float(cells[-1])
+    assert tokens > 1000
+    # A tiny model's tokens are about half as long as the estimate's four characters.
+    assert usd == pytest.approx(tokens / 2 * 1000 / 1e6, rel=0.01)
+
+
+def test_a_plan_without_a_price_says_so(run, pipeline, capsys) -> None:
+    from rlaif.stages.graph import Work
+    from rlaif.stages.plan import _usd
+
+    assert _usd([Work(usd=1.5), Work(usd=None)]) == "unknown"
+    assert _usd([Work(usd=1.5), Work()]) == "1.500"
+    guess = Estimate(calls=10, tokens_in=1, tokens_out=1)
+    assert seconds_elsewhere("transformers", {}, guess) is None
+    assert seconds_elsewhere("scripted", {}, guess) == 0.0
+
+
+@pytest.mark.parametrize("labeler", ["likelihood", "base"])
+def test_doctor_reports_flip_rates(run, pipeline, capsys, labeler) -> None:
+    run("stage=doctor", f"labeler={labeler}", "doctor.injection_pairs=4")
+    text = capsys.readouterr().out
+    for name in ("all attacks", "control", "forged_verdict", "fake_turn", "ignore_above", "empty"):
+        assert re.search(rf"{name}: \S+ of \d+", text), name
+    run("stage=doctor", f"labeler={labeler}", "doctor.injection_pairs=0")
+    assert "not measured: doctor.injection_pairs=0" in capsys.readouterr().out
