@@ -23,6 +23,7 @@ from rlaif.errors import UserError
 from rlaif.tracking.redact import REDACTED, redact
 
 logger = logging.getLogger(__name__)
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request otherwise
 T = TypeVar("T")
 
 _RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx

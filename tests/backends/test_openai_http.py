@@ -167,6 +167,7 @@ def test_the_key_is_sent_and_never_said(server, monkeypatch, caplog):
         with pytest.raises(Refused, match=r"you sent Bearer \[redacted\]"):
             _ask(client, "q")
     assert KEY not in caplog.text and "asking again" in caplog.text
+    assert "HTTP Request" not in caplog.text, "one line for each request would drown the rest"
     server.key = "another"
     with pytest.raises(UserError) as caught:
         _ask(client, "p")
