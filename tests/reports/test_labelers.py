@@ -16,6 +16,7 @@ from rlaif.reports import (
     render_report,
     terminal_labelers,
 )
+from rlaif.reports.items import common_items, item_scores
 
 METRIC = "label/alignment"
 
@@ -158,3 +159,18 @@ def test_a_comparison_brings_its_own_tables(tmp_path):
     assert table.metrics == ("label/ece", "label/verbosity_gap")
     assert table.labelers[0].cells == ("0.100", "−5.0 points") and table.labelers[1].cells == ("–", "–")
     assert "20 : 0" in render_report(runs, tmp_path / "r.html", title="t").read_text()
+
+
+def test_seeds_are_averaged_over_the_items_that_all_of_them_have():
+    scores = item_scores([rows([1, 1, 0, 1]), rows([1, 0, 0, None])], METRIC)
+    assert scores == {"0": ("q0", 1.0), "1": ("q1", 0.5), "2": ("q2", 0.0)}
+
+
+def test_arms_that_share_too_few_items_measured_different_things():
+    ten = item_scores([rows([1] * 10)], METRIC)
+    half = item_scores([rows([None] * 5 + [1] * 10)], METRIC)
+    less = item_scores([rows([None] * 6 + [1] * 10)], METRIC)
+    # 5 of the smaller arm's 10 items are enough, 4 are not; a small arm within a large one is.
+    assert common_items({"a": ten, "b": half}) == [(str(i), f"q{i}") for i in range(5, 10)]
+    assert common_items({"a": ten, "b": less}) == []
+    assert common_items({"a": ten, "b": item_scores([rows([1, 0])], METRIC)}) == [("0", "q0"), ("1", "q1")]
