@@ -16,7 +16,7 @@ from rlaif.models.split import Top
 # Tokens of suffixes that share one packed row.
 PACKED_TOKENS = 256
 # Memory for the prompts of the last generation, from which verdicts go on.
-WARM_BYTES = 2**30
+WARM_BYTES = 2**29
 
 
 def _parts(indices: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
@@ -149,8 +149,9 @@ class TransformersBackend:
             return [], 0
         if all(len(choice) == 1 for choice in tokens):
             single = [choice[0] for choice in tokens]
-            warm = warm_next_token_logprobs(top, prompts, single, self._warm)
-            return warm or next_token_logprobs(top, prompts, single)
+            warm, self._warm = self._warm, WarmPrompts(0)  # a verdict is read once: the memory goes back
+            known = warm_next_token_logprobs(top, prompts, single, warm)
+            return known or next_token_logprobs(top, prompts, single)
         suffixes = tuple(tuple(choice) for choice in tokens)
         groups = [SharedPrefix(tuple(ids), suffixes) for ids in prompts]
         return [list(row) for row in sequence_logprobs(top, groups)], 0

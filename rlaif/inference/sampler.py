@@ -29,7 +29,7 @@ SEED_RANGE = 2**62
 # Finished rows are dropped once no more than this share of the rows is still going: dropping copies the cache.
 KEEP_SHARE = 0.85
 # Memory that the keys and values of the rows decoded at once may take on a processor.
-CACHE_BYTES = 2**30
+CACHE_BYTES = 2**29
 
 
 @dataclass(frozen=True)
