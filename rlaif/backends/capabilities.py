@@ -52,10 +52,14 @@ async def probe(server: Server, *, top: int, sampled: int) -> Capabilities:
     try:
         await _check_model(server)
         await _ask(server, {})
+        return await _probe(server, top, sampled)
     except (Refused, Unavailable) as error:
         raise UserError(
             f"no usable answer from {server.place} ({error}): start the server, or correct backend.base_url"
         ) from None
+
+
+async def _probe(server: Server, top: int, sampled: int) -> Capabilities:
     ids = await _number_ids(server)
     level, granted = await _level(server, ids or (), top, sampled)
     return Capabilities(
@@ -107,10 +111,17 @@ async def _echoes(server: Server) -> bool:
 
 
 async def _try(server: Server, fields: dict[str, Any], temperature: float = 0.0) -> Answer | None:
-    """The answer, or None where the server does not take the fields."""
+    """The answer, or None where the server does not take the fields.
+
+    Some servers fall over a field they do not know: one that still answers without it is such a server. One
+    that does not is away, and says nothing about what it can do: Unavailable.
+    """
     try:
         return await _ask(server, fields, temperature)
-    except (Refused, Unavailable):
+    except Refused:
+        return None
+    except Unavailable:
+        await _ask(server, {})
         return None
 
 

@@ -200,6 +200,25 @@ def test_no_likelihood_without_echo(abilities, api):
 # Prompts, decoding, identity.
 
 
+def test_a_server_that_goes_away_while_it_is_probed_is_not_filed_as_one_that_can_do_less():
+    with LocalServer({"top_k", "sample"}) as server:
+        server.faults["3, 1, 2, 3"] = [None, *[503] * 100]
+        engine = backend(server.base_url, samples=4)
+        with pytest.raises(UserError, match="no usable answer"):
+            engine.choice_logprobs([ASK], ["1", "2"])
+        assert engine.capabilities is None
+        server.faults.clear()
+        assert engine.choice_logprobs([ASK], ["1", "2"])[0].logprobs == _logs(0.5, 0.2)
+
+
+def test_a_server_that_falls_over_a_field_can_do_less():
+    with LocalServer({"top_k"}) as server:
+        server.faults["3, 1, 2, 3"] = [None, *[500] * 4]  # a call and its three repeats, for the longest list
+        engine = backend(server.base_url)
+        engine.choice_logprobs([ASK], ["1", "2"])
+        assert (engine.capabilities.level, engine.capabilities.top) == ("top_k", 5)
+
+
 def test_the_probe_is_one_for_all_calls():
     with LocalServer(ALL) as server:
         engine = backend(server.base_url)
