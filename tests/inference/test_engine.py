@@ -202,6 +202,16 @@ def test_prompts_that_begin_alike_share_that_and_change_nothing(tiny_model, trai
             torch.testing.assert_close(got.features, fresh, rtol=0, atol=1e-5)
 
 
+def test_nothing_is_drawn_after_the_end_of_a_row_that_is_not_dropped_yet(tiny_model):
+    top = tiny_model("top:1").trunk.new_top()
+    prompts, seeds, decoding = _prompts(20, seed=9), list(range(20)), Decoding(10, 1.0)
+    free = [d.ids for d in sample(top, prompts, seeds, decoding, eos_id=-1, max_rows=20)]
+    end = free[0][2]  # one row of twenty ends here: too few to be dropped
+    for ids, got in zip(free, sample(top, prompts, seeds, decoding, eos_id=end, max_rows=20), strict=True):
+        assert got.ids == (ids[: ids.index(end) + 1] if end in ids else ids)
+        assert got.finished == (end in ids)
+
+
 def test_packed_features_are_those_of_each_text_alone(tiny_model, tmp_path):
     model = tiny_model("top:1")
     texts = [tuple(t) for t in _prompts(12, seed=8)]

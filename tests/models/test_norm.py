@@ -20,16 +20,19 @@ def test_values_and_gradients_against_torch_and_differences():
 
 
 def test_bfloat16_rounds_as_transformers_does_with_and_without_gradient():
-    hidden, weight = case(torch.bfloat16)
-    norm = Norm(8, 1e-5)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((400, 64), (64,)))
+    norm = Norm(64, 1e-5)
     norm.weight.data = weight
     wide = hidden.float()
     unit = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-    expected = weight * unit.bfloat16()
     with torch.no_grad():
         without = norm(hidden)
     assert torch.equal(norm(hidden), without)
-    torch.testing.assert_close(without, expected, rtol=2**-7, atol=0)
+    # Sums in another order move the last bit of float32, and so very few roundings to bf16.
+    assert (without == weight * unit.bfloat16()).float().mean() > 0.999
+    # mutation: rounded once, after the weight, about a third differs
+    assert (without == (weight.float() * unit).bfloat16()).float().mean() < 0.9
 
 
 def test_the_input_is_left_as_it_was():
