@@ -10,7 +10,7 @@ Notation: B rows, T positions, D hidden size. Masks are True where a position co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,11 +21,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One encoded text: ids (T,), features (T, D) or ids (T,), and where the response starts."""
+    """One encoded text: ids (P + R,), and the features (P, D), (R, D) of its prompt and response (ids if `full`)."""
 
     ids: Tensor
-    features: Tensor
-    prompt_length: int
+    prompt: Tensor
+    response: Tensor
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -45,72 +49,97 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
-class PreferenceBatch:
-    """Pairs, each as one sequence prompt | a | b, right-padded.
+class PreferenceRow:
+    """One pair with its soft label.
 
-    features (B, T, D) or (B, T); positions (B, T), where b's restart after the prompt; blocked (B, T, T),
-    True where a query must not see a key (b's tokens do not see a's); last (B, 2), the last token of a and
-    of b; p_a (B,). The scores are those of prompt | a and prompt | b run apart, at little more than half
-    the tokens.
+    Features of the prompt (P, D) and of the responses a (A, D) and b (B, D), EOS included; ids (P,), (A,), (B,)
+    if the model is `full`. `p_a` is the probability that a is better, `weight` the pair's in the loss: one number,
+    or one for each member of an ensemble.
+    """
+
+    prompt: Tensor
+    a: Tensor
+    b: Tensor
+    p_a: float
+    weight: float | tuple[float, ...]
+
+    def __len__(self) -> int:
+        """Tokens of prompt | a | b."""
+        return len(self.prompt) + len(self.a) + len(self.b)
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """B pairs behind each other in one row of N tokens, each as prompt | a | b: nothing is padded.
+
+    features (1, N, D) or (1, N); positions (1, N), which start again with each pair, and after the prompt with b;
+    spans, where each pair's prompt, a and b start and where b ends; last (B, 2), the last token of a and of b;
+    p_a (B,) and weight (B,), or (B, members), in float32. Under the attention of `spans` the scores are those
+    of prompt | a and prompt | b run apart, at little more than half the tokens.
     """
 
     features: Tensor
     positions: Tensor
-    blocked: Tensor
+    spans: tuple[tuple[int, int, int, int], ...]
     last: Tensor
     p_a: Tensor
+    weight: Tensor
 
     def to(self, device: Any) -> PreferenceBatch:
-        return PreferenceBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
 
-@dataclass(frozen=True)
-class PreferenceRow:
-    """One pair with its soft label."""
-
-    a: EncodedRow
-    b: EncodedRow
-    p_a: float
+def _joined(rows: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """Each row's parts (., D) or (.,) one behind the other, right-padded with zeros: (B, T, D) or (B, T)."""
+    lengths = [sum(map(len, parts)) for parts in rows]
+    like = rows[0][0]
+    joined = torch.zeros(len(rows), max(lengths), *like.shape[1:], dtype=like.dtype)
+    for own, parts, length in zip(joined, rows, lengths, strict=True):
+        torch.cat(parts, out=own[:length])
+    return joined
 
 
 def collate_sequences(rows: Sequence[EncodedRow]) -> TokenBatch:
     """Right-pad rows.
 
-    >>> row = EncodedRow(torch.tensor([5, 6, 7]), torch.tensor([5, 6, 7]), 1)
-    >>> batch = collate_sequences([row, EncodedRow(torch.tensor([8, 9]), torch.tensor([8, 9]), 1)])
+    >>> first = EncodedRow(torch.tensor([5, 6, 7]), torch.tensor([5]), torch.tensor([6, 7]))
+    >>> batch = collate_sequences([first, EncodedRow(torch.tensor([8, 9]), torch.tensor([8]), torch.tensor([9]))])
     >>> batch.ids.tolist(), batch.response_mask.tolist(), batch.last.tolist()
     ([[5, 6, 7], [8, 9, 0]], [[False, True, True], [False, True, False]], [2, 1])
     """
-    lengths = torch.tensor([len(row.ids) for row in rows])
-    width = int(lengths.max())
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    first = rows[0].features
-    features = torch.zeros(len(rows), width, *first.shape[1:], dtype=first.dtype)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids[index, : len(row.ids)] = row.ids
-        features[index, : len(row.ids)] = row.features
-        mask[index, row.prompt_length : len(row.ids)] = True
-    return TokenBatch(ids, features, mask, lengths - 1)
+    ids = _joined([(row.ids,) for row in rows])
+    features = _joined([(row.prompt, row.response) for row in rows])
+    starts = torch.tensor([row.prompt_length for row in rows])
+    ends = torch.tensor([len(row.ids) for row in rows])
+    places = torch.arange(ids.shape[1])
+    mask = (places >= starts[:, None]) & (places < ends[:, None])
+    return TokenBatch(ids, features, mask, ends - 1)
 
 
 def collate_preferences(rows: Sequence[PreferenceRow]) -> PreferenceBatch:
-    """Pack each pair into one sequence; both responses must follow the same prompt."""
-    prompts = [row.a.prompt_length for row in rows]
-    first = [len(row.a.ids) for row in rows]
-    widths = [a + len(row.b.ids) - p for row, a, p in zip(rows, first, prompts, strict=True)]
-    like = rows[0].a.features
-    features = torch.zeros(len(rows), max(widths), *like.shape[1:], dtype=like.dtype)
-    positions = torch.arange(max(widths)).repeat(len(rows), 1)
-    blocked = torch.zeros(len(rows), max(widths), max(widths), dtype=torch.bool)
-    for index, (row, prompt, end, width) in enumerate(zip(rows, prompts, first, widths, strict=True)):
-        features[index, :end] = row.a.features
-        features[index, end:width] = row.b.features[prompt:]
-        positions[index, end:] -= end - prompt
-        blocked[index, end:, prompt:end] = True
-    last = torch.tensor([[end - 1, width - 1] for end, width in zip(first, widths, strict=True)])
-    p_a = torch.tensor([row.p_a for row in rows], dtype=torch.float32)
-    return PreferenceBatch(features, positions, blocked, last, p_a)
+    """Put the pairs behind each other.
+
+    >>> prompt, a, b = torch.tensor([1, 2]), torch.tensor([3, 4, 5]), torch.tensor([6, 7])
+    >>> batch = collate_preferences([PreferenceRow(prompt, a, b, p_a=0.9, weight=1.0)])
+    >>> batch.features.tolist(), batch.positions.tolist(), batch.spans, batch.last.tolist()
+    ([[1, 2, 3, 4, 5, 6, 7]], [[0, 1, 2, 3, 4, 2, 3]], ((0, 2, 5, 7),), [[4, 6]])
+    """
+    spans, positions, start = [], [], 0
+    for row in rows:
+        a = start + len(row.prompt)
+        b, end = a + len(row.a), start + len(row)
+        spans.append((start, a, b, end))
+        positions += [torch.arange(b - start), torch.arange(a - start, a - start + end - b)]
+        start = end
+    return PreferenceBatch(
+        features=torch.cat([part for row in rows for part in (row.prompt, row.a, row.b)])[None],
+        positions=torch.cat(positions)[None],
+        spans=tuple(spans),
+        last=torch.tensor([(b - 1, end - 1) for _, _, b, end in spans]),
+        p_a=torch.tensor([row.p_a for row in rows], dtype=torch.float32),
+        weight=torch.tensor([row.weight for row in rows], dtype=torch.float32),
+    )
 
 
 class Rows(Dataset):
@@ -164,66 +193,90 @@ class EpochBatches(Sampler[list[int]]):
 class TextDataModule(pl.LightningDataModule):
     """Train and validation rows of one view.
 
+    The training loader hands out steps: the micro-batches of one optimiser step as a list, so that a loss can
+    be a mean over the step. The validation loader hands out single batches.
+
     Args:
-        train, validation: rows (`EncodedRow`, `PreferenceRow` or prompt ids).
+        phases: the training rows (`EncodedRow` or `PreferenceRow`) of each phase, in the order of training.
+        epochs_per_phase: a phase's epochs; with several phases the Trainer must reload the loader every epoch.
         collate: turns a list of rows into a batch.
         length: a row's length in tokens, for batching.
+        batch_size, micro_batch_size: rows of an optimiser step, and of a forward pass.
     """
 
     def __init__(
         self,
-        train: Sequence[Any],
+        phases: Sequence[Sequence[Any]],
         validation: Sequence[Any],
         *,
+        epochs_per_phase: int,
         collate: Callable[[Sequence[Any]], Any],
         length: Callable[[Any], int],
         batch_size: int,
+        micro_batch_size: int,
         seed: int,
     ) -> None:
         super().__init__()
-        self.train, self.validation = train, validation
-        self._collate, self._length = collate, length
-        self._batch_size, self._seed = batch_size, seed
+        self.phases, self.validation = phases, validation
+        self._epochs_per_phase, self._collate, self._length = epochs_per_phase, collate, length
+        self._batch_size, self._micro_batch_size, self._seed = batch_size, micro_batch_size, seed
+
+    def _micro_batches(self, rows: Sequence[Any]) -> list[Any]:
+        size = self._micro_batch_size
+        return [self._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def train_dataloader(self) -> DataLoader:
-        batches = EpochBatches([self._length(row) for row in self.train], self._batch_size, self._seed)
-        return DataLoader(Rows(self.train), batch_sampler=batches, collate_fn=self._collate)
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        rows = self.phases[min(epoch // self._epochs_per_phase, len(self.phases) - 1)]
+        batches = EpochBatches([self._length(row) for row in rows], self._batch_size, self._seed)
+        return DataLoader(Rows(rows), batch_sampler=batches, collate_fn=self._micro_batches)
 
     def val_dataloader(self) -> DataLoader:
-        order = sorted(range(len(self.validation)), key=lambda i: self._length(self.validation[i]))
-        batches = [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)]
-        return DataLoader(Rows(self.validation), batch_sampler=batches, collate_fn=self._collate)
+        size, rows = self._micro_batch_size, sorted(self.validation, key=self._length)
+        return DataLoader(Rows(rows), batch_size=size, collate_fn=self._collate)
 
     @classmethod
     def sft_view(
-        cls, train: Sequence[EncodedRow], validation: Sequence[EncodedRow], *, batch_size: int, seed: int
+        cls,
+        train: Sequence[EncodedRow],
+        validation: Sequence[EncodedRow],
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
     ) -> TextDataModule:
         """Prompt and target in one sequence; the loss reads `response_mask`."""
         return cls(
-            train,
+            [train],
             validation,
+            epochs_per_phase=1,
             collate=collate_sequences,
             length=lambda r: len(r.ids),
             batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
             seed=seed,
         )
 
     @classmethod
     def preference_view(
         cls,
-        train: Sequence[PreferenceRow],
+        phases: Sequence[Sequence[PreferenceRow]],
         validation: Sequence[PreferenceRow],
         *,
+        epochs_per_phase: int,
         batch_size: int,
+        micro_batch_size: int,
         seed: int,
     ) -> TextDataModule:
-        """Pairs with soft labels."""
+        """Pairs with soft labels, in phases that may differ in their labels."""
         return cls(
-            train,
+            phases,
             validation,
+            epochs_per_phase=epochs_per_phase,
             collate=collate_preferences,
-            length=lambda r: max(len(r.a.ids), len(r.b.ids)),
+            length=len,
             batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
             seed=seed,
         )
 

@@ -43,8 +43,8 @@ def alignment_report(
         part = [item for item in gold if item[0].construction == construction]
         report |= _alignment(f"label/alignment_{construction}", part)
     report |= _position(preferences, judgements) | _states(preferences, judgements)
-    report |= bin_metrics("confidence", confidence_bins(pairs, preferences))
-    report |= bin_metrics("length", length_bins(pairs, preferences)) | verbosity(pairs, preferences)
+    report |= bin_metrics("label/confidence", confidence_bins(pairs, preferences))
+    report |= bin_metrics("label/length", length_bins(pairs, preferences)) | verbosity(pairs, preferences)
     gaps = [_length_gap(pair_of[x.pair_id], x.p_a) for x in preferences if x.p_a not in (None, 0.5)]
     if gaps:
         report["label/length_gap"] = float(np.mean(gaps))

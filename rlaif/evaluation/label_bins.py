@@ -38,15 +38,15 @@ def confidence_bins(pairs: Sequence[Pair], preferences: Sequence[Preference]) ->
         if p is None:
             continue
         if x.p_a is not None and pair.gold not in (None, 0.5):
-            right.setdefault(_bin(p), []).append((pair.prompt_id, agreement(x.p_a, pair.gold)))
+            right.setdefault(confidence_bin(p), []).append((pair.prompt_id, agreement(x.p_a, pair.gold)))
         if x.p_ab is not None and x.p_ba is not None:
             flipped = float((x.p_ab - 0.5) * (x.p_ba - 0.5) < 0)
-            flips.setdefault(_bin(p), []).append((pair.prompt_id, flipped))
+            flips.setdefault(confidence_bin(p), []).append((pair.prompt_id, flipped))
     return [
-        {"bin": f"{50 + 100 * low:.0f}", "low": low, "high": high}
-        | _rate("n", "alignment", right.get(index, []))
-        | _rate("flip_n", "flip_rate", flips.get(index, []))
-        for index, (low, high) in enumerate(pairwise(CONFIDENCE_EDGES))
+        edges
+        | rate("n", "alignment", right.get(index, []))
+        | rate("flip_n", "flip_rate", flips.get(index, []))
+        for index, edges in enumerate(confidence_edges())
         if index in right or index in flips
     ]
 
@@ -61,11 +61,9 @@ def length_bins(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> lis
     right: dict[str, list[Scored]] = {}
     for pair, p_a in _decided_gold(pair_of, preferences):
         a, b = len(pair.response_a), len(pair.response_b)
-        preferred, other = (a, b) if p_a > 0.5 else (b, a)
-        similar = abs(a - b) <= SIMILAR_LENGTH * max(a, b)
-        name = "similar" if similar else "longer" if preferred > other else "shorter"
+        name = length_bin(a, b) if p_a > 0.5 else length_bin(b, a)
         right.setdefault(name, []).append((pair.prompt_id, agreement(p_a, pair.gold)))
-    return [{"bin": name} | _rate("n", "alignment", right[name]) for name in LENGTHS if name in right]
+    return [{"bin": name} | rate("n", "alignment", right[name]) for name in LENGTHS if name in right]
 
 
 def verbosity(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> dict[str, float]:
@@ -95,9 +93,9 @@ def verbosity(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> dict[
 
 
 def bin_metrics(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Rows as flat metrics `label/<name>_<bin>_<column>`; what a bin has no pairs for is absent."""
+    """Rows as flat metrics `<name>_<bin>_<column>`; what a bin has no pairs for is absent."""
     return {
-        f"label/{name}_{row['bin']}_{column}": value
+        f"{name}_{row['bin']}_{column}": value
         for row in rows
         for column, value in row.items()
         if column not in ("bin", "low", "high") and value is not None
@@ -110,10 +108,25 @@ def _averaged(x: Preference) -> float | None:
     return None if x.p_ab is None or x.p_ba is None else (x.p_ab + x.p_ba) / 2
 
 
-def _bin(p: float) -> int:
+def confidence_edges() -> list[dict[str, Any]]:
+    """The columns that name a confidence bin: the preferred response's p in percent, and |p - 0.5|."""
+    return [
+        {"bin": f"{50 + 100 * low:.0f}", "low": low, "high": high} for low, high in pairwise(CONFIDENCE_EDGES)
+    ]
+
+
+def confidence_bin(p: float) -> int:
+    """Which bin of `CONFIDENCE_EDGES` |p - 0.5| falls into, from 0."""
     # Rounded first: 0.45 and 0.55 must not fall on two sides of an edge.
     confidence = round(abs(p - 0.5), 9)
     return sum(confidence >= edge for edge in CONFIDENCE_EDGES[1:-1])
+
+
+def length_bin(preferred: int, other: int) -> str:
+    """Which of `LENGTHS` the preferred response is, beside the other one."""
+    if abs(preferred - other) <= SIMILAR_LENGTH * max(preferred, other):
+        return "similar"
+    return "longer" if preferred > other else "shorter"
 
 
 def _decided_gold(pair_of: Mapping[str, Pair], preferences: Sequence[Preference]) -> list[tuple[Pair, float]]:
@@ -124,7 +137,7 @@ def _decided_gold(pair_of: Mapping[str, Pair], preferences: Sequence[Preference]
     ]
 
 
-def _rate(count: str, name: str, scored: Sequence[Scored]) -> dict[str, float | None]:
+def rate(count: str, name: str, scored: Sequence[Scored]) -> dict[str, float | None]:
     """The count, and the mean outcome with its 95% interval (None without items)."""
     columns = (name, f"{name}_ci_low", f"{name}_ci_high")
     if not scored:

@@ -1,100 +1,113 @@
-"""How well a reward model ranks pairs, and how much of that is length."""
+"""How well a reward model ranks pairs, how far its probabilities can be believed, how much of it is length."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
-from rlaif.evaluation.joining import agreement, by_pair, preference_by_pair, symmetric_calibration
-from rlaif.records import Pair, Preference
-from rlaif.stats import proportion_interval
+from rlaif.evaluation.joining import symmetric_calibration
+from rlaif.evaluation.label_bins import bin_metrics
+from rlaif.evaluation.reward_bins import disagreement_bins, reward_confidence_bins, reward_length_bins
+from rlaif.evaluation.scored_pairs import ScoredPair
+from rlaif.stats import fit_temperature, paired_bootstrap, proportion_interval, sign_test
 
 _SEED = 0  # resampling noise of an interval, as in `alignment`
 
 
-def reward_report(
-    pairs: Sequence[Pair],
-    preferences: Sequence[Preference],
-    scores: Sequence[tuple[float, float]],
-    lengths: Sequence[tuple[int, int]],
-    *,
-    prefix: str = "rm",
-) -> dict[str, float]:
-    """Flat metrics `<prefix>/*`; `scores[i]` and `lengths[i]` (tokens) are pair i's (a, b).
+def reward_report(rows: Sequence[ScoredPair], *, temperature: float | None) -> dict[str, float]:
+    """Flat metrics `rm/*` of a reward model on held-out pairs; keys without data are absent.
 
     `accuracy` is against the labels' preferred response (labels of 0.5 or unparsed are left out; equal
-    rewards count half), `gold_accuracy` against gold where there is some; intervals cluster by prompt.
-    `ece` and `brier` compare sigmoid(reward_a - reward_b) with the soft labels, for the preferred side.
-    `length_correlation` is Pearson's of reward and tokens over all responses, `length_only_accuracy`
-    what "longer is better" would reach. `n` counts pairs. Keys without data are absent.
-    Raises ValueError when the columns do not fit together.
+    rewards count half; paper section 3), `gold_accuracy` against gold; intervals cluster by prompt.
+    `length_only_*` is the rule "longer is better" on the same pairs, beside the model. `ece` and `brier`
+    compare sigmoid(logit) with the soft labels for the preferred side, `ece_fitted` does so after dividing
+    the logits by `temperature` (fitted on other pairs, see `fitted_temperature`). `length_correlation` is
+    Pearson's of reward and tokens over all responses; `disagreement` the mean over pairs. `n` counts pairs.
     """
-    if not len(pairs) == len(scores) == len(lengths):
-        raise ValueError(f"{len(pairs)} pairs, {len(scores)} scores and {len(lengths)} lengths do not match")
-    by_pair(pairs, preferences)
-    label_of = preference_by_pair(preferences)
-    labels = [label_of[pair.id].p_a if pair.id in label_of else None for pair in pairs]
-    p = [float(expit(a - b)) for a, b in scores]
-    sides = [float(np.sign(a - b)) for a, b in scores]
-    longer = [float(np.sign(a - b)) for a, b in lengths]
-    prompts = [pair.prompt_id for pair in pairs]
-    report: dict[str, float] = {f"{prefix}/n": len(pairs)}
-    report |= _accuracy(f"{prefix}/accuracy", sides, labels, prompts)
-    report |= _accuracy(f"{prefix}/gold_accuracy", sides, [pair.gold for pair in pairs], prompts)
-    only = _accuracy("length", longer, labels, prompts)
-    if only:
-        report[f"{prefix}/length_only_accuracy"] = only["length"]
-    labelled = [(x, y) for x, y in zip(p, labels, strict=True) if y is not None]
-    if labelled:
-        ece, brier = symmetric_calibration([x for x, _ in labelled], [y for _, y in labelled])
-        report |= {f"{prefix}/ece": ece, f"{prefix}/brier": brier}
-    if pairs:
-        report[f"{prefix}/length_correlation"] = _correlation(np.ravel(scores), np.ravel(lengths))
+    report: dict[str, float] = {"rm/n": len(rows)}
+    if not rows:
+        return report
+    report |= _accuracy("rm/accuracy", rows, [row.right for row in rows])
+    report |= _accuracy("rm/gold_accuracy", rows, [row.gold_right for row in rows])
+    report |= _length_only(rows) | _calibration(rows, temperature)
+    rewards = [reward for row in rows for reward in (row.reward_a, row.reward_b)]
+    tokens = [count for row in rows for count in (row.tokens_a, row.tokens_b)]
+    report["rm/length_correlation"] = _correlation(rewards, tokens)
+    report |= bin_metrics("rm/confidence", reward_confidence_bins(rows))
+    report |= bin_metrics("rm/length", reward_length_bins(rows))
+    spread = [row.disagreement for row in rows if row.disagreement is not None]
+    if spread:
+        report["rm/disagreement"] = fmean(spread)
+        report |= bin_metrics("rm/disagreement", disagreement_bins(rows))
     return report
 
 
-def reward_items(
-    pairs: Sequence[Pair],
-    preferences: Sequence[Preference],
-    scores: Sequence[tuple[float, float]],
-    lengths: Sequence[tuple[int, int]],
-) -> list[dict[str, Any]]:
-    """A row for each pair with its rewards, tokens and targets; None where a target prefers no side.
-
-    The mean of its `rm/accuracy` (and `rm/gold_accuracy`) is the report's.
-    """
-    label_of = {preference.pair_id: preference.p_a for preference in preferences}
-    rows = []
-    for pair, (a, b), (tokens_a, tokens_b) in zip(pairs, scores, lengths, strict=True):
-        side = (float(np.sign(a - b)) + 1) / 2
-        targets = {"rm/accuracy": label_of.get(pair.id), "rm/gold_accuracy": pair.gold}
-        right = {
-            name: None if target in (None, 0.5) else agreement(side, target)
-            for name, target in targets.items()
-        }
-        values = {"reward_a": a, "reward_b": b, "tokens_a": tokens_a, "tokens_b": tokens_b}
-        own = {"id": pair.id, "prompt_id": pair.prompt_id, "p_a": label_of.get(pair.id), "gold": pair.gold}
-        rows.append({**own, **values, **right})
-    return rows
+def fitted_temperature(rows: Sequence[ScoredPair]) -> float | None:
+    """The temperature under which the logits fit the soft labels best; None where the rows cannot tell."""
+    labelled = [(row.logit, row.p_a) for row in rows if row.p_a is not None]
+    found = fit_temperature([x for x, _ in labelled], [y for _, y in labelled])
+    return None if math.isnan(found) else found
 
 
-def _accuracy(
-    name: str, sides: Sequence[float], targets: Sequence[float | None], prompts: Sequence[str]
-) -> dict[str, float]:
-    """Share of decided targets whose side (sign of the difference, 0 = undecided) is met."""
-    kept = [i for i, target in enumerate(targets) if target is not None and target != 0.5]
+def reward_items(rows: Sequence[ScoredPair]) -> list[dict[str, Any]]:
+    """The rows as plain data with what the report's `rm/accuracy` and `rm/gold_accuracy` are means of."""
+    return [{**asdict(row), "rm/accuracy": row.right, "rm/gold_accuracy": row.gold_right} for row in rows]
+
+
+def read_reward_items(items: Sequence[dict[str, Any]]) -> list[ScoredPair]:
+    """What `reward_items` wrote."""
+    return [ScoredPair(**{name: row[name] for name in ScoredPair.__dataclass_fields__}) for row in items]
+
+
+def _accuracy(name: str, rows: Sequence[ScoredPair], right: Sequence[float | None]) -> dict[str, float]:
+    kept = [(row.prompt_id, value) for row, value in zip(rows, right, strict=True) if value is not None]
     if not kept:
         return {}
-    right = [agreement((sides[i] + 1) / 2, targets[i]) for i in kept]
-    interval = proportion_interval(right, [prompts[i] for i in kept], seed=_SEED)
+    interval = proportion_interval([value for _, value in kept], [prompt for prompt, _ in kept], seed=_SEED)
     return {name: interval.estimate, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+def _length_only(rows: Sequence[ScoredPair]) -> dict[str, float]:
+    """The rule's own accuracy, the model's lead over it by prompts resampled, and McNemar's exact test."""
+    kept = [
+        (row.prompt_id, row.right, row.longer_right)
+        for row in rows
+        if row.right is not None and row.longer_right is not None
+    ]
+    if not kept:
+        return {}
+    prompts, model, rule = (list(column) for column in zip(*kept, strict=True))
+    lead, _ = paired_bootstrap(model, rule, prompts, seed=_SEED)
+    ahead, behind = (sum(x > y for x, y in zip(p, q)) for p, q in ((model, rule), (rule, model)))
+    return {
+        **_accuracy("rm/length_only_accuracy", rows, [row.longer_right for row in rows]),
+        "rm/length_only_gap": lead.estimate,
+        "rm/length_only_gap_ci_low": lead.low,
+        "rm/length_only_gap_ci_high": lead.high,
+        "rm/length_only_p_value": sign_test(ahead, behind),
+    }
+
+
+def _calibration(rows: Sequence[ScoredPair], temperature: float | None) -> dict[str, float]:
+    labelled = [(row.logit, row.p_a) for row in rows if row.p_a is not None]
+    if not labelled:
+        return {}
+    logits, labels = np.array([x for x, _ in labelled]), [y for _, y in labelled]
+    ece, brier = symmetric_calibration(expit(logits).tolist(), labels)
+    report = {"rm/ece": ece, "rm/brier": brier}
+    if temperature is not None:
+        report["rm/ece_fitted"], _ = symmetric_calibration(expit(logits / temperature).tolist(), labels)
+        report["rm/fitted_temperature"] = temperature
+    return report
+
+
+def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Pearson's r; NaN where either side is constant."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan

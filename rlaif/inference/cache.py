@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlaif.models.decoder import Attend, Causal, DecoderConfig
+from rlaif.models.attention import Attend, Causal
+from rlaif.models.decoder import DecoderConfig
 
 
 class KVCache:

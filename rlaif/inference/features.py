@@ -1,17 +1,27 @@
-"""The trunk's activations of a set of texts: computed once, kept on disk, read by every arm and seed.
+"""The trunk's activations of texts: computed once, kept on disk by content, read by every arm, seed and subset.
 
-Texts that share a prompt (the two responses of a pair) share its forward pass.
+A prompt's activations are kept once and each response's apart, under digests of the tokens that decide them.
+So whatever set of texts is asked for, only what no earlier set held is computed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+import time
+import zlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,44 +31,187 @@ from rlaif.io import digest
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Trunk
 
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # of a shard's layout and of the arithmetic that fills it
 MAX_TOKENS = 3072
 MAX_ROWS = 128
+MAX_RESPONSE_TOKENS = 1024  # behind a short prompt in one row: attention's cost grows with the square
+SHARD_BYTES = 128 * 2**20
+ABANDONED_SECONDS = 3600.0  # after which an unfinished file has lost its writer
 
 
-@torch.no_grad()
-def _group_features(trunk: Trunk, groups: Sequence[SharedPrefix], device: str) -> list[tuple[Tensor, ...]]:
-    """Features (P + S, D) of prefix + suffix for every suffix of every group."""
-    packed = pack(groups, device)
-    rows = trunk(packed.ids, packed.attend, packed.positions, packed.max_position)
-    return [
-        tuple(torch.cat((row[: len(group.prefix)], row[start:end])) for start, end in group.spans())
-        for row, group in zip(rows, groups, strict=True)
-    ]
+@dataclass(frozen=True)
+class GroupFeatures:
+    """Features of a group on the CPU: prefix (P, D), each suffix (S, D); ids (P,), (S,) if the model is `full`.
+
+    They are views of memory-mapped files, in the compute dtype: what is read stays in the system's file cache,
+    and nothing of it is this process's own memory.
+    """
+
+    prefix: Tensor
+    suffixes: tuple[Tensor, ...]
 
 
-def compute_features(
-    model: LanguageModel, groups: Sequence[SharedPrefix], progress: Callable[[int], None] | None = None
-) -> list[tuple[Tensor, ...]]:
-    """Features of every group's texts, in order: (P + S, D) in the compute dtype, or ids (P + S,) if `full`."""
-    if model.trunk.full:
-        return [tuple(torch.tensor([*g.prefix, *s]) for s in g.suffixes) for g in groups]
-    results: list[tuple[Tensor, ...]] = [()] * len(groups)
-    for indices in length_buckets([len(g) for g in groups], max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
-        computed = _group_features(model.trunk, [groups[i] for i in indices], model.device)
-        for index, texts in zip(indices, computed, strict=True):
-            results[index] = tuple(text.cpu() for text in texts)
-        if progress:
-            progress(len(indices))
-    return results
+@dataclass(frozen=True)
+class _Keys:
+    """The names of a group's parts in the cache."""
+
+    prefix: str
+    suffixes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A packed row to compute, and where its parts lie in it: (key, start, end)."""
+
+    group: SharedPrefix
+    parts: tuple[tuple[str, int, int], ...]
+
+
+def _key(ids: Sequence[int], after: str = "") -> str:
+    return hashlib.blake2b(array("q", ids).tobytes(), digest_size=16, key=after.encode()).hexdigest()
+
+
+def _keys(group: SharedPrefix) -> _Keys:
+    prefix = _key(group.prefix)
+    return _Keys(prefix, tuple(_key(suffix, after=prefix) for suffix in group.suffixes))
+
+
+def _rows(groups: Sequence[SharedPrefix], keys: Sequence[_Keys], held: Set[str]) -> list[_Row]:
+    """What is not held yet, each prompt with all its missing responses in one row (in few, if they are many)."""
+    missing: dict[tuple[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = {}
+    for group, names in zip(groups, keys, strict=True):
+        if not {names.prefix, *names.suffixes} <= held:
+            own = missing.setdefault((names.prefix, group.prefix), {})
+            own.update((k, s) for k, s in zip(names.suffixes, group.suffixes, strict=True) if k not in held)
+    rows = []
+    for (key, prefix), responses in missing.items():
+        wanted = key not in held
+        for part in _portions(responses, max(MAX_RESPONSE_TOKENS, 2 * len(prefix))):
+            group = SharedPrefix(prefix, tuple(part.values()))
+            own_parts = [(k, *span) for k, span in zip(part, group.spans(), strict=True)]
+            rows.append(_Row(group, ((key, 0, len(prefix)), *own_parts) if wanted else tuple(own_parts)))
+            wanted = False
+    return rows
+
+
+def _portions(responses: dict[str, tuple[int, ...]], max_tokens: int) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The responses in their order, in portions of at most `max_tokens` (at least one portion, maybe empty)."""
+    portion: dict[str, tuple[int, ...]] = {}
+    for key, response in responses.items():
+        if portion and sum(map(len, portion.values())) + len(response) > max_tokens:
+            yield portion
+            portion = {}
+        portion[key] = response
+    yield portion
+
+
+def _compute(trunk: Trunk, rows: Sequence[_Row], device: str) -> Tensor:
+    """Features (N, D) of all parts of the rows, one part behind the other, on the CPU."""
+    packed = pack([row.group for row in rows], device)
+    features = trunk(packed.ids, packed.attend, packed.positions, packed.max_position)
+    return torch.cat(
+        [own[start:end] for own, row in zip(features, rows, strict=True) for _, start, end in row.parts]
+    ).cpu()
+
+
+def _checksum(features: Tensor) -> str:
+    return str(zlib.crc32(features.view(torch.uint8).numpy().data))
+
+
+def _open(path: Path, wanted: Set[str]) -> dict[str, Tensor]:
+    """Views of the wanted parts that a shard holds. Raises what a damaged or absent file makes its readers raise."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        spans = {key: span for key, span in json.loads(metadata["parts"]).items() if key in wanted}
+        if not spans:
+            return {}
+        features = file.get_tensor("features")
+    if _checksum(features) != metadata["crc32"]:
+        raise ValueError("its checksum is another")
+    return {key: features[start:end] for key, (start, end) in spans.items()}
+
+
+class _Shards:
+    """The shards of one model as one call sees them: parts found or written so far, and the files in use."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.parts: dict[str, Tensor] = {}
+        self.used: set[Path] = set()
+
+    def find(self, wanted: Set[str]) -> None:
+        """Map what is on disk of the wanted parts; a damaged shard is removed."""
+        missing = wanted - self.parts.keys()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if not missing:
+                return
+            try:
+                found = _open(path, missing)
+            except FileNotFoundError:  # evicted by another process
+                continue
+            except RuntimeError:  # the same, seen by torch, which opens the file by its name once more
+                if path.exists():
+                    raise
+                continue
+            except (SafetensorError, KeyError, TypeError, ValueError) as error:
+                logger.warning("trunk cache: %s is damaged (%s); removed, to be computed again", path, error)
+                path.unlink(missing_ok=True)
+                continue
+            if found:
+                self._use(path, found)
+                missing -= found.keys()
+
+    def write(self, parts: Sequence[tuple[str, int]], features: Sequence[Tensor]) -> None:
+        """Store parts (key, length) whose features (., D) lie one behind the other, and map what was stored."""
+        joined = torch.cat(tuple(features))
+        ends = accumulate(length for _, length in parts)
+        spans = {key: (end - length, end) for (key, length), end in zip(parts, ends, strict=True)}
+        path = self.folder / f"{digest(list(spans), 24)}.safetensors"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        metadata = {"parts": json.dumps(spans), "crc32": _checksum(joined)}
+        try:
+            save_file({"features": joined}, temporary, metadata)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            # Mapped before it has its name, under which another process may evict it at once.
+            stored = _open(temporary, spans.keys())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # on a full disk, half a shard is in the way
+            raise
+        self._use(path, stored)
+
+    def _use(self, path: Path, parts: dict[str, Tensor]) -> None:
+        self.parts |= parts
+        self.used.add(path)
+        with suppress(FileNotFoundError):
+            os.utime(path)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """One process at a time computes for this model; the others wait, and find what it has stored."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "writing.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            logger.info("waiting for another process's trunk pass over the same model")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features on disk, one memory-mapped file for each (model, split, set of texts); the oldest go first.
+    """Features on disk, in shards for each (model, split, dtype); those not used for longest go first.
 
     Args:
-        directory: where the files lie.
-        max_bytes: the files' total size above which the least recently used are removed.
+        directory: where the shards lie, one folder for each (model, split, dtype).
+        max_bytes: the files' total size above which shards are removed, but none that the call itself uses.
     """
 
     directory: Path
@@ -69,38 +222,69 @@ class FeatureCache:
         model: LanguageModel,
         groups: Sequence[SharedPrefix],
         progress: Callable[[int], None] | None = None,
-    ) -> list[tuple[Tensor, ...]]:
-        """Features of `groups`, computed at most once for each set of texts."""
+    ) -> list[GroupFeatures]:
+        """Features of each group, in order; `progress` is told how many packed rows have been computed.
+
+        What was computed is on disk shard by shard: a killed process loses at most the last one.
+        """
         if model.trunk.full:
-            return compute_features(model, groups)
-        content = [[list(g.prefix), [list(s) for s in g.suffixes]] for g in groups]
-        key = digest([model.identity, model.trunk.top_layers, str(model.trunk.dtype), content], 24)
-        path = self.directory / f"{key}.safetensors"
-        if not path.exists():
-            self._write(path, compute_features(model, groups, progress))
-            self._evict(keep=path)
-        os.utime(path)
-        return self._read(path, groups)
+            return [
+                GroupFeatures(torch.tensor(g.prefix), tuple(torch.tensor(s) for s in g.suffixes))
+                for g in groups
+            ]
+        keys = [_keys(group) for group in groups]
+        wanted = {key for names in keys for key in (names.prefix, *names.suffixes)}
+        shards = _Shards(self._folder(model))
+        shards.find(wanted)
+        if wanted - shards.parts.keys():
+            with shards.writing():
+                shards.find(wanted)
+                self._fill(model, shards, _rows(groups, keys, shards.parts.keys()), progress)
+        parts = shards.parts
+        return [GroupFeatures(parts[names.prefix], tuple(parts[s] for s in names.suffixes)) for names in keys]
 
-    def _write(self, path: Path, features: list[tuple[Tensor, ...]]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"features": torch.cat([text for texts in features for text in texts])}, temporary)
-        os.replace(temporary, path)
+    def _folder(self, model: LanguageModel) -> Path:
+        trunk = model.trunk
+        return self.directory / digest([VERSION, model.identity, trunk.top_layers, str(trunk.dtype)], 24)
 
-    def _read(self, path: Path, groups: Sequence[SharedPrefix]) -> list[tuple[Tensor, ...]]:
-        with safe_open(path, framework="pt") as file:
-            flat = file.get_tensor("features")
-        sizes = [len(g.prefix) + len(s) for g in groups for s in g.suffixes]
-        texts = iter(flat.split(sizes))
-        return [tuple(next(texts) for _ in g.suffixes) for g in groups]
+    def _fill(
+        self,
+        model: LanguageModel,
+        shards: _Shards,
+        rows: Sequence[_Row],
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        """Compute rows of similar length together; whenever a shard is full, it is written."""
+        parts: list[tuple[str, int]] = []
+        features: list[Tensor] = []
+        for indices in length_buckets([len(r.group) for r in rows], max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
+            chosen = [rows[i] for i in indices]
+            features.append(_compute(model.trunk, chosen, model.device))
+            parts += [(key, end - start) for row in chosen for key, start, end in row.parts]
+            if progress:
+                progress(len(chosen))
+            if sum(block.nbytes for block in features) >= SHARD_BYTES:
+                self._write(shards, parts, features)
+                parts, features = [], []
+        if parts:
+            self._write(shards, parts, features)
 
-    def _evict(self, keep: Path) -> None:
-        files = sorted(self.directory.glob("*.safetensors"), key=lambda f: f.stat().st_mtime)
-        total = sum(f.stat().st_size for f in files)
-        for file in files:
+    def _write(self, shards: _Shards, parts: Sequence[tuple[str, int]], features: Sequence[Tensor]) -> None:
+        shards.write(parts, features)
+        self._evict(keep=shards.used)
+
+    def _evict(self, keep: Set[Path]) -> None:
+        files = []
+        for path in self.directory.rglob("*.*"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                unfinished = path.suffix == ".tmp" and time.time() - status.st_mtime < ABANDONED_SECONDS
+                if path.suffix in (".safetensors", ".tmp") and not unfinished:
+                    files.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
             if total <= self.max_bytes:
                 return
-            if file != keep:
-                total -= file.stat().st_size
-                file.unlink(missing_ok=True)
+            if path not in keep:
+                path.unlink(missing_ok=True)
+                total -= size

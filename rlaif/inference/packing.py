@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlaif.inference.batches import pad_right
 from rlaif.inference.cache import AfterPrefix, Capture, KVCache
-from rlaif.models.decoder import Attend, Causal, MaskedCausal
+from rlaif.models.attention import Attend, Causal, MaskedCausal
 from rlaif.models.split import Top
 
 MIN_SHARED = 16  # tokens below which sharing a beginning is not worth its bookkeeping

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlaif.errors import UserError
+from rlaif.models.attention import Attend, AttendRows
 
 SUPPORTED = ("llama", "mistral", "qwen2")
 
@@ -75,88 +76,6 @@ class DecoderConfig:
 
 
 Tables = tuple[Tensor, Tensor]
-
-
-class Attend(Protocol):
-    """An attention pattern: queries (B, H, T, E), keys and values (B, K, T, E) -> (B, H, T, E)."""
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
-
-
-class Causal:
-    """Each position sees itself and what stands before it.
-
-    Right padding needs no mask: a real token never sees a pad, and nobody reads the pads' outputs.
-    That keeps attention on the fused path.
-    """
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(
-            query, key, value, is_causal=query.shape[2] > 1, enable_gqa=key.shape[1] != query.shape[1]
-        )
-
-
-class MaskedCausal:
-    """Causal attention that also hides what `blocked` (B, T, T) says (True = hidden), on the fused path."""
-
-    def __init__(self, blocked: Tensor) -> None:
-        length = blocked.shape[-1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=blocked.device).tril()
-        self._mask = (causal & ~blocked).unsqueeze(1)
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=self._mask, enable_gqa=key.shape[1] != query.shape[1]
-        )
-
-
-class DenseCausal:
-    """Causal attention by plain matrix products, for training and for masks of any shape.
-
-    On a processor the fused kernel's backward pass is about six times slower than this at a few hundred
-    positions; the (T, T) scores it materialises are small there. `blocked` (B, T, T) forbids more pairs of
-    (query, key): True = hidden.
-    """
-
-    def __init__(self, blocked: Tensor | None = None) -> None:
-        self._blocked = blocked
-        self._bias: dict[tuple, Tensor] = {}
-
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
-        """`rows` (B, R) names the queries' positions; None means all of 0..T-1."""
-        count, heads, length, size = query.shape
-        groups = key.shape[1]
-        bias = self._scores_bias(query, key, rows)
-        grouped = (query * size**-0.5).reshape(count * groups, -1, size)
-        scores = torch.baddbmm(bias, grouped, key.reshape(count * groups, -1, size).transpose(1, 2))
-        mixed = torch.bmm(scores.softmax(dim=-1), value.reshape(count * groups, -1, size))
-        return mixed.view(count, heads, length, size)
-
-    def _scores_bias(self, query: Tensor, key: Tensor, rows: Tensor | None) -> Tensor:
-        """0 where a query sees a key, -inf elsewhere: (1 or B * K, H / K * R, T), made once a batch."""
-        known = (None if rows is None else id(rows), query.shape, key.shape, query.dtype)
-        if known not in self._bias:
-            count, heads, length, _ = query.shape
-            groups, width = key.shape[1], key.shape[2]
-            keys = torch.arange(width, device=key.device)
-            positions = keys[:length][None] if rows is None else rows
-            hidden = keys[None, None, :] > positions[:, :, None]
-            if self._blocked is not None:
-                blocked = self._blocked
-                if rows is not None:
-                    blocked = blocked.gather(1, rows[:, :, None].expand(-1, -1, width))
-                hidden = hidden | blocked
-            bias = torch.zeros(hidden.shape, dtype=query.dtype, device=key.device)
-            bias = bias.masked_fill_(hidden, float("-inf"))
-            if len(bias) == 1:
-                bias = bias.repeat(1, heads // groups, 1)
-            else:
-                wide = bias[:, None, None].expand(-1, groups, heads // groups, -1, -1)
-                bias = wide.reshape(count * groups, -1, width)
-            self._bias[known] = bias
-        return self._bias[known]
 
 
 class Linear(nn.Linear):
@@ -243,7 +162,7 @@ class Attention(nn.Module):
         return self._merge(attend(layer, query, key, self._heads(self.v_proj(hidden))))
 
     def forward_rows(
-        self, hidden: Tensor, rope: Tables, attend: DenseCausal, layer: int, rows: Tensor
+        self, hidden: Tensor, rope: Tables, attend: AttendRows, layer: int, rows: Tensor
     ) -> Tensor:
         """Outputs at positions `rows` (B, R) alone: (B, R, D). Keys and values still come from all."""
         key = rotate(self._heads(self.k_proj(hidden)), *rope)
@@ -292,7 +211,7 @@ class Block(nn.Module):
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
     def forward_rows(
-        self, hidden: Tensor, rope: Tables, attend: DenseCausal, layer: int, rows: Tensor
+        self, hidden: Tensor, rope: Tables, attend: AttendRows, layer: int, rows: Tensor
     ) -> Tensor:
         """Outputs at positions `rows` (B, R) alone, as the last layer needs where few are read."""
         mixed = self.self_attn.forward_rows(self.input_layernorm(hidden), rope, attend, layer, rows)
@@ -341,7 +260,7 @@ def run_blocks(
     """Run consecutive blocks over `hidden` (B, T, D); `positions` default to 0..T-1.
 
     `max_position` bounds `positions` from above and saves a look at the tensor. With `rows` (B, R) the last
-    block gives its outputs there alone, (B, R, D); `attend` is a `DenseCausal` then.
+    block gives its outputs there alone, (B, R, D); `attend` must be one that can (`AttendRows`).
     """
     if positions is None:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
@@ -353,7 +272,9 @@ def run_blocks(
     for offset, block in enumerate(blocks[:whole]):
         hidden = block(hidden, tables, attend, first_layer + offset)
     if rows is not None:
-        if not isinstance(attend, DenseCausal):
-            raise TypeError("outputs at chosen rows need a DenseCausal attention")
+        if not isinstance(attend, AttendRows):
+            raise TypeError(
+                f"{type(attend).__name__} gives no outputs at chosen rows: use DenseCausal or PairCausal"
+            )
         hidden = blocks[-1].forward_rows(hidden, tables, attend, first_layer + whole, rows)
     return hidden

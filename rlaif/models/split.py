@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlaif.errors import UserError
-from rlaif.models.decoder import Attend, Block, Causal, DecoderConfig, DenseCausal, Norm, Rope, run_blocks
+from rlaif.models.attention import Attend, Causal, DenseCausal
+from rlaif.models.decoder import Block, DecoderConfig, Norm, Rope, run_blocks
 from rlaif.ops import head_logprobs, token_logprobs
 
 CAUSAL = Causal()
@@ -214,7 +215,7 @@ class Top(nn.Module):
         """An independent copy that never moves, kept in the compute dtype (a reference policy)."""
         twin = Top(self.trunk)
         twin.load_state_dict(self.state_dict())
-        twin.to(self.trunk.dtype)
+        twin.to(self.norm.weight.device, self.trunk.dtype)
         return twin.requires_grad_(False).eval()
 
 

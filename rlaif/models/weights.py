@@ -3,19 +3,72 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from rlaif.io import read_json, write_json
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import ScalarHead, Top
 
 TOP_FILE = "top.safetensors"
+NORMALIZATION_FILE = "normalization.json"
+_NO_SPREAD = 1e-6  # a model that gives everything the same score has no scale of its own
 
 
-def save_modules(path: Path, modules: dict[str, nn.Module]) -> None:
+@dataclass(frozen=True)
+class Normalization:
+    """reward = scale * score + shift. Scores are what was trained: sigmoid of their difference is a probability."""
+
+    scale: float
+    shift: float
+
+    @classmethod
+    def of(cls, scores: Sequence[float]) -> Normalization:
+        """The one that gives `scores` mean 0 and (population) standard deviation 1.
+
+        Ziegler et al. (2019) normalise so; mean 0 on reference responses is of Huang et al. (2024).
+        """
+        values = torch.tensor(scores, dtype=torch.float64)
+        scale = 1 / max(float(values.std(correction=0)), _NO_SPREAD)
+        return cls(scale, -scale * float(values.mean()))
+
+
+@dataclass(frozen=True)
+class RewardMember:
+    """One reward model of an ensemble: its normalised reward is head(hidden) + normalization.shift.
+
+    The scale is folded into the head. The ensemble's reward is the mean over its members.
+    """
+
+    top: Top
+    head: ScalarHead
+    normalization: Normalization
+
+    @classmethod
+    def fold(cls, top: Top, head: ScalarHead, normalization: Normalization) -> RewardMember:
+        """The member whose `head` was trained without a scale; `head` itself stays as it is."""
+        folded = deepcopy(head)
+        with torch.no_grad():
+            folded.weight.mul_(normalization.scale)
+        return cls(top, folded, normalization)
+
+    @property
+    def shift(self) -> float:
+        return self.normalization.shift
+
+    def frozen_copy(self) -> RewardMember:
+        """An independent copy for scoring, its top in the compute dtype."""
+        return replace(self, top=self.top.frozen_copy(), head=deepcopy(self.head).requires_grad_(False))
+
+
+def save_modules(path: Path, modules: Mapping[str, nn.Module]) -> None:
     """Save the modules' weights as fp32 safetensors, names prefixed by the module's key."""
     tensors = {
         f"{key}.{name}": value.detach().float().cpu().contiguous()
@@ -25,7 +78,7 @@ def save_modules(path: Path, modules: dict[str, nn.Module]) -> None:
     save_file(tensors, path)
 
 
-def load_modules(path: Path, modules: dict[str, nn.Module]) -> None:
+def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> None:
     """Load what `save_modules` wrote; every name must be there."""
     tensors = load_file(path)
     for key, module in modules.items():
@@ -42,11 +95,30 @@ def load_top(model: LanguageModel, directory: Path | None) -> Top:
     return top.to(model.device)
 
 
-def load_reward(model: LanguageModel, directory: Path) -> tuple[Top, ScalarHead]:
-    """The reward model's top and score head stored in `directory`."""
-    top, head = model.trunk.new_top(), ScalarHead(model.trunk.config.hidden_size)
-    load_modules(directory / TOP_FILE, {"top": top, "score": head})
-    return top.to(model.device), head.to(model.device)
+def save_reward(directory: Path, members: Sequence[RewardMember]) -> None:
+    """Write the members' weights, and how each is normalised, into `directory`."""
+    modules = {
+        f"{_prefix(index)}{name}": module
+        for index, member in enumerate(members)
+        for name, module in (("top", member.top), ("score", member.head))
+    }
+    save_modules(directory / TOP_FILE, modules)
+    write_json(directory / NORMALIZATION_FILE, [asdict(member.normalization) for member in members])
+
+
+def load_reward(model: LanguageModel, directory: Path) -> list[RewardMember]:
+    """The members that `save_reward` wrote into `directory`."""
+    members, modules = [], {}
+    for index, row in enumerate(read_json(directory / NORMALIZATION_FILE)):
+        top, head = model.trunk.new_top(), ScalarHead(model.trunk.config.hidden_size)
+        modules.update({f"{_prefix(index)}top": top, f"{_prefix(index)}score": head})
+        members.append(RewardMember(top.to(model.device), head.to(model.device), Normalization(**row)))
+    load_modules(directory / TOP_FILE, modules)
+    return members
+
+
+def _prefix(index: int) -> str:
+    return f"member{index}." if index else ""
 
 
 def _write_hf(directory: Path, model: LanguageModel, state: dict[str, Any], config: dict[str, Any]) -> None:
@@ -75,11 +147,19 @@ def export_policy(directory: Path, model: LanguageModel, top: Top) -> None:
     )
 
 
-def export_reward(directory: Path, model: LanguageModel, top: Top, head: ScalarHead) -> None:
-    """Write the whole reward model so that `AutoModelForSequenceClassification` (num_labels=1) scores the same.
+def export_reward(directory: Path, model: LanguageModel, members: Sequence[RewardMember]) -> None:
+    """Write the reward model so that `AutoModelForSequenceClassification` (num_labels=1) scores the same.
 
-    transformers pools the last token that is not a pad; our responses end in EOS, which is no pad here.
+    The first member goes to `directory` itself, each further one to `member1`, `member2` and so on below it.
+    A logit is the score before the shift, which its config.json has as `reward_shift` (the head has no bias),
+    beside the `reward_scale` that is folded in. transformers pools the last token that is no pad; our
+    responses end in EOS, or anywhere if they were cut, and the pad is neither.
     """
+    for index, member in enumerate(members):
+        _export_member(directory / f"member{index}" if index else directory, model, member)
+
+
+def _export_member(directory: Path, model: LanguageModel, member: RewardMember) -> None:
     config = _config(model)
     architecture = {
         "llama": "LlamaForSequenceClassification",
@@ -91,6 +171,8 @@ def export_reward(directory: Path, model: LanguageModel, top: Top, head: ScalarH
         num_labels=1,
         id2label={"0": "LABEL_0"},
         label2id={"LABEL_0": 0},
+        reward_scale=member.normalization.scale,
+        reward_shift=member.shift,
     )
-    state = {k: v for k, v in top.to_hf().items() if k != "lm_head.weight"}
-    _write_hf(directory, model, {**state, "score.weight": head.weight}, config)
+    state = {name: value for name, value in member.top.to_hf().items() if name != "lm_head.weight"}
+    _write_hf(directory, model, {**state, "score.weight": member.head.weight}, config)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,10 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class OptimOptions:
-    """AdamW and its schedule. `lr` is the peak; `schedule` decays it to zero over `total_steps`."""
+    """AdamW and its schedule. `lr` is the peak, which `schedule` decays to zero at `total_steps`.
+
+    `gradient_clip` bounds the gradient norm of each parameter group; 0 leaves gradients as they are.
+    """
 
     lr: float
     weight_decay: float
@@ -25,6 +29,7 @@ class OptimOptions:
     schedule: str
     warmup_fraction: float
     total_steps: int
+    gradient_clip: float
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -32,13 +37,16 @@ class OptimOptions:
 
 
 def schedule_factor(options: OptimOptions) -> Callable[[int], float]:
-    """The learning rate's factor at each optimiser step: linear warm-up, then the schedule."""
-    warmup = max(1, round(options.warmup_fraction * options.total_steps))
+    """The learning rate's factor at each optimiser step: linear warm-up, then the decay over what is left.
+
+    As transformers' schedules with warm-up, but for the first step, whose rate is not zero here.
+    """
+    warmup = round(options.warmup_fraction * options.total_steps)
 
     def factor(step: int) -> float:
-        if step < warmup and options.warmup_fraction > 0:
+        if step < warmup:
             return (step + 1) / warmup
-        done = min(1.0, step / max(1, options.total_steps))
+        done = min(1.0, (step - warmup) / max(1, options.total_steps - warmup))
         return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
             options.schedule
         ]
@@ -54,11 +62,28 @@ def build_optimizer(groups: Iterable[tuple[Iterable[nn.Parameter], float]], opti
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def clip_each_group(optimizer: torch.optim.Optimizer, max_norm: float | int | None) -> None:
+def clip_each_group(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
     """Clip every parameter group's gradient norm on its own, so that a wild critic cannot starve the policy."""
     if max_norm:
         for group in optimizer.param_groups:
             torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
+
+
+def take_step(module: pl.LightningModule, losses: Iterable[Tensor], max_norm: float) -> Tensor:
+    """One step of the optimiser and its schedule on the sum of `losses`, which is returned.
+
+    For modules with manual optimisation. Gradients are taken loss by loss: of parts that a generator hands out,
+    one alone is in memory at a time.
+    """
+    optimizer, total = module.optimizers(), torch.zeros((), device=module.device)
+    optimizer.zero_grad()
+    for loss in losses:
+        module.manual_backward(loss)
+        total += loss.detach()
+    clip_each_group(optimizer, max_norm)
+    optimizer.step()
+    module.lr_schedulers().step()
+    return total
 
 
 def response_hidden(top: Top, features: Tensor, mask: Tensor) -> Tensor:

@@ -275,7 +275,7 @@ class PPOModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        clip_each_group(optimizer, gradient_clip_val)
+        clip_each_group(optimizer, self._optim.gradient_clip)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ppo_history"] = self.history

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlaif.data.datamodule import PreferenceBatch
-from rlaif.models.decoder import DenseCausal
+from rlaif.models.attention import pair_attention
 from rlaif.models.split import ScalarHead, Top
-from rlaif.modules.optim import OptimOptions, build_optimizer, clip_each_group
+from rlaif.modules.optim import OptimOptions, build_optimizer, take_step
 from rlaif.ops import bradley_terry_loss
 
 
@@ -33,81 +34,170 @@ def sequence_scores(top: Top, head: ScalarHead, features: Tensor, last: Tensor) 
 
 def pair_scores(top: Top, head: ScalarHead, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
     """Rewards (B,) of a and of b; the prompt they share runs once."""
-    hidden = top(batch.features, DenseCausal(batch.blocked), batch.positions, rows=batch.last)
-    reward = head(hidden)
-    return reward[:, 0], reward[:, 1]
+    attend = pair_attention(batch.spans, batch.features.device)
+    hidden = top(batch.features, attend, batch.positions, rows=batch.last.view(1, -1))
+    reward_a, reward_b = head(hidden).view(-1, 2).unbind(dim=1)
+    return reward_a, reward_b
+
+
+@dataclass
+class Best:
+    """What one member keeps: its lowest validation loss, that epoch's weights, and how many epochs ago it was."""
+
+    loss: float = float("inf")
+    state: dict[str, Tensor] = field(default_factory=dict)
+    waited: int = 0
+
+    def see(self, loss: float, member: nn.Module) -> None:
+        """Take in one epoch's validation loss."""
+        self.waited += 1
+        if loss < self.loss:
+            state = {name: value.detach().clone() for name, value in member.state_dict().items()}
+            self.loss, self.state, self.waited = loss, state, 0
 
 
 class RewardModule(pl.LightningModule):
-    """Trains a top and a score head; keeps the weights of the epoch with the lowest validation loss."""
+    """Trains the members of an ensemble, each a top and a score head, on the same batches.
+
+    Each member has a loss, clipping, a best epoch and an early stop of its own: it ends, to the last bit, as it
+    would alone. Its weights are those of the epoch with the lowest validation loss.
+
+    Args:
+        members: the tops and heads to train.
+        patience: a member stops after so many epochs without a lower validation loss; None never stops.
+        choose_from: the first epoch (from 0) that may be kept and that counts for `patience`; a fit's earlier
+            phases lie before it.
+    """
 
     def __init__(
         self,
-        top: Top,
-        head: ScalarHead,
+        members: Sequence[tuple[Top, ScalarHead]],
         optim: OptimOptions,
         loss: PreferenceLossOptions,
         *,
         head_lr_factor: float,
+        patience: int | None,
+        choose_from: int,
     ) -> None:
         super().__init__()
-        self.top, self.head = top, head
+        self.automatic_optimization = False  # a step's gradients are taken part by part
+        self._members = nn.ModuleList(nn.ModuleDict({"top": top, "score": head}) for top, head in members)
         self._optim, self._loss_options, self._head_factor = optim, loss, head_lr_factor
-        self.best_loss = float("inf")
-        self.best_state: dict[str, Tensor] = {}
+        self._patience, self._choose_from = patience, choose_from
+        self.best = [Best() for _ in members]
+        self.epochs = 0  # epochs run
 
-    def _loss(self, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        reward_a, reward_b = pair_scores(self.top, self.head, batch)
-        options = self._loss_options
-        return bradley_terry_loss(
-            reward_a,
-            reward_b,
+    @property
+    def members(self) -> list[tuple[Top, ScalarHead]]:
+        """Top and head of each member."""
+        return [(member["top"], member["score"]) for member in self._members]  # type: ignore[index]
+
+    def _running(self) -> list[int]:
+        """The members that have not stopped yet."""
+        return [
+            index
+            for index, best in enumerate(self.best)
+            if self._patience is None or best.waited < self._patience
+        ]
+
+    # Loss.
+
+    def _weights(self, batch: PreferenceBatch) -> Tensor:
+        """Each pair's weight for each member: (B, M)."""
+        return batch.weight.reshape(len(batch.p_a), -1).expand(-1, len(self._members))
+
+    def _loss(self, index: int, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """One member's weighted sum of losses, and what adds up over batches: (4,) detached.
+
+        These are that sum, the weights, the pairs ranked as labelled, and the pairs whose label ranks them.
+        """
+        options, weight = self._loss_options, self._weights(batch)[:, index]
+        loss, metrics = bradley_terry_loss(
+            *pair_scores(*self.members[index], batch),
             batch.p_a,
             margin=options.margin,
             label_smoothing=options.label_smoothing,
             temperature=options.temperature,
             centering=options.centering,
-            weight=None,
+            weight=weight,
+            normalizer=1.0,
         )
+        ranked = (batch.p_a != 0.5).sum()
+        right = metrics["accuracy"].nan_to_num() * ranked
+        return loss, torch.stack([loss.detach(), weight.sum(), right, ranked])
 
-    def training_step(self, batch: PreferenceBatch, batch_index: int) -> Tensor:
-        loss, metrics = self._loss(batch)
-        self.log("rm/loss", loss, prog_bar=True, batch_size=len(batch.p_a))
-        self.log("rm/train_accuracy", metrics["accuracy"], batch_size=len(batch.p_a))
-        return loss
+    def _no_counts(self) -> Tensor:
+        return torch.zeros(len(self._members), 4, device=self.device)
+
+    def _log_means(self, loss_name: str, accuracy_name: str, counts: Tensor, pairs: int) -> None:
+        """Log means over the members of `counts` (M, 4)."""
+        loss, weight, right, ranked = counts.unbind(1)
+        self.log(loss_name, (loss / weight).mean(), prog_bar=True, batch_size=pairs)
+        self.log(accuracy_name, (right / ranked).mean(), prog_bar=True, batch_size=pairs)
+
+    # Training.
+
+    def training_step(self, step: Sequence[PreferenceBatch], step_index: int) -> None:
+        running, counts = self._running(), self._no_counts()
+        weights = torch.cat([self._weights(batch) for batch in step]).sum(dim=0)
+        # A resample may leave a small step without a pair for one member: its loss is zero then, not 0 / 0.
+        weights = weights.where(weights > 0, 1.0)
+
+        def losses() -> Iterator[Tensor]:
+            for batch in step:
+                for index in running:
+                    loss, added = self._loss(index, batch)
+                    counts[index] += added
+                    yield loss / weights[index]
+
+        take_step(self, losses(), self._optim.gradient_clip)
+        pairs = sum(len(batch.p_a) for batch in step)
+        self._log_means("rm/loss", "rm/train_accuracy", counts[running], pairs)
+
+    def on_train_start(self) -> None:
+        # After a resume from the checkpoint of the epoch that stopped the last member.
+        self.trainer.should_stop = not self._running()
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation = self._no_counts()
 
     def validation_step(self, batch: PreferenceBatch, batch_index: int) -> None:
-        loss, metrics = self._loss(batch)
-        self.log("rm/val_loss", loss, batch_size=len(batch.p_a), on_epoch=True, prog_bar=True)
-        self.log(
-            "rm/val_accuracy", metrics["accuracy"], batch_size=len(batch.p_a), on_epoch=True, prog_bar=True
-        )
+        for index in self._running():
+            self._validation[index] += self._loss(index, batch)[1]
 
     def on_validation_epoch_end(self) -> None:
-        loss = float(self.trainer.callback_metrics["rm/val_loss"])
-        if loss < self.best_loss and not self.trainer.sanity_checking:
-            self.best_loss = loss
-            self.best_state = {k: v.detach().clone() for k, v in self.state_dict().items()}
+        running = self._running()
+        self._log_means("rm/val_loss", "rm/val_accuracy", self._validation[running], 1)
+        self.epochs = self.current_epoch + 1
+        if self.current_epoch >= self._choose_from:
+            for index in running:
+                loss, weight = self._validation[index, :2]
+                self.best[index].see(float(loss / weight), self._members[index])
+        self.trainer.should_stop = not self._running()
 
     def on_fit_end(self) -> None:
-        if self.best_state:
-            self.load_state_dict(self.best_state)
+        for member, best in zip(self._members, self.best, strict=True):
+            if best.state:
+                member.load_state_dict(best.state)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["best"] = {"loss": self.best_loss, "state": self.best_state}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.best_loss, self.best_state = checkpoint["best"]["loss"], checkpoint["best"]["state"]
+    # Optimisation and checkpoints.
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return build_optimizer(
-            [(self.top.parameters(), 1.0), (self.head.parameters(), self._head_factor)], self._optim
-        )
+        groups = [
+            group
+            for top, head in self.members
+            for group in ((top.parameters(), 1.0), (head.parameters(), self._head_factor))
+        ]
+        return build_optimizer(groups, self._optim)
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        clip_each_group(optimizer, gradient_clip_val)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = [
+            # A best epoch that is this one shares its weights with the module's in the file.
+            {**vars(best), "state": member.state_dict() if best.state and not best.waited else best.state}
+            for member, best in zip(self._members, self.best, strict=True)
+        ]
+        checkpoint["reward"] = {"epochs": self.epochs, "best": kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.epochs = checkpoint["reward"]["epochs"]
+        self.best = [Best(**best) for best in checkpoint["reward"]["best"]]

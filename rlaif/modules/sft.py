@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 
 from rlaif.data.datamodule import TokenBatch
 from rlaif.models.split import Top
-from rlaif.modules.optim import OptimOptions, build_optimizer, clip_each_group, response_logprobs
+from rlaif.modules.optim import OptimOptions, build_optimizer, response_logprobs, take_step
 from rlaif.ops import sft_loss
 
 
@@ -19,18 +19,23 @@ class SFTModule(pl.LightningModule):
 
     def __init__(self, top: Top, optim: OptimOptions) -> None:
         super().__init__()
+        self.automatic_optimization = False  # a step's gradients are taken micro-batch by micro-batch
         self.top, self._optim = top, optim
         self.metrics: dict[
             str, float
         ] = {}  # the last epoch's, also after a resume that has nothing left to train
 
-    def _loss(self, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        return sft_loss(response_logprobs(self.top, batch), batch.response_mask)
+    def _loss(
+        self, batch: TokenBatch, tokens: Tensor | float | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The batch's share of the loss a token over `tokens` tokens (its own if None)."""
+        return sft_loss(response_logprobs(self.top, batch), batch.response_mask, normalizer=tokens)
 
-    def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
-        loss, _ = self._loss(batch)
-        self.log("sft/loss", loss, prog_bar=True, batch_size=len(batch.ids))
-        return loss
+    def training_step(self, step: Sequence[TokenBatch], step_index: int) -> None:
+        tokens = sum(batch.response_mask.sum() for batch in step)
+        losses = (self._loss(batch, tokens)[0] for batch in step)
+        loss = take_step(self, losses, self._optim.gradient_clip)
+        self.log("sft/loss", loss, prog_bar=True, batch_size=sum(len(batch.ids) for batch in step))
 
     def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
         loss, metrics = self._loss(batch)
@@ -47,11 +52,3 @@ class SFTModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         return build_optimizer([(self.top.parameters(), 1.0)], self._optim)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        clip_each_group(optimizer, gradient_clip_val)

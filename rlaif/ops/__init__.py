@@ -3,7 +3,14 @@
 from rlaif.ops.gae import gae
 from rlaif.ops.kl import KLKind, kl_estimate, kl_shaped_rewards
 from rlaif.ops.logprobs import head_logprobs, token_entropy, token_logprobs
-from rlaif.ops.losses import bradley_terry_loss, ppo_policy_loss, ppo_value_loss, sft_loss
+from rlaif.ops.losses import (
+    bradley_terry_loss,
+    confidence_weight,
+    harden,
+    ppo_policy_loss,
+    ppo_value_loss,
+    sft_loss,
+)
 from rlaif.ops.masks import (
     last_index,
     masked_mean,
@@ -18,7 +25,9 @@ from rlaif.ops.masks import (
 __all__ = [
     "KLKind",
     "bradley_terry_loss",
+    "confidence_weight",
     "gae",
+    "harden",
     "kl_estimate",
     "kl_shaped_rewards",
     "last_index",

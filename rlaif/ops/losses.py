@@ -33,6 +33,21 @@ def sft_loss(logprobs: Tensor, mask: Tensor, *, normalizer: Normalizer = None) -
     return loss, {"perplexity": torch.exp(-mean), "tokens": mask.sum().float()}
 
 
+def harden(p_a: Tensor) -> Tensor:
+    """The preferred side as a hard label: 0 or 1 for `p_a` (N,), with 0.5 left where no side is preferred."""
+    return (torch.sign(p_a - 0.5) + 1) / 2
+
+
+def confidence_weight(p_a: Tensor, exponent: float) -> Tensor:
+    """(2 |p_a - 0.5|)^exponent (N,): 0 for an undecided pair, 1 for a certain one; exponent 0 weighs all alike.
+
+    Raises ValueError for a negative exponent, under which undecided pairs would weigh infinitely much.
+    """
+    if exponent < 0:
+        raise ValueError(f"the exponent of confidence weights must not be negative, got {exponent}")
+    return (2 * (p_a - 0.5).abs()) ** exponent
+
+
 def _soft_labels(p_a: Tensor, temperature: float, label_smoothing: float) -> Tensor:
     if temperature <= 0:
         raise ValueError(f"label temperature must be positive, got {temperature}")
@@ -55,11 +70,17 @@ def bradley_terry_loss(
 ) -> tuple[Tensor, Metrics]:
     """Cross-entropy of the Bradley-Terry model against soft labels; all tensors are (N,).
 
-    With D = reward_a - reward_b: -[p log sigmoid(D - margin) + (1 - p) log sigmoid(-D - margin)];
-    a hard label is p in {0, 1}. p is `p_a` after `temperature` (logit(p) / temperature: below 1
-    sharpens, 1 leaves it) and `label_smoothing` (the probability that a label is flipped).
-    `centering` adds centering * (reward_a + reward_b)^2, which pins the free constant of the rewards.
+    With D = reward_a - reward_b: -[p log sigmoid(D - margin) + (1 - p) log sigmoid(-D - margin)].
+    p is `p_a` after `temperature` (logit(p) / temperature: below 1 sharpens, 1 leaves it) and
+    `label_smoothing` (the probability that a label is flipped). `centering` adds
+    centering * (reward_a + reward_b)^2, which pins the free constant of the rewards.
     `weight` scales pairs; the mean is over the sum of weights.
+
+    The margin stands on both sides since either response may be the preferred one: the loss is the mean,
+    over a hard label drawn from p, of -log sigmoid(preferred - other - margin). Hence p in {0, 1} is the
+    usual hard-label loss, swapping a and b mirrors p, and at p = 0.5 the minimum stays at D = 0; elsewhere
+    the margin only moves it further towards the preferred side. (A shift of D alone, as in
+    sigmoid(D - margin) and its complement, would favour whichever response is called b.)
 
     Metrics over pairs: `accuracy` (sign of D against `p_a` > 0.5; `p_a` = 0.5 is left out, D = 0 counts
     half; NaN if no pair is left), `margin` (mean D towards the preferred response, ties left out).

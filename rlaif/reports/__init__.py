@@ -1,7 +1,11 @@
 """Reports from run directories: tables, figures and one self-contained HTML page."""
 
+from rlaif.reports.arms import compare_items, curve_rows, mean_summary, standing
+from rlaif.reports.card import ModelCard, TextFormat, model_card
 from rlaif.reports.compare import ArmsTable, arms_table, terminal_arms
+from rlaif.reports.curve import curve_table, terminal_curve
 from rlaif.reports.labelers import compare_labelers, labelers_of, labelers_table, terminal_labelers
+from rlaif.reports.markdown import comparison_markdown
 from rlaif.reports.page import render_report
 from rlaif.reports.runs import RunRecord, find_runs, load_run
 from rlaif.reports.summary import result_table
@@ -10,19 +14,29 @@ from rlaif.reports.verdict import Verdict, verdict
 
 __all__ = [
     "ArmsTable",
+    "ModelCard",
     "RunRecord",
     "Table",
+    "TextFormat",
     "Verdict",
     "ablation_table",
     "arms_table",
+    "compare_items",
     "compare_labelers",
+    "comparison_markdown",
+    "curve_rows",
+    "curve_table",
     "find_runs",
     "labelers_of",
     "labelers_table",
     "load_run",
+    "mean_summary",
+    "model_card",
     "render_report",
     "result_table",
+    "standing",
     "terminal_arms",
+    "terminal_curve",
     "terminal_labelers",
     "terminal_table",
     "verdict",

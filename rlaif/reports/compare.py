@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from rlaif.reports.labelers import PairRow, bare_p, pair_row
 from rlaif.reports.runs import Row, Scalar, interval, number
+from rlaif.reports.tables import ALPHA
 from rlaif.reports.text import MISSING, metric_label, metric_range, metric_value, p_text, percent
+from rlaif.reports.verdict import Verdict
 from rlaif.stats import holm
 
-ALPHA = 0.05
 ARM_METRICS = (
     "label/alignment",
     "rm/accuracy",
     "rm/gold_accuracy",
+    "rm/ece",
     "ppo/reward",
     "ppo/kl",
     "eval/win_rate",
@@ -28,10 +31,18 @@ ARM_METRICS = (
 
 @dataclass(frozen=True)
 class ArmRow:
-    """One arm: for each metric (text, interval text or empty)."""
+    """One arm: for each metric (text, interval text or empty), and how it did in the tests.
+
+    Arms that share a letter of `group` do not differ; `tied`: not different from the best arm.
+    """
 
     arm: str
     cells: tuple[tuple[str, str], ...]
+    seeds: str = ""
+    group: str = ""
+    p_holm: str = MISSING
+    best: bool = False
+    tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,27 +62,89 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class ArmsTable:
-    """What `stage=compare` shows: `metrics` are the columns that at least one arm has."""
+    """What `stage=compare` shows: `metrics` are the columns that at least one arm has.
+
+    `main` is the metric that `tests` are on, and `caption` how they were done; both empty without tests.
+    """
 
     metrics: tuple[str, ...]
     arms: tuple[ArmRow, ...]
     verdicts: tuple[VerdictRow, ...]
+    tests: tuple[PairRow, ...] = ()
+    main: str = ""
+    caption: str = ""
+
+    @property
+    def repeated(self) -> bool:
+        """Whether an arm ran for several seeds."""
+        return any(row.seeds not in ("", "1") for row in self.arms)
 
 
-def arms_table(arms: Mapping[str, Mapping[str, Scalar]], verdicts: Sequence[Row]) -> ArmsTable:
-    """Per-arm rows and head-to-head rows.
+def arms_table(
+    arms: Mapping[str, Mapping[str, Scalar]], verdicts: Sequence[Row], tests: Sequence[Row] = ()
+) -> ArmsTable:
+    """Per-arm rows, head-to-head rows and paired tests.
 
-    `arms`: name to summary. `verdicts`: rows with `first`, `second`, `win_rate` (of first over second),
-    `ci_low`, `ci_high`, `p`, `p_holm` and `n`; what is missing prints as a dash. Where `p_holm` is absent,
-    Holm's correction over these rows is; a head-to-head without p is tied when its interval holds 50%.
+    `arms`: name to summary, with `seeds`, `best`, `p_holm` and `group` where there are `tests` (rows of
+    `reports.arms.compare_items`). `verdicts`: rows with `first`, `second`, `win_rate` (of first over
+    second), `ci_low`, `ci_high`, `p`, `p_holm` and `n`; what is missing prints as a dash. Where a verdict's
+    `p_holm` is absent, Holm's correction over these rows is; one without p is tied when its interval holds 50%.
     """
     metrics = tuple(
         name for name in ARM_METRICS if any(number(values, name) is not None for values in arms.values())
     )
-    rows = tuple(
-        ArmRow(arm, tuple(_arm_cell(values, name) for name in metrics)) for arm, values in arms.items()
+    return ArmsTable(
+        metrics,
+        tuple(_arm_row(arm, values, metrics) for arm, values in arms.items()),
+        tuple(_verdict_row(row) for row in _with_holm(verdicts)),
+        tuple(map(pair_row, tests)),
+        str(tests[0]["metric"]) if tests else "",
+        _caption(tests),
     )
-    return ArmsTable(metrics, rows, tuple(_verdict_row(row) for row in _with_holm(verdicts)))
+
+
+def _arm_row(arm: str, values: Mapping[str, Scalar], metrics: Sequence[str]) -> ArmRow:
+    seeds, p, best = number(values, "seeds"), number(values, "p_holm"), bool(values.get("best"))
+    return ArmRow(
+        arm,
+        tuple(_arm_cell(values, name) for name in metrics),
+        "" if seeds is None else f"{seeds:.0f}",
+        str(values.get("group") or ""),
+        bare_p(p),
+        best,
+        tied=p is not None and p >= ALPHA,
+    )
+
+
+def _caption(tests: Sequence[Row]) -> str:
+    if not tests:
+        return ""
+    count, seeds, pairs = tests[0]["n"], tests[0]["seeds"], len(tests)
+    over = f"and {seeds} seeds " if seeds > 1 else ""
+    method = (
+        "Student's t over seeds and prompts at once, with seeds paired too"
+        if seeds > 1
+        else "exact McNemar, or the bootstrap of whole prompts where prompts repeat or scores are not 0 or 1"
+    )
+    return (
+        f"Tested on {metric_label(str(tests[0]['metric']))}, on the same {count} test items {over}in all arms: "
+        f"p against the best arm ({method}), Holm over {pairs} pair{'s' if pairs > 1 else ''} of arms. "
+        "Arms that share a letter do not differ at 5%."
+    )
+
+
+def arms_verdict(table: ArmsTable) -> Verdict | None:
+    """Which arm leads on the tested metric, and which cannot be told apart from it; None without tests."""
+    best = next((row for row in table.arms if row.best), None)
+    if best is None or table.main not in table.metrics:
+        return None
+    value, shown = best.cells[table.metrics.index(table.main)]
+    lead = f"{metric_label(table.main)} {value}" + (f" (95% CI {shown})" if shown else "")
+    tied = [row.arm for row in table.arms if row.tied]
+    if not tied:
+        return Verdict(f"{best.arm} is best: {lead}, significantly ahead of every other arm.", "win")
+    names = "; ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
+    return Verdict(f"No single winner: {best.arm} has the best {lead}, tied with {names}.", "open")
 
 
 def _with_holm(verdicts: Sequence[Row]) -> list[Row]:
@@ -109,15 +182,23 @@ def _verdict_row(row: Row) -> VerdictRow:
 
 
 def terminal_arms(table: ArmsTable) -> list[RichTable]:
-    """The two tables for the terminal (the second only when there are head-to-heads)."""
-    arms = RichTable(title="Arms", header_style="bold")
+    """The two tables for the terminal (the second only when there are head-to-heads).
+
+    `*` marks the best arm, `=` those tied with it.
+    """
+    arms = RichTable(title="Arms", caption=table.caption or None, header_style="bold")
+    if table.tests:
+        arms.add_column("")
     arms.add_column("arm", overflow="fold")
+    if table.repeated:
+        arms.add_column("seeds", justify="right")
     for name in table.metrics:
         arms.add_column(metric_label(name), justify="right")
+    if table.tests:
+        arms.add_column("Holm p", justify="right", no_wrap=True)
+        arms.add_column("group")
     for row in table.arms:
-        arms.add_row(
-            Text(row.arm), *(f"{value}\n({shown})" if shown else value for value, shown in row.cells)
-        )
+        arms.add_row(*_terminal_row(table, row))
     if not table.verdicts:
         return [arms]
     duels = RichTable(title="Head to head", header_style="bold")
@@ -128,3 +209,18 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
         names = (Text(duel.first), Text(duel.second))
         duels.add_row(*names, duel.win_rate, duel.interval, duel.n, duel.p, duel.p_holm, Text(verdict))
     return [arms, duels]
+
+
+def _terminal_row(table: ArmsTable, row: ArmRow) -> list[str | Text]:
+    cells = [f"{value}\n({shown})" if shown else value for value, shown in row.cells]
+    seeds = [row.seeds] if table.repeated else []
+    if not table.tests:
+        return [Text(row.arm), *seeds, *cells]
+    return [
+        "*" if row.best else "=" if row.tied else "",
+        Text(row.arm),
+        *seeds,
+        *cells,
+        row.p_holm,
+        row.group,
+    ]

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlaif.reports.runs import Row, number
+from rlaif.stats import PairedTest
 
-# Item id to (prompt, score).
+# Item id to (prompt, score); the same with a score a seed.
 Scores = Mapping[str, tuple[str, float]]
+SeedScores = Mapping[str, tuple[str, tuple[float, ...]]]
 # Arms that share fewer of the smallest one's items measured different things.
 _ENOUGH = 0.5
 
 
-def item_scores(tables: Sequence[Sequence[Row]], name: str) -> Scores:
-    """Scores of metric `name`, averaged over `tables` (one a seed), of the items that all of them have."""
+def seed_scores(tables: Sequence[Sequence[Row]], name: str) -> SeedScores:
+    """Scores of metric `name` in each of `tables` (one a seed), of the items that all of them have."""
     per_seed = [
         {str(row["id"]): row for row in rows if "id" in row and number(row, name) is not None}
         for rows in tables
     ]
     first, *rest = per_seed
     return {
-        key: (str(row.get("prompt_id", key)), statistics.fmean(float(rows[key][name]) for rows in per_seed))
+        key: (str(row.get("prompt_id", key)), tuple(float(rows[key][name]) for rows in per_seed))
         for key, row in first.items()
         if all(key in rows for rows in rest)
     }
 
 
-def common_items(scores: Mapping[str, Scores]) -> list[tuple[str, str]]:
+def item_scores(tables: Sequence[Sequence[Row]], name: str) -> Scores:
+    """`seed_scores`, averaged over the seeds."""
+    return {
+        key: (prompt, statistics.fmean(scores)) for key, (prompt, scores) in seed_scores(tables, name).items()
+    }
+
+
+def common_items(scores: Mapping[str, Scores | SeedScores]) -> list[tuple[str, str]]:
     """(id, prompt) of the items that all arms have; empty below half of the smallest arm's items.
 
     An id whose prompt differs between the arms is another item.
@@ -39,3 +49,20 @@ def common_items(scores: Mapping[str, Scores]) -> list[tuple[str, str]]:
     return [
         (key, prompt) for key, (prompt, _) in next(iter(scores.values())).items() if (key, prompt) in shared
     ]
+
+
+def paired_row(test: PairedTest) -> dict[str, Any]:
+    """A paired test as a row of a run's table."""
+    return {
+        "first": test.first,
+        "second": test.second,
+        "n": test.n,
+        "ahead": test.ahead,
+        "behind": test.behind,
+        "difference": test.difference.estimate,
+        "difference_ci_low": test.difference.low,
+        "difference_ci_high": test.difference.high,
+        "mcnemar_p": test.mcnemar,
+        "p": test.p_value,
+        "p_holm": test.p_holm,
+    }

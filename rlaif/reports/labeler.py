@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from rlaif.reports import plots
-from rlaif.reports.runs import Row, RunRecord, Scalar, interval, number
+from rlaif.reports.bins import between, by_confidence, fact_rows, latest_table, rate_texts
+from rlaif.reports.runs import Row, RunRecord, Scalar, number
 from rlaif.reports.summary import ResultRow
-from rlaif.reports.text import EN_DASH, metric_range, metric_value, p_text, percent, plain
+from rlaif.reports.text import metric_range, p_text, percent, plain
 
 Summary = Mapping[str, Scalar]
 _CONSTRUCTION = re.compile(r"label/alignment_(?P<name>.+?)$")
@@ -61,11 +62,13 @@ class LabelerSection:
 
 def labeler_section(runs: Sequence[RunRecord], summary: Summary) -> LabelerSection | None:
     """The section of the labeler behind `runs` (one path; `summary` merged); None without any labels."""
-    confidence, lengths = _latest(runs, "label_confidence"), _latest(runs, "label_length")
-    reliability = plots.reliability_plot(_latest(runs, "reliability"), title="Reliability")
+    confidence, lengths = latest_table(runs, "label_confidence"), latest_table(runs, "label_length")
+    reliability = plots.reliability_plot({"": latest_table(runs, "reliability")}, title="Reliability")
     figures = (
         (
-            _by_confidence(confidence),
+            by_confidence(
+                confidence, {"alignment": "alignment", "verdict flips with the order": "flip_rate"}
+            ),
             "Where confidence means something, alignment rises with it and flips fall.",
         ),
         (reliability, "On the dashed line, a stated preference of 80% is right 80% of the time."),
@@ -75,32 +78,12 @@ def labeler_section(runs: Sequence[RunRecord], summary: Summary) -> LabelerSecti
         ),
     )
     section = LabelerSection(
-        tuple(_facts(summary)),
-        tuple(_bin_row(_between(row), row) for row in confidence),
+        fact_rows(FACTS, summary, _notes(summary)),
+        tuple(_bin_row(between(row), row) for row in confidence),
         tuple(_bin_row(str(row["bin"]), row) for row in lengths),
         tuple((Markup(svg), caption) for svg, caption in figures if svg),
     )
     return section if any((section.facts, confidence, lengths, section.figures)) else None
-
-
-def _latest(runs: Sequence[RunRecord], name: str) -> list[Row]:
-    """The table of the last run that has it: later stages of a path repeat their labels' tables."""
-    return next((rows for run in reversed(runs) if (rows := run.table(name))), [])
-
-
-def _between(row: Row) -> str:
-    return f"{row['low']:g}{EN_DASH}{row['high']:g}"
-
-
-def _facts(summary: Summary) -> list[ResultRow]:
-    notes = _notes(summary)
-    rows = []
-    for group, name, label in FACTS:
-        value, found = number(summary, name), interval(summary, name)
-        if value is not None:
-            shown = metric_range(name, found.low, found.high) if found else ""
-            rows.append(ResultRow(group, label, name, metric_value(name, value), shown, notes.get(name, "")))
-    return rows
 
 
 def _notes(summary: Summary) -> dict[str, str]:
@@ -127,25 +110,7 @@ def _notes(summary: Summary) -> dict[str, str]:
 
 
 def _bin_row(name: str, row: Row) -> BinRow:
-    texts = []
-    for count, rate in (("n", "alignment"), ("flip_n", "flip_rate")):
-        found = interval(row, rate)
-        shown = f"{100 * found.low:.1f}{EN_DASH}{100 * found.high:.1f}%" if found else ""
-        texts += [plain(number(row, count)), percent(number(row, rate)), shown]
-    return BinRow(name, *texts)
-
-
-def _by_confidence(rows: Sequence[Row]) -> str:
-    labels = [_between(row) for row in rows]
-    lines = {
-        title: [
-            plots.ForestRow(label, value, number(row, f"{name}_ci_low"), number(row, f"{name}_ci_high"))
-            for label, row in zip(labels, rows, strict=True)
-            if (value := number(row, name)) is not None
-        ]
-        for title, name in (("alignment", "alignment"), ("verdict flips with the order", "flip_rate"))
-    }
-    return plots.rates_by_bin(labels, lines, title="By confidence", axis_label="|p − 0.5|")
+    return BinRow(name, *rate_texts(row, "n", "alignment"), *rate_texts(row, "flip_n", "flip_rate"))
 
 
 def _by_construction(summary: Summary) -> str:

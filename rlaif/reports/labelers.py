@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rlaif.reports.items import Scores, common_items, item_scores
+from rlaif.reports.items import Scores, common_items, item_scores, paired_row
 from rlaif.reports.runs import Row, RunRecord, Scalar, interval, number
 from rlaif.reports.tables import ALPHA, BOOTSTRAP_SEED, LABELER_METRIC, group_runs
 from rlaif.reports.text import (
@@ -51,7 +51,7 @@ class LabelerRow:
 
 @dataclass(frozen=True)
 class PairRow:
-    """Two labelers, in text. `counts`: gold pairs on which the first, and the second, does better."""
+    """Two labelers or other arms, in text. `counts`: items on which the first, and the second, does better."""
 
     first: str
     second: str
@@ -99,23 +99,7 @@ def compare_labelers(
         row |= {"p_holm": against.get(name), "best": name == best}
         row["tied"] = name == best or against[name] >= ALPHA
         ranking.append(row | {metric: number(summaries[name], metric) for metric in METRICS})
-    pairs = [
-        {
-            "first": test.first,
-            "second": test.second,
-            "n": test.n,
-            "ahead": test.ahead,
-            "behind": test.behind,
-            "difference": test.difference.estimate,
-            "difference_ci_low": test.difference.low,
-            "difference_ci_high": test.difference.high,
-            "mcnemar_p": test.mcnemar,
-            "p": test.p_value,
-            "p_holm": test.p_holm,
-        }
-        for test in tests
-    ]
-    return ranking, pairs
+    return ranking, [paired_row(test) for test in tests]
 
 
 def labelers_of(runs: Sequence[RunRecord]) -> tuple[Rows, Rows]:
@@ -155,7 +139,7 @@ def labelers_table(ranking: Sequence[Row], pairs: Sequence[Row]) -> LabelersTabl
         f"{family} pair{'s' if family > 1 else ''} of labelers, 5% level."
     )
     rows = tuple(_labeler_row(row, metrics) for row in ranking)
-    return LabelersTable(metrics, rows, tuple(map(_pair_row, pairs)), caption)
+    return LabelersTable(metrics, rows, tuple(map(pair_row, pairs)), caption)
 
 
 def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
@@ -165,13 +149,14 @@ def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
         percent(number(row, LABELER_METRIC)),
         metric_range(LABELER_METRIC, found.low, found.high) if found else "",
         tuple(metric_value(name, number(row, name)) for name in metrics),
-        _bare_p(p),
+        bare_p(p),
         bool(row.get("best")),
         bool(row.get("tied")),
     )
 
 
-def _pair_row(row: Row) -> PairRow:
+def pair_row(row: Row) -> PairRow:
+    """A paired test's row (`reports.items.paired_row`) as text."""
     gap, low, high = (number(row, f"difference{end}") for end in ("", "_ci_low", "_ci_high"))
     adjusted = number(row, "p_holm")
     return PairRow(
@@ -180,15 +165,15 @@ def _pair_row(row: Row) -> PairRow:
         points(gap),
         "" if low is None or high is None else points_range(low, high),
         f"{row['ahead']} : {row['behind']}",
-        _bare_p(number(row, "mcnemar_p")),
-        _bare_p(number(row, "p")),
-        _bare_p(adjusted),
+        bare_p(number(row, "mcnemar_p")),
+        bare_p(number(row, "p")),
+        bare_p(adjusted),
         adjusted is None or adjusted >= ALPHA,
     )
 
 
-def _bare_p(value: float | None) -> str:
-    """Without the `p` that the column's head has."""
+def bare_p(value: float | None) -> str:
+    """`p_text` without the `p` that the column's head has."""
     return p_text(value).removeprefix("p ").removeprefix("= ")
 
 

@@ -15,10 +15,13 @@ from markupsafe import Markup
 from rlaif.errors import UserError
 from rlaif.io import write_text
 from rlaif.reports import plots, text
-from rlaif.reports.compare import ArmsTable, arms_table
+from rlaif.reports.bins import latest_table
+from rlaif.reports.compare import ArmsTable, arms_table, arms_verdict
+from rlaif.reports.curve import CurveTable, curve_figure, curve_table
 from rlaif.reports.labeler import LabelerSection, labeler_section
 from rlaif.reports.labelers import LabelersTable, labelers_of, labelers_table
 from rlaif.reports.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
+from rlaif.reports.reward_model import RewardModelSection, reward_model_section
 from rlaif.reports.runs import Row, RunRecord, Scalar, interval, number, series
 from rlaif.reports.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.reports.tables import Table, ablation_table, group_runs
@@ -73,11 +76,14 @@ class Content:
     results: Sequence[Any]
     table: Table | None
     arms: ArmsTable | None
+    curve: Markup
+    curve_table: CurveTable | None
     forest: Markup
     curves: Sequence[tuple[str, Markup]]
     proxy: Markup
     labeler: LabelerSection | None
     labelers: LabelersTable | None
+    reward_model: RewardModelSection | None
     samples: Mapping[str, Sequence[Row]]
     judgements: Sequence[Row]
     lineage: Graph | None
@@ -121,21 +127,25 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         for label, group in groups.items()
     }
     heads, rows = _config(runs, groups, single)
+    arms, points = _arms(runs), latest_table(runs, "curve")
+    compared = arms_verdict(arms) if single and arms else None
     return Content(
         title=title,
-        verdict=verdict(summary, config, history)
-        if single
-        else _best_verdict(table, summary, config, history),
+        verdict=compared
+        or (verdict(summary, config, history) if single else _best_verdict(table, summary, config, history)),
         runs=runs,
         cards=proxy_and_judge(summary, history),
         results=result_rows(summary, history),
         table=table,
-        arms=_arms(runs),
+        arms=arms,
+        curve=Markup(curve_figure(points)),
+        curve_table=curve_table(points),
         forest=Markup(_forest(table, summary)),
         curves=_curves(histories),
         proxy=Markup(_proxy(groups, histories, single)),
         labeler=labeler_section(shown, summary),
         labelers=labelers_table(*labelers_of(runs)),
+        reward_model=reward_model_section(shown, summary),
         samples=_samples(shown),
         judgements=[row for run in shown for row in run.table("judgements")][:_MAX_JUDGEMENTS],
         lineage=lineage_graph(runs, shown),
@@ -338,7 +348,7 @@ def _arms(runs: Sequence[RunRecord]) -> ArmsTable | None:
     """The tables of `stage=compare`, where a run has them."""
     arms = {str(row["arm"]): row for run in runs for row in run.table("arms") if "arm" in row}
     verdicts = [row for run in runs for row in run.table("verdicts")]
-    return arms_table(arms, verdicts) if arms or verdicts else None
+    return arms_table(arms, verdicts, latest_table(runs, "arm_tests")) if arms or verdicts else None
 
 
 def glossary(names: Iterable[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from rlaif.reports.runs import Row, series
 from rlaif.reports.text import is_percent, metric_label
@@ -72,6 +72,16 @@ class JudgedPoint:
     kl: float
     reward: float | None = None
     win_rate: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A point of a curve with its interval, where there is one."""
+
+    x: float
+    value: float
     low: float | None = None
     high: float | None = None
 
@@ -222,6 +232,65 @@ def learning_curves(histories: Mapping[str, Sequence[Row]], names: Sequence[str]
     return _svg(draw, 10.6, 1.85 * lines + 0.25 + extra, title)
 
 
+def curves(
+    panels: Mapping[str, Mapping[str, Sequence[CurvePoint]]], *, x_label: str, x_percent: bool, title: str
+) -> str:
+    """Metrics over x with 95% intervals: a panel for each metric, a colour for each named line in it.
+
+    Points of a line come in the order of x. x is logarithmic where it spans more than a decade.
+    """
+    places = [point.x for lines in panels.values() for points in lines.values() for point in points]
+    span = (min(places), max(places))
+    logarithmic = span[0] > 0 and span[1] / span[0] > 10
+    colours = _colours([name for lines in panels.values() for name in lines])
+
+    def draw(figure: Figure) -> None:
+        for index, (metric, lines) in enumerate(panels.items()):
+            axes = figure.add_subplot(1, len(panels), index + 1)
+            for place, (name, points) in enumerate(lines.items()):
+                side = 0.012 * (place - (len(lines) - 1) / 2)  # intervals of two lines side by side
+                shifted = [(_beside(point.x, side, span, logarithmic=logarithmic), point) for point in points]
+                _curve(axes, shifted, colours[name])
+            axes.set_title(metric_label(metric))
+            axes.set_xlabel(x_label)
+            if is_percent(metric):
+                _percent_axis(axes.yaxis)
+            if x_percent:
+                _percent_axis(axes.xaxis)
+            elif logarithmic:
+                _log_axis(axes, places)
+        if len(colours) > 1:
+            _legend(figure, colours)
+
+    legend = 0.28 * math.ceil(len(colours) / 3) if len(colours) > 1 else 0.0
+    return _svg(draw, max(5.0, 4.6 * len(panels)), 3.2 + legend, title)
+
+
+def _beside(x: float, side: float, span: tuple[float, float], *, logarithmic: bool) -> float:
+    """`x` moved by the share `side` of an axis from `span[0]` to `span[1]`."""
+    low, high = span
+    return x * (high / low) ** side if logarithmic else x + (high - low) * side
+
+
+def _curve(axes: Axes, points: Sequence[tuple[float, CurvePoint]], colour: str) -> None:
+    values = [point.value for _, point in points]
+    axes.plot([place for place, _ in points], values, "o-", color=colour, markersize=5)
+    for place, point in points:
+        if point.low is not None and point.high is not None:
+            axes.plot([place, place], [point.low, point.high], color=colour, linewidth=2, alpha=0.55)
+
+
+def _log_axis(axes: Axes, places: Sequence[float]) -> None:
+    """Ticks at the points themselves: decades alone would leave a doubling ladder without numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    ticks: list[float] = []
+    for place in sorted(places):
+        if not ticks or place > 1.3 * ticks[-1]:  # closer ones would print over each other
+            ticks.append(place)
+    axes.set_xticks(ticks, [f"{tick:,.4g}" for tick in ticks])
+
+
 def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPoint], *, title: str) -> str:
     """Proxy reward over sqrt(KL) above the judge's win rate over the same axis (Gao et al. 2023, figure 1).
 
@@ -287,26 +356,34 @@ def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
     )
 
 
-def reliability_plot(bins: Sequence[Row], *, title: str) -> str:
+def reliability_plot(curves: Mapping[str, Sequence[Row]], *, title: str) -> str:
     """Observed frequency over predicted probability; area of a point grows with its bin's count.
 
-    `bins` rows: `mean_predicted` and `mean_observed` in [0, 1], `n`. Empty bins are left out.
+    `curves`: name to bins, rows with `mean_predicted` and `mean_observed` in [0, 1] and `n`. Bins without
+    items and curves without bins are left out; names are written where there are two curves or more.
     """
-    full = [row for row in bins if row.get("n") and row.get("mean_predicted") is not None]
-    if not full:
+    full = {
+        name: [row for row in bins if row.get("n") and row.get("mean_predicted") is not None]
+        for name, bins in curves.items()
+    }
+    drawn = {name: rows for name, rows in full.items() if rows}
+    if not drawn:
         return ""
-    largest = max(float(row["n"]) for row in full)
+    largest = max(float(row["n"]) for rows in drawn.values() for row in rows)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (3, 3)))
-        xs, ys = [row["mean_predicted"] for row in full], [row["mean_observed"] for row in full]
-        axes.plot(xs, ys, color=PALETTE[0], linewidth=1.2)
-        axes.scatter(xs, ys, s=[20 + 120 * float(row["n"]) / largest for row in full], color=PALETTE[0])
+        for colour, (name, rows) in zip(PALETTE, drawn.items()):
+            xs, ys = [row["mean_predicted"] for row in rows], [row["mean_observed"] for row in rows]
+            axes.plot(xs, ys, color=colour, linewidth=1.2, label=name)
+            axes.scatter(xs, ys, s=[20 + 120 * float(row["n"]) / largest for row in rows], color=colour)
         axes.set(
             xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="predicted", ylabel="observed", aspect="equal"
         )
         _percent_axis(axes.xaxis)
         _percent_axis(axes.yaxis)
+        if len(drawn) > 1:
+            figure.legend(loc="outside upper left", ncols=len(drawn))
 
     return _svg(draw, 3.6, 3.4, title)

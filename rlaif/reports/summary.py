@@ -129,8 +129,12 @@ def _cost_rows(summary: Summary) -> list[ResultRow]:
 
 
 def _reward_model_rows(summary: Summary) -> list[ResultRow]:
+    count, p = number(summary, "rm/n"), number(summary, "rm/length_only_p_value")
+    held_out = f"{plain(count)} held-out pairs" if count else "held-out labels"
+    test = "" if p is None else f"McNemar {p_text(p)}"
     return [
-        *_single(summary, "Reward model", "rm/accuracy", "accuracy on its labels", "held-out labels"),
+        *_single(summary, "Reward model", "rm/accuracy", "accuracy on its labels", held_out),
+        *_single(summary, "Reward model", "rm/length_only_accuracy", 'if it were "longer is better"', test),
         *_single(summary, "Reward model", "rm/gold_accuracy", "accuracy on gold"),
     ]
 

@@ -11,9 +11,9 @@ _PERCENT = re.compile(
     r"(accuracy|alignment|win_rate|win_rate_lc|_rate|clip_fraction|choice_mass|parity)(_ci_low|_ci_high)?$"
     r"|^label/alignment[/_]"
 )
-_DIFFERENCE = re.compile(r"verbosity_gap$")
+_DIFFERENCE = re.compile(r"(verbosity|length_only)_gap$")
 _LOWER_IS_BETTER = re.compile(
-    r"(loss|ece|brier|perplexity|unparsed_rate|copy_rate|usd|seconds|_gap|length_correlation"
+    r"(loss|ece|ece_fitted|brier|perplexity|unparsed_rate|copy_rate|usd|seconds|_gap|length_correlation"
     r"|position_rate|tokens_in|tokens_out)$"
 )
 _HEADLINE = {

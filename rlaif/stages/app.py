@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from rlaif.artifacts import Artifact
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl
-from rlaif.models.weights import export_policy, export_reward, load_reward, load_top
 from rlaif.reports import (
     ablation_table,
     find_runs,
@@ -25,17 +24,21 @@ from rlaif.reports import (
     terminal_labelers,
     terminal_table,
 )
-from rlaif.stages import evaluate, label, rm
+from rlaif.reports.text import duration
+from rlaif.stages import evaluate, label, reward_measures
+from rlaif.stages.arms import Arm, read_arms
 from rlaif.stages.clean import clean
-from rlaif.stages.compare import arm_contexts, compare_arms
+from rlaif.stages.compare import compare_arms
 from rlaif.stages.context import Context, apply_engine, apply_seed, require_values
 from rlaif.stages.doctor import doctor
-from rlaif.stages.graph import Graph
+from rlaif.stages.export import export_model
+from rlaif.stages.graph import Graph, Planned
+from rlaif.stages.items import item_rows
 from rlaif.stages.messages import wrong_kind
-from rlaif.stages.plan import plan_table
+from rlaif.stages.plan import merge_plans, plan_table, total_seconds
 from rlaif.stages.ppo import HISTORY_FILE
 from rlaif.stages.registry import STAGES
-from rlaif.stages.report import choose_runs, write_report
+from rlaif.stages.report import choose_runs, write_comparison, write_report
 from rlaif.stages.terminal import console
 from rlaif.tracking import Run, WandbOptions, run_directory
 
@@ -44,7 +47,7 @@ logger = logging.getLogger(__name__)
 OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
 MAIN_METRIC = {
     "label": ["label/alignment", "label/unparsed_rate", "label/same_position_rate", "label/length_gap"],
-    "rm": ["rm/accuracy", "rm/ece", "rm/length_correlation", "label/alignment"],
+    "rm": ["rm/accuracy", "rm/gold_accuracy", "rm/length_only_accuracy", "rm/ece", "label/alignment"],
     "ppo": ["ppo/reward", "ppo/kl", "ppo/response_length", "ppo/eos_rate"],
     "sft": ["sft/val_loss"],
     "sample": ["sample/n", "sample/mean_tokens"],
@@ -91,7 +94,8 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
         wandb_options=wandb_options,
     ) as run:
         ctx = Context(cfg, run, overrides)
-        _dispatch(ctx, run)
+        with closing(ctx.progress):
+            _dispatch(ctx, run)
     return _finish(ctx, run, group)
 
 
@@ -131,12 +135,17 @@ def print_plan(ctx: Context) -> None:
     target = {"pipeline": "eval", "compare": ctx.cfg.until}.get(stage, stage)
     if target not in STAGES:
         raise UserError(f"plan=true plans {', '.join(STAGES)}, compare and pipeline, not stage={stage}")
-    arms = arm_contexts(ctx) if stage == "compare" else {"": ctx}
-    for name, arm in arms.items():
-        graph = Graph(arm, STAGES)
-        graph.check(target)
-        title = f"Plan of arm {name}" if name else "Plan"
-        console().print(plan_table(arm, graph.plan(target), title))
+    arms = read_arms(ctx) if stage == "compare" else [Arm("", {"": ctx})]
+    planned: list[Planned] = []
+    for arm in arms:
+        graphs = [Graph(run, STAGES) for run in arm.runs.values()]
+        for graph in graphs:
+            graph.check(target)
+        plan = merge_plans([graph.plan(target) for graph in graphs], after=planned)
+        planned += plan
+        console().print(plan_table(arm.first, plan, f"Plan of arm {arm.name}" if arm.name else "Plan"))
+    if len(arms) > 1:
+        console().print(f"All {len(arms)} arms: about {duration(total_seconds(ctx, planned))}")
 
 
 def _dispatch(ctx: Context, run: Run) -> None:
@@ -168,7 +177,8 @@ def _build(ctx: Context, run: Run, target: str) -> None:
     _history(graph, run)
     _tables(ctx, graph, run)
     if ctx.cfg.export:
-        _export(ctx, artifact)
+        folder = export_model(ctx, artifact, Path(ctx.cfg.export).expanduser(), graph.summary())
+        print(f"exported: {folder}")
 
 
 def _history(graph: Graph, run: Run) -> None:
@@ -181,30 +191,19 @@ def _history(graph: Graph, run: Run) -> None:
 
 def _tables(ctx: Context, graph: Graph, run: Run) -> None:
     limit, built = ctx.cfg.report.samples, graph.built
-    items: list[dict[str, Any]] = []
     if "label" in built:
         run.table("judgements", label.judgement_rows(ctx, built["label"], built["sample"], limit))
         run.table("reliability", label.reliability_rows(ctx, built["label"]))
         for name, rows in label.bin_rows(ctx, built["label"], built["sample"]).items():
             run.table(name, rows)
-        items += label.item_rows(ctx, built["label"])
     if "rm" in built:
-        items += rm.item_rows(built["rm"])
+        for name, rows in reward_measures.table_rows(built["rm"]).items():
+            run.table(name, rows)
     if "eval" in built:
         run.table("samples", evaluate.comparison_rows(built["eval"]))
-        items += evaluate.item_rows(built["eval"])
+    items = item_rows(ctx, built)
     if items:
         run.table("items", items)
-
-
-def _export(ctx: Context, artifact: Artifact) -> None:
-    """Write the whole model of stage sft, rm or ppo where users take it elsewhere."""
-    target = Path(ctx.cfg.export).expanduser()
-    if artifact.kind in ("sft", "ppo"):
-        export_policy(target, ctx.model(), load_top(ctx.model(), artifact.path))
-    else:
-        export_reward(target, ctx.model(), *load_reward(ctx.model(), artifact.path))
-    print(f"exported: {target}")
 
 
 def _finish(ctx: Context, run: Run, group: str | None) -> Path:
@@ -213,9 +212,11 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
     record = load_run(run.directory)
     if stage in (*STAGES, "pipeline"):
         console().print(result_table(record.summary, record.history))
-    if stage in ("label", "pipeline", "eval", "compare"):
-        report = write_report(ctx, [record], f"{stage}-{record.path.name}", f"{stage}: {record.name}")
-        print(f"report: {report}")
+    if stage in ("label", "rm", "pipeline", "eval", "compare"):
+        name = f"{stage}-{record.path.name}"
+        print(f"report: {write_report(ctx, [record], name, f'{stage}: {record.name}')}")
+        if stage == "compare":
+            print(f"tables: {write_comparison(ctx, record, name)}")
     if group:
         _sweep_report(ctx, group)
     return run.summary_path
@@ -226,8 +227,9 @@ def _sweep_report(ctx: Context, group: str) -> None:
     runs = find_runs(ctx.root, stage=ctx.cfg.stage, group=group)
     if len(runs) < 2:
         return
-    metrics = MAIN_METRIC.get(ctx.cfg.stage, EVAL_METRICS)
-    console().print(terminal_table(ablation_table(runs, metrics)))
+    main, *more = MAIN_METRIC.get(ctx.cfg.stage, EVAL_METRICS)
+    present = [name for name in more if any(run.summary.get(name) is not None for run in runs)]
+    console().print(terminal_table(ablation_table(runs, [main, *present])))
     labelers = labelers_table(*labelers_of(runs))
     if labelers:
         console().print(terminal_labelers(labelers))

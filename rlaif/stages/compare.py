@@ -1,28 +1,39 @@
-"""stage=compare: the arms of an experiment, head to head.
+"""stage=compare: the arms of an experiment side by side, and their policies head to head.
 
-An experiment file (`experiments/NAME.yaml`) gives `arms: {name: [overrides]}`, `until:` the stage that each
-arm runs to, and `compare:` pairs of arms whose policies meet. Arms are composed in process, so everything
-that two arms have in common is one artifact and is built once.
+An experiment file (`experiments/NAME.yaml`) gives `arms: {name: [overrides]}` or a `grid:` that makes them,
+`repeat:` the seeds that each arm is run for, `until:` the stage that each runs to, `test:` the metrics
+of single items that arms are tested on, `curve:` a plot over the arms, and `compare:` pairs of arms whose
+policies meet. Arms are composed in process, so everything that two have in common is built once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 
 from rlaif.artifacts import Artifact, ArtifactSpec
 from rlaif.errors import UserError
 from rlaif.models.weights import load_top
-from rlaif.reports import arms_table, compare_labelers, labelers_table, terminal_arms, terminal_labelers
+from rlaif.reports import (
+    arms_table,
+    compare_items,
+    compare_labelers,
+    curve_rows,
+    curve_table,
+    labelers_table,
+    mean_summary,
+    standing,
+    terminal_arms,
+    terminal_curve,
+    terminal_labelers,
+)
 from rlaif.stages import label
-from rlaif.stages.context import Context, apply_engine, apply_seed, plain, require_values
+from rlaif.stages.arms import Arm, Curve, read_arms, read_curve, read_tests, setting
+from rlaif.stages.context import Context, plain
 from rlaif.stages.evaluate import comparison_rows, eval_config, judge_gate, judge_policies
 from rlaif.stages.graph import Graph
+from rlaif.stages.items import item_rows
 from rlaif.stages.registry import STAGES
 from rlaif.stages.terminal import console
 
@@ -36,62 +47,81 @@ VERDICT = {
 }
 
 
-def compose_arm(ctx: Context, overrides: list[str]) -> DictConfig:
-    """An arm's own configuration: the experiment and the command line, then the arm's overrides."""
-    own = {override.split("=")[0].lstrip("+~") for override in overrides}
-    # A key that the arm sets itself is the arm's: a sweep over it would otherwise be undone silently.
-    base = [o for o in ctx.overrides if o.split("=")[0].lstrip("+~") not in own]
-    cfg = compose(HydraConfig.get().job.config_name, overrides=[*base, *overrides])
-    require_values(cfg)
-    apply_seed(cfg)
-    apply_engine(cfg)
-    OmegaConf.resolve(cfg)
-    return cfg
-
-
-def arm_contexts(ctx: Context) -> dict[str, Context]:
-    """The arms by name. Raises UserError for an experiment that cannot be run."""
-    arms, until = plain(ctx.cfg.arms), ctx.cfg.until
-    if not arms:
-        raise UserError("stage=compare needs an experiment: write experiments=NAME (a file in experiments/)")
-    if until not in STAGES:
-        raise UserError(f"until={until} is no stage that makes an artifact: write one of {', '.join(STAGES)}")
-    for pair in plain(ctx.cfg.compare):
-        unknown = sorted(set(pair) - set(arms))
-        if unknown or len(pair) != 2:
-            names = ", ".join(arms)
-            raise UserError(f"compare: {list(pair)} is no pair of arms: write two of {names} in each pair")
-        if until not in ("ppo", "eval"):
-            raise UserError(
-                f"compare needs policies, but until={until}: write until: ppo or until: eval, or drop compare"
-            )
-    return {name: ctx.with_config(compose_arm(ctx, overrides)) for name, overrides in arms.items()}
-
-
 def compare_arms(ctx: Context) -> dict[str, Any]:
-    """Build every arm, print arms and verdicts, and return the flat summary."""
-    graphs = {name: Graph(arm, STAGES) for name, arm in arm_contexts(ctx).items()}
-    for graph in graphs.values():
-        graph.check(ctx.cfg.until)
-    for graph in graphs.values():
-        graph.get(ctx.cfg.until)
-    duels = _duels(ctx, graphs)
-    summaries = {name: graph.summary() for name, graph in graphs.items()}
-    verdicts = [
-        {"first": x, "second": y, **{short: duel.metrics[name] for short, name in VERDICT.items()}}
-        for (x, y), duel in duels.items()
-    ]
-    for part in terminal_arms(arms_table(summaries, verdicts)):
-        console().print(part)
-    _labelers(ctx, graphs)
-    _record(ctx, graphs, duels, summaries, verdicts)
-    metrics = {
-        f"{name}/{key}": value for name, summary in summaries.items() for key, value in summary.items()
+    """Build every arm, print arms, curve and verdicts, and return the flat summary."""
+    curve, metrics = read_curve(ctx), read_tests(ctx)
+    arms = read_arms(ctx)
+    graphs = _built(ctx, arms)
+    firsts = {name: group[0] for name, group in graphs.items()}
+    duels = _duels(ctx, firsts)
+    items = {name: [item_rows(g.ctx, g.built) for g in group] for name, group in graphs.items()}
+    runs = {name: [graph.summary() for graph in group] for name, group in graphs.items()}
+    summaries = {name: mean_summary(own, items[name]) for name, own in runs.items()}
+    tests = compare_items(items, metrics)
+    rows = _arm_rows(ctx, arms, curve, summaries, standing(tests))
+    tables = {
+        "arms": rows,
+        "arm_runs": [
+            {"arm": arm.name, "run": run, **own}
+            for arm in arms
+            for run, own in zip(arm.runs, runs[arm.name], strict=True)
+        ],
+        "arm_tests": tests,
+        "curve": curve_rows(rows, x=curve.x, y=curve.y, by=curve.by) if curve else [],
+        "verdicts": [
+            {"first": x, "second": y, **{short: duel.metrics[name] for short, name in VERDICT.items()}}
+            for (x, y), duel in duels.items()
+        ],
     }
+    _print(tables)
+    _labelers(ctx, firsts)
+    _record(ctx, graphs, duels, tables)
+    flat = {f"{name}/{key}": value for name, own in summaries.items() for key, value in own.items()}
     for (x, y), duel in duels.items():
-        noted = _judge_notes(ctx, graphs[x], graphs[y])
-        metrics |= {f"{x}_vs_{y}/{name}": value for name, value in (duel.metrics | noted).items()}
-    return metrics
+        noted = _judge_notes(ctx, firsts[x], firsts[y])
+        flat |= {f"{x}_vs_{y}/{name}": value for name, value in (duel.metrics | noted).items()}
+    return flat
+
+
+def _built(ctx: Context, arms: Sequence[Arm]) -> dict[str, list[Graph]]:
+    """The arms' graphs, one for each of their runs; all are checked before the first is built."""
+    graphs = {arm.name: [Graph(run, STAGES) for run in arm.runs.values()] for arm in arms}
+    every = [graph for group in graphs.values() for graph in group]
+    for graph in every:
+        graph.check(ctx.cfg.until)
+    for graph in every:
+        graph.get(ctx.cfg.until)
+    return graphs
+
+
+def _arm_rows(
+    ctx: Context,
+    arms: Sequence[Arm],
+    curve: Curve | None,
+    summaries: Mapping[str, dict[str, Any]],
+    standings: Mapping[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """A row for each arm: its settings (of the grid and the curve), how it did in the tests, its metrics."""
+    keys = list(dict.fromkeys([*plain(ctx.cfg.grid), *(curve.keys if curve else ())]))
+    return [
+        {
+            "arm": arm.name,
+            "seeds": len(arm.runs),
+            **{key: setting(arm.first, key) for key in keys},
+            **standings.get(arm.name, {}),
+            **summaries[arm.name],
+        }
+        for arm in arms
+    ]
+
+
+def _print(tables: Mapping[str, list[dict[str, Any]]]) -> None:
+    arms = {row["arm"]: row for row in tables["arms"]}
+    for part in terminal_arms(arms_table(arms, tables["verdicts"], tables["arm_tests"])):
+        console().print(part)
+    curve = curve_table(tables["curve"])
+    if curve:
+        console().print(terminal_curve(curve))
 
 
 def _labelers(ctx: Context, graphs: Mapping[str, Graph]) -> None:
@@ -155,27 +185,26 @@ def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:
     """A warning where the judge of a head-to-head is an arm's labeler that may be guessing."""
     notes: dict[str, Any] = {}
     for arm in (x, y):
-        notes |= judge_gate(_meeting(ctx, arm), arm.built["label"])
+        notes |= judge_gate(_meeting(ctx, arm), arm.built.get("label"))
     return notes
 
 
 def _record(
     ctx: Context,
-    graphs: Mapping[str, Graph],
+    graphs: Mapping[str, Sequence[Graph]],
     duels: Mapping[tuple[str, str], Artifact],
-    summaries: Mapping[str, dict[str, Any]],
-    verdicts: list[dict[str, Any]],
+    tables: Mapping[str, list[dict[str, Any]]],
 ) -> None:
     if ctx.run is None:
         return
-    ctx.run.table("arms", [{"arm": name, **summary} for name, summary in summaries.items()])
-    ctx.run.table("verdicts", verdicts)
-    rows: dict[str, dict[str, Any]] = {}
-    for graph in graphs.values():
+    for name, rows in tables.items():
+        ctx.run.table(name, rows)
+    lineage: dict[str, dict[str, Any]] = {}
+    for graph in (graph for group in graphs.values() for graph in group):
         for row in graph.lineage():
-            known = rows.setdefault(f"{row['kind']}-{row['digest']}", row)
+            known = lineage.setdefault(f"{row['kind']}-{row['digest']}", row)
             known["reused"] = known["reused"] and row["reused"]  # one arm built it, the next found it
     for (x, y), duel in duels.items():
-        rows[duel.name] = {**ctx.store.lineage(duel)[0], "reused": duel.reused}
+        lineage[duel.name] = {**ctx.store.lineage(duel)[0], "reused": duel.reused}
         ctx.run.table(f"samples_{x}_vs_{y}", comparison_rows(duel, ctx.cfg.report.samples))
-    ctx.run.lineage(list(rows.values()))
+    ctx.run.lineage(list(lineage.values()))

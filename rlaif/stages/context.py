@@ -111,20 +111,25 @@ class Context:
         self.progress = Progress(cfg.trainer.progress)
         self._models: dict[ModelSpec, LanguageModel] = {}
         self._servers: dict[str, OpenAIBackend] = {}
+        self._tasks: dict[str, TaskData] = {}
 
     def with_config(self, cfg: DictConfig) -> Context:
-        """The same job under another configuration (an arm of a comparison); models and servers are shared."""
+        """The same job under another configuration (an arm of a comparison); what was read or loaded is shared."""
         other = Context(cfg, self.run, self.overrides)
-        other._models, other._servers = self._models, self._servers
+        other._models, other._servers, other._tasks = self._models, self._servers, self._tasks
         return other
 
     # Data.
 
     @cached_property
     def task(self) -> TaskData:
-        return load_task(
-            plain(self.cfg.task), seed=self.cfg.seeds.data, cache_dir=self.cache_dir, progress=self.progress
-        )
+        node, seed = plain(self.cfg.task), self.cfg.seeds.data
+        settings = digest([node, seed])
+        if settings not in self._tasks:
+            self._tasks[settings] = load_task(
+                node, seed=seed, cache_dir=self.cache_dir, progress=self.progress
+            )
+        return self._tasks[settings]
 
     @property
     def encoding(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from rlaif.stages.label import (
     may_be_chance,
     warn,
 )
-from rlaif.stages.rm import encode_pairs, score_rows
+from rlaif.stages.pair_rows import EncodedPair, encode_pairs, score_pairs
 from rlaif.stages.sample import draw, to_sample
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
@@ -65,11 +65,21 @@ def _judge(
 
 
 @torch.no_grad()
-def _kl(policy: Top, baseline: Top, rows: Sequence[EncodedRow], device: str, temperature: float) -> float:
-    """KL(policy || baseline) in nats a response, estimated on the policy's own samples."""
-    total = 0.0
+def _kl(
+    ctx: Context, policy: Top, baseline: Top, pairs: Sequence[Pair], encoded: Sequence[EncodedPair]
+) -> float:
+    """KL(policy || baseline) in nats a response, estimated on the policy's own samples: the pairs' a."""
+    encoder, temperature, total = ctx.encoder, ctx.cfg.eval.temperature or 1.0, 0.0
+    rows = [
+        EncodedRow(
+            torch.tensor([*encoder.prompt(pair.prompt), *encoder.response(pair.response_a)]),
+            own.prompt,
+            own.a,
+        )
+        for pair, own in zip(pairs, encoded, strict=True)
+    ]
     for start in range(0, len(rows), 64):
-        batch = collate_sequences(rows[start : start + 64]).to(device)
+        batch = collate_sequences(rows[start : start + 64]).to(ctx.model().device)
         new, old = (response_logprobs(top, batch, temperature) for top in (policy, baseline))
         total += float((new - old).sum())
     return total / len(rows)
@@ -94,18 +104,24 @@ def judge_policies(
         for p, b in zip(new, old, strict=True)
     ]
     encoded = encode_pairs(ctx, pairs, "evaluation")
-    temperature = ctx.cfg.eval.temperature or 1.0
-    metrics["eval/kl"] = _kl(policy, baseline, [a for a, _ in encoded], ctx.model().device, temperature)
+    metrics["eval/kl"] = _kl(ctx, policy, baseline, pairs, encoded)
     if rm is not None:
-        top, head = load_reward(ctx.model(), rm.path)
-        scores = score_rows(ctx, top, head, [side for pair in encoded for side in pair])
-        metrics["eval/reward_policy"] = sum(scores[::2]) / len(pairs)
-        metrics["eval/reward_baseline"] = sum(scores[1::2]) / len(pairs)
-        wins = [
-            1.0 if a > b else 0.0 if a < b else 0.5 for a, b in zip(scores[::2], scores[1::2], strict=True)
-        ]
-        metrics["eval/reward_win_rate"] = sum(wins) / len(wins)
+        metrics |= _rewards(ctx, rm, encoded)
     return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
+
+
+def _rewards(ctx: Context, rm: Artifact, pairs: Sequence[EncodedPair]) -> dict[str, float]:
+    """What the reward model, which RL maximised, thinks of both policies: the mean over its members."""
+    members = load_reward(ctx.model(), rm.path)
+    scores = torch.tensor(score_pairs(ctx, [(member.top, member.head) for member in members], pairs))
+    shift = sum(member.shift for member in members) / len(members)
+    policy, baseline = (scores.mean(dim=0) + shift).unbind(dim=1)
+    wins = (policy > baseline).float() + (policy == baseline).float() / 2
+    return {
+        "eval/reward_policy": float(policy.mean()),
+        "eval/reward_baseline": float(baseline.mean()),
+        "eval/reward_win_rate": float(wins.mean()),
+    }
 
 
 def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[str, Any]]:
@@ -146,10 +162,10 @@ def eval_config(ctx: Context) -> dict[str, Any]:
     }
 
 
-def judge_gate(ctx: Context, labels: Artifact) -> dict[str, Any]:
-    """A warning where the judge is the labeler, and its alignment on `labels` may be chance."""
+def judge_gate(ctx: Context, labels: Artifact | None) -> dict[str, Any]:
+    """A warning where the judge is the labeler, and its alignment on `labels` (None: not asked) may be chance."""
     same = labeler_identity(ctx, "judge", 0) == labeler_identity(ctx, "labeler", 0)
-    if not same or not may_be_chance(labels.metrics):
+    if labels is None or not same or not may_be_chance(labels.metrics):
         return {}
     low = labels.metrics["label/alignment_ci_low"]
     sentence = (
@@ -160,7 +176,7 @@ def judge_gate(ctx: Context, labels: Artifact) -> dict[str, Any]:
 
 
 def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
-    return judge_gate(ctx, built["label"])
+    return judge_gate(ctx, built.get("label"))
 
 
 def _work(ctx: Context) -> Work:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -53,17 +54,29 @@ def seconds_of(work: Work, rate: float, total: float, trainable: float) -> float
 
 
 def estimate_seconds(ctx: Context, plan: Sequence[Planned]) -> dict[str, float]:
-    """Estimated seconds of each stage that would be built."""
+    """Estimated seconds of each artifact that would be built, by its name."""
     spec = ctx.model_spec
     rate, (total, trainable) = matrix_rate(spec.dtype, spec.device), parameters(ctx)
     overhead = 0.5 if ctx.cfg.models.tiny else 3.0
     return {
-        p.kind: 0.0
+        p.name: 0.0
         if p.exists
         else overhead
         + (seconds_of(p.work, rate, total, trainable) if p.work.seconds is None else p.work.seconds)
         for p in plan
     }
+
+
+def total_seconds(ctx: Context, plan: Sequence[Planned]) -> float:
+    """Estimated seconds of all that would be built."""
+    return math.fsum(estimate_seconds(ctx, plan).values())
+
+
+def merge_plans(plans: Sequence[Sequence[Planned]], *, after: Sequence[Planned]) -> list[Planned]:
+    """The plans of several jobs as one, each artifact once; what the plan `after` has built is there by then."""
+    done = {p.name for p in after}
+    merged = {p.name: p for plan in plans for p in plan}
+    return [replace(p, exists=True, work=Work()) if p.name in done else p for p in merged.values()]
 
 
 def _usd(works: Sequence[Work]) -> str:
@@ -84,7 +97,7 @@ def plan_table(ctx: Context, plan: Sequence[Planned], title: str) -> Table:
             p.name,
             "reuse" if p.exists else "build",
             *counts,
-            "" if p.exists else duration(seconds[p.kind]),
+            "" if p.exists else duration(seconds[p.name]),
             "" if p.exists else _usd([p.work]),
         )
     table.add_section()

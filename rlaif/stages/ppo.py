@@ -14,7 +14,7 @@ from rlaif.data.datamodule import PromptCursor
 from rlaif.errors import UserError
 from rlaif.evaluation import copy_rate, distinct_ngram_share
 from rlaif.inference.sampler import Decoding
-from rlaif.io import read_json, write_jsonl
+from rlaif.io import write_jsonl
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import TOP_FILE, load_reward, save_modules
 from rlaif.modules import PPOModule, PPOOptions
@@ -22,7 +22,6 @@ from rlaif.modules.reward import sequence_scores
 from rlaif.rollout import Rollout, RolloutCollector
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
-from rlaif.stages.rm import NORMALIZATION_FILE
 from rlaif.stages.sample import rl_prompts
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
@@ -39,17 +38,16 @@ def iterations(ctx: Context, prompts: int) -> int:
 
 
 def model_reward(ctx: Context, parents: Parents) -> Callable[[Rollout], Tensor]:
-    """The reward model's normalised score of each response, read from the rollout's own trunk features."""
-    top, head = load_reward(ctx.model(), parents["rm"].path)
-    top, head = top.frozen_copy(), head.requires_grad_(False)
-    scale = read_json(parents["rm"].file(NORMALIZATION_FILE))
+    """The members' mean normalised reward of each response, read from the rollout's own trunk features."""
+    members = [member.frozen_copy() for member in load_reward(ctx.model(), parents["rm"].path)]
 
     def reward(rollout: Rollout) -> Tensor:
         parts = []
         for start in range(0, len(rollout), 64):
-            rows = slice(start, start + 64)
-            parts.append(sequence_scores(top, head, rollout.features[rows], rollout.last[rows]))
-        return (torch.cat(parts) - scale["mean"]) / scale["std"]
+            features, last = rollout.features[start : start + 64], rollout.last[start : start + 64]
+            rewards = [sequence_scores(m.top, m.head, features, last) + m.shift for m in members]
+            parts.append(torch.stack(rewards).mean(0))
+        return torch.cat(parts)
 
     return reward
 
@@ -146,7 +144,6 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         ctx,
         folder / "work",
         max_epochs=count,
-        gradient_clip=ctx.cfg.rl.gradient_clip,
         log_every=1,
         limit_val=False,
     )
@@ -193,4 +190,4 @@ def _work(ctx: Context) -> Work:
     )
 
 
-STAGE = Stage("ppo", 1, "rl", lambda ctx: ("rm", *sft_parent(ctx)), _config, _build, _work, _check)
+STAGE = Stage("ppo", 2, "rl", lambda ctx: ("rm", *sft_parent(ctx)), _config, _build, _work, _check)

@@ -24,6 +24,12 @@ class Progress:
         if mode not in ("auto", True, False):
             raise UserError(f"trainer.progress={mode} is not known: write auto, true or false")
         self.bars = sys.stderr.isatty() if mode == "auto" else bool(mode)
+        self._phases: list[_Phases] = []
+
+    def close(self) -> None:
+        """Take down a bar that an error left on the terminal (a bar hides the cursor)."""
+        for phases in self._phases:
+            phases.close()
 
     @contextmanager
     def note(self, text: str) -> Iterator[None]:
@@ -60,7 +66,8 @@ class Progress:
 
     def phases(self, who: str) -> Callable[[str, int, int], None]:
         """A callback (phase, done, total) for the labeler: one bar, or a line at each phase's end."""
-        return _Phases(who, self.bars)
+        self._phases.append(_Phases(who, self.bars))
+        return self._phases[-1]
 
 
 class _Phases:
@@ -82,12 +89,15 @@ class _Phases:
             self._bar.update(self._bar.task_ids[0], completed=done)
         if done < total:
             return
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self.close()
         seconds = time.perf_counter() - self._started
         if seconds > 1:
             logger.info("%s: %d %s in %.1f s", self._who, total, phase, seconds)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 def _bar() -> RichProgress:

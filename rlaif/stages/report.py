@@ -8,7 +8,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from rlaif.errors import UserError
-from rlaif.reports import RunRecord, find_runs, render_report
+from rlaif.io import write_text
+from rlaif.reports import RunRecord, comparison_markdown, find_runs, render_report
 from rlaif.stages.context import Context
 
 NEWEST_FIRST = ("compare", "pipeline", "eval", "ppo", "rm", "label", "sample", "sft")
@@ -33,3 +34,10 @@ def write_report(ctx: Context, runs: Sequence[RunRecord], name: str, title: str)
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(output) + ".lock"):
         return render_report(runs, output, title=title)
+
+
+def write_comparison(ctx: Context, run: RunRecord, name: str) -> Path:
+    """Write the tables of a comparison to `outputs/reports/<name>.md`."""
+    output = ctx.root / "reports" / f"{name}.md"
+    write_text(output, comparison_markdown(run))
+    return output

@@ -3,178 +3,81 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
-from rlaif.artifacts import Artifact
-from rlaif.data.datamodule import EncodedRow, PreferenceRow, TextDataModule, collate_sequences
+from rlaif.data.datamodule import TextDataModule
 from rlaif.errors import UserError
-from rlaif.evaluation import reward_items, reward_report
-from rlaif.inference.packing import SharedPrefix
-from rlaif.io import read_jsonl, read_records, stable_uniform, write_json, write_jsonl
-from rlaif.models.split import ScalarHead, Top
-from rlaif.models.weights import TOP_FILE, save_modules
+from rlaif.models.split import ScalarHead
 from rlaif.modules import RewardModule
-from rlaif.modules.reward import PreferenceLossOptions, sequence_scores
-from rlaif.records import Pair, Preference
+from rlaif.modules.reward import PreferenceLossOptions
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
-from rlaif.stages.label import PREFERENCES_FILE, trust_gate
-from rlaif.stages.sample import PAIRS_FILE
+from rlaif.stages.label import trust_gate
+from rlaif.stages.reward_data import RewardData, check_labels, label_source, reward_data
+from rlaif.stages.reward_measures import measure_and_save
+from rlaif.stages.sample import source
 from rlaif.stages.sft import policy_top, sft_parent
-from rlaif.stages.sizes import prompt_tokens, response_tokens
-from rlaif.stages.training import fit, make_trainer, optim_options
+from rlaif.stages.sizes import pair_tokens, prompt_tokens, response_tokens
+from rlaif.stages.training import check_training, fit, is_count, make_trainer, optim_options
 
-NORMALIZATION_FILE = "normalization.json"
-SCORES_FILE = "scores.jsonl"
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A pair with its preference and its encoded responses."""
-
-    pair: Pair
-    preference: Preference
-    row: PreferenceRow
+MEMBER_SEEDS = 1_000_003  # between the seeds of two members' heads
 
 
-def encode_pairs(ctx: Context, pairs: Sequence[Pair], what: str) -> list[tuple[EncodedRow, EncodedRow]]:
-    """Both responses of each pair with the trunk's features; one prompt's pass serves all its responses."""
-    encoder = ctx.encoder
-    owners: dict[str, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        owners.setdefault(pair.prompt, []).append(index)
-    groups = [
-        SharedPrefix(
-            tuple(encoder.prompt(prompt)),
-            tuple(
-                tuple(encoder.response(text))
-                for i in indices
-                for text in (pairs[i].response_a, pairs[i].response_b)
-            ),
-        )
-        for prompt, indices in owners.items()
-    ]
-    with ctx.progress.task(f"trunk pass ({what}, by prompt)", len(groups)) as advance:
-        features = ctx.features.get(ctx.model(), groups, advance)
-    rows: dict[int, tuple[EncodedRow, EncodedRow]] = {}
-    for indices, group, texts in zip(owners.values(), groups, features, strict=True):
-        encoded = [
-            EncodedRow(torch.tensor([*group.prefix, *suffix]), text, len(group.prefix))
-            for suffix, text in zip(group.suffixes, texts, strict=True)
-        ]
-        rows.update({i: (encoded[2 * n], encoded[2 * n + 1]) for n, i in enumerate(indices)})
-    return [rows[i] for i in range(len(pairs))]
-
-
-@torch.no_grad()
-def score_rows(
-    ctx: Context, top: Top, head: ScalarHead, rows: Sequence[EncodedRow], batch: int = 128
-) -> list[float]:
-    """Reward of each sequence, in order."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    scores = [0.0] * len(rows)
-    for start in range(0, len(order), batch):
-        indices = order[start : start + batch]
-        tokens = collate_sequences([rows[i] for i in indices]).to(ctx.model().device)
-        for index, score in zip(
-            indices, sequence_scores(top, head, tokens.features, tokens.last).tolist(), strict=True
-        ):
-            scores[index] = score
-    return scores
-
-
-def _labelled(ctx: Context, parents: Parents) -> list[Labelled]:
-    pairs = read_records(parents["sample"].file(PAIRS_FILE), Pair)
-    preferences = {p.pair_id: p for p in read_records(parents["label"].file(PREFERENCES_FILE), Preference)}
-    # A pair without a readable preference trains nothing.
-    usable = [(p, preferences[p.id], p_a) for p in pairs if (p_a := preferences[p.id].p_a) is not None]
-    encoded = encode_pairs(ctx, [pair for pair, _, _ in usable], "pairs")
-    return [
-        Labelled(pair, label, PreferenceRow(a, b, p_a))
-        for (pair, label, p_a), (a, b) in zip(usable, encoded, strict=True)
-    ]
-
-
-def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[str, list[Labelled]]:
-    """train / validation (chooses the epoch) / test (is reported), by prompt."""
-    node = ctx.cfg.rm
-    parts: dict[str, list[Labelled]] = {"train": [], "validation": [], "test": []}
-    for row in rows:
-        place = stable_uniform("rm-split", row.pair.prompt_id)
-        name = (
-            "test"
-            if place < node.test_fraction
-            else "validation"
-            if place < node.test_fraction + node.validation_fraction
-            else "train"
-        )
-        parts[name].append(row)
-    empty = [name for name, part in parts.items() if not part]
-    if empty:
-        raise UserError(
-            f"{len(rows)} labelled pairs leave none for {empty[0]}: "
-            "write a larger sample.num_prompts or other rm.*_fraction"
-        )
-    return parts
+def _module(ctx: Context, parents: Parents, rows: RewardData) -> RewardModule:
+    """The members, which differ by their heads' first weights; member 0 is the model of an ensemble of one."""
+    node, seed = ctx.cfg.rm, ctx.cfg.seeds.rm
+    size, start = ctx.model().trunk.config.hidden_size, parents if node.init == "sft" else {}
+    generators = (torch.Generator().manual_seed(seed + MEMBER_SEEDS * i) for i in range(node.ensemble))
+    steps = node.num_epochs * sum(-(-len(phase) // node.batch_size) for phase in rows.phases)
+    return RewardModule(
+        [(policy_top(ctx, start), ScalarHead(size).init_normal(generator)) for generator in generators],
+        optim_options(node, steps),
+        PreferenceLossOptions(node.margin, node.label_smoothing, node.label_temperature, node.centering),
+        head_lr_factor=node.head_lr_factor,
+        patience=node.patience,
+        # A model that stopped before its last phase would not be what rm.labels asks for.
+        choose_from=node.num_epochs * (len(rows.phases) - 1),
+    )
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     node = ctx.cfg.rm
-    parts = _split(ctx, _labelled(ctx, parents))
-    top = policy_top(ctx, parents if node.init == "sft" else {})
-    head = ScalarHead(ctx.model().trunk.config.hidden_size).init_normal(
-        torch.Generator().manual_seed(ctx.cfg.seeds.rm)
-    )
+    rows = reward_data(ctx, parents)
+    module = _module(ctx, parents, rows)
     data = TextDataModule.preference_view(
-        [r.row for r in parts["train"]],
-        [r.row for r in parts["validation"]],
+        rows.phases,
+        [one.row for one in rows.validation],
+        epochs_per_phase=node.num_epochs,
         batch_size=node.batch_size,
+        micro_batch_size=node.micro_batch_size or node.batch_size,
         seed=ctx.cfg.seeds.rm,
     )
-    steps = node.num_epochs * -(-len(parts["train"]) // node.batch_size)
-    loss = PreferenceLossOptions(node.margin, node.label_smoothing, node.label_temperature, node.centering)
-    module = RewardModule(top, head, optim_options(node, steps), loss, head_lr_factor=node.head_lr_factor)
     trainer = make_trainer(
         ctx,
         folder / "work",
-        max_epochs=node.num_epochs,
-        gradient_clip=node.gradient_clip,
+        max_epochs=node.num_epochs * len(rows.phases),
         log_every=2,
         limit_val=True,
     )
-    with ctx.progress.task("reward model (pairs)", len(parts["train"]) * node.num_epochs) as advance:
+    planned = sum(map(len, rows.phases)) * node.num_epochs
+    with ctx.progress.task("reward model (pairs)", planned) as advance:
         fresh, started = not (folder / "work" / "checkpoints").exists(), time.perf_counter()
         fit(trainer, module, folder / "work", data)
-        rate = len(parts["train"]) * node.num_epochs / (time.perf_counter() - started)
-        advance(len(parts["train"]) * node.num_epochs)
-    save_modules(folder / TOP_FILE, {"top": module.top, "score": module.head})
-    return {**_report(ctx, folder, module, parts), **({"rm/pairs_per_s": rate} if fresh else {})}
-
-
-def _report(
-    ctx: Context, folder: Path, module: RewardModule, parts: dict[str, list[Labelled]]
-) -> dict[str, Any]:
+        seconds = time.perf_counter() - started
+        advance(planned)
+    trained = sum(len(rows.phases[epoch // node.num_epochs]) for epoch in range(module.epochs))
     module.eval().to(ctx.model().device)
-    test = parts["test"]
-    scores = score_rows(ctx, module.top, module.head, [side for r in test for side in (r.row.a, r.row.b)])
-    lengths = [
-        (len(r.row.a.ids) - r.row.a.prompt_length, len(r.row.b.ids) - r.row.b.prompt_length) for r in test
-    ]
-    pairs, preferences = [r.pair for r in test], [r.preference for r in test]
-    both = list(zip(scores[::2], scores[1::2], strict=True))
-    report = reward_report(pairs, preferences, both, lengths)
-    write_jsonl(folder / SCORES_FILE, reward_items(pairs, preferences, both, lengths))
-    # PPO reads rewards as distances from what the labelled responses got, so that beta means the same for every model.
-    spread = torch.tensor(scores).std(correction=0).item()
-    write_json(
-        folder / NORMALIZATION_FILE, {"mean": float(torch.tensor(scores).mean()), "std": max(spread, 1e-6)}
-    )
-    return {**report, "rm/train_pairs": len(parts["train"]), "rm/best_val_loss": module.best_loss}
+    return {
+        **measure_and_save(ctx, folder, module.members, rows.validation, rows.test),
+        **rows.counts,
+        "rm/best_val_loss": fmean(best.loss for best in module.best),
+        "rm/epochs": module.epochs,
+        **({"rm/pairs_per_s": trained / seconds} if fresh else {}),
+    }
 
 
 def _config(ctx: Context) -> dict[str, Any]:
@@ -182,30 +85,58 @@ def _config(ctx: Context) -> dict[str, Any]:
 
 
 def _parents(ctx: Context) -> tuple[str, ...]:
-    return ("sample", "label", *(sft_parent(ctx) if ctx.cfg.rm.init == "sft" else ()))
+    labels = ("label",) if label_source(ctx).needs_ai else ()
+    return ("sample", *labels, *(sft_parent(ctx) if ctx.cfg.rm.init == "sft" else ()))
 
 
 def _work(ctx: Context) -> Work:
-    pairs = ctx.cfg.sample.num_prompts * ctx.cfg.sample.num_samples
-    prompt, response = prompt_tokens(ctx), response_tokens(ctx)
-    return Work(
-        forward=pairs * (prompt + 2 * response),
-        trained=2 * pairs * (prompt + response) * ctx.cfg.rm.num_epochs,
-    )
+    node, sample = ctx.cfg.rm, ctx.cfg.sample
+    if source(ctx) == "policy":
+        pairs = sample.num_prompts * sample.num_samples
+        tokens = prompt_tokens(ctx) + 2 * response_tokens(ctx)
+    else:
+        own = ctx.task.pairs[: sample.num_prompts]
+        pairs, tokens = len(own), pair_tokens(ctx, own)
+    trained = min(node.n or pairs, pairs * (1 - node.validation_fraction - node.test_fraction))
+    return Work(forward=pairs * tokens, trained=trained * tokens * node.num_epochs * node.ensemble)
 
 
 def _check(ctx: Context) -> None:
     if ctx.cfg.rm.init not in ("sft", "base"):
         raise UserError(f"rm.init={ctx.cfg.rm.init} is not known: write sft or base")
+    check_training("rm", ctx.cfg.rm)
+    _check_ensemble(ctx)
+    check_labels(ctx)
+    _check_loss(ctx)
+    if ctx.cfg.rm.normalize_rows < 2:
+        raise UserError(
+            f"rm.normalize_rows={ctx.cfg.rm.normalize_rows} gives no spread to normalise by: write 2 or more"
+        )
 
 
-def item_rows(rm: Artifact) -> list[dict[str, Any]]:
-    """One row for each test pair: what `rm/accuracy` is the mean of, with both rewards."""
-    return list(read_jsonl(rm.file(SCORES_FILE)))
+def _check_ensemble(ctx: Context) -> None:
+    node = ctx.cfg.rm
+    if node.ensemble < 1:
+        raise UserError(f"rm.ensemble={node.ensemble} is no number of reward models: write 1 or more")
+    if node.patience is not None and not is_count(node.patience):
+        raise UserError(f"rm.patience={node.patience} is no number of epochs: write one from 1, or null")
+
+
+def _check_loss(ctx: Context) -> None:
+    node = ctx.cfg.rm
+    if node.label_temperature <= 0:
+        raise UserError(f"rm.label_temperature={node.label_temperature} must be above 0: 1 leaves the labels")
+    if not 0 <= node.label_smoothing < 0.5:
+        raise UserError(
+            f"rm.label_smoothing={node.label_smoothing} would leave no preference: write 0 or more, below 0.5"
+        )
+    for name in ("margin", "centering"):
+        if node[name] < 0:
+            raise UserError(f"rm.{name}={node[name]} works against the labels: write 0 or more")
 
 
 def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
-    return trust_gate(ctx, built["label"].metrics)
+    return trust_gate(ctx, built["label"].metrics) if "label" in built else {}
 
 
-STAGE = Stage("rm", 2, "rm", _parents, _config, _build, _work, _check, _gate)
+STAGE = Stage("rm", 3, "rm", _parents, _config, _build, _work, _check, _gate)

@@ -17,17 +17,19 @@ from rlaif.records import Prompt
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.sizes import prompt_tokens, response_tokens
-from rlaif.stages.training import fit, make_trainer, optim_options
+from rlaif.stages.training import check_training, fit, make_trainer, optim_options
 
 NO_REFERENCES = (
     "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
 )
 
 
-def _rows(ctx: Context, prompts: Sequence[Prompt], limit: int | None, what: str) -> list[EncodedRow]:
-    """Encoded (prompt, reference) rows with the trunk's features."""
+def reference_rows(ctx: Context, prompts: Sequence[Prompt], limit: int | None, what: str) -> list[EncodedRow]:
+    """Encoded (prompt, reference) rows with the trunk's features: the first `limit` that have a reference and fit."""
     referenced = [p for p in prompts if p.reference]
     fitting = ctx.encoder.fitting(referenced)[:limit]
+    if not fitting:
+        return []
     groups = [
         SharedPrefix(tuple(ctx.encoder.prompt(p.prompt)), (tuple(ctx.encoder.response(p.reference or "")),))
         for p in fitting
@@ -35,25 +37,30 @@ def _rows(ctx: Context, prompts: Sequence[Prompt], limit: int | None, what: str)
     with ctx.progress.task(f"trunk pass ({what} rows)", len(groups)) as advance:
         features = ctx.features.get(ctx.model(), groups, advance)
     return [
-        EncodedRow(torch.tensor([*g.prefix, *g.suffixes[0]]), f[0], len(g.prefix))
+        EncodedRow(torch.tensor([*g.prefix, *g.suffixes[0]]), f.prefix, f.suffixes[0])
         for g, f in zip(groups, features, strict=True)
     ]
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     node, model = ctx.cfg.sft, ctx.model()
-    train = _rows(ctx, ctx.task.train, node.num_rows, "SFT")
-    validation = _rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
+    train = reference_rows(ctx, ctx.task.train, node.num_rows, "SFT")
+    validation = reference_rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
     if not train or not validation:
         raise UserError(NO_REFERENCES)
-    data = TextDataModule.sft_view(train, validation, batch_size=node.batch_size, seed=ctx.cfg.seeds.sft)
+    data = TextDataModule.sft_view(
+        train,
+        validation,
+        batch_size=node.batch_size,
+        micro_batch_size=node.micro_batch_size or node.batch_size,
+        seed=ctx.cfg.seeds.sft,
+    )
     steps = node.num_epochs * -(-len(train) // node.batch_size)
     module = SFTModule(model.trunk.new_top(), optim_options(node, steps))
     trainer = make_trainer(
         ctx,
         folder / "work",
         max_epochs=node.num_epochs,
-        gradient_clip=node.gradient_clip,
         log_every=5,
         limit_val=True,
     )
@@ -77,11 +84,12 @@ def _work(ctx: Context) -> Work:
 
 def _check(ctx: Context) -> None:
     """The task is read and refused here, before a model is loaded."""
+    check_training("sft", ctx.cfg.sft)
     if not any(prompt.reference for prompt in ctx.task.train):
         raise UserError(NO_REFERENCES)
 
 
-STAGE = Stage("sft", 1, "sft", lambda ctx: (), _config, _build, _work, _check)
+STAGE = Stage("sft", 2, "sft", lambda ctx: (), _config, _build, _work, _check)
 
 
 def sft_parent(ctx: Context) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 
-from rlaif.data.datamodule import PreferenceBatch, TokenBatch
+from rlaif.errors import UserError
 from rlaif.modules.optim import OptimOptions
 from rlaif.stages.context import Context
 from rlaif.tracking.lightning import RunLogger
@@ -21,10 +22,14 @@ from rlaif.tracking.lightning import RunLogger
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
+PREVIOUS = "previous.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it: a killed run leaves the previous one whole."""
+    """Writes a checkpoint beside its place and renames it; the one that was there is kept as `previous.ckpt`.
+
+    A killed run leaves at least one of the two whole.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -32,14 +37,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}-{os.getpid()}")
-        torch.save(checkpoint, temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        try:
+            torch.save(checkpoint, temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)  # on a full disk, half a checkpoint is in the way
+            raise
+        if target.exists():
+            os.replace(target, target.with_name(PREVIOUS))
         os.replace(temporary, target)
 
 
 class EpochCheckpoint(ModelCheckpoint):
-    """One checkpoint, replaced at each epoch's end."""
+    """A checkpoint at each epoch's end; the newest two are kept."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
@@ -66,9 +77,7 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=pattern)
 
 
-def make_trainer(
-    ctx: Context, work: Path, *, max_epochs: int, gradient_clip: float, log_every: int, limit_val: bool
-) -> pl.Trainer:
+def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, limit_val: bool) -> pl.Trainer:
     """A Trainer whose checkpoints lie in `work` and whose metrics go to the run record."""
     quiet_lightning()
     callbacks: list[pl.Callback] = [EpochCheckpoint(work / "checkpoints")]
@@ -78,7 +87,7 @@ def make_trainer(
         accelerator="gpu" if ctx.model_spec.device == "cuda" else "cpu",
         devices=1,
         max_epochs=max_epochs,
-        gradient_clip_val=gradient_clip,
+        reload_dataloaders_every_n_epochs=1,  # phases of a fit differ in their rows
         logger=RunLogger(ctx.run) if ctx.run else False,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
@@ -97,14 +106,13 @@ def fit(
     work: Path,
     datamodule: pl.LightningDataModule | None = None,
 ) -> None:
-    """Fit, continuing from the checkpoint in `work` where there is one. Raises KeyboardInterrupt as itself."""
+    """Fit, continuing from the newest whole checkpoint in `work`. Raises KeyboardInterrupt as itself."""
     module.train()
-    checkpoint = work / "checkpoints" / CHECKPOINT
-    resume = str(checkpoint) if checkpoint.exists() else None
-    if resume:
+    checkpoint = _newest_checkpoint(work / "checkpoints")
+    if checkpoint:
         logger.info("continuing from the last whole epoch")
     try:
-        trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:
         if not isinstance(stop.__context__, KeyboardInterrupt):
             raise
@@ -112,11 +120,52 @@ def fit(
         raise KeyboardInterrupt from None
 
 
+def _newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `folder`; damaged ones are removed."""
+    for path in (folder / CHECKPOINT, folder / PREVIOUS):
+        if path.exists():
+            if _is_whole(path):
+                return path
+            logger.warning("%s is damaged (was the disk full?): going back to what was before it", path)
+            path.unlink()
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether every byte is as it was written (a checkpoint is a zip archive with checksums)."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return False
+
+
 def optim_options(node: Any, total_steps: int) -> OptimOptions:
     """The optimiser's options out of a stage's configuration."""
     return OptimOptions(
-        node.lr, node.weight_decay, node.eps, node.schedule, node.warmup_fraction, max(1, total_steps)
+        lr=node.lr,
+        weight_decay=node.weight_decay,
+        eps=node.eps,
+        schedule=node.schedule,
+        warmup_fraction=node.warmup_fraction,
+        total_steps=max(1, total_steps),
+        gradient_clip=node.gradient_clip,
     )
 
 
-__all__ = ["PreferenceBatch", "TokenBatch", "fit", "make_trainer", "optim_options"]
+def is_count(value: Any) -> bool:
+    """Whether `value` is a whole number from 1 on (a key that may be null has no type of its own)."""
+    return type(value) is int and value >= 1
+
+
+def check_training(key: str, node: Any) -> None:
+    """Raises UserError for numbers under `key` (a stage's configuration) that no training can have."""
+    size, micro = node.batch_size, node.micro_batch_size
+    if node.num_epochs < 1:
+        raise UserError(f"{key}.num_epochs={node.num_epochs} trains nothing: write 1 or more")
+    if size < 1:
+        raise UserError(f"{key}.batch_size={size} is no batch: write 1 or more")
+    if micro is not None and not (is_count(micro) and micro <= size):
+        raise UserError(
+            f"{key}.micro_batch_size={micro} is no part of {key}.batch_size={size}: write 1 to {size}, or null"
+        )

@@ -7,7 +7,16 @@ from rlaif.stats.agreement import (
     expected_calibration_error,
     reliability_bins,
 )
-from rlaif.stats.arms import ArmComparison, PairedTest, paired_tests, statistically_tied
+from rlaif.stats.arms import (
+    ArmComparison,
+    PairedTest,
+    arm_interval,
+    paired_tests,
+    statistically_tied,
+    tied_groups,
+)
+from rlaif.stats.calibration import fit_temperature
+from rlaif.stats.crossed import crossed_difference, crossed_interval
 from rlaif.stats.intervals import (
     Interval,
     cluster_bootstrap_interval,
@@ -22,11 +31,15 @@ __all__ = [
     "Interval",
     "PairedTest",
     "ReliabilityBin",
+    "arm_interval",
     "binomial_test",
     "brier_score",
     "cluster_bootstrap_interval",
     "cohen_kappa",
+    "crossed_difference",
+    "crossed_interval",
     "expected_calibration_error",
+    "fit_temperature",
     "holm",
     "length_controlled_win_rate",
     "mcnemar_test",
@@ -36,5 +49,6 @@ __all__ = [
     "reliability_bins",
     "sign_test",
     "statistically_tied",
+    "tied_groups",
     "wilson_interval",
 ]

@@ -18,9 +18,17 @@ from rlaif.data.datamodule import (
 )
 
 
+def _features(ids):
+    ids = torch.tensor(ids).float()
+    return torch.stack([ids, -ids], dim=1)
+
+
 def _row(ids, prompt):
-    ids = torch.tensor(ids)
-    return EncodedRow(ids, torch.stack([ids.float(), -ids.float()], dim=1), prompt)
+    return EncodedRow(torch.tensor(ids), _features(ids[:prompt]), _features(ids[prompt:]))
+
+
+def _pair(prompt, a, b, p_a, weight=1.0):
+    return PreferenceRow(_features(prompt), _features(a), _features(b), p_a, weight)
 
 
 def test_doctests_run():
@@ -38,22 +46,21 @@ def test_sequences_by_hand():
 
 
 def test_preferences_by_hand():
-    """Row 0 is p p | a a a | b b; row 1 is p | a | b and four pads."""
-    rows = [
-        PreferenceRow(_row([1, 2, 11, 12, 13], 2), _row([1, 2, 21, 22], 2), 0.75),
-        PreferenceRow(_row([3, 14], 1), _row([3, 24], 1), 0.0),
-    ]
+    """p p | a a a | b b, and behind it p | a | b: one row without padding."""
+    rows = [_pair([1, 2], [11, 12, 13], [21, 22], 0.75, weight=0.25), _pair([3], [14], [24], 0.0)]
     batch = collate_preferences(rows)
-    assert batch.features[..., 0].tolist() == [[1, 2, 11, 12, 13, 21, 22], [3, 14, 24, 0, 0, 0, 0]]
-    # b starts again after the prompt: 7 positions less a's 3; then 7 less 1, pads going on.
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3], [0, 1, 1, 2, 3, 4, 5]]
-    assert batch.last.tolist() == [[4, 6], [1, 2]]
+    assert batch.features[..., 0].tolist() == [[1, 2, 11, 12, 13, 21, 22, 3, 14, 24]]
+    assert batch.features[..., 1].tolist() == [[-1, -2, -11, -12, -13, -21, -22, -3, -14, -24]]
+    # b stands where a did: 2, 3 behind a prompt of two tokens.
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1, 1]]
+    assert batch.spans == ((0, 2, 5, 7), (7, 8, 9, 10))
+    assert batch.last.tolist() == [[4, 6], [8, 9]]
     assert batch.p_a.tolist() == [0.75, 0.0]
-    hidden = torch.zeros(2, 7, 7, dtype=torch.bool)
-    hidden[0, 5:, 2:5] = True  # b's two tokens do not see a's three
-    hidden[1, 2:, 1:2] = True  # b's one token, and the pads, do not see a's one
-    assert torch.equal(batch.blocked, hidden)
-    assert batch.to("cpu").last.tolist() == batch.last.tolist()
+    assert batch.weight.tolist() == [0.25, 1.0]
+    assert batch.p_a.dtype == batch.weight.dtype == torch.float32
+    moved = batch.to("meta")
+    assert moved.spans == batch.spans
+    assert all(t.device.type == "meta" for t in vars(moved).values() if isinstance(t, torch.Tensor))
 
 
 @pytest.mark.parametrize(("rows", "size", "pool"), [(57, 8, 2), (64, 8, 16), (3, 8, 1), (20, 1, 4)])
@@ -104,8 +111,10 @@ class _Seen(pl.LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.epochs = {}
 
-    def training_step(self, batch, batch_index):
-        self.epochs.setdefault(self.current_epoch, []).append(batch.ids[:, 0].tolist())
+    def training_step(self, step, step_index):
+        self.epochs.setdefault(self.current_epoch, []).append(
+            [int(first) for batch in step for first in batch.ids[:, 0]]
+        )
         return self.weight * 0
 
     def configure_optimizers(self):
@@ -123,7 +132,7 @@ def _fit(rows, max_epochs, checkpoint=None, resume=None):
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    data = TextDataModule.sft_view(rows, [], batch_size=4, seed=5)
+    data = TextDataModule.sft_view(rows, [], batch_size=4, micro_batch_size=3, seed=5)
     trainer.fit(module, data.train_dataloader(), ckpt_path=resume)
     if checkpoint:
         trainer.save_checkpoint(checkpoint)
@@ -145,16 +154,18 @@ def test_a_trainer_tells_the_epoch_also_after_a_resume(tmp_path):
 
 def test_validation_rows_come_once_and_by_length():
     rows = [_row(list(range(1, 2 + (5 * i) % 7)), 1) for i in range(10)]
-    loader = TextDataModule.sft_view(rows, rows, batch_size=4, seed=0).val_dataloader()
+    loader = TextDataModule.sft_view(rows, rows, batch_size=8, micro_batch_size=4, seed=0).val_dataloader()
     widths = [batch.ids.shape[1] for batch in loader]
     assert sum(len(batch.ids) for batch in loader) == 10
     assert widths == sorted(widths)
 
 
 def test_the_preference_view_collates_pairs():
-    pairs = [PreferenceRow(_row([1, 2, i + 5], 1), _row([1, 3], 1), i / 10) for i in range(6)]
-    data = TextDataModule.preference_view(pairs, pairs, batch_size=4, seed=0)
-    labels = torch.cat([batch.p_a for batch in data.train_dataloader()])
+    pairs = [_pair([1], [2, i + 5], [3], i / 10) for i in range(6)]
+    data = TextDataModule.preference_view(
+        [pairs], pairs, epochs_per_phase=1, batch_size=4, micro_batch_size=4, seed=0
+    )
+    labels = torch.cat([batch.p_a for step in data.train_dataloader() for batch in step])
     assert sorted(labels.tolist()) == pytest.approx([i / 10 for i in range(6)])
 
 

@@ -11,9 +11,11 @@ from rlaif.evaluation import (
     reliability,
     reward_items,
     reward_report,
+    scored_pairs,
     win_rate_items,
     win_rate_report,
 )
+from rlaif.models.weights import Normalization
 from rlaif.records import Pair, Preference
 from rlaif.stats import expected_calibration_error
 
@@ -83,7 +85,9 @@ def test_reward_items_average_to_the_report() -> None:
     pairs, preferences = _records()
     scores = [(2.0, 1.0), (0.0, 3.0), (1.0, 1.0), (5.0, 0.0), (1.0, 0.0), (0.0, 2.0)]
     lengths = [(1, 2)] * 6
-    rows, report = (f(pairs, preferences, scores, lengths) for f in (reward_items, reward_report))
+    labels = [preference.p_a for preference in preferences]
+    scored = scored_pairs(pairs, labels, [scores], [Normalization(1.0, 0.0)], lengths)
+    rows, report = reward_items(scored), reward_report(scored, temperature=None)
     # labels 0.9, 0.8, (0.5), 0.9, 0.9, (unparsed): right, wrong, -, right, right, -
     assert [row["rm/accuracy"] for row in rows] == [1.0, 0.0, None, 1.0, 1.0, None]
     # gold 1, 0, 1, (0.5), (None), 0: right, right, equal rewards, -, -, right

@@ -5,7 +5,6 @@ import torch
 from scipy.stats import chisquare
 
 from rlaif.inference.batches import length_buckets
-from rlaif.inference.features import FeatureCache
 from rlaif.inference.packing import SharedPrefix, common_prefix, group_neighbours
 from rlaif.inference.sampler import Decoding, pick_tokens, row_uniforms, sample
 from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
@@ -210,19 +209,3 @@ def test_nothing_is_drawn_after_the_end_of_a_row_that_is_not_dropped_yet(tiny_mo
     for ids, got in zip(free, sample(top, prompts, seeds, decoding, eos_id=end, max_rows=20), strict=True):
         assert got.ids == (ids[: ids.index(end) + 1] if end in ids else ids)
         assert got.finished == (end in ids)
-
-
-def test_packed_features_are_those_of_each_text_alone(tiny_model, tmp_path):
-    model = tiny_model("top:1")
-    texts = [tuple(t) for t in _prompts(12, seed=8)]
-    groups = [SharedPrefix(texts[3 * i], (texts[3 * i + 1], texts[3 * i + 2])) for i in range(4)]
-    cache = FeatureCache(tmp_path / "trunk", 2**30)
-    for read in (cache.get(model, groups), cache.get(model, groups)):  # computed, then from disk
-        for group, features in zip(groups, read, strict=True):
-            for suffix, own in zip(group.suffixes, features, strict=True):
-                fresh = model.trunk(torch.tensor([[*group.prefix, *suffix]]))[0]
-                torch.testing.assert_close(own, fresh, rtol=0, atol=1e-5)
-    assert len(list((tmp_path / "trunk").glob("*.safetensors"))) == 1
-    small = FeatureCache(tmp_path / "trunk", 1)
-    small.get(model, groups[:1])
-    assert len(list((tmp_path / "trunk").glob("*.safetensors"))) == 1, "the older file goes first"

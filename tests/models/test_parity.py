@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlaif.errors import UserError
 from rlaif.models.load import ModelSpec, describe_model, ensure_pad, load_model, resolve_dtype
-from rlaif.models.split import ScalarHead, parse_trainable
+from rlaif.models.split import parse_trainable
 from rlaif.models.tiny import tiny_config, tiny_state, tiny_tokenizer
-from rlaif.models.weights import export_policy, export_reward, load_modules, save_modules
+from rlaif.models.weights import export_policy, load_modules, save_modules
 
 
 def _hf(config, state):
@@ -88,23 +88,6 @@ def test_exported_policy_gives_the_same_logits(tiny_model, ids, tmp_path, traina
         torch.testing.assert_close(loaded(ids).logits, top.logits(top(model.trunk(ids))), rtol=0, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
-
-
-@pytest.mark.parametrize("trainable", ["full", "top:1"])
-def test_exported_reward_model_gives_the_same_scores(tiny_model, tmp_path, trainable):
-    model = tiny_model(trainable)
-    top, head = model.trunk.new_top(), ScalarHead(32).init_normal(torch.Generator().manual_seed(3))
-    export_reward(tmp_path / "reward", model, top, head)
-    loaded = AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "reward", dtype=torch.float32
-    ).eval()
-    rows = [[5, 6, 7, 8, model.eos_id], [9, 10, model.eos_id]]
-    padded = torch.tensor([rows[0], [*rows[1], model.pad_id, model.pad_id]])
-    with torch.no_grad():
-        exported = loaded(padded, attention_mask=padded != model.pad_id).logits.squeeze(-1)
-        own = [head(top(model.trunk(torch.tensor([row]))))[0, -1] for row in rows]
-    assert exported.abs().min() > 1e-3
-    torch.testing.assert_close(exported, torch.stack(own), rtol=0, atol=1e-5)
 
 
 def test_weights_survive_a_round_trip(tiny_model, tmp_path):

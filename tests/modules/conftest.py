@@ -6,7 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from rlaif.data.datamodule import EncodedRow
+from rlaif.data.datamodule import EncodedRow, PreferenceRow
 from rlaif.stages.training import quiet_lightning
 
 
@@ -38,6 +38,18 @@ def encode_row():
     def encode(model, prompt: str, response: str) -> EncodedRow:
         start = model.tokenizer.encode(prompt)
         ids = torch.tensor([*start, *model.tokenizer.encode(response), model.eos_id])
-        return EncodedRow(ids, model.trunk(ids[None])[0], len(start))
+        features = model.trunk(ids[None])[0]
+        return EncodedRow(ids, features[: len(start)], features[len(start) :])
+
+    return encode
+
+
+@pytest.fixture
+def encode_pair(encode_row):
+    """`encode_pair(model, prompt, a, b, p_a, weight=1.0)`: two encoded responses to one prompt, with a label."""
+
+    def encode(model, prompt: str, a: str, b: str, p_a: float, weight: float = 1.0) -> PreferenceRow:
+        first, second = encode_row(model, prompt, a), encode_row(model, prompt, b)
+        return PreferenceRow(first.prompt, first.response, second.response, p_a, weight)
 
     return encode

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from rlaif.data.datamodule import EncodedRow, collate_sequences
 from rlaif.modules.optim import (
@@ -18,7 +19,7 @@ from rlaif.modules.optim import (
 
 
 def _options(schedule, warmup, total, lr=1.0):
-    return OptimOptions(lr, 0.0, 1e-8, schedule, warmup, total)
+    return OptimOptions(lr, 0.0, 1e-8, schedule, warmup, total, gradient_clip=0.0)
 
 
 def test_schedules_by_hand():
@@ -37,8 +38,31 @@ def test_warmup_is_linear_and_reaches_the_peak():
     # 20 % of 10 steps: two steps of warm-up, 1/2 and 2/2.
     factor = schedule_factor(_options("linear", 0.2, 10))
     assert [factor(0), factor(1)] == [0.5, 1.0]
-    assert factor(2) == pytest.approx(0.8)
-    assert factor(9) == pytest.approx(0.1)
+    # The decay takes the other eight.
+    assert [factor(step) for step in range(2, 11)] == pytest.approx([1 - i / 8 for i in range(9)])
+
+
+@pytest.mark.parametrize("warmup", [0, 3, 10])
+def test_schedules_are_those_of_transformers(warmup):
+    """Theirs counts the step before: in the warm-up it is one step behind, where its first rate is zero."""
+    total = 40
+    for name, theirs in (
+        ("cosine", get_cosine_schedule_with_warmup),
+        ("linear", get_linear_schedule_with_warmup),
+    ):
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        expected = theirs(optimizer, warmup, total).lr_lambdas[0]
+        factor = schedule_factor(_options(name, warmup / total, total))
+        assert [factor(step) for step in range(warmup)] == [expected(step + 1) for step in range(warmup)]
+        decay = range(warmup, total + 1)  # later, their cosine would rise again
+        assert [factor(step) for step in decay] == pytest.approx([expected(s) for s in decay], abs=1e-12)
+    # By hand: 0.5 (1 + cos(pi (s - w) / (T - w))), which is 1 at the warm-up's end and half way 0.5.
+    middle = (warmup + total) / 2
+    cosine = schedule_factor(_options("cosine", warmup / total, total))
+    assert cosine(warmup) == 1.0
+    assert cosine(middle) == pytest.approx(0.5)
+    counted_from_zero = 0.5 * (1 + math.cos(math.pi * middle / total))
+    assert (cosine(middle) == pytest.approx(counted_from_zero, abs=1e-2)) == (warmup == 0)
 
 
 def test_an_unknown_schedule_is_refused():
@@ -69,8 +93,7 @@ def test_each_group_is_clipped_on_its_own():
     torch.nn.utils.clip_grad_norm_([policy, value], 1.0)  # one norm for all starves the policy
     assert policy.grad.norm() < 0.01
     gradients()
-    for off in (None, 0.0):
-        clip_each_group(optimizer, off)
+    clip_each_group(optimizer, 0.0)
     assert value.grad.item() == 400.0
 
 
@@ -84,12 +107,13 @@ def test_response_logprobs_equal_a_pass_of_each_row_alone(tiny_model, trainable)
     rows = []
     for prompt, response in ((3, 5), (1, 1), (7, 2), (2, 9)):
         ids = torch.randint(3, 250, (prompt + response,), generator=generator)
-        rows.append(EncodedRow(ids, model.trunk(ids[None])[0], prompt))
+        features = model.trunk(ids[None])[0]
+        rows.append(EncodedRow(ids, features[:prompt], features[prompt:]))
     batch = collate_sequences(rows)
     with torch.no_grad():
         ours = response_logprobs(top, batch, temperature=0.7)
         for row, got in zip(rows, ours, strict=True):
-            logits = top.logits(top(row.features[None]))[0] / 0.7
+            logits = top.logits(top(torch.cat((row.prompt, row.response))[None]))[0] / 0.7
             expected = torch.zeros(batch.ids.shape[1])
             for t in range(row.prompt_length, len(row.ids)):
                 expected[t] = logits[t - 1].log_softmax(-1)[row.ids[t]]

@@ -14,7 +14,7 @@ from rlaif.modules import PPOModule, PPOOptions
 from rlaif.modules.optim import OptimOptions
 from rlaif.records import Prompt
 from rlaif.rollout import Rollout, RolloutCollector
-from rlaif.stages.training import fit, make_trainer
+from rlaif.stages.training import CHECKPOINT, fit, make_trainer
 
 OPTIONS = PPOOptions(
     temperature=1.0,
@@ -78,7 +78,7 @@ def _module(model, *, iterations, reward=None, separate=False, rollouts=64, opti
         diagnose=lambda rollout: {"ppo/seen": float(len(rollout))},
         rollouts_per_iteration=rollouts,
         options=options,
-        optim=OptimOptions(lr, 0.0, 1e-5, "linear", 0.0, steps),
+        optim=OptimOptions(lr, 0.0, 1e-5, "linear", 0.0, steps, gradient_clip=1.0),
     )
 
 
@@ -86,7 +86,7 @@ def _trainer(folder, max_epochs):
     ctx = SimpleNamespace(
         progress=SimpleNamespace(bars=False), model_spec=SimpleNamespace(device="cpu"), run=None
     )
-    return make_trainer(ctx, folder, max_epochs=max_epochs, gradient_clip=1.0, log_every=1, limit_val=False)
+    return make_trainer(ctx, folder, max_epochs=max_epochs, log_every=1, limit_val=False)
 
 
 def _train(module, folder, iterations):
@@ -440,3 +440,15 @@ def test_a_finished_run_resumes_to_itself(tiny_model, tmp_path):
     _train(again, tmp_path, 3)
     assert again.history == first.history
     assert _equal(dict(again.state_dict()), dict(first.state_dict()))
+
+
+def test_a_damaged_checkpoint_costs_one_iteration_and_no_bit(tiny_model, tmp_path):
+    whole = _short(tiny_model)
+    _train(whole, tmp_path / "whole", 3)
+    _train(_short(tiny_model), tmp_path / "resumed", 2)
+    newest = tmp_path / "resumed" / "checkpoints" / CHECKPOINT
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    resumed = _short(tiny_model)
+    _train(resumed, tmp_path / "resumed", 3)
+    assert _untimed(resumed.history) == _untimed(whole.history)
+    assert _equal(dict(resumed.state_dict()), dict(whole.state_dict()))

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from rlaif.ops import bradley_terry_loss, ppo_policy_loss, ppo_value_loss, sft_loss
+from rlaif.ops import (
+    bradley_terry_loss,
+    confidence_weight,
+    harden,
+    ppo_policy_loss,
+    ppo_value_loss,
+    sft_loss,
+)
 
 PLAIN = {"margin": 0.0, "label_smoothing": 0.0, "temperature": 1.0, "centering": 0.0, "weight": None}
 
@@ -136,6 +143,159 @@ def test_extreme_rewards_do_not_overflow() -> None:
     loss, _ = bradley_terry_loss(a, torch.tensor([0.0]), torch.tensor([0.0]), **PLAIN)
     loss.backward()
     assert loss.item() == 1e4 and a.grad.item() == 1.0
+
+
+def reward_tensors(seed: int, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rewards of a and b, and labels strictly inside (0, 1)."""
+    g = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(n, generator=g, dtype=torch.float64) * 2 for _ in range(2))
+    return a, b, torch.rand(n, generator=g, dtype=torch.float64) * 0.98 + 0.01
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.7])
+@pytest.mark.parametrize("centering", [0.0, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hard_labels_give_the_published_reward_loss(
+    margin: float, centering: float, dtype: torch.dtype
+) -> None:
+    """TRL's RewardTrainer: mean of -logsigmoid(chosen - rejected - margin) + c mean of (chosen + rejected)^2."""
+    a, b, p = (x.to(dtype) for x in reward_tensors(3, 32))
+    p = p.round()
+    assert 5 < p.sum() < 27, "chosen must stand on both sides"
+    total = 0.0
+    for reward_a, reward_b, label in zip(a.tolist(), b.tolist(), p.tolist(), strict=True):
+        chosen, rejected = (reward_a, reward_b) if label == 1 else (reward_b, reward_a)
+        total += math.log1p(math.exp(-(chosen - rejected - margin))) + centering * (chosen + rejected) ** 2
+    knobs = {**PLAIN, "margin": margin, "centering": centering}
+    loss = bradley_terry_loss(a, b, p, **knobs)[0].item()
+    assert loss == pytest.approx(total / 32, abs=1e-6)
+    # mutations: labels read the other way round, and the margin with the other sign
+    assert bradley_terry_loss(a, b, 1 - p, **knobs)[0].item() != pytest.approx(total / 32, abs=1e-2)
+    if margin:
+        turned = bradley_terry_loss(a, b, p, **{**knobs, "margin": -margin})[0].item()
+        assert turned != pytest.approx(total / 32, abs=1e-2)
+
+
+def test_a_soft_label_is_the_mean_over_hard_labels_drawn_from_it() -> None:
+    """With margin and centering too; smoothing s is a label that is flipped with probability s."""
+    a, b, p = reward_tensors(4, 12)
+    knobs = {**PLAIN, "margin": 0.4, "centering": 0.02}
+    one, zero = torch.ones_like(p), torch.zeros_like(p)
+    for i in range(12):
+        x, y = a[i : i + 1], b[i : i + 1]
+        hard = [bradley_terry_loss(x, y, h[i : i + 1], **knobs)[0].item() for h in (zero, one)]
+        for s in (0.0, 0.2):
+            drawn = p[i].item() * (1 - s) + (1 - p[i].item()) * s
+            soft = bradley_terry_loss(x, y, p[i : i + 1], **{**knobs, "label_smoothing": s})[0].item()
+            assert soft == pytest.approx((1 - drawn) * hard[0] + drawn * hard[1], abs=1e-12)
+
+
+def one_sided(difference: torch.Tensor, p: torch.Tensor, margin: float) -> torch.Tensor:
+    """The wrong margin: D shifted once, whichever side is preferred."""
+    s = torch.nn.functional.logsigmoid
+    return -(p * s(difference - margin) + (1 - p) * s(margin - difference))
+
+
+@pytest.mark.parametrize("p", [0.5, 0.6, 0.9, 0.3])
+def test_the_margin_moves_the_minimum_away_from_zero_and_never_across(p: float) -> None:
+    """Without a margin the best D is logit(p); with one it lies further out, and at p = 0.5 it stays 0."""
+    grid = torch.linspace(-4, 4, 401, dtype=torch.float64)
+    labels = torch.full_like(grid, p)
+
+    def best(margin: float) -> float:
+        knobs = {**PLAIN, "margin": margin}
+        losses = [
+            bradley_terry_loss(d, 0 * d, q, **knobs)[0].item()
+            for d, q in zip(grid.split(1), labels.split(1), strict=True)
+        ]
+        return grid[losses.index(min(losses))].item()
+
+    logit = math.log(p / (1 - p))
+    assert best(0.0) == pytest.approx(logit, abs=0.02)
+    if p == 0.5:
+        assert best(1.0) == pytest.approx(0.0, abs=1e-9)
+        assert grid[one_sided(grid, labels, 1.0).argmin()].item() == pytest.approx(1.0), "mutation"
+    else:
+        # hand-solved: p (1 + e^(D+m)) = (1 - p) e^(D+m) (1 + e^(D-m)) is a quadratic in e^D
+        m, odds = 1.0, p / (1 - p)
+        half = (1 - odds) * math.exp(m) / 2
+        expected = math.log(-half + math.sqrt(half**2 + odds))
+        assert best(m) == pytest.approx(expected, abs=0.02)
+        assert abs(expected) > abs(logit) + 0.3 and expected * logit > 0
+
+
+def test_only_a_margin_on_both_sides_survives_a_swap() -> None:
+    d, p = torch.tensor([0.3, -1.0], dtype=torch.float64), torch.tensor([0.8, 0.4], dtype=torch.float64)
+    knobs = {**PLAIN, "margin": 0.7}
+    both = [bradley_terry_loss(x, 0 * x, q, **knobs)[0].item() for x, q in ((d, p), (-d, 1 - p))]
+    assert both[0] == pytest.approx(both[1], abs=1e-12)
+    assert one_sided(d, p, 0.7).mean() != pytest.approx(one_sided(-d, 1 - p, 0.7).mean().item(), abs=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bradley_terry_gradient_by_finite_differences(seed: int) -> None:
+    a, b, p = reward_tensors(seed, 5)
+    weight = torch.rand(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
+    knobs = {"margin": 0.3, "label_smoothing": 0.1, "temperature": 0.5, "centering": 0.05, "weight": weight}
+    rewards = torch.stack((a, b)).requires_grad_()
+    bradley_terry_loss(rewards[0], rewards[1], p, **knobs)[0].backward()
+    step, base = 1e-6, rewards.detach()
+    for side in range(2):
+        for i in range(5):
+            moved = []
+            for sign in (1, -1):
+                x = base.clone()
+                x[side, i] += sign * step
+                moved.append(bradley_terry_loss(x[0], x[1], p, **knobs)[0].item())
+            slope = (moved[0] - moved[1]) / (2 * step)
+            assert rewards.grad[side, i].item() == pytest.approx(slope, abs=1e-8)
+            # mutation: without the weights the slope is another one
+            assert abs(slope * weight.sum().item() / 5 / weight[i].item() - slope) > 1e-6
+
+
+def test_harden_by_hand() -> None:
+    p = torch.tensor([0.0, 0.49, 0.5, 0.5000001, 0.51, 1.0], dtype=torch.float64)
+    assert harden(p).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0, 1.0]
+    assert torch.equal(harden(1 - p), 1 - harden(p))
+    assert torch.equal(harden(harden(p)), harden(p))
+    assert p.round().tolist() != harden(p).tolist(), "mutation: rounding decides 0.5"
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
+def test_confidence_weight_against_the_oracle(exponent: float) -> None:
+    p = [0.0, 0.1, 0.3, 0.5, 0.75, 1.0]
+    weights = confidence_weight(torch.tensor(p, dtype=torch.float64), exponent).tolist()
+    assert weights == pytest.approx([(2 * abs(x - 0.5)) ** exponent for x in p], abs=1e-12)
+    assert weights == pytest.approx(
+        confidence_weight(1 - torch.tensor(p, dtype=torch.float64), exponent).tolist()
+    )
+    # by hand at p = 0.75: half-way, so 1/2 to the power; p = 0.5 counts only where all count alike
+    assert weights[4] == pytest.approx(0.5**exponent)
+    assert weights[3] == (1.0 if exponent == 0 else 0.0) and weights[0] == weights[5] == 1.0
+    if exponent:
+        assert weights[4] != pytest.approx(0.25**exponent), "mutation: |p - 0.5| without the factor 2"
+
+
+def test_confidence_weights_must_not_favour_the_undecided() -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        confidence_weight(torch.tensor([0.5]), -1.0)
+
+
+def test_a_pair_of_weight_zero_changes_nothing() -> None:
+    """An undecided pair under an exponent is as if it were not there, also where it is the whole batch."""
+    a, b, p = reward_tensors(7, 4)
+    p[2] = 0.5
+    knobs = {**PLAIN, "centering": 0.1}
+    weight = confidence_weight(p, 1.0)
+    kept = [0, 1, 3]
+    whole = bradley_terry_loss(a, b, p, **{**knobs, "weight": weight})[0]
+    part = bradley_terry_loss(a[kept], b[kept], p[kept], **{**knobs, "weight": weight[kept]})[0]
+    assert whole.item() == pytest.approx(part.item(), abs=1e-12)
+    assert bradley_terry_loss(a, b, p, **knobs)[0].item() != pytest.approx(whole.item(), abs=1e-3)
+    alone = a[2:3].clone().requires_grad_()
+    none = bradley_terry_loss(alone, b[2:3], p[2:3], **{**knobs, "weight": weight[2:3]})[0]
+    none.backward()
+    assert none.item() == 0.0 and alone.grad.item() == 0.0
 
 
 # --- PPO ----------------------------------------------------------------------------------------------

@@ -55,8 +55,8 @@ def test_reliability_leaves_out_empty_bins():
         {"n": 0, "mean_predicted": math.nan, "mean_observed": math.nan},
         {"n": 5, "mean_predicted": 0.7, "mean_observed": 0.6},
     ]
-    assert "predicted" in texts(reliability_plot(bins, title="t"))
-    assert reliability_plot(bins[:1], title="t") == ""
+    assert "predicted" in texts(reliability_plot({"": bins}, title="t"))
+    assert reliability_plot({"": bins[:1]}, title="t") == ""
 
 
 def run(*rows):

@@ -75,6 +75,45 @@ def test_a_killed_ppo_run_ends_bit_identical(pipeline, run, copied_root, start_p
     assert not list(root.glob("artifacts/.partial-*"))
 
 
+def test_a_killed_ensemble_ends_bit_identical(pipeline, run, copied_root, start_process, command) -> None:
+    """Two reward models in micro-batches, killed in the middle of an epoch and continued."""
+    root = copied_root(["sft", "sample", "label"])
+    epochs = 12
+    options = [
+        "stage=rm",
+        "rm.ensemble=2",
+        "rm.micro_batch_size=3",
+        f"rm.num_epochs={epochs}",
+        "rm.patience=10",
+    ]
+    whole = run(*options)
+    words = [*options, "profile=smoke", "tracking=none", f"paths.root={root}"]
+    process = start_process(*words)
+    checkpoints = "artifacts/.partial-rm-*/work/checkpoints"
+    _kill_when(process, lambda: bool(list(root.glob(f"{checkpoints}/previous.ckpt"))))
+    newest = next(root.glob(f"{checkpoints}/last.ckpt"))
+    assert 1 <= torch.load(newest, weights_only=True)["epoch"] < whole.summary["rm/epochs"] - 1
+
+    ended = command(*words)
+    assert ended.returncode == 0, ended.stderr
+    assert "continuing from the last whole epoch" in ended.stderr
+    resumed = _newest(root, "rm")
+    folders = _artifact(Path(whole.path).parents[2], whole), _artifact(root, resumed)
+    assert folders[0].name == folders[1].name
+    for name in ("top.safetensors", "normalization.json", "scores.jsonl"):
+        assert sha256_file(folders[0] / name) == sha256_file(folders[1] / name), name
+    for name in ("rm/epochs", "rm/best_val_loss", "rm/accuracy"):
+        assert resumed.summary[name] == whole.summary[name], name
+    assert "rm/pairs_per_s" in whole.summary and "rm/pairs_per_s" not in resumed.summary
+    # The comparison can fail: the members differ from each other and from where they started.
+    weights = load_file(folders[0] / "top.safetensors")
+    start = load_file(next((root / "artifacts").glob("sft-*")) / "top.safetensors")
+    name = next(iter(start))
+    assert not torch.equal(weights[name], weights[f"member1.{name}"])
+    assert not torch.equal(weights[name], start[name])
+    assert {"score.weight", "member1.score.weight"} <= weights.keys()
+
+
 def _history(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 

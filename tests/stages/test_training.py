@@ -1,8 +1,11 @@
 """Checkpoints that survive a kill, and fits that continue to the last bit."""
 
+import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +14,20 @@ import pytorch_lightning as pl
 import torch
 
 from rlaif.data.datamodule import EncodedRow, PreferenceRow, TextDataModule
+from rlaif.errors import UserError
 from rlaif.models.split import ScalarHead
 from rlaif.modules import RewardModule, SFTModule
 from rlaif.modules.optim import OptimOptions
 from rlaif.modules.reward import PreferenceLossOptions
-from rlaif.stages.training import CHECKPOINT, AtomicCheckpointIO, fit, make_trainer, optim_options
+from rlaif.stages.training import (
+    CHECKPOINT,
+    PREVIOUS,
+    AtomicCheckpointIO,
+    check_training,
+    fit,
+    make_trainer,
+    optim_options,
+)
 
 EPOCHS = 4
 
@@ -30,7 +42,8 @@ def test_a_checkpoint_is_replaced_whole(tmp_path):
         read = torch.load(path, weights_only=True)
         assert read["value"] == value
         assert read["weights"].tolist() == [value] * 3
-    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+    assert {file.name for file in path.parent.iterdir()} == {CHECKPOINT, PREVIOUS}
+    assert torch.load(path.with_name(PREVIOUS), weights_only=True)["value"] == 1
 
 
 @pytest.mark.parametrize("broken", ["torch.save", "os.fsync", "os.replace"])
@@ -49,6 +62,9 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch, bro
         plugin.save_checkpoint({"value": 2}, path)
     monkeypatch.undo()
     assert torch.load(path, weights_only=True) == {"value": 1}
+    assert (len(list(tmp_path.iterdir())) == 1) == (broken != "os.replace"), (
+        "no half checkpoint is in the way"
+    )
     plugin.save_checkpoint({"value": 3}, path)
     assert torch.load(path, weights_only=True) == {"value": 3}
 
@@ -88,9 +104,7 @@ def _context():
 
 
 def _trainer(folder, epochs=EPOCHS, callback=None):
-    trainer = make_trainer(
-        _context(), folder, max_epochs=epochs, gradient_clip=1.0, log_every=1, limit_val=True
-    )
+    trainer = make_trainer(_context(), folder, max_epochs=epochs, log_every=1, limit_val=True)
     if callback:
         trainer.callbacks.insert(0, callback)
     return trainer
@@ -101,28 +115,52 @@ def _rows(model, count, seed):
     rows = []
     for i in range(count):
         ids = torch.randint(3, 250, (4 + i % 5,), generator=generator)
-        rows.append(EncodedRow(ids, model.trunk(ids[None])[0], 2))
+        features = model.trunk(ids[None])[0]
+        rows.append(EncodedRow(ids, features[:2], features[2:]))
     return rows
 
 
-def _job(kind, tiny_model):
-    """(module, data) as its stage makes them, always the same."""
-    model = tiny_model("top:1")
-    optim = OptimOptions(3e-3, 0.01, 1e-8, "cosine", 0.1, EPOCHS * 3)
-    rows = _rows(model, 12, 0), _rows(model, 8, 1)
-    if kind == "sft":
-        return SFTModule(model.trunk.new_top(), optim), TextDataModule.sft_view(*rows, batch_size=4, seed=0)
-    head = ScalarHead(32).init_normal(torch.Generator().manual_seed(0))
-    loss = PreferenceLossOptions(0.0, 0.0, 1.0, 0.01)
-    pairs = [
-        [
-            PreferenceRow(a, EncodedRow(torch.cat((a.ids[:2], b.ids[2:])), b.features, 2), 0.8)
-            for a, b in zip(part, part[::-1], strict=True)
-        ]
-        for part in rows
+def _pairs(model, count, seed, p_a, weights=((1.0, 0.0), (1.0, 2.0), (1.0, 1.0))):
+    rows = _rows(model, 2 * count, seed)
+    return [
+        PreferenceRow(a.prompt, a.response, b.response, p_a, weights[i % len(weights)])
+        for i, (a, b) in enumerate(zip(rows[:count], rows[count:], strict=True))
     ]
-    module = RewardModule(model.trunk.new_top(), head, optim, loss, head_lr_factor=3.0)
-    return module, TextDataModule.preference_view(*pairs, batch_size=4, seed=0)
+
+
+def _job(kind, tiny_model):
+    """(module, data) as a stage makes them, always the same.
+
+    `rm` is an ensemble of two over two phases of different length, in micro-batches; `stopping` is one whose
+    members stop, the second one first, before the epochs are over.
+    """
+    model = tiny_model("top:1")
+    optim = OptimOptions(3e-3, 0.01, 1e-8, "cosine", 0.1, EPOCHS * 3, gradient_clip=1.0)
+    sizes = {"batch_size": 4, "micro_batch_size": 3, "seed": 0}
+    if kind == "sft":
+        rows = _rows(model, 12, 0), _rows(model, 8, 1)
+        return SFTModule(model.trunk.new_top(), optim), TextDataModule.sft_view(*rows, **sizes)
+    stopping = kind == "stopping"
+    phases = [_pairs(model, 12, 0, 0.8), _pairs(model, 5, 2, 0.4)]
+    if stopping:  # the first member learns what is validated and overshoots, the second one its opposite
+        phases = [[*_pairs(model, 6, 0, 0.9, [(1.0, 0.0)]), *_pairs(model, 6, 0, 0.1, [(0.0, 1.0)])]]
+    data = TextDataModule.preference_view(
+        phases, _pairs(model, 6, 0, 0.6, [1.0]), epochs_per_phase=2, **sizes
+    )
+    members = [
+        (model.trunk.new_top(), ScalarHead(32).init_normal(torch.Generator().manual_seed(seed)))
+        for seed in (0, 1)
+    ]
+    loss = PreferenceLossOptions(0.0, 0.0, 1.0, 0.01)
+    module = RewardModule(
+        members,
+        optim,
+        loss,
+        head_lr_factor=3.0,
+        patience=1 if stopping else None,
+        choose_from=0 if stopping else 2,
+    )
+    return module, data
 
 
 class _Fail(pl.Callback):
@@ -148,63 +186,163 @@ def _same(one, other):
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["sft", "rm"])
-@pytest.mark.parametrize("broken_in", [0, 2])
-def test_an_interrupted_fit_ends_bit_identical(tiny_model, tmp_path, kind, broken_in):
-    whole, data = _job(kind, tiny_model)
-    whole_trainer = _trainer(tmp_path / "whole")
-    fit(whole_trainer, whole, tmp_path / "whole", data)
-    broken, data = _job(kind, tiny_model)
+def _fitted(kind, tiny_model, folder, callback=None):
+    module, data = _job(kind, tiny_model)
+    trainer = _trainer(folder, callback=callback)
+    fit(trainer, module, folder, data)
+    return module, trainer
+
+
+def _break(kind, tiny_model, folder, epoch):
+    """A fit that dies in the middle of `epoch`."""
     with pytest.raises(RuntimeError, match="power cut"):
-        fit(
-            _trainer(tmp_path / "parts", callback=_Fail(broken_in, RuntimeError("power cut"))),
-            broken,
-            tmp_path / "parts",
-            data,
-        )
+        _fitted(kind, tiny_model, folder, _Fail(epoch, RuntimeError("power cut")))
+
+
+def _assert_same_end(one, other):
+    (module, trainer), (expected, whole) = one, other
+    assert _same(list(module.state_dict().values()), list(expected.state_dict().values()))
+    assert _same(_optimizer(trainer), _optimizer(whole))
+    assert trainer.global_step == whole.global_step > 0
+    if isinstance(module, RewardModule):
+        assert module.epochs == expected.epochs
+        for best, wanted in zip(module.best, expected.best, strict=True):
+            assert (best.loss, best.waited) == (wanted.loss, wanted.waited)
+            assert _same(list(best.state.values()), list(wanted.state.values()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken_in"),
+    [
+        *(("sft", i) for i in (0, 2)),
+        *(("rm", i) for i in range(EPOCHS)),
+        *(("stopping", i) for i in (1, 2)),
+    ],
+)
+def test_an_interrupted_fit_ends_bit_identical(tiny_model, tmp_path, kind, broken_in):
+    whole = _fitted(kind, tiny_model, tmp_path / "whole")
+    _break(kind, tiny_model, tmp_path / "parts", broken_in)
     assert (tmp_path / "parts" / "checkpoints" / CHECKPOINT).exists() == (broken_in > 0)
-    resumed, data = _job(kind, tiny_model)
-    trainer = _trainer(tmp_path / "parts")
-    fit(trainer, resumed, tmp_path / "parts", data)
-    assert _same(list(resumed.state_dict().values()), list(whole.state_dict().values()))
-    assert _same(_optimizer(trainer), _optimizer(whole_trainer))
-    assert trainer.global_step == whole_trainer.global_step == EPOCHS * 3
-    loss = f"{kind}/val_loss"
-    assert trainer.callback_metrics[loss] == whole_trainer.callback_metrics[loss]
-    if kind == "rm":
-        assert resumed.best_loss == whole.best_loss
-    assert not _same(list(broken.state_dict().values()), list(whole.state_dict().values()))
+    resumed = _fitted(kind, tiny_model, tmp_path / "parts")
+    _assert_same_end(resumed, whole)
+    assert whole[1].global_step == {"sft": 4 * 3, "rm": 2 * 3 + 2 * 2, "stopping": 3 * 3}[kind]
+    loss = "sft/val_loss" if kind == "sft" else "rm/val_loss"
+    assert resumed[1].callback_metrics[loss] == whole[1].callback_metrics[loss]
+    start, _ = _job(kind, tiny_model)
+    assert not _same(list(start.state_dict().values()), list(whole[0].state_dict().values()))
 
 
-def test_a_reward_model_killed_after_its_last_epoch_still_keeps_the_best(tiny_model, tmp_path):
-    whole, data = _job("rm", tiny_model)
-    fit(_trainer(tmp_path), whole, tmp_path, data)
-    again, data = _job("rm", tiny_model)
-    fit(_trainer(tmp_path), again, tmp_path, data)
-    assert again.best_loss == whole.best_loss
-    assert _same(list(again.state_dict().values()), list(whole.state_dict().values()))
+def test_members_stop_one_after_another(tiny_model, tmp_path):
+    """What the interrupted fits above are compared with: the second member rests while the first goes on."""
+    module, _ = _fitted("stopping", tiny_model, tmp_path)
+    assert module.epochs == 3 < EPOCHS
+    assert [best.waited for best in module.best] == [1, 1]
+    steps = [
+        {
+            int(state["step"])
+            for state in torch.load(file, weights_only=True)["optimizer_states"][0]["state"].values()
+        }
+        for file in (tmp_path / "checkpoints" / PREVIOUS, tmp_path / "checkpoints" / CHECKPOINT)
+    ]
+    assert steps == [{6}, {6, 9}]
 
 
-def test_an_sft_run_killed_after_its_last_epoch_still_has_its_losses(tiny_model, tmp_path):
-    whole, data = _job("sft", tiny_model)
+def test_a_forgotten_counter_would_be_seen(tiny_model, tmp_path):
+    whole = _fitted("stopping", tiny_model, tmp_path / "whole")
+    _break("stopping", tiny_model, tmp_path / "parts", 2)
+    for name, forgotten in (("waited", 0), ("loss", float("inf")), ("state", {})):
+        folder = shutil.copytree(tmp_path / "parts", tmp_path / name)
+        checkpoint = torch.load(folder / "checkpoints" / CHECKPOINT, weights_only=True)
+        for best in checkpoint["reward"]["best"]:
+            best[name] = forgotten
+        torch.save(checkpoint, folder / "checkpoints" / CHECKPOINT)
+        resumed = _fitted("stopping", tiny_model, folder)
+        with pytest.raises(AssertionError):
+            _assert_same_end(resumed, whole)
+
+
+@pytest.mark.parametrize("kind", ["sft", "rm", "stopping"])
+def test_a_fit_killed_after_its_last_epoch_ends_the_same(tiny_model, tmp_path, kind):
+    """Nothing is trained again, and what the stage reports is there: the best epoch, or the last losses."""
+    whole, whole_trainer = _fitted(kind, tiny_model, tmp_path)
+    module, data = _job(kind, tiny_model)
     trainer = _trainer(tmp_path)
-    fit(trainer, whole, tmp_path, data)
-    assert whole.metrics == {
-        name: float(trainer.callback_metrics[name]) for name in ("sft/loss", "sft/val_loss")
-    }
-    again, data = _job("sft", tiny_model)
-    fit(_trainer(tmp_path), again, tmp_path, data)
-    assert again.metrics == whole.metrics
-    assert _same(list(again.state_dict().values()), list(whole.state_dict().values()))
+    fit(trainer, module, tmp_path, data)
+    assert trainer.global_step == whole_trainer.global_step
+    assert _same(list(module.state_dict().values()), list(whole.state_dict().values()))
+    if kind == "sft":
+        assert module.metrics == whole.metrics
+        names = ("sft/loss", "sft/val_loss")
+        assert whole.metrics == {name: float(whole_trainer.callback_metrics[name]) for name in names}
+    else:
+        assert [best.loss for best in module.best] == [best.loss for best in whole.best]
+        assert module.epochs == whole.epochs
 
 
-def test_one_checkpoint_is_kept(tiny_model, tmp_path):
-    module, data = _job("sft", tiny_model)
-    fit(_trainer(tmp_path), module, tmp_path, data)
-    assert [file.name for file in (tmp_path / "checkpoints").iterdir()] == [CHECKPOINT]
-    checkpoint = torch.load(tmp_path / "checkpoints" / CHECKPOINT, weights_only=True)
-    assert checkpoint["epoch"] == EPOCHS - 1
-    assert not any("trunk" in name for name in checkpoint["state_dict"])
+def test_the_newest_two_checkpoints_are_kept_without_the_trunk(tiny_model, tmp_path):
+    _fitted("rm", tiny_model, tmp_path)
+    folder = tmp_path / "checkpoints"
+    assert {file.name for file in folder.iterdir()} == {CHECKPOINT, PREVIOUS}
+    for name, epoch in ((CHECKPOINT, EPOCHS - 1), (PREVIOUS, EPOCHS - 2)):
+        checkpoint = torch.load(folder / name, weights_only=True)
+        assert checkpoint["epoch"] == epoch
+        assert all(key.split(".")[0] == "_members" for key in checkpoint["state_dict"])
+        assert not any("trunk" in key for key in checkpoint["state_dict"])
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path):
+    """One byte in the middle of the largest tensor, where no reader would stumble."""
+    with zipfile.ZipFile(path) as archive:
+        entry = max(archive.infolist(), key=lambda info: info.file_size)
+    content = bytearray(path.read_bytes())
+    content[entry.header_offset + 200 + entry.file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"), [("sft", _truncate), ("rm", _truncate), ("rm", _flip), ("rm", _empty)]
+)
+def test_a_damaged_checkpoint_costs_one_epoch_and_no_bit(tiny_model, tmp_path, caplog, kind, damage):
+    whole = _fitted(kind, tiny_model, tmp_path / "whole")
+    _break(kind, tiny_model, tmp_path / "parts", 3)
+    damage(tmp_path / "parts" / "checkpoints" / CHECKPOINT)
+    started = []
+
+    class Start(pl.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            started.append(trainer.current_epoch)
+
+    with caplog.at_level(logging.INFO, logger="rlaif"):
+        resumed = _fitted(kind, tiny_model, tmp_path / "parts", Start())
+    assert started == [2, 3], "the epoch whose checkpoint was lost is run again"
+    damaged = [record.message for record in caplog.records if "damaged" in record.message]
+    assert len(damaged) == 1 and CHECKPOINT in damaged[0]
+    _assert_same_end(resumed, whole)
+
+
+def test_two_damaged_checkpoints_cost_all_epochs_and_no_bit(tiny_model, tmp_path):
+    whole = _fitted("rm", tiny_model, tmp_path / "whole")
+    _break("rm", tiny_model, tmp_path / "parts", 3)
+    for name in (CHECKPOINT, PREVIOUS):
+        _truncate(tmp_path / "parts" / "checkpoints" / name)
+    _assert_same_end(_fitted("rm", tiny_model, tmp_path / "parts"), whole)
+
+
+def test_a_kill_between_two_renames_costs_no_epoch(tiny_model, tmp_path):
+    """The new checkpoint is not in its place yet, and the one before has left it."""
+    whole = _fitted("rm", tiny_model, tmp_path / "whole")
+    _break("rm", tiny_model, tmp_path / "parts", 2)
+    folder = tmp_path / "parts" / "checkpoints"
+    os.replace(folder / CHECKPOINT, folder / PREVIOUS)
+    _assert_same_end(_fitted("rm", tiny_model, tmp_path / "parts"), whole)
 
 
 def test_ctrl_c_comes_out_as_itself_and_can_be_pressed_again(tiny_model, tmp_path):
@@ -225,7 +363,23 @@ def test_a_module_that_exits_is_not_taken_for_ctrl_c(tiny_model, tmp_path):
 
 def test_options_come_from_a_node():
     node = SimpleNamespace(
-        lr=0.1, weight_decay=0.2, eps=1e-6, schedule="linear", warmup_fraction=0.3, momentum=9
+        lr=0.1,
+        weight_decay=0.2,
+        eps=1e-6,
+        schedule="linear",
+        warmup_fraction=0.3,
+        gradient_clip=0.5,
+        momentum=9,
     )
-    assert optim_options(node, 5) == OptimOptions(0.1, 0.2, 1e-6, "linear", 0.3, 5)
+    assert optim_options(node, 5) == OptimOptions(0.1, 0.2, 1e-6, "linear", 0.3, 5, 0.5)
     assert optim_options(node, 0).total_steps == 1
+
+
+def test_numbers_that_cannot_be_trained_with_are_refused():
+    fine = {"num_epochs": 1, "batch_size": 8, "micro_batch_size": None}
+    for good in ({}, {"micro_batch_size": 8}, {"micro_batch_size": 1}):
+        check_training("rm", SimpleNamespace(**{**fine, **good}))
+    for wrong in ({"num_epochs": 0}, {"batch_size": 0}, {"micro_batch_size": 0}, {"micro_batch_size": 2.5}):
+        (key,) = wrong
+        with pytest.raises(UserError, match=rf"sft\.{key}={wrong[key]} .*: write "):
+            check_training("sft", SimpleNamespace(**{**fine, **wrong}))

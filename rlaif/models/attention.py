@@ -1,0 +1,229 @@
+"""Attention patterns: who sees whom, and by which kernel.
+
+Notation: B rows, T positions, H query heads, K key/value heads, E head size. Patterns that read and write a
+cache of keys and values are in `inference/cache.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+
+class Attend(Protocol):
+    """An attention pattern: queries (B, H, T, E), keys and values (B, K, T, E) -> (B, H, T, E)."""
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+
+
+class Causal:
+    """Each position sees itself and what stands before it.
+
+    Right padding needs no mask: a real token never sees a pad, and nobody reads the pads' outputs.
+    That keeps attention on the fused path.
+    """
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=query.shape[2] > 1, enable_gqa=key.shape[1] != query.shape[1]
+        )
+
+
+class MaskedCausal:
+    """Causal attention that also hides what `blocked` (B, T, T) says (True = hidden), on the fused path."""
+
+    def __init__(self, blocked: Tensor) -> None:
+        length = blocked.shape[-1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=blocked.device).tril()
+        self._mask = (causal & ~blocked).unsqueeze(1)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self._mask, enable_gqa=key.shape[1] != query.shape[1]
+        )
+
+
+class AttendRows(ABC):
+    """A pattern that also attends from chosen positions alone."""
+
+    @abstractmethod
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """As `Attend`; `rows` (B, R) names the positions that queries (B, H, R, E) stand at."""
+
+
+class DenseCausal(AttendRows):
+    """Causal attention by plain matrix products, for training and for masks of any shape.
+
+    On a processor the fused kernel's backward pass is about six times slower than this at a few hundred
+    positions; the (T, T) scores it materialises are small there. `blocked` (B, T, T) forbids more pairs of
+    (query, key): True = hidden.
+    """
+
+    def __init__(self, blocked: Tensor | None = None) -> None:
+        self._blocked = blocked
+        self._bias: dict[tuple, Tensor] = {}
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """`rows` (B, R) names the queries' positions; None means all of 0..T-1."""
+        count, heads, length, size = query.shape
+        groups = key.shape[1]
+        bias = self._scores_bias(query, key, rows)
+        grouped = (query * size**-0.5).reshape(count * groups, -1, size)
+        scores = torch.baddbmm(bias, grouped, key.reshape(count * groups, -1, size).transpose(1, 2))
+        mixed = torch.bmm(scores.softmax(dim=-1), value.reshape(count * groups, -1, size))
+        return mixed.view(count, heads, length, size)
+
+    def _scores_bias(self, query: Tensor, key: Tensor, rows: Tensor | None) -> Tensor:
+        """0 where a query sees a key, -inf elsewhere: (1 or B * K, H / K * R, T), made once a batch."""
+        known = (None if rows is None else id(rows), query.shape, key.shape, query.dtype)
+        if known not in self._bias:
+            count, heads, length, _ = query.shape
+            groups, width = key.shape[1], key.shape[2]
+            keys = torch.arange(width, device=key.device)
+            positions = keys[:length][None] if rows is None else rows
+            hidden = keys[None, None, :] > positions[:, :, None]
+            if self._blocked is not None:
+                blocked = self._blocked
+                if rows is not None:
+                    blocked = blocked.gather(1, rows[:, :, None].expand(-1, -1, width))
+                hidden = hidden | blocked
+            bias = torch.zeros(hidden.shape, dtype=query.dtype, device=key.device)
+            bias = bias.masked_fill_(hidden, float("-inf"))
+            if len(bias) == 1:
+                bias = bias.repeat(1, heads // groups, 1)
+            else:
+                wide = bias[:, None, None].expand(-1, groups, heads // groups, -1, -1)
+                bias = wide.reshape(count * groups, -1, width)
+            self._bias[known] = bias
+        return self._bias[known]
+
+
+class PairCausal(AttendRows):
+    """Pairs prompt | a | b behind each other in one flat row (B = 1): no pair sees another, b does not see a.
+
+    A flat row has no padding, so that layers do no work on it. Attention runs pair by pair in plain matrix
+    products, which on a processor cost less than what padding and the hidden blocks would
+    (`experiments/benchmarks/README.md`).
+
+    Args:
+        spans: for each pair where prompt, a and b start and where b ends. b may be empty, then it is a text.
+    """
+
+    def __init__(self, spans: Sequence[tuple[int, int, int, int]]) -> None:
+        self._spans = spans
+        self._bias: dict[tuple, Tensor] = {}
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        _, heads, _, size = query.shape
+        grouped = (query[0] * size**-0.5).unflatten(0, (key.shape[1], -1))
+        if rows is not None:
+            seen = pair_mask(self._spans, rows[0], key.shape[2])
+            return self._attend(grouped, key[0], value[0], _as_bias(seen, query, key))[None]
+        parts = [
+            self._attend(
+                grouped[:, :, start:end],
+                key[0, :, start:end],
+                value[0, :, start:end],
+                self._pair_bias(index, query, key),
+            )
+            for index, (start, _, _, end) in enumerate(self._spans)
+        ]
+        return torch.cat(parts, dim=1)[None]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """Queries (K, H / K, R, E) on keys (K, T, E) under `bias` (K, H / K * R, T): (H, R, E)."""
+        groups, share, length, size = query.shape
+        flat = query.reshape(groups, share * length, size)
+        scores = torch.baddbmm(bias, flat, key.transpose(1, 2))
+        return torch.bmm(scores.softmax(dim=-1), value).view(groups * share, length, size)
+
+    def _pair_bias(self, index: int, query: Tensor, key: Tensor) -> Tensor:
+        known = (index, query.dtype)
+        if known not in self._bias:
+            start, a, b, end = self._spans[index]
+            seen = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).tril()
+            seen[b - start :, a - start : b - start] = False
+            self._bias[known] = _as_bias(seen, query, key)
+        return self._bias[known]
+
+
+def _as_bias(seen: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """0 where `seen` (R, T), -inf elsewhere, for the heads folded as (K, H / K * R, T)."""
+    bias = torch.zeros(seen.shape, dtype=query.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    return bias.repeat(query.shape[1] // key.shape[1], 1).expand(key.shape[1], -1, -1)
+
+
+def pair_mask(spans: Sequence[tuple[int, int, int, int]], queries: Tensor, length: int) -> Tensor:
+    """Which of `length` positions the `queries` (R,) see in a flat row of pairs: (R, length), True = seen."""
+    pair, part = pair_parts(spans, length, queries.device)
+    keys = torch.arange(length, device=queries.device)
+    own = pair[queries][:, None] == pair
+    return own & (keys <= queries[:, None]) & ~((part[queries][:, None] == 2) & (part == 1))
+
+
+def pair_parts(
+    spans: Sequence[tuple[int, int, int, int]], length: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """For each position of a flat row its pair's index and its part (0 prompt, 1 a, 2 b), both (length,)."""
+    starts = torch.tensor(spans, device=device)
+    places = torch.arange(length, device=device)
+    pair = torch.searchsorted(starts[:, 3].contiguous(), places, right=True).clamp_(max=len(starts) - 1)
+    inside = starts[pair]
+    return pair, (places >= inside[:, 1]).long() + (places >= inside[:, 2])
+
+
+class FlexPairs(AttendRows):
+    """`PairCausal` by flex attention, for accelerators: blocks that nobody sees are not computed."""
+
+    def __init__(self, spans: Sequence[tuple[int, int, int, int]]) -> None:
+        self._spans = spans
+        self._mask: BlockMask | None = None
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        if rows is not None:
+            seen = pair_mask(self._spans, rows[0], key.shape[2])
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True)
+        if self._mask is None:
+            self._mask = self._block_mask(key.shape[2], key.device)
+        return _flex_kernel(key.device)(query, key, value, block_mask=self._mask, enable_gqa=True)
+
+    def _block_mask(self, length: int, device: torch.device) -> BlockMask:
+        pair, part = pair_parts(self._spans, length, device)
+
+        def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            own = (pair[query] == pair[key]) & (key <= query)
+            return own & ~((part[query] == 2) & (part[key] == 1))
+
+        return create_block_mask(seen, None, None, length, length, device=device)
+
+
+def _flex_kernel(device: torch.device) -> Callable[..., Tensor]:
+    if device.type != "cuda":
+        return flex_attention
+    return _compiled_flex()
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    # Lengths differ from batch to batch.
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def pair_attention(spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> AttendRows:
+    """The pattern of a flat row of pairs that suits `device`."""
+    return FlexPairs(spans) if device.type == "cuda" else PairCausal(spans)

@@ -1,0 +1,45 @@
+"""`export=DIR`: the whole model of stage sft, rm or ppo, with its card, for use outside of this harness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlaif.artifacts import Artifact
+from rlaif.io import write_text
+from rlaif.models.weights import export_policy, export_reward, load_reward, load_top
+from rlaif.reports import ModelCard, TextFormat, model_card
+from rlaif.stages.context import Context
+
+
+def export_model(ctx: Context, artifact: Artifact, target: Path, metrics: Mapping[str, Any]) -> Path:
+    """Write the model and README.md into `target` and return it; `metrics` are the artifact's and its ancestors'."""
+    members = 1
+    if artifact.kind == "rm":
+        ensemble = load_reward(ctx.model(), artifact.path)
+        export_reward(target, ctx.model(), ensemble)
+        members = len(ensemble)
+    else:
+        export_policy(target, ctx.model(), load_top(ctx.model(), artifact.path))
+    write_text(target / "README.md", model_card(_card(ctx, artifact, members, metrics)))
+    return target
+
+
+def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, Any]) -> ModelCard:
+    identity, encoding = ctx.model_identity, dict(ctx.encoding)
+    encoding.pop("too_long")
+    labels = ctx.cfg.rm.labels if artifact.kind != "sft" else None
+    return ModelCard(
+        stage=artifact.kind,  # type: ignore[arg-type]
+        artifact=artifact.name,
+        base=f"{identity['name']} ({identity['weights']})",
+        hub_id=identity["name"] if identity["source"] == "hub" else None,
+        trainable=identity["trainable"],
+        task=ctx.cfg.task.name,
+        labels=labels,
+        labeler=ctx.cfg.labeler.name if labels not in (None, "gold") else None,
+        members=members,
+        text=TextFormat(eos_id=ctx.model().eos_id, **encoding),
+        metrics=metrics,
+    )

@@ -1,0 +1,168 @@
+"""What the reward model trains, validates and is tested on: pairs, labels of the chosen source, features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from rlaif.data.bootstrap import bootstrap_counts
+from rlaif.data.datamodule import PreferenceRow
+from rlaif.data.label_sources import (
+    LabelSource,
+    TrainingLabel,
+    TrainingLabels,
+    for_loss,
+    own_labels,
+    training_labels,
+)
+from rlaif.errors import UserError
+from rlaif.evaluation.joining import agreement
+from rlaif.io import read_records, stable_uniform
+from rlaif.records import Pair, Preference
+from rlaif.stages.context import Context
+from rlaif.stages.graph import Parents
+from rlaif.stages.label import PREFERENCES_FILE
+from rlaif.stages.pair_rows import encode_pairs
+from rlaif.stages.sample import PAIRS_FILE, source
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A pair with the label source's own label `p_a`, and its row with that label as the loss sees it."""
+
+    pair: Pair
+    p_a: float
+    row: PreferenceRow
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """Training rows by phase (trained one after another), validation and test pairs, and `rm/*` counts.
+
+    Noise, shuffling, `rm.n` and filters touch the training rows alone.
+    """
+
+    phases: list[list[PreferenceRow]]
+    validation: list[Labelled]
+    test: list[Labelled]
+    counts: dict[str, float]
+
+
+def label_source(ctx: Context) -> LabelSource:
+    """The label source that the configuration asks for. Raises UserError for options that make no sense."""
+    node = ctx.cfg.rm
+    return LabelSource(
+        labels=node.labels,
+        noise=node.label_noise,
+        n=node.n,
+        min_confidence=node.min_confidence,
+        hard=node.hard_labels,
+        confidence_exponent=node.confidence_weight,
+        seed=ctx.cfg.seeds.rm,
+    )
+
+
+def check_labels(ctx: Context) -> None:
+    """Raises UserError for labels that cannot be had, before anything is built."""
+    if not label_source(ctx).needs_gold:
+        return
+    policy = source(ctx) == "policy"
+    if policy or all(pair.gold is None for pair in ctx.task.pairs):
+        what = "pairs sampled from the policy have" if policy else f"the pairs of task {ctx.task.name} have"
+        raise UserError(
+            f"rm.labels={ctx.cfg.rm.labels} trains on gold labels, but {what} none: write rm.labels=ai, or "
+            "sample.source=dataset with task=helpful, harmless, tldr or a custom file that has labels"
+        )
+
+
+def reward_data(ctx: Context, parents: Parents) -> RewardData:
+    """Rows of the `sample` artifact's pairs, with the `label` artifact's preferences where there is one."""
+    chosen = label_source(ctx)
+    parts = _split(ctx, _labelled(ctx, parents, chosen))
+    train = {one.pair.id: one for one in parts["train"]}
+    labels = training_labels({pair_id: one.p_a for pair_id, one in train.items()}, chosen)
+    _alert_of_few(ctx, len(train))
+    return RewardData(
+        phases=[
+            [replace(train[label.pair_id].row, p_a=label.p_a, weight=_weight(ctx, label)) for label in phase]
+            for phase in labels.phases
+        ],
+        validation=parts["validation"],
+        test=parts["test"],
+        counts=_counts(labels, train),
+    )
+
+
+def _weight(ctx: Context, label: TrainingLabel) -> float | tuple[float, ...]:
+    """The pair's weight in the loss: one for each member where an ensemble's members draw their own samples."""
+    if not ctx.cfg.rm.bootstrap:
+        return label.weight
+    counts = bootstrap_counts(label.pair_id, members=ctx.cfg.rm.ensemble, seed=ctx.cfg.seeds.rm)
+    return tuple(label.weight * count for count in counts)
+
+
+def _labelled(ctx: Context, parents: Parents, chosen: LabelSource) -> list[Labelled]:
+    pairs = read_records(parents["sample"].file(PAIRS_FILE), Pair)
+    asked = read_records(parents["label"].file(PREFERENCES_FILE), Preference) if "label" in parents else []
+    own = own_labels(pairs, {preference.pair_id: preference for preference in asked}, chosen)
+    rows = []
+    # All pairs, whichever have labels: the cache then holds the same texts for every labeler and source.
+    for pair, texts in zip(pairs, encode_pairs(ctx, pairs, "pairs"), strict=True):
+        if pair.id in own:
+            label = for_loss(pair.id, own[pair.id], chosen)
+            row = PreferenceRow(texts.prompt, texts.a, texts.b, p_a=label.p_a, weight=label.weight)
+            rows.append(Labelled(pair, own[pair.id], row))
+    return rows
+
+
+def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[str, list[Labelled]]:
+    """train / validation (chooses the epoch) / test (is reported), by prompt.
+
+    Raises UserError where one of them would be empty.
+    """
+    node = ctx.cfg.rm
+    parts: dict[str, list[Labelled]] = {"train": [], "validation": [], "test": []}
+    for row in rows:
+        place = stable_uniform("rm-split", row.pair.prompt_id)
+        name = (
+            "test"
+            if place < node.test_fraction
+            else "validation"
+            if place < node.test_fraction + node.validation_fraction
+            else "train"
+        )
+        parts[name].append(row)
+    empty = [name for name, part in parts.items() if not part]
+    if empty:
+        raise UserError(
+            f"{len(rows)} labelled pairs leave none for {empty[0]}: "
+            "write a larger sample.num_prompts or other rm.*_fraction"
+        )
+    return parts
+
+
+def _alert_of_few(ctx: Context, available: int) -> None:
+    wanted = ctx.cfg.rm.n
+    if wanted is not None and wanted > available and ctx.run is not None:
+        ctx.run.alert(
+            "fewer labels than asked for",
+            f"rm.n={wanted}, but there are {available} labelled training pairs: all are used; a larger "
+            "sample.num_prompts gives more",
+        )
+
+
+def _counts(labels: TrainingLabels, train: Mapping[str, Labelled]) -> dict[str, float]:
+    golds = {pair_id: one.pair.gold for pair_id, one in train.items()}
+    right = [
+        agreement(label.p_a, gold)
+        for phase in labels.phases
+        for label in phase
+        if (gold := golds[label.pair_id]) not in (None, 0.5)
+    ]
+    return {
+        "rm/train_pairs": sum(map(len, labels.phases)),
+        "rm/dropped_pairs": labels.dropped,
+        "rm/flipped_pairs": labels.flipped,
+        **({"rm/label_alignment": fmean(right)} if right else {}),
+    }

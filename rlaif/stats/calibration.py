@@ -1,0 +1,41 @@
+"""Temperature scaling: how much softer or sharper a model's log-odds must be to fit what was observed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit
+
+from rlaif.stats.intervals import FloatArray, as_floats, check_same_length
+
+# Bounds of T. At one of them the data have no finite best T: separable, or anti-correlated with the odds.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
+
+
+def fit_temperature(logits: Sequence[float] | FloatArray, p: Sequence[float] | FloatArray) -> float:
+    """The T > 0 that maximises the likelihood of soft outcomes `p` (n,) under sigmoid(logits / T).
+
+    One number by maximum likelihood (Guo et al. 2017, temperature scaling). The mean cross-entropy is
+    convex in b = 1/T; its derivative, the mean of (sigmoid(b logit) - p) logit, rises with b, and the
+    root is found. Clipped to [0.001, 1000]; NaN where no logit differs from 0, since then any T fits alike.
+    Raises ValueError for lengths that differ, logits that are not finite or outcomes outside [0, 1].
+    """
+    check_same_length(logits, p)
+    x, y = as_floats(logits), as_floats(p)
+    if not np.isfinite(x).all() or not ((y >= 0) & (y <= 1)).all():
+        raise ValueError("logits must be finite and outcomes probabilities in [0, 1]")
+    if not x.any():
+        return math.nan
+
+    def slope(log_b: float) -> float:
+        return float(((expit(math.exp(log_b) * x) - y) * x).mean())
+
+    low, high = -math.log(MAX_TEMPERATURE), -math.log(MIN_TEMPERATURE)
+    if slope(low) >= 0:
+        return MAX_TEMPERATURE
+    if slope(high) <= 0:
+        return MIN_TEMPERATURE
+    return math.exp(-brentq(slope, low, high))
