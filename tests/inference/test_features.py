@@ -2,13 +2,13 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import time
 from itertools import islice, pairwise
 from random import Random
 
+import processes
 import pytest
 import torch
 from safetensors import safe_open
@@ -19,6 +19,7 @@ from rlaif.inference import features as module
 from rlaif.inference.batches import length_buckets
 from rlaif.inference.features import FeatureCache
 from rlaif.inference.packing import SharedPrefix
+from rlaif.models.load import ModelSpec, load_model
 
 PLENTY = 2**30
 
@@ -229,11 +230,14 @@ def test_pairs_are_collated_out_of_the_cache(tiny_model, cache):
 # Shards, and what a killed process leaves.
 
 
+SMALL = {"SHARD_BYTES": 4096, "MAX_TOKENS": 64}
+
+
 @pytest.fixture
 def small_shards(monkeypatch):
     """Shards of 4 KiB, computed 64 tokens at a time."""
-    monkeypatch.setattr(module, "SHARD_BYTES", 4096)
-    monkeypatch.setattr(module, "MAX_TOKENS", 64)
+    for name, value in SMALL.items():
+        monkeypatch.setattr(module, name, value)
 
 
 def test_shards_are_bounded(tiny_model, cache, small_shards):
@@ -246,7 +250,15 @@ def test_shards_are_bounded(tiny_model, cache, small_shards):
     assert len(_shards(cache)) == len(sizes)
 
 
-def _compute_and_die(cache, model, groups, batches):
+def _tiny_alone(folder):
+    """The tiny model in a process of its own, with small shards."""
+    vars(module).update(SMALL)
+    torch.set_num_threads(1)
+    return load_model(ModelSpec("tiny", "tiny", None, "top:1", "float32", "cpu", False), folder)
+
+
+def _compute_and_die(cache, folder, groups, batches):
+    model = _tiny_alone(folder)
     compute, done = module._compute, 0
 
     def fail(*arguments):
@@ -260,15 +272,9 @@ def _compute_and_die(cache, model, groups, batches):
     cache.get(model, groups)
 
 
-def _in_process(function, *arguments):
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
-    process.start()
-    return process
-
-
-def test_a_killed_process_loses_the_open_shard_alone(tiny_model, cache, small_shards, computed):
+def test_a_killed_process_loses_the_open_shard_alone(tiny_model, cache, small_shards, computed, tmp_path):
     model, groups = tiny_model("top:1"), _groups(30)
-    killed = _in_process(_compute_and_die, cache, model, groups, 15)
+    killed = processes.start(_compute_and_die, cache, tmp_path, groups, 15)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     kept = _stored_tokens(cache)
@@ -280,14 +286,15 @@ def test_a_killed_process_loses_the_open_shard_alone(tiny_model, cache, small_sh
     assert 0 < sum(map(len, computed)) == sum(map(len, groups)) - kept
 
 
-def _write_and_die(cache, model, groups):
+def _write_and_die(cache, folder, groups):
+    model = _tiny_alone(folder)
     module.os.replace = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
     cache.get(model, groups)
 
 
-def test_a_shard_that_was_being_written_does_not_count_and_goes_in_time(tiny_model, cache):
+def test_a_shard_that_was_being_written_does_not_count_and_goes_in_time(tiny_model, cache, tmp_path):
     model, groups = tiny_model("top:1"), _groups(6)
-    killed = _in_process(_write_and_die, cache, model, groups)
+    killed = processes.start(_write_and_die, cache, tmp_path, groups)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     assert not _shards(cache)
@@ -459,19 +466,20 @@ def test_a_shard_that_disappears_is_computed_again(tiny_model, cache, computed, 
     assert not caplog.records
 
 
-def _get_often(cache, model, seeds, note):
+def _get_often(cache, folder, seeds, note):
+    model = _tiny_alone(folder)
     for seed in seeds:
         groups = _groups(8, seed=seed)
         _check(model, groups, cache.get(model, groups, lambda rows: note.put(rows)))
 
 
 @pytest.mark.parametrize("max_bytes", [1, PLENTY])
-def test_processes_do_not_break_each_other(tiny_model, tmp_path, small_shards, max_bytes):
+def test_processes_do_not_break_each_other(tmp_path, max_bytes):
     """Four of them ask for overlapping sets in different orders, evicting each other's shards or sharing them."""
-    model, cache = tiny_model("top:1"), FeatureCache(tmp_path / "trunk", max_bytes)
-    note = multiprocessing.get_context("fork").Queue()
+    cache = FeatureCache(tmp_path / "trunk", max_bytes)
+    note = processes.CONTEXT.Queue()
     orders = [Random(i).sample(range(6), 6) * 2 for i in range(4)]
-    started = [_in_process(_get_often, cache, model, order, note) for order in orders]
+    started = [processes.start(_get_often, cache, tmp_path, order, note) for order in orders]
     counted = 0
     while any(process.is_alive() for process in started) or not note.empty():
         while not note.empty():

@@ -1,7 +1,6 @@
 """Checkpoints that survive a kill, and fits that continue to the last bit."""
 
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -9,6 +8,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -86,8 +86,7 @@ def _save_and_die(path, moment):
 def test_kill_in_the_middle_of_a_save_leaves_the_previous_checkpoint(tmp_path, moment):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"value": 1}, path)
-    process = multiprocessing.get_context("fork").Process(target=_save_and_die, args=(path, moment))
-    process.start()
+    process = processes.start(_save_and_die, path, moment)
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert torch.load(path, weights_only=True) == {"value": 1}
