@@ -132,14 +132,13 @@ class PairCausal(AttendRows):
         if rows is not None:
             seen = pair_mask(self._spans, rows[0], key.shape[2])
             return self._attend(grouped, key[0], value[0], _as_bias(seen, query, key))[None]
+        # Split, not sliced: a slice's gradient is a tensor of the whole row.
+        lengths = [end - start for start, _, _, end in self._spans]
+        pieces = zip(
+            grouped.split(lengths, 2), key[0].split(lengths, 1), value[0].split(lengths, 1), strict=True
+        )
         parts = [
-            self._attend(
-                grouped[:, :, start:end],
-                key[0, :, start:end],
-                value[0, :, start:end],
-                self._pair_bias(index, query, key),
-            )
-            for index, (start, _, _, end) in enumerate(self._spans)
+            self._attend(*piece, self._pair_bias(index, query, key)) for index, piece in enumerate(pieces)
         ]
         return torch.cat(parts, dim=1)[None]
 
