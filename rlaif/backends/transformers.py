@@ -10,6 +10,7 @@ from rlaif.inference.packing import SharedPrefix
 from rlaif.inference.sampler import Decoding, sample
 from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
 from rlaif.inference.warm import WarmPrompts, warm_next_token_logprobs
+from rlaif.io import release_free_memory
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Top
 
@@ -100,6 +101,7 @@ class TransformersBackend:
         top_k: int,
         seeds: Sequence[int],
     ) -> list[Generation]:
+        release_free_memory()
         model, top = self._ready()
         encoded = [self._encode(p) for p in prompts]
         errors = [self._check_length(ids, max_new_tokens) for ids in encoded]
@@ -128,6 +130,7 @@ class TransformersBackend:
         return results
 
     def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
+        release_free_memory()
         model, top = self._ready()
         encoded = [self._encode(p) for p in prompts]
         tokens = [model.tokenizer.encode(c, add_special_tokens=False) for c in choices]
@@ -158,6 +161,7 @@ class TransformersBackend:
 
     def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
         """Items with the same prompt share its forward pass, wherever they stand in `items`."""
+        release_free_memory()
         model, top = self._ready()
         prompts: dict[Message, list[int]] = {}
         members: dict[Message, list[int]] = {}

@@ -12,6 +12,7 @@ from rlaif.io.files import (
     write_text,
 )
 from rlaif.io.hashing import digest, stable_uniform
+from rlaif.io.memory import release_free_memory
 
 __all__ = [
     "append_jsonl",
@@ -19,6 +20,7 @@ __all__ = [
     "read_json",
     "read_jsonl",
     "read_records",
+    "release_free_memory",
     "sha256_file",
     "stable_uniform",
     "write_json",

@@ -15,6 +15,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 
 from rlaif.errors import UserError
+from rlaif.io import release_free_memory
 from rlaif.modules.optim import OptimOptions
 from rlaif.stages.context import Context
 from rlaif.tracking.lightning import RunLogger
@@ -63,6 +64,16 @@ class EpochCheckpoint(ModelCheckpoint):
         )
 
 
+class ReleaseMemory(pl.Callback):
+    """Gives freed memory back every few steps: batches without padding all differ in size."""
+
+    EVERY = 16
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.EVERY == 0:
+            release_free_memory()
+
+
 def quiet_lightning() -> None:
     """Lightning's tips and hardware lines are noise in a pipeline of several fits."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
@@ -80,7 +91,7 @@ def quiet_lightning() -> None:
 def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, limit_val: bool) -> pl.Trainer:
     """A Trainer whose checkpoints lie in `work` and whose metrics go to the run record."""
     quiet_lightning()
-    callbacks: list[pl.Callback] = [EpochCheckpoint(work / "checkpoints")]
+    callbacks: list[pl.Callback] = [EpochCheckpoint(work / "checkpoints"), ReleaseMemory()]
     if ctx.progress.bars:
         callbacks.append(RichProgressBar(leave=False))
     return pl.Trainer(
