@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -191,12 +192,21 @@ def rates_by_bin(
     return _svg(draw, 4.2, 3.4, title)
 
 
+def rising_pieces(steps: Sequence[float]) -> list[slice]:
+    """The longest runs of rising steps, in order."""
+    breaks = [i for i in range(1, len(steps)) if steps[i] <= steps[i - 1]]
+    return [slice(start, end) for start, end in pairwise([0, *breaks, len(steps)])]
+
+
 def _panel(axes: Axes, histories: Mapping[str, Sequence[Row]], name: str) -> None:
     for index, (label, history) in enumerate(histories.items()):
         steps, values = series(history, name)
         colour = PALETTE[index] if index < len(PALETTE) else "#c3cad1"
         style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) < 12 else {}
-        axes.plot(steps, values, color=colour, label=label, **style)
+        # The fits of a comparison's arms follow each other in one history: a line each.
+        for number, fit in enumerate(rising_pieces(steps)):
+            own = label if number == 0 else None
+            axes.plot(steps[fit], values[fit], color=colour, label=own, **style)
     axes.set_title(metric_label(name))
     axes.margins(x=0.03)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -67,7 +67,7 @@ class EpochCheckpoint(ModelCheckpoint):
 class ReleaseMemory(pl.Callback):
     """Gives freed memory back every few steps: batches without padding all differ in size."""
 
-    EVERY = 16
+    EVERY = 4
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step % self.EVERY == 0:

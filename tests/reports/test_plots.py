@@ -14,6 +14,7 @@ from rlaif.reports.plots import (
     learning_curves,
     proxy_vs_judge,
     reliability_plot,
+    rising_pieces,
 )
 from rlaif.reports.runs import RunRecord
 from rlaif.reports.text import duration, metric_value, p_text, percent, plain, signed, size
@@ -97,3 +98,11 @@ def test_numbers_as_text():
     assert [duration(v) for v in (3.21, 59.6, 200, 7500)] == ["3.2 s", "1 min 0 s", "3 min 20 s", "2 h 5 min"]
     assert [size(v) for v in (12, 1500, 28e6, 3e12)] == ["12 B", "1.5 kB", "28.0 MB", "3000.0 GB"]
     assert metric_value("eval/judge", "name") == "name" and metric_value("rm/accuracy", 0.5) == "50.0%"
+
+
+def test_the_fits_of_one_history_are_lines_of_their_own():
+    assert rising_pieces([0, 8, 16, 0, 8, 3]) == [slice(0, 3), slice(3, 5), slice(5, 6)]
+    assert rising_pieces([1, 2]) == [slice(0, 2)]
+    fit = [{"step": step, "rm/loss": 1.0 + step} for step in range(12)]
+    drawn = [learning_curves({"run": rows}, ["rm/loss"], title="t").lower() for rows in (fit, fit + fit)]
+    assert [text.count("stroke: #0072b2") for text in drawn] == [1, 2]
