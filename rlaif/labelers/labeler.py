@@ -127,6 +127,11 @@ class Labeler:
             "options": self._options.identity(),
         }
 
+    @property
+    def usd(self) -> float | None:
+        """US dollars that this labeler's calls have cost so far; None where the price is not known."""
+        return self._meter.usd
+
     def verdict_for(self, *, first: bool) -> str:
         """How this labeler's prompts would go on if the response shown first (or second) were the better one."""
         return self._templates.cue + answer_for(self._templates, first_is_better=first)

@@ -1,4 +1,7 @@
-"""PPO in Lightning: one epoch is one iteration (DESIGN 10).
+"""PPO and its relatives in Lightning: one epoch is one iteration (DESIGN 10).
+
+REINFORCE, RLOO and GRPO are this module with other options: which advantages, which loss, where the KL
+stands, and whether there is a value head at all.
 
 `on_train_epoch_start` collects rollouts into an in-memory buffer, `training_step` is the minibatch loss
 alone, checkpoints stand at epoch ends. Prompts, noise and minibatch order are functions of (seed,
@@ -13,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -29,15 +32,26 @@ from rlaif.modules.optim import (
     scatter_counted,
 )
 from rlaif.ops import (
+    KLKind,
+    LossMean,
+    adapted_beta,
     gae,
+    grpo_advantages,
     kl_estimate,
+    kl_loss,
     kl_shaped_rewards,
     masked_mean,
     masked_sum,
+    penalised_scores,
     ppo_policy_loss,
     ppo_value_loss,
+    ratio_metrics,
+    reinforce_advantages,
+    reinforce_loss,
+    rloo_advantages,
     token_entropy,
     whiten,
+    zero_masked,
 )
 from rlaif.rollout import Rollout
 
@@ -45,12 +59,25 @@ ENTROPY_ROWS = 128  # rows whose logits exist at once
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
+Advantage = Literal["gae", "return", "rloo", "grpo"]
+
+
 @dataclass(frozen=True)
 class PPOOptions:
-    """Knobs of PPO (paper.md section 7 numbers in brackets)."""
+    """The algorithm and its knobs (paper.md section 7 numbers in brackets)."""
 
+    advantage: Advantage  # rloo and grpo compare the `samples_per_prompt` responses to a prompt
+    loss: Literal["clip", "reinforce"]
+    loss_mean: LossMean
+    samples_per_prompt: int
     temperature: float  # sampling temperature, also divides the logits of every log-probability [20]
-    beta: float  # weight of the per-token KL penalty [22]
+    beta: float  # weight of the KL penalty [22]; where an adaptive controller starts
+    kl: Literal["reward", "loss"]
+    kl_estimator: KLKind  # [23]
+    kl_controller: Literal["fixed", "adaptive"]  # [30]
+    kl_target: float
+    kl_horizon: float
+    convex_kl: bool  # maximise (1 - beta) score - beta KL [40], not score - beta KL
     gamma: float
     lam: float
     clip: float
@@ -58,8 +85,11 @@ class PPOOptions:
     value_coefficient: float
     ppo_epochs: int
     minibatch_rollouts: int
-    whiten_advantages: bool
+    whiten_rewards: bool  # their mean stays [24]
+    whiten_advantages: bool  # [25]
     missing_eos_penalty: float  # subtracted from the score of a response without EOS [21]
+    missing_eos_score: float | None  # or its whole score, in Huang et al. 2024
+    length_penalty: float  # subtracted from the score for each token
     value_lr_factor: float
     max_kl: float | None  # stop, without more updates, when KL to the reference (nats a response) passes this
     seed: int
@@ -67,12 +97,13 @@ class PPOOptions:
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout with everything the loss reads: per-token tensors are (N, T), `scores` (N,)."""
+    """A rollout with everything the loss reads: ids (N, T), its trunk features, and per-token tensors (N, T)."""
 
     ids: Tensor
     features: Tensor
     mask: Tensor
     old_logprobs: Tensor
+    ref_logprobs: Tensor
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -97,10 +128,12 @@ class _Order(Dataset):
 
 
 class PPOModule(pl.LightningModule):
-    """Trains a policy top (and a value head) against a reward given as a callable.
+    """Trains a policy top (and a value head, where there is one) against a reward given as a callable.
 
     Args:
-        policy: the top to train. value_top: a top of its own for the value head, or None to share.
+        policy: the top to train.
+        value_head: the critic's head, or None for an algorithm without a critic.
+        value_top: a top of its own for the value head, or None to share.
         reference: the frozen SFT policy; it is no part of this module's checkpoints.
         collect: iteration -> `Rollout` sampled from the policy as it stands.
         reward: `Rollout` -> scores (N,).
@@ -110,7 +143,7 @@ class PPOModule(pl.LightningModule):
     def __init__(
         self,
         policy: Top,
-        value_head: ScalarHead,
+        value_head: ScalarHead | None,
         value_top: Top | None,
         reference: Top,
         *,
@@ -127,6 +160,7 @@ class PPOModule(pl.LightningModule):
         self._collect, self._reward, self._diagnose = collect, reward, diagnose
         self._options, self._optim, self._count = options, optim, rollouts_per_iteration
         self._order = _Order(options.ppo_epochs * rollouts_per_iteration)
+        self.beta = options.beta
         self._experience: Experience | None = None
         self._metrics: dict[str, float] = {}
         self._sums: dict[str, list[Tensor]] = {}
@@ -157,49 +191,87 @@ class PPOModule(pl.LightningModule):
 
     @torch.no_grad()
     def _prepare(self, rollout: Rollout, chunks: Sequence[Tensor]) -> tuple[Experience, dict[str, float]]:
-        """Score a rollout; log-probabilities are computed in the first minibatches' own shapes,
-
-        so that the first ratio is one to the last bit and not only nearly so.
-        """
-        mask, options = rollout.response_mask, self._options
-        zeros = torch.zeros(mask.shape, device=mask.device)
-        blank = Experience(rollout.ids, rollout.features, mask, zeros, zeros, zeros, zeros)
-        logprobs, reference, values, entropy = (zeros.clone() for _ in range(4))
-        for index in chunks:
-            part = blank.rows(index)
-            width = part.ids.shape[1]
-            hidden, values[index, :width] = self._forward(part)
-            logprobs[index, :width] = self._logprobs(self.policy, hidden, part)
-            entropy[index, :width] = scatter_counted(self._entropy(hidden), part.mask)
-            hidden = response_hidden(self.reference, part.features, part.mask)
-            reference[index, :width] = self._logprobs(self.reference, hidden, part)
-        raw = self._reward(rollout).to(zeros)
-        scores = raw - options.missing_eos_penalty * (~rollout.finished).to(raw)
-        rewards = kl_shaped_rewards(scores, logprobs, reference, mask, beta=options.beta)
-        advantages, returns = gae(rewards, values, mask, gamma=options.gamma, lam=options.lam)
+        """Score a rollout: what the updates read, and the iteration's metrics."""
+        experience, entropy = self._read(rollout, chunks)
+        mask, options = experience.mask, self._options
+        logprobs, reference = experience.old_logprobs, experience.ref_logprobs
+        raw = self._reward(rollout).to(entropy)
+        scores = penalised_scores(
+            raw,
+            rollout.finished,
+            rollout.lengths(),
+            missing_eos_penalty=options.missing_eos_penalty,
+            missing_eos_score=options.missing_eos_score,
+            length_penalty=options.length_penalty,
+        )
+        weight = 1.0 - self.beta if options.convex_kl else 1.0
+        beta = self.beta if options.kl == "reward" else 0.0
+        rewards = kl_shaped_rewards(
+            weight * scores, logprobs, reference, mask, beta=beta, kind=options.kl_estimator
+        )
+        if options.whiten_rewards:
+            rewards = whiten(rewards, mask, center=False)
+        advantages, returns = self._advantages(rewards, experience.old_values, mask)
         if options.whiten_advantages:
             advantages = whiten(advantages, mask, center=True)
         kl = masked_sum(kl_estimate(logprobs, reference, "k1"), mask, 1).mean()
-        metrics = {
+        metrics: dict[str, Tensor | float] = {
             "ppo/reward": raw.mean(),
             "ppo/reward_std": raw.std(correction=0),
             "ppo/score": scores.mean(),
             "ppo/kl": kl,
-            "ppo/objective": scores.mean() - options.beta * kl,
+            "ppo/kl_coefficient": self.beta,
+            "ppo/objective": weight * scores.mean() - self.beta * kl,
             "ppo/entropy": masked_mean(entropy, mask),
             "ppo/response_length": mask.sum(dim=1).float().mean(),
             "ppo/eos_rate": rollout.finished.float().mean(),
         }
-        experience = replace(
-            blank, old_logprobs=logprobs, old_values=values, advantages=advantages, returns=returns
-        )
+        experience = replace(experience, advantages=advantages, returns=returns)
         return experience, {name: float(value) for name, value in metrics.items()}
+
+    def _read(self, rollout: Rollout, chunks: Sequence[Tensor]) -> tuple[Experience, Tensor]:
+        """Log-probabilities and values of a rollout, and the policy's entropy (N, T).
+
+        Computed in the first minibatches' own shapes, so that the first ratio is one to the last bit and
+        not only nearly so.
+        """
+        mask = rollout.response_mask
+        zeros = torch.zeros(mask.shape, device=mask.device)
+        blank = Experience(rollout.ids, rollout.features, mask, zeros, zeros, zeros, zeros, zeros)
+        logprobs, reference, values, entropy = (zeros.clone() for _ in range(4))
+        for index in chunks:
+            part = blank.rows(index)
+            width = part.ids.shape[1]
+            hidden, value = self._forward(part)
+            if value is not None:
+                values[index, :width] = value
+            logprobs[index, :width] = self._logprobs(self.policy, hidden, part)
+            entropy[index, :width] = scatter_counted(self._entropy(hidden), part.mask)
+            hidden = response_hidden(self.reference, part.features, part.mask)
+            reference[index, :width] = self._logprobs(self.reference, hidden, part)
+        read = replace(blank, old_logprobs=logprobs, ref_logprobs=reference, old_values=values)
+        return read, entropy
+
+    def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages and returns (N, T). Algorithms that compare whole responses give one to all its tokens."""
+        options = self._options
+        if options.advantage == "gae":
+            return gae(rewards, values, mask, gamma=options.gamma, lam=options.lam)
+        if options.advantage == "return":
+            return reinforce_advantages(rewards, values, mask, gamma=options.gamma)
+        compare = {"rloo": rloo_advantages, "grpo": grpo_advantages}[options.advantage]
+        totals = rewards.sum(1)
+        advantages = compare(totals, options.samples_per_prompt)[:, None].expand_as(rewards)
+        returns = totals[:, None].expand_as(rewards)
+        return zero_masked(advantages, mask), zero_masked(returns, mask)
 
     # Maths of one minibatch.
 
-    def _forward(self, part: Experience) -> tuple[Tensor, Tensor]:
+    def _forward(self, part: Experience) -> tuple[Tensor, Tensor | None]:
         """Policy's hidden states (counted tokens, D) and values (N, T), both before each token."""
         hidden = response_hidden(self.policy, part.features, part.mask)
+        if self.value_head is None:
+            return hidden, None
         before = (
             hidden if self.value_top is None else response_hidden(self.value_top, part.features, part.mask)
         )
@@ -220,23 +292,39 @@ class PPOModule(pl.LightningModule):
         options, part = self._options, self._experience.rows(batch.to(self.device))
         hidden, values = self._forward(part)
         logprobs = self._logprobs(self.policy, hidden, part)
-        policy_loss, metrics = ppo_policy_loss(
-            logprobs, part.old_logprobs, part.advantages, part.mask, clip=options.clip
-        )
-        value_loss, value_metrics = ppo_value_loss(
-            values, part.old_values, part.returns, part.mask, clip=options.value_clip
-        )
+        loss, metrics = self._policy_loss(logprobs, part)
+        metrics["policy_loss"] = loss.detach()
         if batch_index == 0:
             self._check_first_ratio(float(metrics["ratio_max_deviation"]))
-        loss = policy_loss + options.value_coefficient * value_loss
-        for name, value in {
-            **metrics,
-            **value_metrics,
-            "policy_loss": policy_loss.detach(),
-            "loss": loss.detach(),
-        }.items():
+        if values is not None:
+            value_loss, value_metrics = ppo_value_loss(
+                values, part.old_values, part.returns, part.mask, clip=options.value_clip
+            )
+            loss = loss + options.value_coefficient * value_loss
+            metrics |= value_metrics
+        if options.kl == "loss":
+            penalty = kl_loss(
+                logprobs, part.ref_logprobs, part.mask, kind=options.kl_estimator, mean=options.loss_mean
+            )
+            loss = loss + self.beta * penalty
+            metrics["kl_loss"] = penalty.detach()
+        for name, value in {**metrics, "loss": loss.detach()}.items():
             self._sums.setdefault(name, []).append(value)
         return loss
+
+    def _policy_loss(self, logprobs: Tensor, part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+        options = self._options
+        if options.loss == "clip":
+            return ppo_policy_loss(
+                logprobs,
+                part.old_logprobs,
+                part.advantages,
+                part.mask,
+                clip=options.clip,
+                mean=options.loss_mean,
+            )
+        loss = reinforce_loss(logprobs, part.advantages, part.mask, mean=options.loss_mean)
+        return loss, ratio_metrics(logprobs, part.old_logprobs, part.mask)
 
     def _check_first_ratio(self, deviation: float) -> None:
         """Before any update the new policy is the old one: anything else is a bug in log-probabilities."""
@@ -255,6 +343,14 @@ class PPOModule(pl.LightningModule):
         seconds = sum(self._metrics[f"ppo/seconds_{part}"] for part in ("rollout", "prepare", "update"))
         self._metrics["ppo/samples_per_s"] = self._count / seconds
         self.history.append(self._metrics)
+        if self._options.kl_controller == "adaptive":
+            self.beta = adapted_beta(
+                self.beta,
+                self._metrics["ppo/kl"],
+                target=self._options.kl_target,
+                horizon=self._options.kl_horizon,
+                samples=self._count,
+            )
         if self.logger:
             self.logger.log_metrics(self._metrics, step=self.current_epoch)
         self._experience = None
@@ -262,12 +358,12 @@ class PPOModule(pl.LightningModule):
     # Optimisation and checkpoints.
 
     def configure_optimizers(self) -> dict[str, Any]:
-        value = list(self.value_head.parameters())
-        if self.value_top is not None:
-            value += list(self.value_top.parameters())
-        return build_optimizer(
-            [(self.policy.parameters(), 1.0), (value, self._options.value_lr_factor)], self._optim
-        )
+        groups = [(list(self.policy.parameters()), 1.0)]
+        critic = [part for part in (self.value_head, self.value_top) if part is not None]
+        if critic:
+            parameters = [parameter for part in critic for parameter in part.parameters()]
+            groups.append((parameters, self._options.value_lr_factor))
+        return build_optimizer(groups, self._optim)
 
     def configure_gradient_clipping(
         self,
@@ -278,7 +374,7 @@ class PPOModule(pl.LightningModule):
         clip_each_group(optimizer, self._optim.gradient_clip)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ppo_history"] = self.history
+        checkpoint["ppo_history"], checkpoint["ppo_beta"] = self.history, self.beta
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = list(checkpoint["ppo_history"])
+        self.history, self.beta = list(checkpoint["ppo_history"]), checkpoint["ppo_beta"]

@@ -1,14 +1,24 @@
 """Pure torch maths of the algorithms. Masks are boolean (B, T), True = counts. Imports torch alone."""
 
+from rlaif.ops.advantages import (
+    grpo_advantages,
+    penalised_scores,
+    reinforce_advantages,
+    rloo_advantages,
+)
 from rlaif.ops.gae import gae
-from rlaif.ops.kl import KLKind, kl_estimate, kl_shaped_rewards
+from rlaif.ops.kl import KLKind, adapted_beta, kl_estimate, kl_shaped_rewards
 from rlaif.ops.logprobs import head_logprobs, token_entropy, token_logprobs
 from rlaif.ops.losses import (
+    LossMean,
     bradley_terry_loss,
     confidence_weight,
     harden,
+    kl_loss,
     ppo_policy_loss,
     ppo_value_loss,
+    ratio_metrics,
+    reinforce_loss,
     sft_loss,
 )
 from rlaif.ops.masks import (
@@ -21,26 +31,40 @@ from rlaif.ops.masks import (
     whiten,
     zero_masked,
 )
+from rlaif.ops.rewards import MemberRule, combine_members, length_reward, score_reward
 
 __all__ = [
     "KLKind",
+    "MemberRule",
+    "LossMean",
+    "adapted_beta",
     "bradley_terry_loss",
+    "combine_members",
     "confidence_weight",
     "gae",
+    "grpo_advantages",
     "harden",
+    "head_logprobs",
     "kl_estimate",
+    "kl_loss",
     "kl_shaped_rewards",
     "last_index",
+    "length_reward",
     "masked_mean",
     "masked_sum",
     "masked_var",
     "moment_sums",
     "moments_from_sums",
+    "penalised_scores",
     "ppo_policy_loss",
     "ppo_value_loss",
+    "ratio_metrics",
+    "reinforce_advantages",
+    "reinforce_loss",
+    "rloo_advantages",
+    "score_reward",
     "sft_loss",
     "token_entropy",
-    "head_logprobs",
     "token_logprobs",
     "whiten",
     "zero_masked",

@@ -17,6 +17,8 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind) -> Tensor:
 
     With d = log policy - log reference of the sampled token: k1 = d (unbiased, signed),
     k2 = d^2 / 2 (biased, non-negative), k3 = exp(-d) - 1 + d (unbiased, non-negative).
+    As a loss over on-policy samples, k2 has the gradient of KL(policy || reference) and k3 that of
+    KL(reference || policy), while that of k1 is zero in expectation: k1 belongs into the reward.
     Raises ValueError for another `kind`. Source: Schulman, "Approximating KL divergence" (checklist 23).
     """
     log_ratio = logprobs - ref_logprobs
@@ -30,14 +32,28 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind) -> Tensor:
 
 
 def kl_shaped_rewards(
-    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, beta: float
+    scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, beta: float, kind: KLKind
 ) -> Tensor:
-    """(B, T) rewards: -beta * k1 on each counted token, `scores` (B,) added at the last counted one.
+    """(B, T) rewards: -beta * the estimate on each counted token, `scores` (B,) added at the last counted one.
 
-    Summed over a row: score - beta * (log policy - log reference) of the whole response, which is the
-    regularised objective of the paper (section 2, RL) in per-token form (checklist 22).
+    With k1, summed over a row: score - beta * (log policy - log reference) of the whole response, which is
+    the regularised objective of the paper (section 2, RL) in per-token form (checklist 22).
     Raises ValueError when a row counts no token.
     """
-    rewards = zero_masked(-beta * kl_estimate(logprobs, ref_logprobs, "k1"), mask)
+    rewards = zero_masked(-beta * kl_estimate(logprobs, ref_logprobs, kind), mask)
     at = last_index(mask).unsqueeze(1)
     return rewards.scatter_add(1, at, scores.to(rewards.dtype).unsqueeze(1))
+
+
+# The controller's proportional error is bounded by this, in both directions.
+_MAX_ERROR = 0.2
+
+
+def adapted_beta(beta: float, kl: float, *, target: float, horizon: float, samples: int) -> float:
+    """The KL weight after `samples` responses whose mean KL was `kl`; `kl` and `target` in nats a response.
+
+    beta * (1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon): about `horizon` responses that are far
+    off change it by a fifth. Source: Ziegler et al. 2019, section 2.2 (checklist 30).
+    """
+    error = min(max(kl / target - 1, -_MAX_ERROR), _MAX_ERROR)
+    return beta * (1 + error * samples / horizon)

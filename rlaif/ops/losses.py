@@ -7,20 +7,39 @@ Metrics are means over the part's own counted entries.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlaif.ops.kl import KLKind, kl_estimate
 from rlaif.ops.masks import masked_mean, masked_sum, masked_var, zero_masked
 
 Metrics = dict[str, Tensor]
 Normalizer = Tensor | float | None
+# What the mean of a policy loss is over: all counted tokens alike, or each row's own mean.
+LossMean = Literal["token", "sequence"]
 
 
 def _normalise(total: Tensor, count: Tensor, normalizer: Normalizer) -> Tensor:
     # A part that counts nothing adds nothing, hence the floor.
     floor = torch.where(count > 0, count, torch.ones_like(count))
     return total / (floor if normalizer is None else normalizer)
+
+
+def _mean_loss(each: Tensor, mask: Tensor, mean: LossMean, normalizer: Normalizer) -> Tensor:
+    """`token`: the sum over counted tokens / their count. `sequence`: the sum of row means / rows that count.
+
+    So `normalizer` is a number of tokens in the one case and of rows in the other.
+    """
+    if mean == "token":
+        return _normalise(masked_sum(each, mask), mask.sum(), normalizer)
+    if mean == "sequence":
+        counts = mask.sum(1)
+        rows = masked_sum(each, mask, 1) / counts.clamp(min=1)
+        return _normalise(rows.sum(), (counts > 0).sum(), normalizer)
+    raise ValueError(f"mean must be token or sequence, got {mean!r}")
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, *, normalizer: Normalizer = None) -> tuple[Tensor, Metrics]:
@@ -100,6 +119,22 @@ def bradley_terry_loss(
     return loss, metrics
 
 
+def ratio_metrics(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Metrics:
+    """How far the policy has moved since it sampled; both tensors (B, T), r = exp(logprobs - old_logprobs).
+
+    Over counted tokens: `approx_kl` ((r - 1) - log r, nats), `ratio_mean`, `ratio_max_deviation`
+    (max |r - 1|; 0 on the first minibatch, checklist 34).
+    """
+    with torch.no_grad():
+        log_ratio = zero_masked(logprobs, mask) - zero_masked(old_logprobs, mask)
+        ratio = torch.exp(log_ratio)
+        return {
+            "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask),
+            "ratio_mean": masked_mean(ratio, mask),
+            "ratio_max_deviation": zero_masked((ratio - 1).abs(), mask).amax(),
+        }
+
+
 def ppo_policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -107,30 +142,52 @@ def ppo_policy_loss(
     mask: Tensor,
     *,
     clip: float,
+    mean: LossMean,
     normalizer: Normalizer = None,
 ) -> tuple[Tensor, Metrics]:
-    """Clipped surrogate of PPO (to minimise); all tensors are (B, T).
+    """Clipped surrogate of PPO and GRPO (to minimise); all tensors are (B, T).
 
     With r = exp(logprobs - old_logprobs): -min(r A, clamp(r, 1 - clip, 1 + clip) A).
-    Metrics over counted tokens: `clip_fraction` (|r - 1| > clip), `approx_kl` ((r - 1) - log r, nats),
-    `ratio_mean`, `ratio_max_deviation` (max |r - 1|; 0 on the first minibatch, checklist 34).
-    Source: Schulman et al. 2017, equation 7.
+    Metrics over counted tokens: `clip_fraction` (|r - 1| > clip) and those of `ratio_metrics`.
+    Source: Schulman et al. 2017, equation 7; the `sequence` mean is that of Shao et al. 2024, equation 3.
     """
     # Garbage is removed before exp, so that it cannot reach the gradient as 0 * inf.
-    log_ratio = zero_masked(logprobs, mask) - zero_masked(old_logprobs, mask)
-    ratio = torch.exp(log_ratio)
+    ratio = torch.exp(zero_masked(logprobs, mask) - zero_masked(old_logprobs, mask))
     advantages = zero_masked(advantages, mask)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    loss = _normalise(-masked_sum(surrogate, mask), mask.sum(), normalizer)
+    loss = _mean_loss(-surrogate, mask, mean, normalizer)
     with torch.no_grad():
-        deviation = (ratio - 1).abs()
-        metrics = {
-            "clip_fraction": masked_mean((deviation > clip).to(ratio.dtype), mask),
-            "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask),
-            "ratio_mean": masked_mean(ratio, mask),
-            "ratio_max_deviation": zero_masked(deviation, mask).amax(),
-        }
-    return loss, metrics
+        clipped = masked_mean(((ratio - 1).abs() > clip).to(ratio.dtype), mask)
+    return loss, {"clip_fraction": clipped, **ratio_metrics(logprobs, old_logprobs, mask)}
+
+
+def reinforce_loss(
+    logprobs: Tensor, advantages: Tensor, mask: Tensor, *, mean: LossMean, normalizer: Normalizer = None
+) -> Tensor:
+    """-A log pi of the sampled tokens, whose gradient is the policy gradient; all tensors are (B, T).
+
+    No gradient reaches the advantages. Right for samples of the present policy alone: nothing corrects for
+    an older one. Source: Williams 1992; paper.md section 4.
+    """
+    each = -zero_masked(advantages, mask).detach() * zero_masked(logprobs, mask)
+    return _mean_loss(each, mask, mean, normalizer)
+
+
+def kl_loss(
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    kind: KLKind,
+    mean: LossMean,
+    normalizer: Normalizer = None,
+) -> Tensor:
+    """Mean estimate of KL(policy || reference), in nats a token, as a penalty with gradients; all (B, T).
+
+    Its mean is the policy loss's, so that a weight beta means the same here as in the reward.
+    """
+    each = kl_estimate(zero_masked(logprobs, mask), zero_masked(ref_logprobs, mask), kind)
+    return _mean_loss(each, mask, mean, normalizer)
 
 
 def ppo_value_loss(

@@ -57,8 +57,9 @@ class TextFormat:
 class ModelCard:
     """What a card says. `stage` is the one that made the model, `members` the size of a reward ensemble.
 
-    `labels` and `labeler` are None where no labels were used; `metrics` are those of the model's artifact and
-    its ancestors: what they lack, the card leaves out.
+    `labels` and `labeler` are None where no labels were used; `reward` says, in words, what RL maximised (of a
+    policy tuned by it); `metrics` are those of the model's artifact and its ancestors: what they lack, the card
+    leaves out.
     """
 
     stage: Literal["sft", "rm", "ppo"]
@@ -69,6 +70,7 @@ class ModelCard:
     task: str
     labels: str | None
     labeler: str | None
+    reward: str | None
     members: int
     text: TextFormat
     metrics: Mapping[str, Scalar]

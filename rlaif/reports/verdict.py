@@ -15,6 +15,7 @@ ALPHA = 0.05
 _ROUGE_STEP = 0.005
 _UNPARSED = 0.05
 _BOUNDS = ("batch_size", "max_unparsed", "min_alignment")
+_WITHOUT_LABELER = ("rouge", "length", "random")  # values of reward.kind
 _NAMES = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE"}
 
 
@@ -114,7 +115,13 @@ def _held_out(summary: Mapping[str, Scalar]) -> str:
 
 
 def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str | None:
-    """A sentence when the judge is the labeler or runs on the labeler's model, else None."""
+    """A sentence when the judge is the labeler or runs on the labeler's model, else None.
+
+    None too where RL maximised a reward that no labeler has a part in.
+    """
+    reward = config.get("reward")
+    if isinstance(reward, Mapping) and reward.get("kind") in _WITHOUT_LABELER:
+        return None
     named = summary.get("label/labeler")
     labeler, judge = _identity(config.get("labeler")), _identity(config.get("judge"))
     if (named and named == summary.get("eval/judge")) or (labeler and labeler == judge):

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlaif.inference.sampler import Decoding, sample
 from rlaif.io import digest
 from rlaif.models.split import Top
-from rlaif.records import Prompt
+from rlaif.records import Prompt, Sample
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Rollout:
     """Responses of one iteration, right-padded.
 
     ids (N, T), features (N, T, D) or (N, T), response_mask (N, T) True on response tokens (EOS included),
-    last (N,) index of the last response token, finished (N,) whether it is EOS.
+    last (N,) index of the last response token, finished (N,) whether it is EOS. `seeds` decided each row's
+    noise: a hash of (seed, iteration, prompt id, sample).
     """
 
     ids: Tensor
@@ -30,6 +31,7 @@ class Rollout:
     finished: Tensor
     prompts: tuple[Prompt, ...]
     responses: tuple[str, ...]
+    seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
         rows, width = self.ids.shape
@@ -37,8 +39,8 @@ class Rollout:
             raise ValueError("ids, features and response_mask must share their first two dimensions")
         if not self.response_mask.any(dim=1).all() or self.response_mask[:, 0].any():
             raise ValueError("every row needs a prompt token and a response token")
-        if len(self.prompts) != rows or len(self.responses) != rows:
-            raise ValueError("prompts and responses must be one a row")
+        if not len(self.prompts) == len(self.responses) == len(self.seeds) == rows:
+            raise ValueError("prompts, responses and seeds must be one a row")
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -46,6 +48,11 @@ class Rollout:
     def lengths(self) -> Tensor:
         """Response tokens of each row (N,)."""
         return self.response_mask.sum(dim=1)
+
+    def samples(self) -> list[Sample]:
+        """The responses as records."""
+        rows = zip(self.prompts, self.responses, self.lengths().tolist(), self.finished.tolist(), strict=True)
+        return [Sample(p.id, p.prompt, text, tokens, done, p.reference) for p, text, tokens, done in rows]
 
 
 class RolloutCollector:
@@ -110,4 +117,5 @@ class RolloutCollector:
             torch.tensor([d.finished for d in drawn], device=ids.device),
             tuple(self._prompts[i] for i, _ in rows),
             tuple(self._decode(d.ids) for d in drawn),
+            tuple(seeds),
         )

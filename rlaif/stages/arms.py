@@ -177,4 +177,7 @@ def _check_metrics(key: str, names: Sequence[str]) -> None:
 def setting(arm: Context, key: str) -> Any:
     """The arm's value of a configuration key; of a group, the name of its option."""
     value = OmegaConf.select(arm.cfg, key)
-    return value.name if isinstance(value, DictConfig) and "name" in value else value
+    if not isinstance(value, DictConfig):
+        return value
+    names = [value[key] for key in ("name", "kind") if key in value]
+    return names[0] if names else value

@@ -35,6 +35,7 @@ from rlaif.stages.evaluate import comparison_rows, eval_config, judge_gate, judg
 from rlaif.stages.graph import Graph
 from rlaif.stages.items import item_rows
 from rlaif.stages.registry import STAGES
+from rlaif.stages.rewards import make_reward, reward_parents
 from rlaif.stages.terminal import console
 
 VERSION = 1
@@ -151,17 +152,18 @@ def _duels(ctx: Context, graphs: Mapping[str, Graph]) -> dict[tuple[str, str], A
 def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
     """Policy of arm x (as the policy) against policy of arm y (as the baseline).
 
-    An arm's judge may be its own labeler, which would favour it: the judge is the experiment's.
+    An arm's judge may be its own labeler, which would favour it: the judge is the experiment's. The reward
+    columns are by the reward that arm x maximised.
     """
     if x.ctx.model_identity != y.ctx.model_identity or x.ctx.encoding != y.ctx.encoding:
         raise UserError("compare: two policies meet only with one model and one prompt format in both arms")
     meeting = _meeting(ctx, x)
     cfg = meeting.cfg
-    first, second, rm = x.built["ppo"], y.built["ppo"], x.built["rm"]
+    first, second = x.built["ppo"], y.built["ppo"]
     spec = ArtifactSpec(
         "headtohead",
         eval_config(meeting),
-        (first, second, rm),
+        (first, second, *(x.built[kind] for kind in reward_parents(meeting))),
         cfg.seeds.eval,
         VERSION,
         meeting.task.fingerprint,
@@ -169,7 +171,7 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
 
     def build(folder: Path) -> dict[str, Any]:
         policies = [load_top(meeting.model(), artifact.path) for artifact in (first, second)]
-        return judge_policies(meeting, folder, policies[0], policies[1], rm)
+        return judge_policies(meeting, folder, policies[0], policies[1], make_reward(meeting, x.built))
 
     return ctx.store.get_or_build(spec, build)
 

@@ -14,7 +14,7 @@ from rlaif.evaluation import compare, text_report, win_rate_items, win_rate_repo
 from rlaif.inference.sampler import Decoding
 from rlaif.io import read_records, write_records
 from rlaif.models.split import Top
-from rlaif.models.weights import load_reward, load_top
+from rlaif.models.weights import load_top
 from rlaif.modules.optim import response_logprobs
 from rlaif.records import Comparison, Pair, Sample
 from rlaif.stages.context import Context, plain
@@ -27,7 +27,8 @@ from rlaif.stages.label import (
     may_be_chance,
     warn,
 )
-from rlaif.stages.pair_rows import EncodedPair, encode_pairs, score_pairs
+from rlaif.stages.pair_rows import EncodedPair, encode_pairs
+from rlaif.stages.rewards import Reward, make_reward, reward_parents
 from rlaif.stages.sample import draw, to_sample
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
@@ -85,9 +86,7 @@ def _kl(
     return total / len(rows)
 
 
-def judge_policies(
-    ctx: Context, folder: Path, policy: Top, baseline: Top, rm: Artifact | None
-) -> dict[str, Any]:
+def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, reward: Reward) -> dict[str, Any]:
     """Head-to-head of two policies with every measure of the result table; writes the comparisons."""
     new, old = _responses(ctx, policy, "policy"), _responses(ctx, baseline, "baseline")
     comparisons, cost = _judge(ctx, new, old)
@@ -105,17 +104,15 @@ def judge_policies(
     ]
     encoded = encode_pairs(ctx, pairs, "evaluation")
     metrics["eval/kl"] = _kl(ctx, policy, baseline, pairs, encoded)
-    if rm is not None:
-        metrics |= _rewards(ctx, rm, encoded)
+    metrics |= _rewards(reward.of_pairs((new, old), encoded))
     return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
 
 
-def _rewards(ctx: Context, rm: Artifact, pairs: Sequence[EncodedPair]) -> dict[str, float]:
-    """What the reward model, which RL maximised, thinks of both policies: the mean over its members."""
-    members = load_reward(ctx.model(), rm.path)
-    scores = torch.tensor(score_pairs(ctx, [(member.top, member.head) for member in members], pairs))
-    shift = sum(member.shift for member in members) / len(members)
-    policy, baseline = (scores.mean(dim=0) + shift).unbind(dim=1)
+def _rewards(rewards: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """What the reward, which RL maximised, thinks of both policies; nothing where it has no opinion."""
+    if not rewards:
+        return {}
+    policy, baseline = torch.tensor(rewards).unbind(dim=1)
     wins = (policy > baseline).float() + (policy == baseline).float() / 2
     return {
         "eval/reward_policy": float(policy.mean()),
@@ -145,7 +142,7 @@ def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[s
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     policy = load_top(ctx.model(), parents["ppo"].path)
-    return judge_policies(ctx, folder, policy, policy_top(ctx, parents), parents["rm"])
+    return judge_policies(ctx, folder, policy, policy_top(ctx, parents), make_reward(ctx, parents))
 
 
 def eval_config(ctx: Context) -> dict[str, Any]:
@@ -196,6 +193,8 @@ def item_rows(artifact: Artifact) -> list[dict[str, Any]]:
     return win_rate_items(read_records(artifact.file(COMPARISONS_FILE), Comparison))
 
 
-STAGE = Stage(
-    "eval", 1, "eval", lambda ctx: ("ppo", "rm", *sft_parent(ctx)), eval_config, _build, _work, _check, _gate
-)
+def _parents(ctx: Context) -> tuple[str, ...]:
+    return ("ppo", *reward_parents(ctx), *sft_parent(ctx))
+
+
+STAGE = Stage("eval", 1, "eval", _parents, eval_config, _build, _work, _check, _gate)

@@ -11,6 +11,7 @@ from rlaif.io import write_text
 from rlaif.models.weights import export_policy, export_reward, load_reward, load_top
 from rlaif.reports import ModelCard, TextFormat, model_card
 from rlaif.stages.context import Context
+from rlaif.stages.rewards import KINDS
 
 
 def export_model(ctx: Context, artifact: Artifact, target: Path, metrics: Mapping[str, Any]) -> Path:
@@ -29,7 +30,9 @@ def export_model(ctx: Context, artifact: Artifact, target: Path, metrics: Mappin
 def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, Any]) -> ModelCard:
     identity, encoding = ctx.model_identity, dict(ctx.encoding)
     encoding.pop("too_long")
-    labels = ctx.cfg.rm.labels if artifact.kind != "sft" else None
+    reward = KINDS[ctx.cfg.reward.kind] if artifact.kind == "ppo" else None
+    labels = ctx.cfg.rm.labels if artifact.kind == "rm" or (reward and "rm" in reward.parents) else None
+    labelled = labels not in (None, "gold") or (reward is not None and reward.by_labeler)
     return ModelCard(
         stage=artifact.kind,  # type: ignore[arg-type]
         artifact=artifact.name,
@@ -38,7 +41,8 @@ def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, 
         trainable=identity["trainable"],
         task=ctx.cfg.task.name,
         labels=labels,
-        labeler=ctx.cfg.labeler.name if labels not in (None, "gold") else None,
+        labeler=ctx.cfg.labeler.name if labelled else None,
+        reward=reward.words if reward else None,
         members=members,
         text=TextFormat(eos_id=ctx.model().eos_id, **encoding),
         metrics=metrics,

@@ -1,14 +1,10 @@
-"""stage=ppo: RL fine-tuning of the SFT policy against the reward model."""
+"""stage=ppo: RL fine-tuning of the SFT policy against the configured reward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from rlaif.data.datamodule import PromptCursor
 from rlaif.errors import UserError
@@ -16,12 +12,13 @@ from rlaif.evaluation import copy_rate, distinct_ngram_share
 from rlaif.inference.sampler import Decoding
 from rlaif.io import write_jsonl
 from rlaif.models.split import ScalarHead
-from rlaif.models.weights import TOP_FILE, load_reward, save_modules
-from rlaif.modules import PPOModule, PPOOptions
-from rlaif.modules.reward import sequence_scores
+from rlaif.models.weights import TOP_FILE, save_modules
+from rlaif.modules import PPOModule
 from rlaif.rollout import Rollout, RolloutCollector
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
+from rlaif.stages.rewards import check_reward, make_reward, reward_config, reward_parents, reward_work
+from rlaif.stages.rl import check_rl, rl_options
 from rlaif.stages.sample import rl_prompts
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
@@ -34,22 +31,7 @@ LAST = 3  # iterations averaged for the end's figures
 def iterations(ctx: Context, prompts: int) -> int:
     """Iterations of the configured passes over the prompts (at least one)."""
     node = ctx.cfg.rl
-    return max(1, node.num_epochs * prompts // node.prompts_per_iteration)
-
-
-def model_reward(ctx: Context, parents: Parents) -> Callable[[Rollout], Tensor]:
-    """The members' mean normalised reward of each response, read from the rollout's own trunk features."""
-    members = [member.frozen_copy() for member in load_reward(ctx.model(), parents["rm"].path)]
-
-    def reward(rollout: Rollout) -> Tensor:
-        parts = []
-        for start in range(0, len(rollout), 64):
-            features, last = rollout.features[start : start + 64], rollout.last[start : start + 64]
-            rewards = [sequence_scores(m.top, m.head, features, last) + m.shift for m in members]
-            parts.append(torch.stack(rewards).mean(0))
-        return torch.cat(parts)
-
-    return reward
+    return max(1, int(node.num_epochs * prompts) // node.prompts_per_iteration)
 
 
 def _diagnose(rollout: Rollout) -> dict[str, float]:
@@ -60,40 +42,9 @@ def _diagnose(rollout: Rollout) -> dict[str, float]:
     }
 
 
-def _options(ctx: Context) -> PPOOptions:
-    node = ctx.cfg.rl
-    return PPOOptions(
-        temperature=node.temperature,
-        beta=node.beta,
-        gamma=node.gamma,
-        lam=node.lam,
-        clip=node.clip,
-        value_clip=node.value_clip,
-        value_coefficient=node.value_coefficient,
-        ppo_epochs=node.ppo_epochs,
-        minibatch_rollouts=node.minibatch_rollouts,
-        whiten_advantages=node.whiten_advantages,
-        missing_eos_penalty=node.missing_eos_penalty,
-        value_lr_factor=node.value_lr_factor,
-        max_kl=node.max_kl,
-        seed=ctx.cfg.seeds.rl,
-    )
-
-
 def _check(ctx: Context) -> None:
-    node = ctx.cfg.rl
-    if node.algorithm != "ppo":
-        raise UserError(f"rl.algorithm={node.algorithm} is not known: write ppo")
-    if node.value not in ("shared", "separate"):
-        raise UserError(f"rl.value={node.value} is not known: write shared or separate")
-    if ctx.cfg.reward.kind != "rm":
-        raise UserError(f"reward.kind={ctx.cfg.reward.kind} is not known: write reward=rm")
-    if node.max_kl is not None and node.max_kl <= 0:
-        raise UserError(
-            f"rl.max_kl={node.max_kl} would stop before the first update: write a number above 0, or null"
-        )
-    if (node.prompts_per_iteration * node.samples_per_prompt) % node.minibatch_rollouts:
-        raise UserError("rl.minibatch_rollouts must divide rl.prompts_per_iteration * rl.samples_per_prompt")
+    check_rl(ctx.cfg.rl)
+    check_reward(ctx)
 
 
 def _module(ctx: Context, parents: Parents) -> tuple[PPOModule, int]:
@@ -114,20 +65,20 @@ def _module(ctx: Context, parents: Parents) -> tuple[PPOModule, int]:
         seed=ctx.cfg.seeds.rl,
     )
     cursor = PromptCursor(len(prompts), node.prompts_per_iteration, ctx.cfg.seeds.rl)
-    policy = policy_top(ctx, parents)
+    policy, reward = policy_top(ctx, parents), make_reward(ctx, parents)
     module = PPOModule(
         policy,
-        ScalarHead(model.trunk.config.hidden_size),
+        None if node.value == "none" else ScalarHead(model.trunk.config.hidden_size),
         policy_top(ctx, parents) if node.value == "separate" else None,
         policy_top(ctx, parents).frozen_copy(),
         # A copy in the compute dtype decodes without casting the masters at every token.
         collect=lambda iteration: collector.collect(
             policy.frozen_copy(), cursor.indices(iteration), iteration
         ),
-        reward=model_reward(ctx, parents),
-        diagnose=_diagnose,
+        reward=reward,
+        diagnose=lambda rollout: _diagnose(rollout) | reward.measures,
         rollouts_per_iteration=rollouts,
-        options=_options(ctx),
+        options=rl_options(ctx),
         optim=optim_options(node, count * node.ppo_epochs * rollouts // node.minibatch_rollouts),
     )
     return module, count
@@ -160,6 +111,8 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     metrics["ppo/ratio_first"] = max(row["ppo/ratio_first"] for row in updated)
     metrics["ppo/reward_start"] = history[0]["ppo/reward"]
     metrics["ppo/iterations"] = len(history)
+    if "ppo/usd" in metrics:
+        metrics["ppo/usd"] = sum(row["ppo/usd"] for row in history)
     return metrics
 
 
@@ -168,7 +121,7 @@ def _config(ctx: Context) -> dict[str, Any]:
     node.pop("max_rows")
     return {
         "rl": node,
-        "reward": plain(ctx.cfg.reward),
+        "reward": reward_config(ctx),
         "model": ctx.model_identity,
         "encoding": ctx.encoding,
     }
@@ -183,11 +136,17 @@ def _work(ctx: Context) -> Work:
     )
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
     passes = node.ppo_epochs + 1  # scoring by policy, reference and reward model costs about one update
+    scoring = reward_work(ctx, rollouts)
     return Work(
-        forward=rollouts * prompt,
+        forward=rollouts * prompt + (scoring.forward if scoring.seconds is None else 0.0),
         decoded=rollouts * response,
         trained=rollouts * (prompt + response) * passes,
+        usd=scoring.usd,
     )
 
 
-STAGE = Stage("ppo", 2, "rl", lambda ctx: ("rm", *sft_parent(ctx)), _config, _build, _work, _check)
+def _parents(ctx: Context) -> tuple[str, ...]:
+    return (*reward_parents(ctx), *sft_parent(ctx))
+
+
+STAGE = Stage("ppo", 3, "rl", _parents, _config, _build, _work, _check)

@@ -2,121 +2,25 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
-
-from rlaif.data.datamodule import PromptCursor
-from rlaif.inference.sampler import Decoding
-from rlaif.models.split import ScalarHead
-from rlaif.modules import PPOModule, PPOOptions
-from rlaif.modules.optim import OptimOptions
-from rlaif.records import Prompt
-from rlaif.rollout import Rollout, RolloutCollector
-from rlaif.stages.training import CHECKPOINT, fit, make_trainer
-
-OPTIONS = PPOOptions(
-    temperature=1.0,
-    beta=0.02,
-    gamma=1.0,
-    lam=0.95,
-    clip=0.2,
-    value_clip=0.2,
-    value_coefficient=0.1,
-    ppo_epochs=4,
-    minibatch_rollouts=32,
-    whiten_advantages=True,
-    missing_eos_penalty=0.0,
-    value_lr_factor=1.0,
-    max_kl=None,
-    seed=0,
+from ppo_cases import (
+    ALGORITHMS,
+    OPTIONS,
+    PROMPTS,
+    end,
+    equal,
+    letter_share,
+    make_module,
+    random_rollout,
+    train,
+    untimed,
 )
-PROMPTS = [Prompt(f"p{i}", "ask" * (1 + i % 4) + str(i)) for i in range(16)]
-NEW_TOKENS = 8
 
-
-def _policy(model):
-    top = model.trunk.new_top()
-    with torch.no_grad():
-        top.norm.weight.mul_(10)  # the frozen tied head of the tiny model gives flat logits otherwise
-    return top
-
-
-def _letters(model):
-    """(V,) True for the bytes a-z and A-Z."""
-    tokens = [model.tokenizer.encode(chr(c))[0] for c in (*range(65, 91), *range(97, 123))]
-    return torch.zeros(len(model.tokenizer), dtype=torch.bool).index_fill(0, torch.tensor(tokens), True)
-
-
-def _letter_share(model):
-    letters = _letters(model)
-    return lambda rollout: (letters[rollout.ids] & rollout.response_mask).sum(1) / rollout.lengths()
-
-
-def _module(model, *, iterations, reward=None, separate=False, rollouts=64, options=OPTIONS, lr=1e-3):
-    policy = _policy(model)
-    collector = RolloutCollector(
-        PROMPTS,
-        [model.tokenizer.encode(p.prompt) for p in PROMPTS],
-        model.tokenizer.decode,
-        Decoding(NEW_TOKENS, options.temperature),
-        eos_id=model.eos_id,
-        samples_per_prompt=rollouts // 8,
-        max_rows=64,
-        seed=options.seed,
-    )
-    cursor = PromptCursor(len(PROMPTS), 8, options.seed)
-    steps = iterations * options.ppo_epochs * rollouts // options.minibatch_rollouts
-    return PPOModule(
-        policy,
-        ScalarHead(32),
-        _policy(model) if separate else None,
-        policy.frozen_copy(),
-        collect=lambda i: collector.collect(policy.frozen_copy(), cursor.indices(i), i),
-        reward=reward or _letter_share(model),
-        diagnose=lambda rollout: {"ppo/seen": float(len(rollout))},
-        rollouts_per_iteration=rollouts,
-        options=options,
-        optim=OptimOptions(lr, 0.0, 1e-5, "linear", 0.0, steps, gradient_clip=1.0),
-    )
-
-
-def _trainer(folder, max_epochs):
-    ctx = SimpleNamespace(
-        progress=SimpleNamespace(bars=False), model_spec=SimpleNamespace(device="cpu"), run=None
-    )
-    return make_trainer(ctx, folder, max_epochs=max_epochs, log_every=1, limit_val=False)
-
-
-def _train(module, folder, iterations):
-    trainer = _trainer(folder, iterations)
-    fit(trainer, module, folder)
-    return trainer
-
-
-def _end(module, name, last=3):
-    return sum(row[name] for row in module.history[-last:]) / last
-
+from rlaif.stages.training import CHECKPOINT
 
 # The maths.
-
-
-def _rollout(model, seed=0, sizes=((3, 5), (1, 1), (6, 4), (2, 8), (4, 2), (9, 3))):
-    """Random rollouts; every second one ends with EOS."""
-    generator = torch.Generator().manual_seed(seed)
-    width = max(p + r for p, r in sizes)
-    ids = torch.zeros(len(sizes), width, dtype=torch.long)
-    mask = torch.zeros(len(sizes), width, dtype=torch.bool)
-    finished = torch.arange(len(sizes)) % 2 == 0
-    for row, (prompt, response) in enumerate(sizes):
-        ids[row, : prompt + response] = torch.randint(3, 250, (prompt + response,), generator=generator)
-        mask[row, prompt : prompt + response] = True
-        if finished[row]:
-            ids[row, prompt + response - 1] = model.eos_id
-    last = torch.tensor([p + r - 1 for p, r in sizes])
-    prompts, responses = tuple(PROMPTS[: len(sizes)]), ("",) * len(sizes)
-    return Rollout(ids, model.trunk(ids), mask, last, finished, prompts, responses)
 
 
 def _nudge(module, seed=1):
@@ -153,9 +57,9 @@ def _row_oracle(module, rollout, row, score):
 
 
 @pytest.mark.parametrize("trainable", ["full", "top:1"])
-@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize("whitening", [False, True])
-def test_experience_equals_a_loop_over_unpadded_rows(tiny_model, trainable, separate, whitening):
+def test_experience_equals_a_loop_over_unpadded_rows(tiny_model, trainable, critic, whitening):
     model = tiny_model(trainable)
     scores = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, -1.0])
     options = replace(
@@ -166,9 +70,9 @@ def test_experience_equals_a_loop_over_unpadded_rows(tiny_model, trainable, sepa
         missing_eos_penalty=1.5,
         whiten_advantages=whitening,
     )
-    module = _module(model, iterations=1, reward=lambda _: scores, separate=separate, options=options)
+    module = make_module(model, iterations=1, reward=lambda _: scores, critic=critic, options=options)
     _nudge(module)
-    rollout = _rollout(model)
+    rollout = random_rollout(model)
     chunks = torch.tensor([4, 1, 3, 0, 5, 2]).split(2)
     experience, metrics = module._prepare(rollout, chunks)
     with torch.no_grad():
@@ -212,12 +116,12 @@ def test_the_oracle_sees_wrong_variants(tiny_model):
         whiten_advantages=False,
     )
     scores = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, -1.0])
-    module = _module(model, iterations=1, reward=lambda _: scores, options=right)
+    module = make_module(model, iterations=1, reward=lambda _: scores, options=right)
     _nudge(module)
-    rollout = _rollout(model)
+    rollout = random_rollout(model)
 
     def advantages(options):
-        module._options = options
+        module._options, module.beta = options, options.beta
         return module._prepare(rollout, [torch.arange(6)])[0].advantages
 
     expected = advantages(right)
@@ -233,8 +137,8 @@ def test_the_oracle_sees_wrong_variants(tiny_model):
 
 def test_minibatches_are_cut_to_their_own_length(tiny_model):
     model = tiny_model("top:1")
-    module = _module(model, iterations=1, reward=lambda r: torch.ones(len(r)))
-    experience, _ = module._prepare(_rollout(model), [torch.arange(6)])
+    module = make_module(model, iterations=1, reward=lambda r: torch.ones(len(r)))
+    experience, _ = module._prepare(random_rollout(model), [torch.arange(6)])
     part = experience.rows(torch.tensor([1, 4]))  # 2 and 6 tokens long
     assert part.ids.shape == part.mask.shape == part.advantages.shape == (2, 6)
     assert torch.equal(part.ids, experience.ids[[1, 4], :6])
@@ -243,12 +147,12 @@ def test_minibatches_are_cut_to_their_own_length(tiny_model):
 # The invariant of the first minibatch.
 
 
-@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 2e-2)])
-def test_the_first_ratio_is_one(tiny_model, tmp_path, dtype, bound, separate):
+def test_the_first_ratio_is_one(tiny_model, tmp_path, dtype, bound, critic):
     model = tiny_model("top:1", dtype)
-    module = _module(model, iterations=3, separate=separate, rollouts=32)
-    _train(module, tmp_path, 3)
+    module = make_module(model, iterations=3, critic=critic, rollouts=32)
+    train(module, tmp_path, 3)
     assert len(module.history) == 3
     for row in module.history:
         assert abs(row["ppo/ratio_first"] - 1) <= bound
@@ -265,15 +169,15 @@ def test_another_temperature_in_the_update_is_refused(tiny_model, tmp_path):
         module._options = replace(OPTIONS, temperature=1.3)
         return torch.zeros(len(rollout))
 
-    module = _module(model, iterations=1, reward=reward)
+    module = make_module(model, iterations=1, reward=reward)
     with pytest.raises(RuntimeError, match="first-minibatch ratio"):
-        _train(module, tmp_path, 1)
+        train(module, tmp_path, 1)
 
 
 @pytest.mark.parametrize(("dtype", "change"), [("float32", 1e-4), ("bfloat16", 0.05)])
 def test_wrong_old_logprobs_are_refused(tiny_model, tmp_path, monkeypatch, dtype, change):
     model = tiny_model("top:1", dtype)
-    module = _module(model, iterations=1)
+    module = make_module(model, iterations=1)
     prepare = module._prepare
 
     def perturbed(*arguments):
@@ -282,27 +186,28 @@ def test_wrong_old_logprobs_are_refused(tiny_model, tmp_path, monkeypatch, dtype
 
     monkeypatch.setattr(module, "_prepare", perturbed)
     with pytest.raises(RuntimeError, match="first-minibatch ratio"):
-        _train(module, tmp_path, 1)
+        train(module, tmp_path, 1)
 
 
 # Learning.
 
 
 @pytest.mark.parametrize(
-    ("seed", "separate", "dtype"), [(0, False, "float32"), (1, True, "float32"), (2, False, "bfloat16")]
+    ("seed", "critic", "dtype"),
+    [(0, "shared", "float32"), (1, "separate", "float32"), (2, "shared", "bfloat16")],
 )
-def test_ppo_raises_a_programmatic_reward_within_a_kl_bound(tiny_model, tmp_path, seed, separate, dtype):
+def test_ppo_raises_a_programmatic_reward_within_a_kl_bound(tiny_model, tmp_path, seed, critic, dtype):
     """About 52 / 259 of random tokens are letters; the policy learns to write letters."""
     model = tiny_model("top:1", dtype)
-    module = _module(model, iterations=12, separate=separate, options=replace(OPTIONS, seed=seed))
+    module = make_module(model, iterations=12, critic=critic, options=replace(OPTIONS, seed=seed))
     frozen = {
         k: v.clone() for k, v in (*model.trunk.state_dict().items(), *module.reference.state_dict().items())
     }
-    _train(module, tmp_path, 12)
+    train(module, tmp_path, 12)
     assert module.history[0]["ppo/reward"] == pytest.approx(52 / 259, abs=0.08)
-    assert _end(module, "ppo/reward") > 0.35
+    assert end(module, "ppo/reward") > 0.35
     assert module.history[0]["ppo/kl"] == pytest.approx(0.0, abs=1e-3 if dtype == "float32" else 0.2)
-    assert 0.5 < _end(module, "ppo/kl") < 9.0, "nats a response of eight tokens"
+    assert 0.5 < end(module, "ppo/kl") < 9.0, "nats a response of eight tokens"
     now = {**model.trunk.state_dict(), **module.reference.state_dict()}
     assert all(torch.equal(value, now[name]) for name, value in frozen.items()), (
         "trunk and reference never move"
@@ -312,21 +217,21 @@ def test_ppo_raises_a_programmatic_reward_within_a_kl_bound(tiny_model, tmp_path
 
 def test_the_opposite_reward_teaches_the_opposite(tiny_model, tmp_path):
     model = tiny_model("top:1")
-    share = _letter_share(model)
-    module = _module(model, iterations=8, reward=lambda rollout: -share(rollout))
-    _train(module, tmp_path, 8)
-    assert -_end(module, "ppo/reward") < 0.13
+    share = letter_share(model)
+    module = make_module(model, iterations=8, reward=lambda rollout: -share(rollout))
+    train(module, tmp_path, 8)
+    assert -end(module, "ppo/reward") < 0.13
 
 
 def test_a_penalty_for_missing_eos_teaches_to_stop(tiny_model, tmp_path):
     model = tiny_model("full")
     options = replace(OPTIONS, missing_eos_penalty=1.0, beta=0.0)
-    module = _module(model, iterations=8, reward=lambda r: torch.zeros(len(r)), options=options)
+    module = make_module(model, iterations=8, reward=lambda r: torch.zeros(len(r)), options=options)
     with torch.no_grad():  # raise EOS's logit by about 3, so that some responses end by chance
         ids = torch.tensor([model.tokenizer.encode(PROMPTS[3].prompt)])
         typical = module.policy(ids)[0].mean(dim=0)
         module.policy.embedding[model.eos_id] += 3 * typical / typical.dot(typical)
-    _train(module, tmp_path, 8)
+    train(module, tmp_path, 8)
     first, last = module.history[0], module.history[-1]
     assert 0.1 < first["ppo/eos_rate"] < 0.6
     assert last["ppo/eos_rate"] > 0.9
@@ -338,11 +243,13 @@ def test_a_penalty_for_missing_eos_teaches_to_stop(tiny_model, tmp_path):
 def test_the_value_head_learns_at_its_own_rate(tiny_model, tmp_path):
     """With a factor of zero the critic stands still while the policy moves."""
     model = tiny_model("top:1")
-    module = _module(model, iterations=1, separate=True, options=replace(OPTIONS, value_lr_factor=0.0))
+    module = make_module(
+        model, iterations=1, critic="separate", options=replace(OPTIONS, value_lr_factor=0.0)
+    )
     policy, value = (
         {k: v.clone() for k, v in m.state_dict().items()} for m in (module.policy, module.value_top)
     )
-    _train(module, tmp_path, 1)
+    train(module, tmp_path, 1)
     assert all(torch.equal(v, value[k]) for k, v in module.value_top.state_dict().items())
     assert not module.value_head.weight.any()
     assert not all(torch.equal(v, policy[k]) for k, v in module.policy.state_dict().items())
@@ -350,105 +257,118 @@ def test_the_value_head_learns_at_its_own_rate(tiny_model, tmp_path):
 
 def test_max_kl_stops_the_run(tiny_model, tmp_path):
     model = tiny_model("top:1")
-    free = _module(model, iterations=8)
-    _train(free, tmp_path / "free", 5)
+    free = make_module(model, iterations=8)
+    train(free, tmp_path / "free", 5)
     kls = [row["ppo/kl"] for row in free.history]
     limit = 0.5
     stop = next(i for i, kl in enumerate(kls) if kl > limit)
     assert 0 < stop < 4
     states = {}
     for folder, epochs in (("before", stop), ("stopped", 8)):
-        module = _module(model, iterations=8, options=replace(OPTIONS, max_kl=limit))
-        _train(module, tmp_path / folder, epochs)
+        module = make_module(model, iterations=8, options=replace(OPTIONS, max_kl=limit))
+        train(module, tmp_path / folder, epochs)
         states[folder] = dict(module.state_dict())
     assert [row["ppo/kl"] for row in module.history] == kls[: stop + 1]
-    assert _equal(states["stopped"], states["before"]), "the iteration that is too far away updates nothing"
+    assert equal(states["stopped"], states["before"]), "the iteration that is too far away updates nothing"
     assert "ppo/ratio_first" not in module.history[-1]
     assert all("ppo/ratio_first" in row for row in module.history[:-1])
-    again = _module(model, iterations=8, options=replace(OPTIONS, max_kl=limit))
-    _train(again, tmp_path / "stopped", 8)
-    assert _untimed(again.history) == _untimed(module.history), "the same command stops at the same place"
-    assert _equal(dict(again.state_dict()), states["stopped"])
+    again = make_module(model, iterations=8, options=replace(OPTIONS, max_kl=limit))
+    train(again, tmp_path / "stopped", 8)
+    assert untimed(again.history) == untimed(module.history), "the same command stops at the same place"
+    assert equal(dict(again.state_dict()), states["stopped"])
 
 
 # Resuming.
 
-TIMES = ("ppo/seconds_rollout", "ppo/seconds_prepare", "ppo/seconds_update", "ppo/samples_per_s")
-
-
-def _untimed(history):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in history]
-
-
-def _equal(a, b):
-    """Nested containers are equal to the last bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
 SHORT = replace(OPTIONS, ppo_epochs=2, minibatch_rollouts=16)
 
 
-def _short(tiny_model, *, iterations=3, separate=False, options=SHORT):
-    return _module(
-        tiny_model("top:1"), iterations=iterations, separate=separate, rollouts=32, options=options
+ADAPTIVE = replace(SHORT, kl_controller="adaptive", kl_target=0.05, kl_horizon=100.0)
+RESUMED = {
+    "shared": (SHORT, "shared"),
+    "separate": (SHORT, "separate"),
+    "adaptive": (ADAPTIVE, "shared"),
+    **{
+        name: (replace(options, minibatch_rollouts=16), critic)
+        for name, (options, critic) in ALGORITHMS.items()
+        if name != "ppo"
+    },
+}
+
+
+def _short(tiny_model, *, iterations=3, critic="shared", options=SHORT):
+    return make_module(
+        tiny_model("top:1"), iterations=iterations, critic=critic, rollouts=32, options=options
     )
 
 
-@pytest.mark.parametrize("separate", [False, True])
-@pytest.mark.parametrize("after", [1, 2])
-def test_a_resumed_run_is_bit_identical(tiny_model, tmp_path, separate, after):
+@pytest.mark.parametrize(
+    ("name", "after"), [(name, 1) for name in RESUMED] + [(n, 2) for n in ("shared", "separate", "adaptive")]
+)
+def test_a_resumed_run_is_bit_identical(tiny_model, tmp_path, name, after):
+    options, critic = RESUMED[name]
+
     def run(folder, parts):
         for epochs in parts:
-            module = _short(tiny_model, separate=separate)
-            trainer = _train(module, tmp_path / folder, epochs)
+            module = _short(tiny_model, critic=critic, options=options)
+            trainer = train(module, tmp_path / folder, epochs)
         return module, trainer
 
     whole, whole_trainer = run("whole", [3])
     resumed, resumed_trainer = run("resumed", [after, 3])
     assert len(whole.history) == 3
-    assert _untimed(resumed.history) == _untimed(whole.history)
-    assert _equal(dict(resumed.state_dict()), dict(whole.state_dict()))
+    assert untimed(resumed.history) == untimed(whole.history)
+    assert equal(dict(resumed.state_dict()), dict(whole.state_dict()))
+    assert resumed.beta == whole.beta and (whole.beta != options.beta) == (name == "adaptive")
     states = [t.optimizers[0].state_dict() for t in (whole_trainer, resumed_trainer)]
     assert states[0]["state"], "AdamW's moments are compared"
-    assert _equal(*states)
-    assert resumed_trainer.global_step == whole_trainer.global_step == 3 * 2 * 2
+    assert equal(*states)
+    assert resumed_trainer.global_step == whole_trainer.global_step == 3 * options.ppo_epochs * 2
+
+
+def test_a_forgotten_weight_of_the_kl_would_be_seen(tiny_model, tmp_path):
+    whole = _short(tiny_model, options=ADAPTIVE)
+    train(whole, tmp_path / "whole", 3)
+    train(_short(tiny_model, options=ADAPTIVE), tmp_path / "resumed", 2)
+    file = tmp_path / "resumed" / "checkpoints" / CHECKPOINT
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["ppo_beta"] = ADAPTIVE.beta
+    torch.save(checkpoint, file)
+    resumed = _short(tiny_model, options=ADAPTIVE)
+    train(resumed, tmp_path / "resumed", 3)
+    assert untimed(resumed.history) != untimed(whole.history)
+    assert not equal(dict(resumed.state_dict()), dict(whole.state_dict()))
 
 
 def test_the_comparison_of_resumed_runs_can_fail(tiny_model, tmp_path):
     """A schedule over the first part's length, and other noise, are both seen."""
     whole = _short(tiny_model)
-    _train(whole, tmp_path / "whole", 3)
-    _train(_short(tiny_model, iterations=2), tmp_path / "resumed", 2)
+    train(whole, tmp_path / "whole", 3)
+    train(_short(tiny_model, iterations=2), tmp_path / "resumed", 2)
     resumed = _short(tiny_model)
-    _train(resumed, tmp_path / "resumed", 3)
-    assert not _equal(dict(resumed.state_dict()), dict(whole.state_dict()))
+    train(resumed, tmp_path / "resumed", 3)
+    assert not equal(dict(resumed.state_dict()), dict(whole.state_dict()))
     other = _short(tiny_model, options=replace(SHORT, seed=1))
-    _train(other, tmp_path / "other", 3)
-    assert _untimed(other.history) != _untimed(whole.history)
+    train(other, tmp_path / "other", 3)
+    assert untimed(other.history) != untimed(whole.history)
 
 
 def test_a_finished_run_resumes_to_itself(tiny_model, tmp_path):
     """Killed after the last checkpoint: nothing is trained again, and the history is whole."""
     first, again = _short(tiny_model), _short(tiny_model)
-    _train(first, tmp_path, 3)
-    _train(again, tmp_path, 3)
+    train(first, tmp_path, 3)
+    train(again, tmp_path, 3)
     assert again.history == first.history
-    assert _equal(dict(again.state_dict()), dict(first.state_dict()))
+    assert equal(dict(again.state_dict()), dict(first.state_dict()))
 
 
 def test_a_damaged_checkpoint_costs_one_iteration_and_no_bit(tiny_model, tmp_path):
     whole = _short(tiny_model)
-    _train(whole, tmp_path / "whole", 3)
-    _train(_short(tiny_model), tmp_path / "resumed", 2)
+    train(whole, tmp_path / "whole", 3)
+    train(_short(tiny_model), tmp_path / "resumed", 2)
     newest = tmp_path / "resumed" / "checkpoints" / CHECKPOINT
     newest.write_bytes(newest.read_bytes()[:-1000])
     resumed = _short(tiny_model)
-    _train(resumed, tmp_path / "resumed", 3)
-    assert _untimed(resumed.history) == _untimed(whole.history)
-    assert _equal(dict(resumed.state_dict()), dict(whole.state_dict()))
+    train(resumed, tmp_path / "resumed", 3)
+    assert untimed(resumed.history) == untimed(whole.history)
+    assert equal(dict(resumed.state_dict()), dict(whole.state_dict()))

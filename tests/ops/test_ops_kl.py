@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlaif.ops import kl_estimate, kl_shaped_rewards, last_index
+from rlaif.ops import adapted_beta, kl_estimate, kl_loss, kl_shaped_rewards, last_index
 
 
 def test_estimators_by_hand() -> None:
@@ -30,6 +30,93 @@ def test_k1_and_k3_are_unbiased_in_expectation() -> None:
     assert bool((kl_estimate(p, q, "k3") >= 0).all())
 
 
+def near_policies(step: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of two policies over eight tokens, `step` apart in their logits."""
+    g = torch.Generator().manual_seed(1)
+    logits, change = (torch.randn(8, generator=g, dtype=torch.float64) for _ in range(2))
+    return (logits + step * change).log_softmax(-1), logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("step", [0.02, 0.1, 0.5])
+def test_variances_are_ordered(step: float) -> None:
+    """By enumeration: near the reference, k3 and k2 vary far less than k1, and k2's bias is small."""
+    p, q = near_policies(step)
+    weight = p.exp()
+    exact = (weight * (p - q)).sum()
+    moments = {}
+    for kind in ("k1", "k2", "k3"):
+        each = kl_estimate(p, q, kind)
+        mean = (weight * each).sum()
+        moments[kind] = (mean.item(), (weight * (each - mean) ** 2).sum().item())
+    assert moments["k3"][1] < 0.5 * moments["k1"][1] and moments["k2"][1] < 0.5 * moments["k1"][1]
+    assert moments["k3"][0] == pytest.approx(exact.item(), abs=1e-12)
+    assert 1e-9 < abs(moments["k2"][0] - exact.item()) < 0.3 * exact.item()
+    # k1's variance is about twice the KL, its standard deviation for one sample far above what it estimates
+    assert moments["k1"][1] == pytest.approx(2 * exact.item(), rel=0.5)
+
+
+def test_gradients_of_the_estimators_as_losses() -> None:
+    """By enumeration, under samples of the policy: k1 gives nothing, k2 the KL's gradient, k3 the reverse KL's."""
+    start, q = near_policies(0.5)
+
+    def gradient(function) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        logits = start.clone().requires_grad_()
+        function(logits.log_softmax(-1)).backward()
+        return logits.grad
+
+    exact = gradient(lambda p: (p.exp() * (p - q)).sum())
+    reverse = gradient(lambda p: (q.exp() * (q - p)).sum())
+    as_loss = {
+        k: gradient(lambda p, k=k: (start.exp() * kl_estimate(p, q, k)).sum()) for k in ("k1", "k2", "k3")
+    }
+    assert torch.allclose(as_loss["k1"], torch.zeros(8, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(as_loss["k2"], exact, atol=1e-12)
+    assert torch.allclose(as_loss["k3"], reverse, atol=1e-12)
+    assert (exact - reverse).abs().max() > 1e-3, "the two are told apart"
+    # k1 in the reward: E[k1 grad log p] is the KL's gradient again
+    reward = gradient(lambda p: (start.exp() * (start - q) * p).sum())
+    assert torch.allclose(reward, exact, atol=1e-12)
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_kl_loss_against_a_loop(mean, kind) -> None:  # type: ignore[no-untyped-def]
+    g = torch.Generator().manual_seed(3)
+    logp, ref = (torch.randn(4, 6, generator=g, dtype=torch.float64) for _ in range(2))
+    mask = torch.rand(4, 6, generator=g) < 0.6
+    mask[3] = False
+    mask[0] = torch.arange(6) < 5
+    formula = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(-d) - 1 + d}[kind]
+    rows = [[formula((logp[b, t] - ref[b, t]).item()) for t in range(6) if mask[b, t]] for b in range(3)]
+    token = sum(map(sum, rows)) / sum(map(len, rows))
+    sequence = sum(sum(row) / len(row) for row in rows) / 3
+    wanted, other = (token, sequence) if mean == "token" else (sequence, token)
+    loss = kl_loss(logp, ref, mask, kind=kind, mean=mean).item()
+    assert loss == pytest.approx(wanted, abs=1e-12) and loss != pytest.approx(other, abs=1e-4)
+
+
+def test_adapted_beta_by_hand() -> None:
+    knobs = {"target": 6.0, "horizon": 10_000, "samples": 500}
+    # 9 nats: error 0.5, clipped to 0.2: 0.15 * (1 + 0.2 * 0.05) = 0.1515; 3 nats: 0.15 * 0.99
+    assert adapted_beta(0.15, 9.0, **knobs) == pytest.approx(0.1515, abs=1e-12)
+    assert adapted_beta(0.15, 3.0, **knobs) == pytest.approx(0.1485, abs=1e-12)
+    # 6.6 nats: error 0.1, not clipped
+    assert adapted_beta(0.15, 6.6, **knobs) == pytest.approx(0.15 * 1.005, abs=1e-12)
+    assert adapted_beta(0.15, 6.0, **knobs) == 0.15
+    # a negative estimate pulls no harder than the clip
+    assert adapted_beta(0.15, -50.0, **knobs) == pytest.approx(0.1485, abs=1e-12)
+    # mutations: unclipped, or with the other sign
+    assert adapted_beta(0.15, 9.0, **knobs) not in (0.15 * (1 + 0.5 * 0.05), 0.1485)
+
+
+def test_the_controller_settles_at_its_target() -> None:
+    """Where KL falls with beta, the weight ends where KL meets the target."""
+    beta = 0.01
+    for _ in range(400):
+        beta = adapted_beta(beta, 1.0 / beta, target=5.0, horizon=1000, samples=200)
+    assert 1.0 / beta == pytest.approx(5.0, rel=1e-3)
+
+
 def test_unknown_kind() -> None:
     with pytest.raises(ValueError, match="k1, k2 or k3"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")  # type: ignore[arg-type]
@@ -39,7 +126,7 @@ def test_shaped_rewards_by_hand() -> None:
     # beta 0.1; log ratios 1, 2 | 3 (masked 9 is dropped); score 5 at the second row's position 0
     logp = torch.tensor([[1.0, 2.0], [3.0, 9.0]])
     mask = torch.tensor([[True, True], [True, False]])
-    rewards = kl_shaped_rewards(torch.tensor([4.0, 5.0]), logp, torch.zeros(2, 2), mask, beta=0.1)
+    rewards = kl_shaped_rewards(torch.tensor([4.0, 5.0]), logp, torch.zeros(2, 2), mask, beta=0.1, kind="k1")
     assert torch.allclose(rewards, torch.tensor([[-0.1, 3.8], [4.7, 0.0]]), atol=1e-6, rtol=0)
 
 
@@ -51,7 +138,7 @@ def test_shaped_rewards_against_a_loop(seed: int) -> None:
     mask = torch.rand(4, 6, generator=g) < 0.5
     mask[torch.arange(4), torch.randint(6, (4,), generator=g)] = True
     dirty = torch.where(mask, logp, torch.tensor(math.nan, dtype=logp.dtype))
-    rewards = kl_shaped_rewards(scores, dirty, ref, mask, beta=0.3)
+    rewards = kl_shaped_rewards(scores, dirty, ref, mask, beta=0.3, kind="k1")
     for b in range(4):
         last = max(t for t in range(6) if mask[b, t])
         for t in range(6):

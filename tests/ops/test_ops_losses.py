@@ -9,8 +9,10 @@ from rlaif.ops import (
     bradley_terry_loss,
     confidence_weight,
     harden,
+    kl_loss,
     ppo_policy_loss,
     ppo_value_loss,
+    reinforce_loss,
     sft_loss,
 )
 
@@ -326,7 +328,7 @@ def test_policy_loss_by_hand() -> None:
     logp = torch.tensor([[1.5, 1.5, 0.5, 0.5]], dtype=torch.float64).log()
     adv = torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64)
     mask = torch.ones(1, 4, dtype=torch.bool)
-    loss, metrics = ppo_policy_loss(logp, torch.zeros_like(logp), adv, mask, clip=0.2)
+    loss, metrics = ppo_policy_loss(logp, torch.zeros_like(logp), adv, mask, clip=0.2, mean="token")
     assert loss.item() == pytest.approx(0.15, abs=1e-12)
     assert metrics["clip_fraction"].item() == 1.0
     assert metrics["ratio_max_deviation"].item() == pytest.approx(0.5, abs=1e-12)
@@ -337,7 +339,7 @@ def test_policy_loss_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(15))
 def test_policy_loss_against_the_oracle(seed: int) -> None:
     (logp, old, adv), mask = tokens(seed, 3)
-    loss, metrics = ppo_policy_loss(logp, old, adv, mask, clip=0.2)
+    loss, metrics = ppo_policy_loss(logp, old, adv, mask, clip=0.2, mean="token")
     expected, expected_metrics = policy_oracle(logp.tolist(), old.tolist(), adv.tolist(), mask.tolist(), 0.2)
     assert loss.item() == pytest.approx(expected, abs=1e-12)
     assert {k: v.item() for k, v in metrics.items()} == pytest.approx(expected_metrics, abs=1e-12)
@@ -346,12 +348,85 @@ def test_policy_loss_against_the_oracle(seed: int) -> None:
 def test_first_step_has_ratio_one_and_the_policy_gradient() -> None:
     (logp, adv), mask = tokens(0, 2)
     logp.requires_grad_()
-    loss, metrics = ppo_policy_loss(logp, logp.detach(), adv, mask, clip=0.2)
+    loss, metrics = ppo_policy_loss(logp, logp.detach(), adv, mask, clip=0.2, mean="token")
     loss.backward()
     assert metrics["ratio_max_deviation"].item() == 0.0 and metrics["approx_kl"].item() == 0.0
     assert metrics["clip_fraction"].item() == 0.0 and metrics["ratio_mean"].item() == 1.0
     expected = torch.where(mask, -adv / mask.sum(), 0.0)
     assert torch.allclose(logp.grad, expected, atol=1e-15, rtol=0)
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+@pytest.mark.parametrize("seed", range(5))
+def test_means_of_the_policy_losses_against_the_oracle(seed: int, mean) -> None:  # type: ignore[no-untyped-def]
+    """GRPO's mean over responses weighs a token by its response's length, PPO's weighs all alike."""
+    (logp, old, adv), mask = tokens(seed, 3)
+    mask[3] = False  # counts nothing, so that it is no row of the mean
+    clip, reinforce = [], []
+    for b in range(3):
+        kept = [t for t in range(6) if mask[b, t]]
+        rows = []
+        for t in kept:
+            r, a = math.exp(logp[b, t] - old[b, t]), adv[b, t].item()
+            rows.append((-min(r * a, min(max(r, 0.8), 1.2) * a), -a * logp[b, t].item()))
+        if rows:
+            clip.append([x for x, _ in rows])
+            reinforce.append([y for _, y in rows])
+    losses = (
+        (clip, ppo_policy_loss(logp, old, adv, mask, clip=0.2, mean=mean)[0]),
+        (reinforce, reinforce_loss(logp, adv, mask, mean=mean)),
+    )
+    for rows, loss in losses:
+        token = sum(map(sum, rows)) / sum(map(len, rows))
+        sequence = sum(sum(row) / len(row) for row in rows) / len(rows)
+        wanted, other = (token, sequence) if mean == "token" else (sequence, token)
+        assert loss.item() == pytest.approx(wanted, abs=1e-12)
+        assert loss.item() != pytest.approx(other, abs=1e-5)
+
+
+def test_reinforce_has_the_policy_gradient_and_none_for_the_advantage() -> None:
+    (logp, adv), mask = tokens(2, 2)
+    logp.requires_grad_(), adv.requires_grad_()
+    loss = reinforce_loss(logp, adv, mask, mean="token")
+    loss.backward()
+    assert torch.allclose(logp.grad, torch.where(mask, -adv / mask.sum(), 0.0), atol=1e-15, rtol=0)
+    assert adv.grad is None
+    # on the first step it is PPO's gradient
+    again = logp.detach().clone().requires_grad_()
+    ppo_policy_loss(again, logp.detach(), adv.detach(), mask, clip=0.2, mean="token")[0].backward()
+    assert torch.allclose(again.grad, logp.grad, atol=1e-15, rtol=0)
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+def test_gradients_by_finite_differences(mean) -> None:  # type: ignore[no-untyped-def]
+    (logp, old, adv), mask = tokens(4, 3)
+    logp.requires_grad_()
+    knobs = {"mean": mean}
+    assert torch.autograd.gradcheck(
+        lambda x: ppo_policy_loss(x, old, adv, mask, clip=0.2, **knobs)[0], [logp]
+    )
+    assert torch.autograd.gradcheck(lambda x: reinforce_loss(x, adv, mask, **knobs), [logp])
+    for kind in ("k1", "k2", "k3"):
+        assert torch.autograd.gradcheck(lambda x, k=kind: kl_loss(x, old, mask, kind=k, **knobs), [logp])
+        assert not torch.autograd.gradcheck(
+            lambda x, k=kind: kl_loss(x.detach() + 0.5 * (x - x.detach()), old, mask, kind=k, **knobs),
+            [logp],
+            raise_exception=False,
+        ), "mutation: half of the gradient"
+
+
+def test_sequence_means_of_micro_batches_add_up() -> None:
+    (logp, old, adv), mask = tokens(5, 3)
+    mask[2:] = torch.tensor([[True] * 6, [False] * 6])
+    whole = reinforce_loss(logp, adv, mask, mean="sequence")
+    rows = [slice(0, 1), slice(1, 3), slice(3, 4)]
+    count = mask.any(1).sum()
+    parts = [reinforce_loss(logp[i], adv[i], mask[i], mean="sequence", normalizer=count) for i in rows]
+    assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-12)
+    wrong = [reinforce_loss(logp[i], adv[i], mask[i], mean="sequence", normalizer=mask.sum()) for i in rows]
+    assert sum(wrong).item() != pytest.approx(whole.item(), abs=1e-4), "mutation: a count of tokens"
+    with pytest.raises(ValueError, match="token or sequence"):
+        reinforce_loss(logp, adv, mask, mean="rows")  # type: ignore[arg-type]
 
 
 def value_oracle(v, old, ret, mask, clip):  # type: ignore[no-untyped-def]
@@ -394,8 +469,10 @@ def test_value_loss_by_hand() -> None:
 
 TOKEN_LOSSES = {
     "sft": (1, lambda x, m, **k: sft_loss(x[0], m, **k)),
-    "policy": (3, lambda x, m, **k: ppo_policy_loss(*x, m, clip=0.2, **k)),
+    "policy": (3, lambda x, m, **k: ppo_policy_loss(*x, m, clip=0.2, mean="token", **k)),
     "value": (3, lambda x, m, **k: ppo_value_loss(*x, m, clip=0.2, **k)),
+    "reinforce": (2, lambda x, m, **k: (reinforce_loss(*x, m, mean="token", **k), {})),
+    "kl": (2, lambda x, m, **k: (kl_loss(*x, m, kind="k3", mean="token", **k), {})),
 }
 
 

@@ -40,6 +40,7 @@ def card(**changes) -> str:
         "task": "docs",
         "labels": "ai",
         "labeler": "likelihood",
+        "reward": None,
         "members": 1,
         "text": TEXT,
         "metrics": METRICS,
@@ -93,7 +94,8 @@ def test_the_code_is_python_with_the_format_in_it() -> None:
 
 
 def test_policies_have_cards_too() -> None:
-    tuned = card(stage="ppo", artifact="ppo-1", hub_id="some/model")
+    tuned = card(stage="ppo", artifact="ppo-1", hub_id="some/model", reward="the length of responses")
+    assert "to maximise the length of responses, with a KL penalty" in tuned
     compile(code(tuned), "card", "exec")
     assert "| responses that end by themselves | 97.0% |  |" in tuned and "KL from" not in tuned
     assert yaml.safe_load(tuned.split("---")[1])["base_model"] == "some/model"

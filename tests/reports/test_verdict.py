@@ -65,6 +65,15 @@ def test_judge_equal_to_the_labeler_warns():
 
 
 @pytest.mark.parametrize(
+    ("kind", "warned"), [("rm", True), ("direct", True), ("rouge", False), ("length", False)]
+)
+def test_a_judge_is_no_labeler_where_none_had_a_part_in_the_reward(kind, warned):
+    same = CONFIG | {"judge": CONFIG["labeler"], "reward": {"kind": kind}}
+    found = verdict(PATH_SUMMARY, same).warnings
+    assert any("The judge is the labeler itself" in text for text in found) is warned
+
+
+@pytest.mark.parametrize(
     ("rate", "words"),
     [((0.52, 0.46, 0.58, 0.5), "sees no clear gain"), ((0.4, 0.34, 0.46, 0.002), "prefers the baseline")],
 )

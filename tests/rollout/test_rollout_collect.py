@@ -48,6 +48,10 @@ def test_everything_stands_in_its_place(tiny_model, trainable):
         assert rollout.responses[row] == model.tokenizer.decode(response)
         assert bool(rollout.finished[row]) == (response[-1] == model.eos_id)
         assert model.eos_id not in response[:-1]
+        sample = rollout.samples()[row]
+        assert (sample.prompt_id, sample.prompt, sample.reference) == (prompt.id, prompt.prompt, None)
+        assert (sample.response, sample.tokens) == (rollout.responses[row], end - start)
+        assert sample.finished is bool(rollout.finished[row])
         fresh = model.trunk(rollout.ids[row : row + 1, :end])[0]
         torch.testing.assert_close(rollout.features[row, :end], fresh, rtol=0, atol=1e-5)
     assert not rollout.features.is_inference(), "the update trains on them"
@@ -78,6 +82,9 @@ def test_noise_depends_on_seed_iteration_prompt_and_sample_alone(tiny_model):
     assert reordered == base[6:8] + base[2:4]
     other_place = _collector(model, samples=2, prompts=PROMPTS[::-1])
     assert _ids(other_place.collect(top, [3], 1)) == base[:2]
+    drawn = _collector(model, samples=2).collect(top, [0, 1], 1)
+    assert drawn.seeds[2:] == _collector(model, samples=2).collect(top, [1], 1).seeds
+    assert len({*drawn.seeds, *_collector(model, samples=2).collect(top, [0, 1], 2).seeds}) == 8
     for other in (
         _collector(model, samples=2).collect(top, [0, 1, 2, 3], 2),
         _collector(model, samples=2, seed=1).collect(top, [0, 1, 2, 3], 1),
@@ -107,6 +114,7 @@ def test_a_rollout_checks_itself(tiny_model):
         {"features": rollout.features[:1]},
         {"prompts": rollout.prompts[:1]},
         {"responses": ()},
+        {"seeds": (1,)},
     ):
         with pytest.raises(ValueError):
             replace(rollout, **wrong)

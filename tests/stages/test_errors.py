@@ -123,7 +123,7 @@ def test_refused_before_anything_is_written(overrides, words, sentence, tmp_path
         (["rm.patience=long"], ["rm.patience=long", "from 1, or null"]),
         (["rm.micro_batch_size=9"], ["rm.micro_batch_size=9", "rm.batch_size=8", "1 to 8, or null"]),
         (["sft.num_epochs=0"], ["sft.num_epochs=0", "1 or more"]),
-        (["rl.value=nonsense"], ["rl.value=nonsense", "shared or separate"]),
+        (["rl.value=nonsense"], ["rl.value=nonsense", "shared, separate or none"]),
         (["rl.algorithm=nonsense"], ["rl.algorithm=nonsense"]),
         (["rl.minibatch_rollouts=5"], ["rl.minibatch_rollouts must divide"]),
         (["reward.kind=nonsense"], ["reward.kind=nonsense"]),

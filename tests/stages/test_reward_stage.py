@@ -21,9 +21,10 @@ from rlaif.reports import result_table
 from rlaif.rollout import Rollout
 from rlaif.stages.context import Context, apply_engine, apply_seed
 from rlaif.stages.graph import Graph
-from rlaif.stages.ppo import model_reward
+from rlaif.stages.pair_rows import encode_pairs
 from rlaif.stages.registry import STAGES
 from rlaif.stages.reward_measures import preferred_scores
+from rlaif.stages.rewards import make_reward
 from rlaif.tracking.glossary import unknown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,16 +145,16 @@ def test_metrics_and_tables_say_the_same(run, opened, warm_root) -> None:
     assert measures.index('if it were "longer is better"') == measures.index("accuracy on its labels") + 1
 
 
-def test_rl_maximises_the_members_mean_normalised_reward(run, opened) -> None:
-    ctx, rm = opened(*ENSEMBLE)
-    pairs, model = list(pairs_by_id(ctx).values())[:5], ctx.model()
+def _rollout(ctx: Context, pairs: list[Pair]) -> Rollout:
+    """The pairs' responses a as if the policy had given them."""
+    model = ctx.model()
     starts = [ctx.encoder.prompt(p.prompt) for p in pairs]
     ids = [[*start, *ctx.encoder.response(p.response_a)] for start, p in zip(starts, pairs, strict=True)]
     width = max(map(len, ids))
     padded = torch.tensor([row + [model.pad_id] * (width - len(row)) for row in ids])
     places, ends = torch.arange(width), torch.tensor([len(row) for row in ids])
     mask = (places >= torch.tensor([len(start) for start in starts])[:, None]) & (places < ends[:, None])
-    rollout = Rollout(
+    return Rollout(
         ids=padded,
         features=model.trunk(padded),
         response_mask=mask,
@@ -161,13 +162,37 @@ def test_rl_maximises_the_members_mean_normalised_reward(run, opened) -> None:
         finished=ends > 0,
         prompts=tuple(Prompt(p.prompt_id, p.prompt) for p in pairs),
         responses=tuple(p.response_a for p in pairs),
+        seeds=tuple(range(len(pairs))),
     )
-    with torch.no_grad():
-        got = model_reward(ctx, {"rm": rm})(rollout)
-    one, other = rewards_one_by_one(ctx, rm, [(p.prompt, p.response_a) for p in pairs])
-    mean = [(x + y) / 2 for x, y in zip(one, other, strict=True)]
-    assert got.tolist() == pytest.approx(mean, abs=1e-4)
-    assert got.tolist() != pytest.approx(one, abs=1e-3), "mutation: the first member alone"
+
+
+RULES = {
+    "mean": lambda x, y: (x + y) / 2,
+    "min": min,
+    "mean_minus_variance": lambda x, y: (x + y) / 2 - 3 * ((x - y) / 2) ** 2,
+}
+
+
+@pytest.mark.parametrize("how", ["", *RULES])
+def test_rl_maximises_what_becomes_of_the_members_rewards(how, run, opened) -> None:
+    """In rollouts (from the policy's own features) and in stage=eval (from the cache's)."""
+    chosen = ["reward=ensemble", f"reward.how={how}", "reward.coefficient=3"] if how else []
+    ctx, rm = opened(*ENSEMBLE, *chosen)
+    pairs = list(pairs_by_id(ctx).values())[:5]
+    reward, rollout = make_reward(ctx, {"rm": rm}), _rollout(ctx, pairs)
+    sides = [rewards_one_by_one(ctx, rm, texts) for texts in _texts(pairs)]
+    (a, b) = ([RULES[how or "mean"](x, y) for x, y in zip(*side, strict=True)] for side in sides)
+    assert reward(rollout).tolist() == pytest.approx(a, abs=1e-4)
+    assert a != pytest.approx(sides[0][0], abs=1e-3), "mutation: the first member alone"
+    spread = [abs(x - y) / 2 for x, y in zip(*sides[0], strict=True)]
+    assert reward.measures == {"ppo/reward_disagreement": pytest.approx(fmean(spread), abs=1e-4)}
+    got = reward.of_pairs((rollout.samples(), rollout.samples()), encode_pairs(ctx, pairs, "pairs"))
+    assert [x for x, _ in got] == pytest.approx(a, abs=1e-4)
+    assert [y for _, y in got] == pytest.approx(b, abs=1e-4) and a != pytest.approx(b, abs=1e-3)
+
+
+def _texts(pairs: list[Pair]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    return [(p.prompt, p.response_a) for p in pairs], [(p.prompt, p.response_b) for p in pairs]
 
 
 def test_the_cards_code_gives_our_rewards(run, opened, tmp_path) -> None:

@@ -1,0 +1,39 @@
+"""From raw numbers to rewards: an ensemble's members, a labeler's score, a response's length."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+MemberRule = Literal["mean", "min", "mean_minus_variance"]
+
+
+def combine_members(rewards: Tensor, how: MemberRule, *, coefficient: float) -> Tensor:
+    """One reward from those of M members: (M, ...) -> (...).
+
+    `min` is worst-case optimisation; `mean_minus_variance` is the mean less `coefficient` times the
+    (population) variance over the members, uncertainty-weighted optimisation (both of Coste et al. 2023).
+    ValueError for another `how`.
+    """
+    if how == "mean":
+        return rewards.mean(dim=0)
+    if how == "min":
+        return rewards.amin(dim=0)
+    if how == "mean_minus_variance":
+        return rewards.mean(dim=0) - coefficient * rewards.var(dim=0, correction=0)
+    raise ValueError(f"how={how!r} is no rule for the members of an ensemble")
+
+
+def score_reward(score: float) -> float:
+    """A score from 1 to 10 on the scale from -1 to 1 (direct RLAIF, paper section 4)."""
+    return (score - 5.5) / 4.5
+
+
+def length_reward(tokens: Tensor, *, limit: int, target: int | None) -> Tensor:
+    """How near `tokens` (N,) come to `target`, 1 at it; without a target, how near they come to `limit`.
+
+    A token off costs 1 / `limit`, so that rewards lie between 0 and 1.
+    """
+    aim = limit if target is None else target
+    return 1 - (tokens - aim).abs() / limit

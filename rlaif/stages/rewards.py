@@ -1,0 +1,334 @@
+"""What RL maximises: `reward=rm|ensemble|direct|rouge|length|random`, each built from a job and its artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from typing import Any, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from rlaif.errors import UserError
+from rlaif.evaluation import rouge_l
+from rlaif.io import stable_uniform
+from rlaif.labelers import Labeler, LabelerOptions
+from rlaif.models.weights import Normalization, RewardMember, load_reward
+from rlaif.modules.reward import sequence_scores
+from rlaif.ops import MemberRule, combine_members, length_reward, score_reward
+from rlaif.records import Sample
+from rlaif.rollout import Rollout
+from rlaif.stages.context import Context, plain
+from rlaif.stages.graph import Parents, Work
+from rlaif.stages.label import filler_pairs, labeler_identity, labeling_work
+from rlaif.stages.pair_rows import EncodedPair, score_pairs
+from rlaif.stages.training import is_count
+
+CHUNK = 64  # rollouts whose hidden states exist at once
+
+Sides = tuple[Sequence[Sample], Sequence[Sample]]
+"""Responses of two policies to the same prompts."""
+
+
+class Reward(Protocol):
+    """Gives each response a number. `measures` are `ppo/*` metrics of the last rollout."""
+
+    measures: dict[str, float]
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Rewards (N,)."""
+        ...
+
+    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+        """Rewards of both policies' responses, which `encoded` has with the trunk's features.
+
+        Without the pairs of which a response has none.
+        """
+        ...
+
+
+class ModelReward:
+    """The rewards of reward models on the policy's trunk, brought to one by `combine`: (M, ...) -> (...)."""
+
+    def __init__(
+        self, ctx: Context, members: Sequence[RewardMember], combine: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._ctx, self._combine = ctx, combine
+        self._members = [member.frozen_copy() for member in members]
+        self.measures: dict[str, float] = {}
+
+    @torch.no_grad()
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Read from the rollout's own trunk features."""
+        rows = []
+        for member in self._members:
+            chunks = zip(rollout.features.split(CHUNK), rollout.last.split(CHUNK), strict=True)
+            scores = [sequence_scores(member.top, member.head, *chunk) for chunk in chunks]
+            rows.append(torch.cat(scores) + member.shift)
+        rewards = torch.stack(rows)
+        if len(rows) > 1:
+            self.measures = {"ppo/reward_disagreement": float(rewards.std(dim=0, correction=0).mean())}
+        return self._combine(rewards)
+
+    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+        scores = torch.tensor(score_pairs(self._ctx, [(m.top, m.head) for m in self._members], encoded))
+        shifts = torch.tensor([member.shift for member in self._members])
+        return [(a, b) for a, b in self._combine(scores + shifts[:, None, None]).tolist()]
+
+
+Rule = Callable[[Sequence[Sample], Sequence[Any]], list[float | None]]
+"""(responses, what keys each one's noise) -> rewards, None where there is none."""
+
+
+class RuleReward:
+    """A programmatic reward of the response itself. Every rollout must have one."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self.measures: dict[str, float] = {}
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        return torch.tensor(self._rule(rollout.samples(), rollout.seeds))
+
+    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+        return _of_both(lambda side: self._rule(side, [[s.prompt_id, s.response] for s in side]), sides)
+
+
+class LabelerReward:
+    """The labeler's own score of each response, brought to the reward's scale (direct RLAIF, paper section 4).
+
+    A response whose score cannot be read gets the least of its rollout, so that nothing is gained by being
+    unreadable. Raises UserError where a larger share than `max_unparsed` cannot be read.
+    """
+
+    def __init__(self, labeler: Labeler, scale: Callable[[float], float], *, max_unparsed: float) -> None:
+        self._labeler, self._scale, self._max_unparsed = labeler, scale, max_unparsed
+        self.measures: dict[str, float] = {}
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        spent = self._labeler.usd
+        scores = self._scores(rollout.samples())
+        read = [score for score in scores if score is not None]
+        lost = 1 - len(read) / len(scores)
+        self.measures = {"ppo/reward_unparsed_rate": lost}
+        if spent is not None:
+            self.measures["ppo/usd"] = (self._labeler.usd or 0.0) - spent
+        if not read or lost > self._max_unparsed:
+            raise UserError(
+                f"{lost:.1%} of an iteration's responses have no score that could be read, more than labeler."
+                f"max_unparsed={self._max_unparsed}: change the prompt or the readout, or raise the limit"
+            )
+        return torch.tensor([min(read) if score is None else score for score in scores])
+
+    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+        return _of_both(self._scores, sides)
+
+    def _scores(self, samples: Sequence[Sample]) -> list[float | None]:
+        scores = self._labeler.scores([(sample.prompt, sample.response) for sample in samples])
+        return [None if score is None else self._scale(score) for score in scores]
+
+
+def _of_both(
+    score: Callable[[Sequence[Sample]], list[float | None]], sides: Sides
+) -> list[tuple[float, float]]:
+    rows = zip(*(score(side) for side in sides), strict=True)
+    return [(a, b) for a, b in rows if a is not None and b is not None]
+
+
+# Reward models.
+
+
+def _no_check(ctx: Context) -> None:
+    """Nothing to object to."""
+
+
+def _model(ctx: Context, parents: Parents) -> Reward:
+    mean = partial(combine_members, how="mean", coefficient=0.0)
+    return ModelReward(ctx, load_reward(ctx.model(), parents["rm"].path), mean)
+
+
+def _ensemble(ctx: Context, parents: Parents) -> Reward:
+    node = ctx.cfg.reward
+    combine = partial(combine_members, how=node.how, coefficient=node.coefficient)
+    return ModelReward(ctx, load_reward(ctx.model(), parents["rm"].path), combine)
+
+
+def _check_ensemble(ctx: Context) -> None:
+    node, rules = ctx.cfg.reward, get_args(MemberRule)
+    if node.how not in rules:
+        raise UserError(f"reward.how={node.how} is not known: write one of {', '.join(rules)}")
+    if node.coefficient < 0:
+        raise UserError(
+            f"reward.coefficient={node.coefficient} would reward what the members disagree on: write 0 or more"
+        )
+    if ctx.cfg.rm.ensemble == 1:
+        raise UserError(
+            "reward=ensemble is over several reward models, but rm.ensemble=1 trains one: write rm.ensemble=4,"
+            " say, or reward=rm"
+        )
+
+
+# The labeler's own scores.
+
+
+def _readout(ctx: Context) -> str:
+    """`score` or `likelihood`. Raises UserError for a labeler that compares pairs."""
+    readout = LabelerOptions.from_mapping(plain(ctx.cfg.labeler), seed=ctx.cfg.seeds.label).readout
+    if not readout.pointwise:
+        raise UserError(
+            f"reward=direct needs a score of each response by itself, but labeler={ctx.cfg.labeler.name} compares"
+            " two: write labeler=score or labeler=likelihood"
+        )
+    return readout.kind
+
+
+def _direct(ctx: Context, parents: Parents) -> Reward:
+    labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
+    scale = score_reward if _readout(ctx) == "score" else _standardised(ctx, labeler)
+    return LabelerReward(labeler, scale, max_unparsed=ctx.cfg.labeler.max_unparsed)
+
+
+def _standardised(ctx: Context, labeler: Labeler) -> Callable[[float], float]:
+    """Brings scores to mean 0 and standard deviation 1 over the validation prompts' references."""
+    prompts = ctx.encoder.fitting([p for p in ctx.task.validation if p.reference])
+    items = [(p.prompt, p.reference or "") for p in prompts[: ctx.cfg.reward.normalize_rows]]
+    scores = [score for score in labeler.scores(items) if score is not None]
+    _check_references(ctx, len(scores))
+    constants = Normalization.of(scores)
+    return lambda score: constants.scale * score + constants.shift
+
+
+def _check_references(ctx: Context, count: int) -> None:
+    if count < 2:
+        raise UserError(
+            f"reward=direct with a likelihood labeler is normalised on the validation prompts' references, of "
+            f"which task {ctx.cfg.task.name} has {count} to score: write labeler=score, or a larger"
+            " task.validation_fraction"
+        )
+
+
+def _check_direct(ctx: Context) -> None:
+    rows, bound = ctx.cfg.reward.normalize_rows, ctx.cfg.labeler.min_alignment
+    if _readout(ctx) == "likelihood":
+        _check_references(ctx, sum(1 for p in ctx.task.validation if p.reference))
+    labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
+    if rows < 2:
+        raise UserError(f"reward.normalize_rows={rows} gives no spread to normalise by: write 2 or more")
+    if bound is not None:
+        raise UserError(
+            f"labeler.min_alignment={bound} is not checked by reward=direct, which labels no gold pairs: look at"
+            " stage=label first, and write labeler.min_alignment=null here"
+        )
+
+
+# Programmatic rewards.
+
+
+def _rouge(ctx: Context, parents: Parents) -> Reward:
+    def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
+        return [rouge_l(s.response, s.reference) if s.reference else None for s in samples]
+
+    return RuleReward(rule)
+
+
+def _check_rouge(ctx: Context) -> None:
+    without = sum(1 for prompt in ctx.task.train if not prompt.reference)
+    if without:
+        raise UserError(
+            f"reward=rouge needs references, but {without} of the {len(ctx.task.train)} training prompts of task "
+            f"{ctx.cfg.task.name} have none: write another reward, such as reward=rm"
+        )
+
+
+def _length(ctx: Context, parents: Parents) -> Reward:
+    limit, target = ctx.cfg.task.max_response_tokens, ctx.cfg.reward.target
+
+    def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
+        tokens = torch.tensor([sample.tokens for sample in samples])
+        return [*length_reward(tokens, limit=limit, target=target).tolist()]
+
+    return RuleReward(rule)
+
+
+def _check_length(ctx: Context) -> None:
+    limit, target = ctx.cfg.task.max_response_tokens, ctx.cfg.reward.target
+    if target is not None and not (is_count(target) and target <= limit):
+        raise UserError(
+            f"reward.target={target} is no length that a response can have: write a whole number from 1 to "
+            f"task.max_response_tokens={limit}, or null"
+        )
+
+
+def _random(ctx: Context, parents: Parents) -> Reward:
+    seed = ctx.cfg.seeds.rl
+
+    def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
+        return [2 * stable_uniform("reward", seed, key) - 1 for key in keys]
+
+    return RuleReward(rule)
+
+
+# The choice among them.
+
+
+@dataclass(frozen=True)
+class RewardKind:
+    """A reward in words, the artifacts that it reads, how it is made, and what its options must be."""
+
+    words: str
+    parents: tuple[str, ...]
+    make: Callable[[Context, Parents], Reward]
+    check: Callable[[Context], None]
+    by_labeler: bool = False
+
+
+_MODEL = "the score of a reward model that learnt from pairwise preferences"
+_MODELS = "a cautious score of several reward models that learnt from pairwise preferences"
+KINDS: Mapping[str, RewardKind] = {
+    "rm": RewardKind(_MODEL, ("rm",), _model, _no_check),
+    "ensemble": RewardKind(_MODELS, ("rm",), _ensemble, _check_ensemble),
+    "direct": RewardKind("a labeler's own score of each response", (), _direct, _check_direct, True),
+    "rouge": RewardKind("ROUGE-L against the task's references", (), _rouge, _check_rouge),
+    "length": RewardKind("a reward of length alone", (), _length, _check_length),
+    "random": RewardKind("noise, as a control", (), _random, _no_check),
+}
+
+
+def _kind(ctx: Context) -> RewardKind:
+    kind = ctx.cfg.reward.kind
+    if kind not in KINDS:
+        raise UserError(f"reward.kind={kind} is not known: write reward= and one of {', '.join(KINDS)}")
+    return KINDS[kind]
+
+
+def make_reward(ctx: Context, parents: Parents) -> Reward:
+    """The configured reward; `parents` holds at least the artifacts that `reward_parents` names."""
+    return _kind(ctx).make(ctx, parents)
+
+
+def check_reward(ctx: Context) -> None:
+    """Raises UserError for options that the reward cannot have, before anything is built."""
+    _kind(ctx).check(ctx)
+
+
+def reward_parents(ctx: Context) -> tuple[str, ...]:
+    """The stages whose artifacts the reward reads."""
+    return _kind(ctx).parents
+
+
+def reward_config(ctx: Context) -> dict[str, Any]:
+    """The slice that rewards depend on besides those artifacts."""
+    node = plain(ctx.cfg.reward)
+    if _kind(ctx).by_labeler:
+        node["labeler"] = labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
+    return node
+
+
+def reward_work(ctx: Context, responses: int) -> Work:
+    """What the labeler would read, and cost, to score so many responses; nothing for any other reward."""
+    if not _kind(ctx).by_labeler:
+        return Work()
+    prompts = islice(cycle(ctx.task.train), responses // 2)
+    return labeling_work(ctx, "labeler", ctx.cfg.seeds.label, filler_pairs(ctx, list(prompts)))

@@ -1,0 +1,297 @@
+"""What RL can maximise: each reward alone, in the whole path, and the options that none can have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, pstdev
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rlaif.errors import UserError
+from rlaif.evaluation import rouge_l
+from rlaif.labelers import LabelStore
+from rlaif.records import Prompt
+from rlaif.rollout import Rollout
+from rlaif.stages.context import Context, apply_engine, apply_seed
+from rlaif.stages.rewards import make_reward, reward_config
+from rlaif.tracking.glossary import unknown
+
+CODE = Path(__file__).resolve().parents[2]
+HARMLESS = ["task=harmless", f"task.path={CODE / 'tests' / 'fixtures' / 'hh_harmless.jsonl'}"]
+BY_RULE = ["reward=direct", "labeler.backend=scripted", "labeler.scripted.rule=longer"]
+PATH = {"eval", "ppo", "sft"}
+LIMIT = 32  # task.max_response_tokens
+
+
+@pytest.fixture
+def context(warm_root, tmp_path) -> Callable[..., Context]:
+    """`context(*overrides)`: a job under profile=smoke that is only asked, not run, with labels of its own."""
+
+    def make(*overrides: str) -> Context:
+        words = ["profile=smoke", "tracking=none", f"paths.root={warm_root}", *overrides]
+        with initialize_config_dir(str(CODE / "conf"), version_base="1.3"):
+            cfg = compose("config", overrides=words)
+        apply_seed(cfg)
+        apply_engine(cfg)
+        OmegaConf.resolve(cfg)
+        ctx = Context(cfg, None, words)
+        ctx.label_store = LabelStore(tmp_path / "labels.sqlite", claim_seconds=60.0)
+        return ctx
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def refused_root(tmp_path_factory) -> Path:
+    """A root in which nothing may ever be built; its index of docstrings is made once."""
+    return tmp_path_factory.mktemp("refused")
+
+
+def rollout(prompts: list[Prompt], responses: list[str], seeds: list[int], tokens: int = 1) -> Rollout:
+    """Responses of `tokens`, `tokens + 1`, ... tokens, as far as a reward of texts looks at them."""
+    lengths = torch.arange(len(prompts)) + tokens
+    mask = torch.arange(int(lengths[-1]) + 1)[None, :] >= 1
+    mask = mask & (torch.arange(mask.shape[1])[None, :] <= lengths[:, None])
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    return Rollout(
+        ids,
+        ids[..., None].float(),
+        mask,
+        lengths,
+        torch.ones(len(prompts), dtype=torch.bool),
+        tuple(prompts),
+        tuple(responses),
+        tuple(seeds),
+    )
+
+
+def sized_rollout(count: int, **changes) -> Rollout:
+    """Longer and longer responses to `count` prompts."""
+    prompts = [Prompt(f"p{i}", f"def f{i}(x): return x", "Return x.") for i in range(count)]
+    return rollout(
+        prompts, ["word " * (4 * i + 1) + "end" for i in range(count)], list(range(count)), **changes
+    )
+
+
+def scripted_score(response: str) -> float:
+    """The expected score that the scripted labeler's rule `longer` gives, 1 to 10."""
+    target = 1 + 9 * len(response) / (len(response) + 100)
+    weights = [math.exp(-abs(rank - target)) for rank in range(1, 11)]
+    return sum(rank * w for rank, w in enumerate(weights, start=1)) / sum(weights)
+
+
+def test_direct_is_the_labelers_expected_score(context) -> None:
+    ctx, own = context("labeler=score", *BY_RULE), sized_rollout(6)
+    reward = make_reward(ctx, {})
+    got = reward(own).tolist()
+    assert got == pytest.approx([(scripted_score(text) - 5.5) / 4.5 for text in own.responses], abs=1e-6)
+    assert got == sorted(got) and -1 < got[0] < got[-1] < 1
+    assert reward.measures == {"ppo/reward_unparsed_rate": 0.0, "ppo/usd": 0.0}
+    sides = own.samples(), own.samples()[::-1]
+    torch.testing.assert_close(torch.tensor(reward.of_pairs(sides, [])), torch.tensor([got, got[::-1]]).T)
+
+
+def test_direct_answers_are_kept_and_paid_once(context) -> None:
+    price = "+prices.usd_per_million.scripted={in: 1000000.0, out: 0.0, cached: 0.0}"
+    ctx, own = context("labeler=score", *BY_RULE, price), sized_rollout(5)
+    reward = make_reward(ctx, {})
+    first = reward(own).tolist()
+    usd, kept = reward.measures["ppo/usd"], len(ctx.label_store)
+    assert kept == 5 and usd > 5 * 20, "a dollar for each word of the prompts"
+    assert reward(own).tolist() == first and reward.measures["ppo/usd"] == 0.0
+    assert reward(sized_rollout(7)).tolist()[:5] == first and len(ctx.label_store) == 7
+    assert reward.measures["ppo/usd"] > 0, "two new ones"
+
+
+def test_a_response_without_a_readable_score_gets_the_least(context) -> None:
+    half = ["labeler=score", *BY_RULE, "labeler.scripted.unparsed_rate=0.4"]
+    ctx, own = context(*half, "labeler.max_unparsed=0.9"), sized_rollout(12)
+    reward = make_reward(ctx, {})
+    got, full = reward(own).tolist(), [(scripted_score(text) - 5.5) / 4.5 for text in own.responses]
+    read = [i for i in range(12) if got[i] == pytest.approx(full[i], abs=1e-6)]
+    assert 4 < len(read) < 12
+    assert {got[i] for i in range(12) if i not in read} == {min(got)} and min(got) == got[read[0]]
+    assert reward.measures["ppo/reward_unparsed_rate"] == pytest.approx(1 - len(read) / 12)
+    sides = own.samples(), own.samples()
+    assert len(reward.of_pairs(sides, [])) == len(read), "no verdict on what was not read"
+    with pytest.raises(UserError, match=r"labeler\.max_unparsed=0\.1"):
+        make_reward(context(*half), {})(own)
+    silent = context(*half[:-1], "labeler.scripted.unparsed_rate=1", "labeler.max_unparsed=1")
+    with pytest.raises(UserError, match="100.0% of an iteration's responses"):
+        make_reward(silent, {})(own)
+
+
+def test_likelihood_is_standardised_on_references(context) -> None:
+    words = ["labeler=likelihood", *BY_RULE, "task.validation_fraction=0.3"]
+    ctx = context(*words)
+    prompts = [p for p in ctx.encoder.fitting(ctx.task.validation) if p.reference]
+    own = rollout(prompts, [p.reference for p in prompts], list(range(len(prompts))))
+    got = make_reward(ctx, {})(own).tolist()
+    assert len(prompts) > 4 and fmean(got) == pytest.approx(0, abs=1e-5)
+    assert pstdev(got) == pytest.approx(1, abs=1e-5)
+    # The raw scores, and so the order, are the labeler's.
+    raw = ctx.labeler("labeler", 0, stored=False).scores([(p.prompt, p.reference) for p in prompts])
+    assert got == pytest.approx([(x - fmean(raw)) / pstdev(raw) for x in raw], abs=1e-5)
+    few = make_reward(context(*words, "reward.normalize_rows=2"), {})(own).tolist()
+    assert sorted(few[:2]) == pytest.approx([-1, 1], abs=1e-5) and fmean(few) != pytest.approx(0, abs=1e-3)
+
+
+def test_rouge_is_against_the_prompts_own_reference(context) -> None:
+    texts = ["Open the file.", "Close the file and leave.", "Sum numbers."]
+    prompts = [Prompt(f"p{i}", "code", text) for i, text in enumerate(texts)]
+    reward = make_reward(context("reward=rouge"), {})
+    assert reward(rollout(prompts, texts, [0, 1, 2])).tolist() == [1, 1, 1]
+    turned = rollout(prompts, texts[1:] + texts[:1], [0, 1, 2])
+    wanted = [rouge_l(r, p.reference) for r, p in zip(turned.responses, prompts, strict=True)]
+    assert reward(turned).tolist() == pytest.approx(wanted) and 0 < wanted[0] < 1
+    partly = rollout([*prompts, Prompt("bare", "code")], [*texts, "text"], [0, 1, 2, 3]).samples()
+    assert reward.of_pairs((partly, partly), []) == [(1.0, 1.0)] * 3, "no reference, no verdict"
+
+
+def test_length_counts_tokens(context) -> None:
+    own = sized_rollout(5, tokens=3)
+    assert make_reward(context("reward=length"), {})(own).tolist() == pytest.approx(
+        [n / LIMIT for n in (3, 4, 5, 6, 7)]
+    )
+    aimed = make_reward(context("reward=length", "reward.target=5"), {})
+    assert aimed(own).tolist() == pytest.approx([1 - d / LIMIT for d in (2, 1, 0, 1, 2)])
+
+
+def test_random_noise_belongs_to_seed_and_draw_alone(context) -> None:
+    prompts = [Prompt(f"p{i}", "code", "Reference.") for i in range(400)]
+    texts, seeds = [f"text {i}" for i in range(400)], list(range(1000, 1400))
+    reward = make_reward(context("reward=random"), {})
+    got = reward(rollout(prompts, texts, seeds)).tolist()
+    assert make_reward(context("reward=random"), {})(rollout(prompts, ["same"] * 400, seeds)).tolist() == got
+    assert reward(rollout(prompts[::-1], texts, seeds[::-1])).tolist() == got[::-1]
+    other = make_reward(context("reward=random", "seeds.rl=1"), {})(rollout(prompts, texts, seeds)).tolist()
+    assert not set(got) & set(other) and len(set(got)) == 400
+    # Uniform from -1 to 1: mean 0 and variance 1/3, each within 4 standard errors.
+    assert all(-1 <= x < 1 for x in got) and abs(fmean(got)) < 4 * math.sqrt(1 / 3 / 400)
+    assert abs(pstdev(got) ** 2 - 1 / 3) < 4 * math.sqrt(4 / 45 / 400)
+    sides = rollout(prompts, texts, seeds).samples(), rollout(prompts, ["same"] * 400, seeds).samples()
+    pairs = reward.of_pairs(sides, [])
+    assert reward.of_pairs(sides, []) == pairs and all(a != b for a, b in pairs)
+    assert all(a == b for a, b in reward.of_pairs((sides[0], sides[0]), []))
+
+
+# The whole path.
+
+
+@pytest.mark.parametrize(
+    ("words", "kinds"),
+    [
+        (["reward=ensemble", "rm.ensemble=2", "rm.lr=0.01"], {*PATH, "rm", "label", "sample"}),
+        (["reward=direct", "labeler=score"], PATH),
+    ],
+    ids=["ensemble", "direct"],
+)
+def test_a_reward_goes_the_whole_path(words, kinds, run, pipeline) -> None:
+    record = run("stage=eval", "judge=scripted", *words)
+    summary, rows = record.summary, [row for row in record.history if "ppo/reward" in row]
+    assert record.state == "finished" and {row["kind"] for row in record.lineage} == kinds
+    assert summary["eval/n"] == 8 and 0 <= summary["eval/reward_win_rate"] <= 1
+    assert len(rows) == summary["ppo/iterations"] and unknown({*summary, *rows[0]} - {"step", "time"}) == []
+    direct = "direct" in words[0]
+    assert ("ppo/reward_disagreement" in summary) is not direct
+    if direct:
+        assert (
+            -1 < summary["ppo/reward"] < 1 and summary["ppo/usd"] == summary["ppo/reward_unparsed_rate"] == 0
+        )
+
+
+def test_policies_of_different_rewards_meet(run, pipeline) -> None:
+    """What each reward is the mean of is known from other measures."""
+    grid = "+grid={reward:[rm,rouge,length,random]}"
+    small = ["rl.num_prompts=8", "eval.num_prompts=4", "judge=scripted", "test=[eval/win_rate]"]
+    record = run("stage=compare", grid, "compare=[['reward=rouge','reward=rm']]", *small)
+    arms, summary = {row["reward"]: row for row in record.table("arms")}, record.summary
+    assert list(arms) == ["rm", "rouge", "length", "random"]
+    assert len({row["digest"] for row in record.lineage if row["kind"] == "ppo"}) == 4
+    assert len({row["digest"] for row in record.lineage if row["kind"] == "rm"}) == 1
+    for stage, name in (("ppo", ""), ("eval", "_policy"), ("eval", "_baseline")):
+        tokens = arms["length"][f"{stage}/{'response_length' if stage == 'ppo' else 'length' + name}"]
+        assert arms["length"][f"{stage}/reward{name}"] == pytest.approx(tokens / LIMIT)
+        if stage == "eval":
+            assert arms["rouge"][f"eval/reward{name}"] == pytest.approx(arms["rouge"][f"eval/rouge_l{name}"])
+    assert -1 < arms["random"]["ppo/reward"] < 1
+    duel = "reward=rouge_vs_reward=rm/eval/"
+    assert summary[f"{duel}reward_policy"] == pytest.approx(summary[f"{duel}rouge_l_policy"])
+    assert summary[f"{duel}reward_baseline"] == pytest.approx(summary[f"{duel}rouge_l_baseline"])
+
+
+def test_direct_by_likelihood_needs_no_label_and_no_reward_model(run, pipeline) -> None:
+    record = run("stage=ppo", "reward=direct")
+    assert {row["kind"] for row in record.lineage} == {"ppo", "sft"}
+    assert record.config["labeler"]["name"] == "likelihood" and math.isfinite(record.summary["ppo/reward"])
+
+
+def test_only_the_direct_reward_depends_on_the_labeler(context) -> None:
+    """And each reward's own options are in the digest."""
+
+    def slice_of(*words: str) -> dict:
+        return reward_config(context(*words))
+
+    assert slice_of("labeler=base") == {"kind": "rm"}
+    assert slice_of("reward=length", "labeler=base", "reward.target=4") == {"kind": "length", "target": 4}
+    direct = slice_of("reward=direct", "labeler=score")
+    assert direct == slice_of("reward=direct", "labeler=score", "labeler.batch_size=3")
+    assert direct != slice_of("reward=direct", "labeler=score", "labeler.preamble=detailed")
+    assert direct["labeler"]["options"]["readout"]["kind"] == "score"
+
+
+def test_a_plan_knows_what_direct_rewards_cost(run, capsys) -> None:
+    price = "+prices.usd_per_million.transformers={in: 1000000.0, out: 0.0, cached: 0.0}"
+    usd = {}
+    for reward in ("direct", "length"):
+        run("stage=ppo", "plan=true", "labeler=score", "rl.lr=0.7", price, f"reward={reward}")
+        rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
+        assert [row[1].strip() for row in rows if row[1].strip()][-3:] == ["sft", "ppo", "total"]
+        (usd[reward],) = [float(row[-2].replace(",", "")) for row in rows if row[1].strip() == "ppo"]
+    assert usd["direct"] > 1000 and usd["length"] == 0
+
+
+def test_the_card_names_the_reward(run, pipeline, tmp_path) -> None:
+    run("stage=ppo", "reward=length", f"export={tmp_path}")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "maximise a reward of length alone" in text and "| Labeler |" not in text
+    assert "| Labels |" not in text
+
+
+# Options.
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reward.kind=nonsense"], "reward.kind=nonsense is not known: write reward= and one of rm"),
+        (["reward=ensemble"], "rm.ensemble=1 trains one: write rm.ensemble=4"),
+        (
+            ["reward=ensemble", "rm.ensemble=2", "reward.how=max"],
+            "reward.how=max is not known: write one of mean",
+        ),
+        (["reward=ensemble", "rm.ensemble=2", "reward.coefficient=-1"], "reward.coefficient=-1"),
+        (
+            ["reward=direct", "labeler=base"],
+            "labeler=base compares two: write labeler=score or labeler=likelih",
+        ),
+        (["reward=direct", "labeler.min_alignment=0.6"], "labeler.min_alignment=null"),
+        (["reward=direct", "reward.normalize_rows=1"], "reward.normalize_rows=1"),
+        (["reward=direct", *HARMLESS], "write labeler=score, or a larger"),
+        (["reward=rouge", *HARMLESS], "reward=rouge needs references"),
+        (["reward=length", "reward.target=0"], "reward.target=0"),
+        (["reward=length", "reward.target=33"], "from 1 to task.max_response_tokens=32, or null"),
+    ],
+)
+def test_options_that_no_reward_can_have_are_refused_at_once(words, said, run, refused_root) -> None:
+    with pytest.raises(UserError) as told:
+        run("stage=eval", *words, root=refused_root)
+    assert said in str(told.value) and len(str(told.value)) < 400
+    assert not list((refused_root / "artifacts").glob("*-*")) and not list(
+        refused_root.glob("labels.sqlite*")
+    )

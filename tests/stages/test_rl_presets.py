@@ -1,0 +1,107 @@
+"""Every preset of `rl` runs through its stage, and combinations that make no sense are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from rlaif.errors import UserError
+from rlaif.reports import RunRecord
+from rlaif.stages.rl import ADVANTAGES, check_rl
+from rlaif.tracking.glossary import unknown
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+PRESETS = sorted(file.stem for file in (CONF / "rl").glob("[!_]*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def node() -> Callable[..., Any]:
+    """`node("rloo", beta=0.1)`: the preset's values with these changed."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = {name: compose("config", overrides=[f"rl={name}"]).rl for name in PRESETS}
+    return lambda preset, **changes: OmegaConf.merge(composed[preset], changes)
+
+
+def test_the_presets_are_those_of_the_interface() -> None:
+    assert PRESETS == ["grpo", "ppo", "ppo_huang2024", "reinforce", "reinforce_lee2023", "rloo"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_runs(pipeline: RunRecord, run: Callable[..., RunRecord], node, preset: str) -> None:
+    record = run("stage=ppo", f"rl={preset}", "rl.num_epochs=1")
+    summary, values = record.summary, node(preset)
+    assert summary["ppo/iterations"] == 2
+    assert abs(summary["ppo/ratio_first"] - 1) <= 1e-5
+    assert summary["ppo/kl_coefficient"] == values.beta
+    assert ("ppo/explained_variance" in summary) == ("ppo/value_loss" in summary) == (values.value != "none")
+    assert ("ppo/kl_loss" in summary) == (values.kl == "loss")
+    assert ("ppo/clip_fraction" in summary) == (values.loss == "clip")
+    assert unknown([name for name in summary if name.startswith("ppo/")]) == []
+    assert [row["reused"] for row in record.lineage] == [preset == "ppo", *[True] * 4], "only RL differs"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_goes_together(node, preset: str) -> None:
+    values = node(preset)
+    check_rl(values)
+    assert values.algorithm == preset.split("_")[0]
+    assert values.advantage == ADVANTAGES[values.algorithm]
+
+
+def test_presets_of_one_size_use_equally_many_responses(node) -> None:
+    """So that they can be compared as they are."""
+    sizes = {
+        (v.num_prompts * v.samples_per_prompt, v.prompts_per_iteration * v.samples_per_prompt)
+        for v in map(node, ("ppo", "reinforce", "rloo", "grpo"))
+    }
+    assert sizes == {(768, 64)}
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "words"),
+    [
+        ("ppo", {"algorithm": "a2c"}, "rl.algorithm=a2c .*: write ppo, reinforce, rloo or grpo"),
+        ("ppo", {"algorithm": "rloo"}, "rl.algorithm=rloo .* rl.advantage=gae: write rl=rloo"),
+        ("ppo", {"advantage": "grpo"}, "rl.algorithm=ppo .* rl.advantage=grpo: write rl=ppo"),
+        ("ppo", {"value": "both"}, "rl.value=both .*: write shared, separate or none"),
+        ("ppo", {"loss": "mse"}, "rl.loss=mse .*: write clip or reinforce"),
+        ("ppo", {"loss_mean": "row"}, "rl.loss_mean=row .*: write token or sequence"),
+        ("ppo", {"kl": "both"}, "rl.kl=both .*: write reward or loss"),
+        ("ppo", {"kl_estimator": "k4"}, "rl.kl_estimator=k4 .*: write k1, k2 or k3"),
+        ("ppo", {"kl_controller": "pid"}, "rl.kl_controller=pid .*: write fixed or adaptive"),
+        ("ppo", {"value": "none"}, "rl.advantage=gae needs a critic: write rl.value=shared"),
+        ("rloo", {"value": "shared"}, "rl.advantage=rloo reads no critic: write rl.value=none"),
+        ("rloo", {"samples_per_prompt": 1, "minibatch_rollouts": 8}, "rl.samples_per_prompt=1 .*: write 2"),
+        ("grpo", {"samples_per_prompt": 1, "minibatch_rollouts": 8}, "rl.samples_per_prompt=1 .*: write 2"),
+        ("grpo", {"whiten_rewards": True}, "rl.whiten_rewards .*: write rl.whiten_rewards=false"),
+        ("rloo", {"gamma": 0.9}, "rl.gamma=0.9 .*: write rl.gamma=1"),
+        ("rloo", {"ppo_epochs": 4}, "rl.ppo_epochs=4 .*: write rl.ppo_epochs=1 or rl.loss=clip"),
+        ("ppo", {"kl": "loss"}, "rl.kl_estimator=k1 .*: write rl.kl_estimator=k2 or k3"),
+        ("reinforce_lee2023", {"beta": 1.0}, "rl.convex_kl=true .*: write a rl.beta below 1"),
+        ("reinforce_lee2023", {"kl_controller": "adaptive"}, "rl.convex_kl=true .* rl.kl_controller=fixed"),
+        ("ppo", {"kl_controller": "adaptive", "beta": 0.0}, "rl.kl_controller=adaptive .* above 0"),
+        ("ppo", {"kl_controller": "adaptive", "kl_target": 0.0}, "rl.kl_controller=adaptive .* above 0"),
+        ("ppo", {"kl_controller": "adaptive", "kl_horizon": 0}, "rl.kl_controller=adaptive .* above 0"),
+        ("ppo", {"beta": -0.1}, "rl.beta=-0.1 .*: write 0 or more"),
+        ("ppo", {"max_kl": 0.0}, "rl.max_kl=0.0 .*: write a number above 0, or null"),
+        ("ppo", {"temperature": 0.0}, "rl.temperature=0.0 .*: write a number above 0"),
+        ("ppo", {"minibatch_rollouts": 0}, "rl.minibatch_rollouts=0 .*: write 1 or more"),
+        ("ppo", {"minibatch_rollouts": 5}, "rl.minibatch_rollouts must divide"),
+        ("ppo", {"missing_eos_score": -1.0}, "rl.missing_eos_score .*: write rl.missing_eos_penalty=0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(node, preset: str, changes: dict[str, Any], words: str) -> None:
+    check_rl(node(preset))
+    with pytest.raises(UserError, match=words):
+        check_rl(node(preset, **changes))
+
+
+def test_a_refusal_comes_before_anything_is_built(run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="rl.samples_per_prompt=1"):
+        run("stage=ppo", "rl=rloo", "rl.samples_per_prompt=1", root=tmp_path / "root")
+    assert not list((tmp_path / "root").glob("artifacts/*-*"))
