@@ -6,10 +6,12 @@
 #   TORCH_ARGS  where pip takes torch from, for instance
 #               TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu" for the small CPU build
 #   ARGS        more words for train.py, for instance ARGS="profile=smoke"
+#   WORKERS     processes that share the tests, one thread each          (default: 2)
 
 PYTHON ?= python3
 TORCH_ARGS ?=
 ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -21,7 +23,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

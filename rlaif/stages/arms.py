@@ -179,5 +179,5 @@ def setting(arm: Context, key: str) -> Any:
     value = OmegaConf.select(arm.cfg, key)
     if not isinstance(value, DictConfig):
         return value
-    names = [value[key] for key in ("name", "kind") if key in value]
+    names = [value[key] for key in ("name", "kind", "algorithm") if key in value]
     return names[0] if names else value
