@@ -24,12 +24,17 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = "last.ckpt"
 PREVIOUS = "previous.ckpt"
+NOT_WRITTEN = (
+    "%s could not be written (%s): is the disk full? Training goes on; until there is room, a killed run "
+    "continues from the checkpoint before it"
+)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it; the one that was there is kept as `previous.ckpt`.
 
-    A killed run leaves at least one of the two whole.
+    A killed run leaves at least one of the two whole. Where a checkpoint cannot be written, on a full disk, say,
+    those that are there stay and training goes on: the next epoch tries again.
     """
 
     def save_checkpoint(
@@ -42,8 +47,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
-        except BaseException:
+        except (OSError, RuntimeError) as error:  # torch's writer has no type of its own
             temporary.unlink(missing_ok=True)  # on a full disk, half a checkpoint is in the way
+            logger.warning(NOT_WRITTEN, target, str(error).split("\n")[0])
+            return
+        except BaseException:
+            temporary.unlink(missing_ok=True)
             raise
         if target.exists():
             os.replace(target, target.with_name(PREVIOUS))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ppo_cases import ALGORITHMS, OPTIONS, end, equal, make_module, random_rollout, train
+from ppo_cases import ALGORITHMS, OPTIONS, end, equal, letter_share, make_module, random_rollout, train
 
 from rlaif.rollout import Rollout
 
@@ -209,24 +209,57 @@ def test_the_groups_are_the_responses_to_one_prompt(tiny_model, tmp_path):
 
 # Learning.
 
-LEARN = {"ppo": 12, "reinforce_lee2023": 10}  # iterations; the others need 8
+LEARNERS = {**ALGORITHMS, "ppo_shared": (ALGORITHMS["ppo"][0], "shared")}
+LEARN = {"ppo": 12, "ppo_shared": 12, "reinforce_lee2023": 10}  # iterations; the others need 8
+
+
+def _learn(model, folder, name, seed, *, noise=False, sign=1):
+    """(module, share of letters in each iteration) after training; `noise` and `sign` spoil what it learns from."""
+    options, critic = LEARNERS[name]
+    minibatch = 32 if options.advantage == "gae" else 64
+    options = replace(options, seed=seed, minibatch_rollouts=minibatch)
+    iterations, share, shares = LEARN.get(name, 8), letter_share(model), []
+
+    def reward(rollout):
+        shares.append(share(rollout).mean().item())
+        return torch.rand(len(rollout)) if noise else share(rollout)
+
+    module = make_module(model, iterations=iterations, critic=critic, options=options, reward=reward, lr=1e-2)
+    right = module._advantages
+
+    def signed(*arguments):
+        advantages, returns = right(*arguments)
+        return sign * advantages, returns
+
+    module._advantages = signed
+    train(module, folder, iterations)
+    return module, shares
+
+
+def _assert_learnt(module, shares):
+    """From a fifth of letters, the share of chance, to 80% of the maximum, which is letters alone."""
+    assert shares[0] == pytest.approx(52 / 259, abs=0.08)
+    assert module.history[0]["ppo/kl"] == pytest.approx(0.0, abs=1e-3)
+    assert sum(shares[-3:]) / 3 > 0.8
+    # To write a letter with probability 0.9 takes at least 8 (0.9 ln 4.5 - 0.1 ln 8), about 9 nats.
+    assert end(module, "ppo/kl") < 10.0, "nats a response of eight tokens"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LEARNERS)
 def test_each_algorithm_raises_a_programmatic_reward_within_a_kl_bound(tiny_model, tmp_path, name, seed):
-    """From a fifth of letters, the share of chance, to 80% of the maximum, which is letters alone."""
-    options, critic = ALGORITHMS[name]
-    minibatch = 32 if name == "ppo" else 64
-    options = replace(options, seed=seed, minibatch_rollouts=minibatch)
-    iterations = LEARN.get(name, 8)
-    module = make_module(tiny_model("top:1"), iterations=iterations, critic=critic, options=options, lr=1e-2)
-    train(module, tmp_path, iterations)
-    assert module.history[0]["ppo/reward"] == pytest.approx(52 / 259, abs=0.08)
-    assert module.history[0]["ppo/kl"] == pytest.approx(0.0, abs=1e-3)
-    assert end(module, "ppo/reward") > 0.8
-    # To write a letter with probability 0.9 takes at least 8 (0.9 ln 4.5 - 0.1 ln 8), about 9 nats.
-    assert end(module, "ppo/kl") < 10.0, "nats a response of eight tokens"
+    module, shares = _learn(tiny_model("top:1"), tmp_path, name, seed)
+    _assert_learnt(module, shares)
+    assert [row["ppo/reward"] for row in module.history] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("spoilt", [{"noise": True}, {"sign": -1}])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_learning_from_noise_or_against_the_advantage_would_be_seen(tiny_model, tmp_path, name, spoilt):
+    module, shares = _learn(tiny_model("top:1"), tmp_path, name, 0, **spoilt)
+    with pytest.raises(AssertionError):
+        _assert_learnt(module, shares)
+    assert shares[-1] < 0.4, "and not by a hair"
 
 
 def test_the_adaptive_controller_moves_the_weight_towards_its_target(tiny_model, tmp_path):

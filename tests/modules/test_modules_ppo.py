@@ -326,6 +326,32 @@ def test_a_resumed_run_is_bit_identical(tiny_model, tmp_path, name, after):
     assert resumed_trainer.global_step == whole_trainer.global_step == 3 * options.ppo_epochs * 2
 
 
+def _tensors(node):
+    if isinstance(node, torch.Tensor):
+        return [node]
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+@pytest.mark.parametrize("trainable", ["full", "top:1"])
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_holds_what_is_trained_and_no_more(tiny_model, tmp_path, name, trainable):
+    """Weights that are trained, AdamW's two moments of each and its steps; neither reference nor trunk."""
+    options, critic = RESUMED[name]
+    model = tiny_model(trainable)
+    module = make_module(model, iterations=1, critic=critic, rollouts=16, options=options)
+    train(module, tmp_path, 1)
+    file = tmp_path / "checkpoints" / CHECKPOINT
+    checkpoint = torch.load(file, weights_only=True)
+    trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
+    assert checkpoint["state_dict"].keys() == trained
+    assert {name.split(".")[0] for name in trained} <= {"policy", "value_head", "value_top"}
+    counts = [weight.numel() for weight in module.parameters()]
+    sizes = [tensor.numel() for tensor in _tensors(checkpoint)]
+    assert sum(sizes) == 3 * sum(counts) + len(counts)
+    assert file.stat().st_size < 4 * sum(sizes) + 500 * len(sizes) + 10_000, "no storage that nobody reads"
+
+
 def test_a_forgotten_weight_of_the_kl_would_be_seen(tiny_model, tmp_path):
     whole = _short(tiny_model, options=ADAPTIVE)
     train(whole, tmp_path / "whole", 3)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import shutil
 import signal
 import zipfile
@@ -47,7 +48,7 @@ def test_a_checkpoint_is_replaced_whole(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["torch.save", "os.fsync", "os.replace"])
-def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch, broken):
+def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch, caplog, broken):
     path, plugin = tmp_path / "last.ckpt", AtomicCheckpointIO()
     plugin.save_checkpoint({"value": 1}, path)
 
@@ -58,8 +59,12 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch, bro
 
     module, name = broken.split(".")
     monkeypatch.setattr({"torch": torch, "os": os}[module], name, fail)
-    with pytest.raises(OSError, match="no space"):
+    if broken == "os.replace":
+        with pytest.raises(OSError, match="no space"):
+            plugin.save_checkpoint({"value": 2}, path)
+    else:
         plugin.save_checkpoint({"value": 2}, path)
+        assert f"{path} could not be written (no space left): is the disk full?" in caplog.text
     monkeypatch.undo()
     assert torch.load(path, weights_only=True) == {"value": 1}
     assert (len(list(tmp_path.iterdir())) == 1) == (broken != "os.replace"), (
@@ -67,6 +72,18 @@ def test_a_failed_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch, bro
     )
     plugin.save_checkpoint({"value": 3}, path)
     assert torch.load(path, weights_only=True) == {"value": 3}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, AttributeError("cannot be pickled")])
+def test_what_no_disk_is_to_blame_for_comes_out_of_a_save(tmp_path, monkeypatch, error):
+    def fail(*arguments, **more):
+        Path(arguments[1]).write_bytes(b"half of a checkp")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises((KeyboardInterrupt, AttributeError)):
+        AtomicCheckpointIO().save_checkpoint({"value": 1}, tmp_path / "last.ckpt")
+    assert not list(tmp_path.iterdir())
 
 
 def _save_and_die(path, moment):
@@ -342,6 +359,33 @@ def test_a_kill_between_two_renames_costs_no_epoch(tiny_model, tmp_path):
     folder = tmp_path / "parts" / "checkpoints"
     os.replace(folder / CHECKPOINT, folder / PREVIOUS)
     _assert_same_end(_fitted("rm", tiny_model, tmp_path / "parts"), whole)
+
+
+class _FullDisk(_Fail):
+    """No file may grow beyond `room` bytes while epoch 2 ends; the fit dies in the middle of epoch 3."""
+
+    def __init__(self, room):
+        super().__init__(3, RuntimeError("power cut"))
+        self.room, self.limits = room, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.room, self.limits[1]))
+
+    def on_train_epoch_start(self, trainer, module):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+def test_a_disk_that_is_full_costs_no_bit_and_is_told(tmp_path, tiny_model, caplog):
+    """Epoch 2 is trained and not kept: the same command goes back to what epoch 1 left."""
+    whole = _fitted("sft", tiny_model, tmp_path / "whole")
+    folder = tmp_path / "parts" / "checkpoints"
+    with pytest.raises(RuntimeError, match="power cut"):
+        _fitted("sft", tiny_model, tmp_path / "parts", _FullDisk(20_000))
+    assert f"{folder / CHECKPOINT} could not be written" in caplog.text
+    assert {file.name for file in folder.iterdir()} == {CHECKPOINT, PREVIOUS}
+    assert torch.load(folder / CHECKPOINT, weights_only=True)["epoch"] == 1
+    _assert_same_end(_fitted("sft", tiny_model, tmp_path / "parts"), whole)
 
 
 def test_ctrl_c_comes_out_as_itself_and_can_be_pressed_again(tiny_model, tmp_path):

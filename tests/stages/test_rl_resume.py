@@ -1,0 +1,109 @@
+"""Every preset of `rl`, killed with SIGKILL where a checkpoint is or is not yet, and continued: not a bit differs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from rlaif.io import sha256_file
+from rlaif.modules import PPOModule
+from rlaif.reports import RunRecord
+from rlaif.rollout import RolloutCollector
+from rlaif.stages.training import CHECKPOINT, AtomicCheckpointIO
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+ITERATIONS = 3
+COMMON = ["stage=ppo", "rl.num_epochs=1.5", "rl.lr=0.003"]
+ADAPTIVE = ["rl.kl_controller=adaptive", "rl.kl_target=0.01", "rl.kl_horizon=50"]
+JOBS = {
+    **{file.stem: [f"rl={file.stem}"] for file in sorted((CONF / "rl").glob("[!_]*.yaml"))},
+    "adaptive": ["rl=ppo", *ADAPTIVE],
+}
+# What a run is killed at: the start of an iteration, in the middle of one, and before its checkpoint is written.
+STARTING = (RolloutCollector, "collect")
+UPDATING = (PPOModule, "training_step")
+SAVING = (AtomicCheckpointIO, "save_checkpoint")
+
+
+def _run_until(words: list[str], owner: type, name: str, call: int) -> None:
+    """One job, killed when it calls `owner.name` for the `call`th time."""
+    from rlaif.stages.app import run_job
+
+    calls, method = count(1), getattr(owner, name)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return method(*arguments, **options)
+
+    setattr(owner, name, counted)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=words, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    run_job(cfg, words, None)
+
+
+def _kill(words: list[str], moment: tuple[type, str], call: int) -> None:
+    process = processes.start(_run_until, words, *moment, call)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def _checkpoint(root: Path) -> dict[str, Any]:
+    (partial,) = root.glob("artifacts/.partial-ppo-*")
+    return torch.load(partial / "work" / "checkpoints" / CHECKPOINT, weights_only=True)
+
+
+def _results(record: RunRecord) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Digest of the trained weights, and history and summary without times."""
+    row = record.lineage[0]
+    folder = Path(record.path).parents[2] / "artifacts" / f"{row['kind']}-{row['digest']}"
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    rows = [_untimed(row) for row in (*history, record.summary)]
+    return sha256_file(folder / "top.safetensors"), rows[:-1], rows[-1]
+
+
+def _untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if k.startswith("ppo/") and "seconds" not in k and "per_s" not in k}
+
+
+def _updates_of_an_iteration(words: list[str]) -> int:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        rl = compose("config", overrides=words).rl
+    return rl.ppo_epochs * rl.prompts_per_iteration * rl.samples_per_prompt // rl.minibatch_rollouts
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_killed_run_ends_bit_identical(pipeline, run, copied_root, caplog, name: str) -> None:
+    words = [*COMMON, *JOBS[name]]
+    whole = _results(run(*words))
+    root = copied_root(["sft", "sample", "label", "rm"])
+    elsewhere = [*words, "profile=smoke", "tracking=none", f"paths.root={root}"]
+    updates = _updates_of_an_iteration(elsewhere)
+    _kill(elsewhere, UPDATING, updates + 2)
+    assert _checkpoint(root)["epoch"] == 0, "killed in the middle of the second iteration"
+    _kill(elsewhere, SAVING, 1)
+    assert _checkpoint(root)["epoch"] == 0, "killed before the second iteration's checkpoint"
+    _kill(elsewhere, STARTING, 2)
+    assert _checkpoint(root)["epoch"] == 1, "killed at the third iteration's start"
+    with caplog.at_level(logging.INFO, logger="rlaif"):
+        ended = _results(run(*words, root=root))
+    assert "continuing from the last whole epoch" in caplog.text
+    assert ended == whole
+    assert len(whole[1]) == ITERATIONS and len({row["ppo/kl"] for row in whole[1]}) == ITERATIONS
+    coefficients = {row["ppo/kl_coefficient"] for row in whole[1]}
+    assert len(coefficients) == (ITERATIONS if name == "adaptive" else 1)
