@@ -24,7 +24,7 @@ def tiny_model(tmp_path):
     from rlaif.models.load import ModelSpec, load_model
 
     def load(trainable: str = "top:1", dtype: str = "float32"):
-        spec = ModelSpec("tiny", "tiny", None, trainable, dtype, "cpu", False)
+        spec = ModelSpec("tiny", "tiny", None, trainable, dtype, "cpu", False, lora_alpha=4.0)
         return load_model(spec, tmp_path)
 
     return load

@@ -117,15 +117,15 @@ class _RMSNorm(torch.autograd.Function):
         return wide.mul_(scale).to(hidden.dtype).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight, scale = ctx.saved_tensors
         unit = hidden * scale
         grad = grad.to(unit.dtype)
         weighted = grad * unit
-        weight_grad = weighted.flatten(0, -2).sum(0)
+        weight_grad = weighted.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         shared = weighted.matmul(weight.to(unit.dtype)).unsqueeze(-1).div_(hidden.shape[-1])
         hidden_grad = (grad * weight).sub_(unit.mul_(shared)).mul_(scale)
-        return hidden_grad.to(hidden.dtype), weight_grad.to(weight.dtype), None
+        return hidden_grad.to(hidden.dtype), weight_grad, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -21,6 +21,7 @@ from torch import Tensor
 from rlaif.errors import UserError
 from rlaif.io import digest, read_json, sha256_file, write_json
 from rlaif.models.decoder import DecoderConfig
+from rlaif.models.lora import parse_lora
 from rlaif.models.split import Trunk, parse_trainable
 from rlaif.models.tiny import tiny_config, tiny_state, tiny_tokenizer
 
@@ -38,10 +39,11 @@ class ModelSpec:
     source: str  # embedded | hub | tiny
     name: str
     revision: str | None
-    trainable: str  # full | top:K
+    trainable: str  # full | top:K | lora:R
     dtype: str  # resolved: bfloat16 | float32
     device: str
     trust_remote_code: bool
+    lora_alpha: float | None = None  # of lora:R alone
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
         state,
         parse_trainable(spec.trainable, decoder.num_layers),
         getattr(torch, spec.dtype),
+        parse_lora(spec.trainable, spec.lora_alpha),
     )
     return LanguageModel(
         trunk.to(spec.device),
@@ -255,13 +258,18 @@ HEAD_SHARE = 1 / 6  # the vocabulary head runs on response tokens alone, about t
 
 
 def model_sizes(spec: ModelSpec, cache_dir: Path) -> tuple[float, float]:
-    """Weights that a token meets, (in all layers, in the trained ones), without loading any of them."""
+    """Weights that a token meets, (in all layers, in the trained ones), without loading any of them.
+
+    A frozen layer under an adapter counts two thirds as trained: the gradient of its weights is not computed.
+    """
     if spec.source == "embedded":
         layers, layer, head = EMBEDDED_SIZES
     else:
         layers, layer, head = _sizes(_config_of(spec))
-    top = parse_trainable(spec.trainable, layers)
-    return layers * layer + HEAD_SHARE * head, top * layer + HEAD_SHARE * head
+    trained = parse_trainable(spec.trainable, layers) * layer
+    if parse_lora(spec.trainable, spec.lora_alpha):
+        trained *= 2 / 3
+    return layers * layer + HEAD_SHARE * head, trained + HEAD_SHARE * head
 
 
 def _config_of(spec: ModelSpec) -> Any:

@@ -3,7 +3,8 @@
 With `trainable=top:k` the embedding, the lower L-k layers and the vocabulary head are frozen and shared by
 policy, reference, value and reward model; each has its own top k layers and final norm. With `full` the
 "trunk" is empty: its features are the token ids themselves, and a top owns embedding and vocabulary head.
-So the code above this file is the same for both: `features = trunk(ids)`, `hidden = top(features)`.
+With `lora:r` the trunk holds every weight and a top low-rank adapters alone; features are the ids here too.
+So the code above this file is the same for all: `features = trunk(ids)`, `hidden = top(features)`.
 """
 
 from __future__ import annotations
@@ -18,19 +19,27 @@ from torch import Tensor, nn
 from rlaif.errors import UserError
 from rlaif.models.attention import Attend, Causal, DenseCausal
 from rlaif.models.decoder import Block, DecoderConfig, Norm, Rope, run_blocks
+from rlaif.models.lora import Lora, adapt, adapted_layers
 from rlaif.ops import head_logprobs, token_logprobs
 
 CAUSAL = Causal()
 
 
+def check_trainable(spec: str) -> None:
+    """Raises UserError for text that is no split of any model."""
+    if not re.fullmatch(r"full|(top|lora):\d+", spec):
+        raise UserError(
+            f"model.trainable={spec} is not known: write full, top:K or lora:R (for instance top:4, lora:8)"
+        )
+
+
 def parse_trainable(spec: str, num_layers: int) -> int:
-    """Number of trainable top layers: `full` gives all layers, `top:k` gives k."""
-    if spec == "full":
+    """Number of top layers: `full` and `lora:r` give all layers, `top:k` gives k."""
+    check_trainable(spec)
+    kind, _, number = spec.partition(":")
+    if kind != "top":
         return num_layers
-    match = re.fullmatch(r"top:(\d+)", spec)
-    if not match:
-        raise UserError(f"model.trainable={spec} is not known: write full or top:K (for instance top:4)")
-    top = int(match[1])
+    top = int(number)
     if not 1 <= top < num_layers:
         raise UserError(
             f"model.trainable={spec}: K must lie in 1..{num_layers - 1} for this model; for all layers write full"
@@ -41,11 +50,12 @@ def parse_trainable(spec: str, num_layers: int) -> int:
 class Trunk(nn.Module):
     """The frozen part that every role shares: embedding, lower layers, vocabulary head.
 
-    Weights are kept in the compute dtype, since they are never trained.
+    Weights are kept in the compute dtype, since they are never trained. Under `lora` they are all of the model's.
     """
 
     embedding: nn.Parameter
     head: nn.Parameter
+    norm: Norm
 
     def __init__(
         self,
@@ -54,30 +64,42 @@ class Trunk(nn.Module):
         state: dict[str, Tensor],
         top_layers: int,
         dtype: torch.dtype,
+        lora: Lora | None,
     ) -> None:
         super().__init__()
-        self.config, self.hf_config, self.dtype = config, hf_config, dtype
+        self.config, self.hf_config, self.dtype, self.lora = config, hf_config, dtype, lora
         self.top_layers = top_layers
-        self.full = top_layers == config.num_layers
+        self.full = top_layers == config.num_layers  # tops run every layer: features are the ids
         self.first_top = config.num_layers - top_layers
         self.rope = Rope(hf_config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(self.first_top))
+        self.blocks = nn.ModuleList(
+            Block(config) for _ in range(config.num_layers if lora else self.first_top)
+        )
         self._initial = {k: v for k, v in state.items() if self._belongs_to_top(k)}
-        if not self.full:
-            embedding = state["model.embed_tokens.weight"].to(dtype)
-            self.embedding = nn.Parameter(embedding, requires_grad=False)
-            head = embedding if config.tied else state["lm_head.weight"].to(dtype)
-            self.head = self.embedding if config.tied else nn.Parameter(head, requires_grad=False)
-            lower = {
-                k.removeprefix("model.layers."): v for k, v in state.items() if k.startswith("model.layers.")
-            }
-            own = {k: v for k, v in lower.items() if int(k.split(".")[0]) < self.first_top}
-            self.blocks.load_state_dict(own)
-            self.blocks.to(dtype)
+        if lora or not self.full:
+            self._load_frozen(state)
         self.requires_grad_(False)
         self.eval()
 
+    def _load_frozen(self, state: dict[str, Tensor]) -> None:
+        config, dtype = self.config, self.dtype
+        embedding = state["model.embed_tokens.weight"].to(dtype)
+        self.embedding = nn.Parameter(embedding, requires_grad=False)
+        head = embedding if config.tied else state["lm_head.weight"].to(dtype)
+        self.head = self.embedding if config.tied else nn.Parameter(head, requires_grad=False)
+        layers = {
+            k.removeprefix("model.layers."): v for k, v in state.items() if k.startswith("model.layers.")
+        }
+        own = {k: v for k, v in layers.items() if int(k.split(".")[0]) < len(self.blocks)}
+        self.blocks.load_state_dict(own)
+        self.blocks.to(dtype)
+        if self.lora:
+            self.norm = Norm(config.hidden_size, config.norm_eps).to(dtype)
+            self.norm.load_state_dict({"weight": state["model.norm.weight"]})
+
     def _belongs_to_top(self, name: str) -> bool:
+        if self.lora:
+            return False
         if self.full or name == "model.norm.weight":
             return True
         match = re.match(r"model\.layers\.(\d+)\.", name)
@@ -91,7 +113,10 @@ class Trunk(nn.Module):
         positions: Tensor | None = None,
         max_position: int | None = None,
     ) -> Tensor:
-        """Features of `ids` (B, T): hidden states (B, T, D) under the top, or the ids themselves if `full`."""
+        """Features of `ids` (B, T): hidden states (B, T, D) under the top, or the ids themselves if `full`.
+
+        `full` is true under `lora` too: a top runs every layer.
+        """
         if self.full:
             return ids
         hidden = F.embedding(ids, self.embedding)
@@ -106,16 +131,23 @@ class Trunk(nn.Module):
         )
 
     def new_top(self) -> Top:
-        """A fresh trainable top with the base model's weights (fp32 masters)."""
+        """A fresh trainable top that computes as the base model does (fp32 masters)."""
         top = Top(self)
-        top.load_hf(self._initial)
+        if self.lora is None:
+            top.load_hf(self._initial)
+        else:
+            # One seed for all: roles, seeds and resumed runs start alike, as they do from a base model's weights.
+            generator = torch.Generator().manual_seed(0)
+            for _, layer in adapted_layers(top):
+                layer.draw(generator)
         return top
 
 
 class Top(nn.Module):
-    """The trainable upper layers and final norm of one role, in fp32; owns embedding and head if `full`."""
+    """What one role trains, in fp32: upper layers and final norm, all weights if `full`, adapters if `lora`."""
 
     trunk: Trunk
+    norm: Norm
     embedding: nn.Parameter | None
     head: nn.Parameter | None
 
@@ -124,13 +156,15 @@ class Top(nn.Module):
         config = trunk.config
         # The trunk is shared: kept out of this module's parameters and checkpoints.
         object.__setattr__(self, "trunk", trunk)
-        self.layers = nn.ModuleList(Block(config) for _ in range(trunk.top_layers))
-        self.norm = Norm(config.hidden_size, config.norm_eps)
-        self.embedding = (
-            nn.Parameter(torch.empty(config.vocab_size, config.hidden_size)) if trunk.full else None
-        )
-        untied = trunk.full and not config.tied
-        self.head = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size)) if untied else None
+        if trunk.lora is not None:
+            self.layers = nn.ModuleList(adapt(block, config, trunk.lora) for block in trunk.blocks)
+            object.__setattr__(self, "norm", trunk.norm)
+        else:
+            self.layers = nn.ModuleList(Block(config) for _ in range(trunk.top_layers))
+            self.norm = Norm(config.hidden_size, config.norm_eps)
+        whole, size = trunk.full and trunk.lora is None, (config.vocab_size, config.hidden_size)
+        self.embedding = nn.Parameter(torch.empty(size)) if whole else None
+        self.head = nn.Parameter(torch.empty(size)) if whole and not config.tied else None
 
     def load_hf(self, state: dict[str, Tensor]) -> None:
         """Take this top's weights out of a state dict with transformers' names."""
@@ -150,7 +184,7 @@ class Top(nn.Module):
         """Trunk and top together as a state dict with transformers' names (fp32 top, trunk as kept)."""
         trunk = self.trunk
         state = {f"model.layers.{name}": value for name, value in trunk.blocks.state_dict().items()}
-        for name, value in self.layers.state_dict().items():
+        for name, value in self._layers_state().items():
             index, rest = name.split(".", 1)
             state[f"model.layers.{int(index) + trunk.first_top}.{rest}"] = value
         state["model.norm.weight"] = self.norm.weight.detach()
@@ -160,6 +194,12 @@ class Top(nn.Module):
         if not trunk.config.tied:
             state["lm_head.weight"] = (trunk.head if self.head is None else self.head).detach()
         return state
+
+    def _layers_state(self) -> dict[str, Tensor]:
+        """The weights of this top's own layers; with adapters, what they and their layers come to together."""
+        if self.trunk.lora is None:
+            return self.layers.state_dict()
+        return {f"{name}.weight": layer.merged() for name, layer in adapted_layers(self.layers)}
 
     def forward(
         self,
@@ -174,10 +214,9 @@ class Top(nn.Module):
         Without `attend` attention is causal by matrix products (see `DenseCausal`).
         """
         trunk = self.trunk
-        hidden = features if self.embedding is None else F.embedding(features, self.embedding).to(trunk.dtype)
         hidden = run_blocks(
             self.layers,  # type: ignore[arg-type]
-            hidden,
+            self._embed(features) if trunk.full else features,
             trunk.rope,
             first_layer=trunk.first_top,
             attend=DenseCausal() if attend is None else attend,
@@ -186,6 +225,10 @@ class Top(nn.Module):
             rows=rows,
         )
         return self.norm(hidden)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        weight = self.trunk.embedding if self.embedding is None else self.embedding
+        return F.embedding(ids, weight).to(self.trunk.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits (..., V) of normalised hidden states (..., D), in the compute dtype."""

@@ -28,6 +28,8 @@ from rlaif.models.load import (
     resolve_device,
     resolve_dtype,
 )
+from rlaif.models.lora import parse_lora
+from rlaif.models.split import check_trainable
 from rlaif.records import TaskData
 from rlaif.stages.cost import meter_of, price_of, priced_as
 from rlaif.stages.messages import missing_value
@@ -143,28 +145,36 @@ class Context:
 
     # Models.
 
-    def _spec(self, node: DictConfig, trainable: str) -> ModelSpec:
+    def _spec(self, node: DictConfig) -> ModelSpec:
+        """The model of `node` (`model` or `backend`), split as `model` is: if it is the same, it is loaded once."""
+        trainable = str(self.cfg.model.trainable)
         device = resolve_device(self.cfg.trainer.accelerator)
         tiny = self.cfg.models.tiny
         return ModelSpec(
             source="tiny" if tiny else node.source,
             name="tiny" if tiny else node.name,
             revision=None if tiny else node.revision,
-            trainable="top:1" if tiny and trainable != "full" else trainable,
+            trainable="top:1" if tiny and trainable.startswith("top:") else trainable,
             dtype="float32" if tiny else resolve_dtype(node.dtype, device),
             device=device,
             trust_remote_code=node.trust_remote_code,
+            lora_alpha=self.cfg.model.lora_alpha if trainable.startswith("lora:") else None,
         )
 
     @cached_property
     def model_spec(self) -> ModelSpec:
-        return self._spec(self.cfg.model, self.cfg.model.trainable)
+        return self._spec(self.cfg.model)
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:
         """The policy's base model, its split and its dtype, as a slice for digests."""
         spec = self.model_spec
-        return {**describe_model(spec, self.cache_dir), "trainable": spec.trainable, "dtype": spec.dtype}
+        split: dict[str, Any] = {"trainable": spec.trainable, "dtype": spec.dtype}
+        check_trainable(spec.trainable)
+        lora = parse_lora(spec.trainable, spec.lora_alpha)
+        if lora is not None:
+            split["lora_alpha"] = lora.alpha
+        return {**describe_model(spec, self.cache_dir), **split}
 
     def load(self, spec: ModelSpec) -> LanguageModel:
         """Load a base model once in this process."""
@@ -222,7 +232,7 @@ class Context:
             )
         if wanted == "openai":
             return self._server()
-        spec = self._spec(self.cfg.backend, self.cfg.model.trainable)
+        spec = self._spec(self.cfg.backend)
         identity = {**describe_model(spec, self.cache_dir), "dtype": spec.dtype}
         return TransformersBackend(identity, lambda: self.load(spec), max_rows=self.cfg.backend.max_rows)
 

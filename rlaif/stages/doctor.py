@@ -40,9 +40,9 @@ def _device(ctx: Context) -> str:
 
 def _model(ctx: Context) -> str:
     model = ctx.model()
-    layers, trained = model.trunk.config.num_layers, model.trunk.top_layers
+    layers, trained = model.trunk.config.num_layers, ctx.model_spec.trainable
     tokens = f"EOS {model.eos_id}, pad {model.pad_id}"
-    return f"{model.identity['name']}: {layers} layers, {trained} trained, {tokens}"
+    return f"{model.identity['name']}: {layers} layers, trained {trained}, {tokens}"
 
 
 def _task(ctx: Context) -> str:

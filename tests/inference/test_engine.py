@@ -61,7 +61,7 @@ def test_samples_do_not_depend_on_the_batch(tiny_model):
     assert [s.ids for s in together] != [s.ids for s in other]
 
 
-@pytest.mark.parametrize("trainable", ["full", "top:1"])
+@pytest.mark.parametrize("trainable", ["full", "top:1", "lora:2"])
 def test_kept_features_are_those_of_a_fresh_pass(tiny_model, trainable):
     model = tiny_model(trainable)
     top = model.trunk.new_top()

@@ -177,9 +177,10 @@ def test_models_splits_and_dtypes_do_not_share(tiny_model, cache, computed):
     assert len(list(cache.directory.iterdir())) == 4
 
 
-def test_a_full_model_keeps_nothing(tiny_model, cache):
+@pytest.mark.parametrize("trainable", ["full", "lora:2"])
+def test_a_model_trained_in_every_layer_keeps_nothing(tiny_model, cache, trainable):
     groups = _groups(3)
-    got = cache.get(tiny_model("full"), groups)
+    got = cache.get(tiny_model(trainable), groups)
     assert [own.prefix.tolist() for own in got] == [list(g.prefix) for g in groups]
     assert [[s.tolist() for s in own.suffixes] for own in got] == [
         [list(s) for s in g.suffixes] for g in groups

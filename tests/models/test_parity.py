@@ -25,7 +25,7 @@ def ids():
     return torch.randint(3, 250, (3, 17), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("trainable", ["full", "top:1", "top:2"])
+@pytest.mark.parametrize("trainable", ["full", "top:1", "top:2", "lora:2"])
 def test_split_equals_transformers(tiny_model, ids, trainable):
     model = tiny_model(trainable)
     top = model.trunk.new_top()
@@ -75,7 +75,7 @@ def test_other_families_equal_transformers(ids, tmp_path, family):
         torch.testing.assert_close(top.logits(top(model.trunk(ids))), hf(ids).logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("trainable", ["full", "top:1"])
+@pytest.mark.parametrize("trainable", ["full", "top:1", "lora:2"])
 def test_exported_policy_gives_the_same_logits(tiny_model, ids, tmp_path, trainable):
     model = tiny_model(trainable)
     top = model.trunk.new_top()
@@ -104,7 +104,7 @@ def test_weights_survive_a_round_trip(tiny_model, tmp_path):
 
 def test_a_frozen_copy_never_moves(tiny_model, ids):
     """The reference stays bit-equal while the policy trains, tied embeddings included."""
-    for trainable in ("full", "top:1"):
+    for trainable in ("full", "top:1", "lora:2"):
         model = tiny_model(trainable)
         policy = model.trunk.new_top()
         reference = policy.frozen_copy()
@@ -119,7 +119,8 @@ def test_a_frozen_copy_never_moves(tiny_model, ids):
 def test_bad_specs_are_refused(tmp_path):
     assert parse_trainable("full", 30) == 30
     assert parse_trainable("top:4", 30) == 4
-    for bad in ("top:0", "top:30", "lora:8", "half"):
+    assert parse_trainable("lora:8", 30) == 30
+    for bad in ("top:0", "top:30", "lora:", "lora:-8", "half"):
         with pytest.raises(UserError, match="model.trainable"):
             parse_trainable(bad, 30)
     for name in ("/nowhere/model", "./missing", "no-such-model"):
@@ -136,7 +137,7 @@ def test_pad_is_never_eos():
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
 
 
-@pytest.mark.parametrize("trainable", ["full", "top:1", "top:2"])
+@pytest.mark.parametrize("trainable", ["full", "top:1", "top:2", "lora:2"])
 def test_the_last_layer_may_run_on_the_positions_that_are_read(tiny_model, ids, trainable):
     model = tiny_model(trainable)
     top = model.trunk.new_top()

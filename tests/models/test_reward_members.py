@@ -121,7 +121,7 @@ def test_an_ensemble_survives_a_round_trip(tiny_model, tmp_path, trainable) -> N
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("trainable", ["full", "top:1"])
+@pytest.mark.parametrize("trainable", ["full", "top:1", "lora:2"])
 def test_exported_members_give_the_same_scores(tiny_model, tmp_path, trainable, dtype) -> None:
     """In one padded batch of seven lengths, EOS or not, from each member's folder.
 

@@ -87,7 +87,7 @@ NEW_TOKENS = 8
 def policy_top(model):
     top = model.trunk.new_top()
     with torch.no_grad():
-        top.norm.weight.mul_(10)  # the frozen tied head of the tiny model gives flat logits otherwise
+        top.norm.weight.fill_(10)  # the frozen tied head of the tiny model gives flat logits otherwise
     return top
 
 

@@ -15,7 +15,7 @@ def _rows(model, encode_row):
     return [encode_row(model, f"{i}?", target) for i, target in enumerate(TARGETS)]
 
 
-@pytest.mark.parametrize("trainable", ["full", "top:1"])
+@pytest.mark.parametrize("trainable", ["full", "top:1", "lora:4"])
 def test_sft_overfits_eight_rows(tiny_model, encode_row, make_bare_trainer, trainable):
     model = tiny_model(trainable)
     rows, top = _rows(model, encode_row), model.trunk.new_top()

@@ -1,0 +1,94 @@
+"""model.trainable=lora:R from the first stage to the last, and what it leaves on disk."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlaif.errors import UserError
+from rlaif.models.load import ModelSpec, load_model
+from rlaif.models.weights import TOP_FILE, load_reward, load_top
+
+LORA = ("model.trainable=lora:2", "model.lora_alpha=8")
+
+
+@pytest.fixture(scope="module")
+def adapted(run):
+    """The whole path with adapters."""
+    return run("stage=pipeline", *LORA)
+
+
+@pytest.fixture
+def folder(adapted, warm_root):
+    """`folder(kind)`: where the artifact of a stage lies."""
+    digests = {row["kind"]: row["digest"] for row in adapted.lineage}
+    return lambda kind: warm_root / "artifacts" / f"{kind}-{digests[kind]}"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return load_model(ModelSpec("tiny", "tiny", None, "lora:2", "float32", "cpu", False, 8.0), tmp_path)
+
+
+def test_every_stage_runs_on_adapters(adapted, pipeline):
+    assert adapted.state == "finished" and not any(row["reused"] for row in adapted.lineage)
+    kinds = [row["kind"] for row in adapted.lineage]
+    assert sorted(kinds) == sorted(["sft", "sample", "label", "rm", "ppo", "eval"])
+    assert abs(adapted.summary["ppo/ratio_first"] - 1) <= 1e-5
+    assert adapted.history and adapted.summary["sft/val_loss"] != pipeline.summary["sft/val_loss"]
+    first = next(row for row in adapted.history if "ppo/kl" in row)
+    assert first["ppo/kl"] == 0.0, "the policy starts as its reference, the SFT policy, to the last bit"
+
+
+@pytest.mark.parametrize("kind", ["sft", "rm", "ppo"])
+def test_artifacts_hold_adapters_alone(kind, folder):
+    stored = load_file(folder(kind) / TOP_FILE)
+    heads = {name for name in stored if name.endswith("score.weight")}
+    assert len(heads) == (kind == "rm")
+    assert {name.rsplit(".", 1)[1] for name in stored.keys() - heads} == {"a", "b"}
+    assert len(stored) - len(heads) == 3 * 7 * 2
+
+
+def test_roles_go_on_from_the_adapters_of_sft(folder, model):
+    sft, policy = (load_top(model, folder(kind)) for kind in ("sft", "ppo"))
+    gap = max(float((a - b).abs().max()) for a, b in zip(sft.parameters(), policy.parameters(), strict=True))
+    assert 0 < gap < 0.02, "a few steps away"
+    assert float(sft.layers[0].mlp.up_proj.b.abs().max()) > 0
+
+
+def test_exports_are_whole_models(run, adapted, folder, model, tmp_path):
+    run("stage=ppo", *LORA, f"export={tmp_path / 'policy'}")
+    run("stage=rm", *LORA, f"export={tmp_path / 'rm'}")
+    ids = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
+    top, (member,) = load_top(model, folder("ppo")), load_reward(model, folder("rm"))
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float32)(ids).logits
+        torch.testing.assert_close(logits, top.logits(top(ids)), rtol=0, atol=1e-5)
+        reward = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm", dtype=torch.float32)
+        expected = member.head(member.top(ids))[:, -1]
+        torch.testing.assert_close(reward(ids).logits[:, 0], expected, rtol=0, atol=1e-5)
+    assert "lora:2" in (tmp_path / "policy" / "README.md").read_text()
+
+
+def test_rank_and_alpha_make_another_model(run, adapted, warm_root):
+    """Another alpha is another policy; where there are no adapters it is nothing."""
+    before = {path.name for path in (warm_root / "artifacts").iterdir()}
+    run("stage=sft", "model.lora_alpha=3")
+    assert {path.name for path in (warm_root / "artifacts").iterdir()} == before
+    run("stage=sft", "model.trainable=lora:2", "model.lora_alpha=3")
+    new = {path.name for path in (warm_root / "artifacts").iterdir()} - before
+    assert [name.split("-")[0] for name in new] == ["sft"]
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["model.trainable=lora:0"], "model.trainable"),
+        (["model.trainable=lora:2", "model.lora_alpha=0"], "model.lora_alpha"),
+        (["model.trainable=lora"], "model.trainable"),
+    ],
+)
+def test_bad_adapters_are_refused_before_anything_is_built(run, tmp_path, words, key):
+    with pytest.raises(UserError, match=key):
+        run("stage=ppo", *words, root=tmp_path)
+    assert not list(tmp_path.glob("artifacts/*"))
