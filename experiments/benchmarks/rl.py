@@ -13,7 +13,8 @@ Sides run in processes of their own that take turns (A-B-A-B). Time is that betw
 the first; a figure is the median over the turns, memory the largest resident size of a side's process.
 
 `--what check` has TRL make one update in fp32 and compares its numbers with ours on the very same rollout: token
-by token, and the losses after four optimiser steps.
+by token, and the losses of four optimiser steps. TRL whitens advantages by the sample's variance, ours by the
+population's, so that policy losses differ by a share of 1 / (2 x tokens); no side clips gradients there.
 """
 
 from __future__ import annotations
