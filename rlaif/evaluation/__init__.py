@@ -1,5 +1,6 @@
 """Records in, flat `name: number` out: alignment, reward-model accuracy, win rate, text measures."""
 
+from rlaif.evaluation.alarms import Alarm, AlarmLimits, alarms
 from rlaif.evaluation.alignment import alignment_items, alignment_report, reliability
 from rlaif.evaluation.injection import ATTACKS, CONTROL, attacked, injection_report
 from rlaif.evaluation.label_bins import confidence_bins, length_bins
@@ -17,12 +18,15 @@ from rlaif.evaluation.reward_model import (
 )
 from rlaif.evaluation.scored_pairs import ScoredPair, scored_pairs
 from rlaif.evaluation.text import copy_rate, distinct_ngram_share, rouge_l, text_report
-from rlaif.evaluation.win_rate import compare, outcome_of, win_rate_items, win_rate_report
+from rlaif.evaluation.win_rate import compare, outcome_of, text_items, win_rate_items, win_rate_report
 
 __all__ = [
     "ATTACKS",
     "CONTROL",
+    "Alarm",
+    "AlarmLimits",
     "ScoredPair",
+    "alarms",
     "alignment_items",
     "alignment_report",
     "attacked",
@@ -44,6 +48,7 @@ __all__ = [
     "reward_report",
     "rouge_l",
     "scored_pairs",
+    "text_items",
     "text_report",
     "win_rate_items",
     "win_rate_report",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.evaluation.joining import by_pair, preference_by_pair
+from rlaif.evaluation.text import rouge_l
 from rlaif.records import Comparison, Outcome, Pair, Preference
 from rlaif.stats import length_controlled_win_rate, proportion_interval, sign_test
 
@@ -80,6 +81,29 @@ def win_rate_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
         for x in comparisons
         if x.outcome != "unparsed"
     ]
+
+
+def text_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """A row for each comparison: tokens and, with a reference, ROUGE-L of both responses.
+
+    `eval/rouge_l_elsewhere` is that of the baseline's response against the next prompt's reference: what an
+    answer gets that has nothing to do with its prompt.
+    """
+    rows = []
+    for x, other in zip(comparisons, [*comparisons[1:], *comparisons[:1]], strict=True):
+        row: dict[str, Any] = {
+            "id": x.id,
+            "prompt_id": x.prompt_id,
+            "eval/length_policy": x.policy_tokens,
+            "eval/length_baseline": x.baseline_tokens,
+        }
+        if x.reference is not None:
+            row["eval/rouge_l_policy"] = rouge_l(x.policy_response, x.reference)
+            row["eval/rouge_l_baseline"] = rouge_l(x.baseline_response, x.reference)
+        if other.reference is not None:
+            row["eval/rouge_l_elsewhere"] = rouge_l(x.baseline_response, other.reference)
+        rows.append(row)
+    return rows
 
 
 def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str, float]:

@@ -31,6 +31,7 @@ from rlaif.modules.optim import (
     response_hidden,
     scatter_counted,
 )
+from rlaif.modules.tracker import Tracker
 from rlaif.ops import (
     KLKind,
     LossMean,
@@ -138,6 +139,8 @@ class PPOModule(pl.LightningModule):
         collect: iteration -> `Rollout` sampled from the policy as it stands.
         reward: `Rollout` -> scores (N,).
         diagnose: `Rollout` -> further metrics of the responses (copy rate and the like).
+        watch: sees the history, with the new row, at each iteration's end.
+        tracker: measures the policy on fixed prompts and may stop the run, or None.
     """
 
     def __init__(
@@ -150,6 +153,8 @@ class PPOModule(pl.LightningModule):
         collect: Callable[[int], Rollout],
         reward: Callable[[Rollout], Tensor],
         diagnose: Callable[[Rollout], dict[str, float]],
+        watch: Callable[[Sequence[dict[str, float]]], object],
+        tracker: Tracker | None,
         rollouts_per_iteration: int,
         options: PPOOptions,
         optim: OptimOptions,
@@ -157,7 +162,8 @@ class PPOModule(pl.LightningModule):
         super().__init__()
         self.policy, self.value_head, self.value_top = policy, value_head, value_top
         object.__setattr__(self, "reference", reference)  # kept out of parameters and checkpoints
-        self._collect, self._reward, self._diagnose = collect, reward, diagnose
+        self._collect, self._reward, self._diagnose, self._watch = collect, reward, diagnose, watch
+        self._tracker = tracker
         self._options, self._optim, self._count = options, optim, rollouts_per_iteration
         self._order = _Order(options.ppo_epochs * rollouts_per_iteration)
         self.beta = options.beta
@@ -173,21 +179,39 @@ class PPOModule(pl.LightningModule):
             self._order, batch_size=self._options.minibatch_rollouts, shuffle=False, num_workers=0
         )
 
+    def on_train_start(self) -> None:
+        # Resumed after it had stopped by itself (a last row without updates): there is nothing to go on with.
+        if self.history and "ppo/ratio_first" not in self.history[-1]:
+            self.trainer.should_stop = True
+
     def on_train_epoch_start(self) -> None:
         iteration, options = self.current_epoch, self._options
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + iteration)
         orders = [torch.randperm(self._count, generator=generator) for _ in range(options.ppo_epochs)]
         self._order.rows.copy_(torch.cat(orders))
+        tracked = self._track(iteration)
         started = time.perf_counter()
         rollout = self._collect(iteration)
         rolled = time.perf_counter()
         self._experience, self._metrics = self._prepare(rollout, orders[0].split(options.minibatch_rollouts))
         self._metrics["ppo/seconds_rollout"] = rolled - started
         self._metrics["ppo/seconds_prepare"] = time.perf_counter() - rolled
-        self._metrics.update(self._diagnose(rollout))
+        self._metrics.update(self._diagnose(rollout) | tracked)
         self._sums, self._update_started = {}, time.perf_counter()
         if options.max_kl is not None and self._metrics["ppo/kl"] > options.max_kl:
             self.trainer.should_stop = True
+
+    def _track(self, iteration: int) -> dict[str, float]:
+        """Metrics of the tracker, where it measures before this iteration; it may stop the run."""
+        if self._tracker is None:
+            return {}
+        started = time.perf_counter()
+        tracked = self._tracker.at(iteration)
+        if tracked:
+            tracked["ppo/seconds_track"] = time.perf_counter() - started
+            if self._tracker.should_stop:
+                self.trainer.should_stop = True
+        return tracked
 
     @torch.no_grad()
     def _prepare(self, rollout: Rollout, chunks: Sequence[Tensor]) -> tuple[Experience, dict[str, float]]:
@@ -195,7 +219,9 @@ class PPOModule(pl.LightningModule):
         experience, entropy = self._read(rollout, chunks)
         mask, options = experience.mask, self._options
         logprobs, reference = experience.old_logprobs, experience.ref_logprobs
+        started = time.perf_counter()
         raw = self._reward(rollout).to(entropy)
+        seconds = time.perf_counter() - started
         scores = penalised_scores(
             raw,
             rollout.finished,
@@ -225,6 +251,7 @@ class PPOModule(pl.LightningModule):
             "ppo/entropy": masked_mean(entropy, mask),
             "ppo/response_length": mask.sum(dim=1).float().mean(),
             "ppo/eos_rate": rollout.finished.float().mean(),
+            "ppo/seconds_reward": seconds,
         }
         experience = replace(experience, advantages=advantages, returns=returns)
         return experience, {name: float(value) for name, value in metrics.items()}
@@ -353,6 +380,7 @@ class PPOModule(pl.LightningModule):
             )
         if self.logger:
             self.logger.log_metrics(self._metrics, step=self.current_epoch)
+        self._watch(self.history)
         self._experience = None
 
     # Optimisation and checkpoints.
@@ -375,6 +403,10 @@ class PPOModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ppo_history"], checkpoint["ppo_beta"] = self.history, self.beta
+        if self._tracker is not None:
+            checkpoint["ppo_tracker"] = self._tracker.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history, self.beta = list(checkpoint["ppo_history"]), checkpoint["ppo_beta"]
+        if self._tracker is not None:
+            self._tracker.load_state_dict(checkpoint["ppo_tracker"])

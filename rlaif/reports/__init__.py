@@ -4,6 +4,13 @@ from rlaif.reports.arms import compare_items, curve_rows, mean_summary, standing
 from rlaif.reports.card import ModelCard, TextFormat, model_card
 from rlaif.reports.compare import ArmsTable, arms_table, terminal_arms
 from rlaif.reports.curve import curve_table, terminal_curve
+from rlaif.reports.diagnosis import (
+    ROLES,
+    diagnose,
+    diagnosis_table,
+    diagnosis_verdict,
+    terminal_diagnosis,
+)
 from rlaif.reports.labelers import compare_labelers, labelers_of, labelers_table, terminal_labelers
 from rlaif.reports.markdown import comparison_markdown
 from rlaif.reports.page import render_report
@@ -13,6 +20,7 @@ from rlaif.reports.tables import Table, ablation_table, terminal_table
 from rlaif.reports.verdict import Verdict, verdict
 
 __all__ = [
+    "ROLES",
     "ArmsTable",
     "ModelCard",
     "RunRecord",
@@ -26,6 +34,9 @@ __all__ = [
     "comparison_markdown",
     "curve_rows",
     "curve_table",
+    "diagnose",
+    "diagnosis_table",
+    "diagnosis_verdict",
     "find_runs",
     "labelers_of",
     "labelers_table",
@@ -37,6 +48,7 @@ __all__ = [
     "standing",
     "terminal_arms",
     "terminal_curve",
+    "terminal_diagnosis",
     "terminal_labelers",
     "terminal_table",
     "verdict",

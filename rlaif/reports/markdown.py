@@ -6,15 +6,25 @@ from collections.abc import Iterable, Sequence
 
 from rlaif.reports.compare import ArmsTable, arms_table
 from rlaif.reports.curve import curve_table
+from rlaif.reports.diagnosis import HEADS, diagnosis_table
 from rlaif.reports.runs import RunRecord
 from rlaif.reports.text import metric_label
 
 
 def comparison_markdown(run: RunRecord) -> str:
-    """What `stage=compare` found: arms, head-to-heads and the points of the curve."""
+    """What `stage=compare` found: diagnosis, arms, head-to-heads and the points of the curve."""
     arms = {str(row["arm"]): row for row in run.table("arms")}
     table = arms_table(arms, run.table("verdicts"), run.table("arm_tests"))
-    parts = [f"# {run.name or run.id}", _arms(table)]
+    parts = [f"# {run.name or run.id}"]
+    diagnosis = diagnosis_table(run.table("diagnosis"))
+    if diagnosis:
+        parts += [
+            "## Diagnosis",
+            diagnosis.verdict.sentence,
+            markdown_table(HEADS, diagnosis.rows),
+            "## Arms",
+        ]
+    parts.append(_arms(table))
     if table.caption:
         parts.append(table.caption)
     if table.verdicts:

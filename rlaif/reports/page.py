@@ -18,6 +18,7 @@ from rlaif.reports import plots, text
 from rlaif.reports.bins import latest_table
 from rlaif.reports.compare import ArmsTable, arms_table, arms_verdict
 from rlaif.reports.curve import CurveTable, curve_figure, curve_table
+from rlaif.reports.diagnosis import DiagnosisTable, diagnosis_table
 from rlaif.reports.labeler import LabelerSection, labeler_section
 from rlaif.reports.labelers import LabelersTable, labelers_of, labelers_table
 from rlaif.reports.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
@@ -76,11 +77,13 @@ class Content:
     results: Sequence[Any]
     table: Table | None
     arms: ArmsTable | None
+    diagnosis: DiagnosisTable | None
     curve: Markup
     curve_table: CurveTable | None
     forest: Markup
     curves: Sequence[tuple[str, Markup]]
     proxy: Markup
+    tracked: Markup
     labeler: LabelerSection | None
     labelers: LabelersTable | None
     reward_model: RewardModelSection | None
@@ -128,21 +131,26 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
     }
     heads, rows = _config(runs, groups, single)
     arms, points = _arms(runs), latest_table(runs, "curve")
+    diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
     compared = arms_verdict(arms) if single and arms else None
     return Content(
         title=title,
-        verdict=compared
+        verdict=(diagnosis.verdict if single and diagnosis else compared)
         or (verdict(summary, config, history) if single else _best_verdict(table, summary, config, history)),
         runs=runs,
         cards=proxy_and_judge(summary, history),
         results=result_rows(summary, history),
         table=table,
         arms=arms,
+        diagnosis=diagnosis,
         curve=Markup(curve_figure(points)),
         curve_table=curve_table(points),
         forest=Markup(_forest(table, summary)),
         curves=_curves(histories),
         proxy=Markup(_proxy(groups, histories, single)),
+        tracked=Markup(
+            plots.over_optimisation(histories, title="Proxy and held-out measure on fixed prompts")
+        ),
         labeler=labeler_section(shown, summary),
         labelers=labelers_table(*labelers_of(runs)),
         reward_model=reward_model_section(shown, summary),

@@ -21,7 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from rlaif.reports.runs import Row, series
+from rlaif.reports.runs import Row, number, series
 from rlaif.reports.text import is_percent, metric_label
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
@@ -204,8 +204,8 @@ def _panel(axes: Axes, histories: Mapping[str, Sequence[Row]], name: str) -> Non
         colour = PALETTE[index] if index < len(PALETTE) else "#c3cad1"
         style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) < 12 else {}
         # The fits of a comparison's arms follow each other in one history: a line each.
-        for number, fit in enumerate(rising_pieces(steps)):
-            own = label if number == 0 else None
+        for piece, fit in enumerate(rising_pieces(steps)):
+            own = label if piece == 0 else None
             axes.plot(steps[fit], values[fit], color=colour, label=own, **style)
     axes.set_title(metric_label(name))
     axes.margins(x=0.03)
@@ -333,6 +333,43 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
             _legend(figure, colours)
 
     return _svg(draw, 9.4, 3.0 + (0.25 if len(tracks) + len(usable) > 2 else 0), title)
+
+
+def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
+    """What a tracker measured on fixed prompts over sqrt(KL): proxy reward beside the held-out measure.
+
+    `paths`: label to history rows, of which those with `ppo/track_kl` count, in their order: a policy may come
+    back. Empty where nothing was tracked. (Gao et al. 2022, figure 1.)
+    """
+    tracks = {
+        label: [row for row in rows if number(row, "ppo/track_kl") is not None]
+        for label, rows in paths.items()
+    }
+    tracks = {label: rows for label, rows in tracks.items() if rows}
+    if not tracks:
+        return ""
+
+    def draw(figure: Figure) -> None:
+        colours = _colours(list(tracks))
+        panels = (
+            ("ppo/track_proxy", "proxy: reward that RL maximises"),
+            ("ppo/track_gold", "held-out measure"),
+        )
+        for axes, (name, heading) in zip(figure.subplots(1, 2, sharex=True), panels, strict=True):
+            for label, rows in tracks.items():
+                for piece in rising_pieces(
+                    [row["step"] for row in rows]
+                ):  # a line each for arms in one history
+                    places = [math.sqrt(max(row["ppo/track_kl"], 0.0)) for row in rows[piece]]
+                    values = [row[name] for row in rows[piece]]
+                    axes.plot(places, values, "o-", color=colours[label], markersize=4)
+            axes.set_title(heading)
+            axes.set_xlabel("√KL from the reference (√nats)")
+            axes.margins(0.06)
+        if len(colours) > 1:
+            _legend(figure, colours)
+
+    return _svg(draw, 9.4, 3.0 + (0.25 if len(tracks) > 2 else 0), title)
 
 
 def _track(rows: Sequence[Row]) -> list[tuple[float, float]]:

@@ -148,7 +148,7 @@ def _identity(node: Any) -> dict[str, Any]:
 def _warnings(
     summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row], tone: Tone
 ) -> list[str]:
-    told = [summary.get(name) for name in ("label/warning", "eval/warning")]
+    told = [summary.get(name) for name in ("label/warning", "ppo/warning", "eval/warning")]
     found = [str(sentence) if sentence else None for sentence in told]
     found += [same_judge(summary, config), _over_optimised(summary, history, tone), _length(summary, tone)]
     unparsed = number(summary, "eval/unparsed_rate")

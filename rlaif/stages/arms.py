@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rlaif.errors import UserError
+from rlaif.reports import ROLES
 from rlaif.stages.context import Context, apply_engine, apply_seed, plain, require_values
 from rlaif.stages.registry import STAGES
 from rlaif.tracking.glossary import unknown
@@ -159,6 +160,26 @@ def read_curve(ctx: Context) -> Curve | None:
         if OmegaConf.select(ctx.cfg, key, default=_ABSENT) is _ABSENT:
             raise UserError(f"curve: {key} is no configuration key: write one such as rm.labels")
     return curve
+
+
+def read_roles(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
+    """Arms of the diagnosis by role; empty without one. Raises UserError for roles or arms that do not exist."""
+    roles: dict[str, str] = plain(ctx.cfg.diagnose)
+    if not roles:
+        return {}
+    if set(roles) != set(ROLES):
+        raise UserError(
+            f"diagnose has the roles {', '.join(roles)}: write an arm for each of {', '.join(ROLES)}"
+        )
+    missing = sorted(set(roles.values()) - {arm.name for arm in arms})
+    if missing:
+        names = ", ".join(arm.name for arm in arms)
+        raise UserError(f"diagnose: {missing[0]} is no arm: write one of {names}")
+    if ctx.cfg.until != "eval":
+        raise UserError(
+            f"diagnose needs policies that were judged, but until={ctx.cfg.until}: write until: eval"
+        )
+    return roles
 
 
 def read_tests(ctx: Context) -> list[str]:

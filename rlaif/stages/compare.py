@@ -2,8 +2,9 @@
 
 An experiment file (`experiments/NAME.yaml`) gives `arms: {name: [overrides]}` or a `grid:` that makes them,
 `repeat:` the seeds that each arm is run for, `until:` the stage that each runs to, `test:` the metrics
-of single items that arms are tested on, `curve:` a plot over the arms, and `compare:` pairs of arms whose
-policies meet. Arms are composed in process, so everything that two have in common is built once.
+of single items that arms are tested on, `curve:` a plot over the arms, `diagnose:` the arms of a diagnosis by
+role, and `compare:` pairs of arms whose policies meet. Arms are composed in process, so everything that two
+have in common is built once.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from rlaif.reports import (
     compare_labelers,
     curve_rows,
     curve_table,
+    diagnose,
+    diagnosis_table,
     labelers_table,
     mean_summary,
     standing,
     terminal_arms,
     terminal_curve,
+    terminal_diagnosis,
     terminal_labelers,
 )
 from rlaif.stages import label
-from rlaif.stages.arms import Arm, Curve, read_arms, read_curve, read_tests, setting
+from rlaif.stages.arms import Arm, Curve, read_arms, read_curve, read_roles, read_tests, setting
 from rlaif.stages.context import Context, plain
 from rlaif.stages.evaluate import comparison_rows, eval_config, judge_gate, judge_policies
 from rlaif.stages.graph import Graph
@@ -38,7 +42,7 @@ from rlaif.stages.registry import STAGES
 from rlaif.stages.rewards import make_reward, reward_parents
 from rlaif.stages.terminal import console
 
-VERSION = 1
+VERSION = 2
 VERDICT = {
     "win_rate": "eval/win_rate",
     "ci_low": "eval/win_rate_ci_low",
@@ -52,6 +56,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     """Build every arm, print arms, curve and verdicts, and return the flat summary."""
     curve, metrics = read_curve(ctx), read_tests(ctx)
     arms = read_arms(ctx)
+    roles = read_roles(ctx, arms)
     graphs = _built(ctx, arms)
     firsts = {name: group[0] for name, group in graphs.items()}
     duels = _duels(ctx, firsts)
@@ -73,6 +78,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
             {"first": x, "second": y, **{short: duel.metrics[name] for short, name in VERDICT.items()}}
             for (x, y), duel in duels.items()
         ],
+        "diagnosis": _diagnosis(roles, summaries, items),
     }
     _print(tables)
     _labelers(ctx, firsts)
@@ -81,6 +87,9 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     for (x, y), duel in duels.items():
         noted = _judge_notes(ctx, firsts[x], firsts[y])
         flat |= {f"{x}_vs_{y}/{name}": value for name, value in (duel.metrics | noted).items()}
+    diagnosis = diagnosis_table(tables["diagnosis"])
+    if diagnosis:
+        flat[f"{roles['real']}/diagnosis/verdict"] = diagnosis.verdict.sentence
     return flat
 
 
@@ -116,6 +125,21 @@ def _arm_rows(
     ]
 
 
+def _diagnosis(
+    roles: Mapping[str, str],
+    summaries: Mapping[str, dict[str, Any]],
+    items: Mapping[str, list[list[dict[str, Any]]]],
+) -> list[dict[str, Any]]:
+    """The checks of the arms that `diagnose:` names; none without it."""
+    if not roles:
+        return []
+    checks = diagnose(
+        {role: summaries[arm] for role, arm in roles.items()},
+        {role: items[arm] for role, arm in roles.items()},
+    )
+    return [check.row() for check in checks]
+
+
 def _print(tables: Mapping[str, list[dict[str, Any]]]) -> None:
     arms = {row["arm"]: row for row in tables["arms"]}
     for part in terminal_arms(arms_table(arms, tables["verdicts"], tables["arm_tests"])):
@@ -123,6 +147,9 @@ def _print(tables: Mapping[str, list[dict[str, Any]]]) -> None:
     curve = curve_table(tables["curve"])
     if curve:
         console().print(terminal_curve(curve))
+    diagnosis = diagnosis_table(tables["diagnosis"])
+    if diagnosis:
+        console().print(terminal_diagnosis(diagnosis))
 
 
 def _labelers(ctx: Context, graphs: Mapping[str, Graph]) -> None:

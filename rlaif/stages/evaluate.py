@@ -10,7 +10,7 @@ import torch
 
 from rlaif.artifacts import Artifact
 from rlaif.data.datamodule import EncodedRow, collate_sequences
-from rlaif.evaluation import compare, text_report, win_rate_items, win_rate_report
+from rlaif.evaluation import compare, text_items, text_report, win_rate_items, win_rate_report
 from rlaif.inference.sampler import Decoding
 from rlaif.io import read_records, write_records
 from rlaif.models.split import Top
@@ -32,6 +32,7 @@ from rlaif.stages.rewards import Reward, make_reward, reward_parents
 from rlaif.stages.sample import draw, to_sample
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
+from rlaif.stats import cluster_bootstrap_interval
 
 COMPARISONS_FILE = "comparisons.jsonl"
 
@@ -104,17 +105,21 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
     ]
     encoded = encode_pairs(ctx, pairs, "evaluation")
     metrics["eval/kl"] = _kl(ctx, policy, baseline, pairs, encoded)
-    metrics |= _rewards(reward.of_pairs((new, old), encoded))
+    metrics |= _rewards(reward.of_pairs((new, old), encoded), ctx.cfg.seeds.eval)
     return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
 
 
-def _rewards(rewards: Sequence[tuple[float, float]]) -> dict[str, float]:
+def _rewards(rewards: Sequence[tuple[float, float]], seed: int) -> dict[str, float]:
     """What the reward, which RL maximised, thinks of both policies; nothing where it has no opinion."""
     if not rewards:
         return {}
     policy, baseline = torch.tensor(rewards).unbind(dim=1)
     wins = (policy > baseline).float() + (policy == baseline).float() / 2
+    gain = cluster_bootstrap_interval((policy - baseline).tolist(), range(len(rewards)), seed=seed)
     return {
+        "eval/reward_gain": gain.estimate,
+        "eval/reward_gain_ci_low": gain.low,
+        "eval/reward_gain_ci_high": gain.high,
         "eval/reward_policy": float(policy.mean()),
         "eval/reward_baseline": float(baseline.mean()),
         "eval/reward_win_rate": float(wins.mean()),
@@ -189,12 +194,14 @@ def _check(ctx: Context) -> None:
 
 
 def item_rows(artifact: Artifact) -> list[dict[str, Any]]:
-    """One row for each judged prompt: what `eval/win_rate` is the mean of."""
-    return win_rate_items(read_records(artifact.file(COMPARISONS_FILE), Comparison))
+    """One row for each prompt: what `eval/win_rate` and the measures of the text are the means of."""
+    comparisons = read_records(artifact.file(COMPARISONS_FILE), Comparison)
+    verdicts = {row["id"]: row for row in win_rate_items(comparisons)}
+    return [row | verdicts.get(row["id"], {}) for row in text_items(comparisons)]
 
 
 def _parents(ctx: Context) -> tuple[str, ...]:
     return ("ppo", *reward_parents(ctx), *sft_parent(ctx))
 
 
-STAGE = Stage("eval", 1, "eval", _parents, eval_config, _build, _work, _check, _gate)
+STAGE = Stage("eval", 2, "eval", _parents, eval_config, _build, _work, _check, _gate)

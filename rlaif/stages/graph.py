@@ -15,10 +15,16 @@ logger = logging.getLogger(__name__)
 
 Parents = Mapping[str, Artifact]
 Gate = Callable[[Context, Parents], dict[str, Any]]
+Review = Callable[[Context, Artifact], dict[str, Any]]
 
 
 def no_gate(ctx: Context, built: Parents) -> dict[str, Any]:
     """Nothing to object to."""
+    return {}
+
+
+def no_review(ctx: Context, artifact: Artifact) -> dict[str, Any]:
+    """Nothing to tell."""
     return {}
 
 
@@ -43,7 +49,8 @@ class Stage:
     `version` rises when the stage's code changes what comes out of equal inputs. `check` raises UserError
     for options that `build` would refuse. `gate` sees what the stage stands on (all ancestors by kind)
     each time that the stage is asked for, also where its artifact is there already: it returns entries
-    for the summary, such as a warning, or raises UserError.
+    for the summary, such as a warning, or raises UserError. `review` sees the stage's own artifact, new or
+    reused, and returns entries that depend on settings which are no part of it.
     """
 
     kind: str
@@ -55,6 +62,7 @@ class Stage:
     work: Callable[[Context], Work]
     check: Callable[[Context], None]
     gate: Gate = no_gate
+    review: Review = no_review
 
     def spec(self, ctx: Context, parents: Parents) -> ArtifactSpec:
         """The artifact's identity; needs no model and no parent's files."""
@@ -114,6 +122,7 @@ class Graph:
         if artifact.reused:
             logger.info("reusing  %s", spec.name)
         self.built[kind] = artifact
+        self.notes |= stage.review(self.ctx, artifact)
         return artifact
 
     def summary(self) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from rlaif.inference.sampler import Decoding
 from rlaif.io import write_jsonl
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import TOP_FILE, save_modules
-from rlaif.modules import PPOModule
+from rlaif.modules import PPOModule, Tracker
 from rlaif.rollout import Rollout, RolloutCollector
+from rlaif.stages.alarms import HISTORY_FILE, check_alarms, raise_alarms, review_policy
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.rewards import check_reward, make_reward, reward_config, reward_parents, reward_work
@@ -22,9 +23,9 @@ from rlaif.stages.rl import check_rl, rl_options
 from rlaif.stages.sample import rl_prompts
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
+from rlaif.stages.track import check_track, kept_metrics, make_tracker, track_config, track_work
 from rlaif.stages.training import fit, make_trainer, optim_options
 
-HISTORY_FILE = "history.jsonl"
 LAST = 3  # iterations averaged for the end's figures
 
 
@@ -44,11 +45,13 @@ def _diagnose(rollout: Rollout) -> dict[str, float]:
 
 def _check(ctx: Context) -> None:
     check_rl(ctx.cfg.rl)
+    check_alarms(ctx.cfg.rl.alarms)
     check_reward(ctx)
+    check_track(ctx)
 
 
-def _module(ctx: Context, parents: Parents) -> tuple[PPOModule, int]:
-    """The PPO module with its collector, and the number of iterations."""
+def _module(ctx: Context, parents: Parents) -> tuple[PPOModule, Tracker | None, int]:
+    """The PPO module with its collector, its tracker, and the number of iterations."""
     node, model = ctx.cfg.rl, ctx.model()
     prompts = rl_prompts(ctx, node.num_prompts)
     if not prompts:
@@ -66,31 +69,36 @@ def _module(ctx: Context, parents: Parents) -> tuple[PPOModule, int]:
     )
     cursor = PromptCursor(len(prompts), node.prompts_per_iteration, ctx.cfg.seeds.rl)
     policy, reward = policy_top(ctx, parents), make_reward(ctx, parents)
+    reference = policy_top(ctx, parents).frozen_copy()
+    tracker = make_tracker(ctx, policy, reference, reward)
     module = PPOModule(
         policy,
         None if node.value == "none" else ScalarHead(model.trunk.config.hidden_size),
         policy_top(ctx, parents) if node.value == "separate" else None,
-        policy_top(ctx, parents).frozen_copy(),
+        reference,
         # A copy in the compute dtype decodes without casting the masters at every token.
         collect=lambda iteration: collector.collect(
             policy.frozen_copy(), cursor.indices(iteration), iteration
         ),
         reward=reward,
         diagnose=lambda rollout: _diagnose(rollout) | reward.measures,
+        watch=lambda history: raise_alarms(ctx, history),
+        tracker=tracker,
         rollouts_per_iteration=rollouts,
         options=rl_options(ctx),
         optim=optim_options(node, count * node.ppo_epochs * rollouts // node.minibatch_rollouts),
     )
-    return module, count
+    return module, tracker, count
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every metric that the last row has."""
-    return {name: fmean(row[name] for row in rows) for name in rows[-1]}
+    """Mean of every metric that all rows have."""
+    names = [name for name in rows[-1] if all(name in row for row in rows)]
+    return {name: fmean(row[name] for row in rows) for name in names}
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    module, count = _module(ctx, parents)
+    module, tracker, count = _module(ctx, parents)
     trainer = make_trainer(
         ctx,
         folder / "work",
@@ -102,12 +110,17 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     with ctx.progress.task("PPO (rollouts)", count * rollouts) as advance:
         fit(trainer, module, folder / "work")
         advance(count * rollouts)
-    save_modules(folder / TOP_FILE, {"top": module.policy})
     history = module.history
-    write_jsonl(folder / HISTORY_FILE, [{"step": i, **row} for i, row in enumerate(history)])
-    # The iteration that `rl.max_kl` stops has rollouts but no updates: a shorter row.
+    # The iteration that `rl.max_kl` or the tracker stops has rollouts but no updates: a shorter row.
     updated = [row for row in history if "ppo/ratio_first" in row]
-    metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:])}
+    rows: list[dict[str, Any]] = [{"step": i, **row} for i, row in enumerate(history)]
+    tracked: dict[str, Any] = {}
+    if tracker is not None:
+        rows += _measured_end(ctx, tracker, len(updated))
+        tracked = kept_metrics(tracker)
+    save_modules(folder / TOP_FILE, {"top": module.policy})
+    write_jsonl(folder / HISTORY_FILE, rows)
+    metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:]), **tracked}
     metrics["ppo/ratio_first"] = max(row["ppo/ratio_first"] for row in updated)
     metrics["ppo/reward_start"] = history[0]["ppo/reward"]
     metrics["ppo/iterations"] = len(history)
@@ -116,11 +129,22 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     return metrics
 
 
+def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str, Any]]:
+    """The history's row of the policy after its last update, unless it stopped at a measurement of it."""
+    if tracker.points[-1].iteration == updates:
+        return []
+    measured = tracker.measure(updates)
+    if ctx.run is not None:
+        ctx.run.log(measured, step=updates)
+    return [{"step": updates, **measured}]
+
+
 def _config(ctx: Context) -> dict[str, Any]:
     node = plain(ctx.cfg.rl)
-    node.pop("max_rows")
+    for key in ("max_rows", "alarms", "track"):  # the first two do not change what is trained
+        node.pop(key)
     return {
-        "rl": node,
+        "rl": node | track_config(ctx),
         "reward": reward_config(ctx),
         "model": ctx.model_identity,
         "encoding": ctx.encoding,
@@ -129,19 +153,17 @@ def _config(ctx: Context) -> dict[str, Any]:
 
 def _work(ctx: Context) -> Work:
     node = ctx.cfg.rl
-    rollouts = (
-        iterations(ctx, min(node.num_prompts, len(ctx.task.train)))
-        * node.prompts_per_iteration
-        * node.samples_per_prompt
-    )
+    count = iterations(ctx, min(node.num_prompts, len(ctx.task.train)))
+    rollouts = count * node.prompts_per_iteration * node.samples_per_prompt
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
     passes = node.ppo_epochs + 1  # scoring by policy, reference and reward model costs about one update
-    scoring = reward_work(ctx, rollouts)
+    scoring, tracking = reward_work(ctx, rollouts), track_work(ctx, count)
+    usd = None if None in (scoring.usd, tracking.usd) else (scoring.usd or 0.0) + (tracking.usd or 0.0)
     return Work(
-        forward=rollouts * prompt + (scoring.forward if scoring.seconds is None else 0.0),
-        decoded=rollouts * response,
+        forward=rollouts * prompt + (scoring.forward if scoring.seconds is None else 0.0) + tracking.forward,
+        decoded=rollouts * response + tracking.decoded,
         trained=rollouts * (prompt + response) * passes,
-        usd=scoring.usd,
+        usd=usd,
     )
 
 
@@ -149,4 +171,4 @@ def _parents(ctx: Context) -> tuple[str, ...]:
     return (*reward_parents(ctx), *sft_parent(ctx))
 
 
-STAGE = Stage("ppo", 3, "rl", _parents, _config, _build, _work, _check)
+STAGE = Stage("ppo", 3, "rl", _parents, _config, _build, _work, _check, review=review_policy)

@@ -102,7 +102,18 @@ def letter_share(model):
     return lambda rollout: (chosen[rollout.ids] & rollout.response_mask).sum(1) / rollout.lengths()
 
 
-def make_module(model, *, iterations, reward=None, critic="shared", rollouts=64, options=OPTIONS, lr=1e-3):
+def make_module(
+    model,
+    *,
+    iterations,
+    reward=None,
+    critic="shared",
+    rollouts=64,
+    options=OPTIONS,
+    lr=1e-3,
+    watch=None,
+    tracker=None,
+):
     options = replace(options, samples_per_prompt=rollouts // 8)
     policy = policy_top(model)
     collector = RolloutCollector(
@@ -125,6 +136,8 @@ def make_module(model, *, iterations, reward=None, critic="shared", rollouts=64,
         collect=lambda i: collector.collect(policy.frozen_copy(), cursor.indices(i), i),
         reward=reward or letter_share(model),
         diagnose=lambda rollout: {"ppo/seen": float(len(rollout))},
+        watch=watch or (lambda history: None),
+        tracker=tracker(policy) if tracker else None,
         rollouts_per_iteration=rollouts,
         options=options,
         optim=OptimOptions(lr, 0.0, 1e-5, "linear", 0.0, steps, gradient_clip=1.0),
@@ -166,7 +179,10 @@ def random_rollout(model, seed=0, sizes=((3, 5), (1, 1), (6, 4), (2, 8), (4, 2),
     return Rollout(ids, model.trunk(ids), mask, last, finished, prompts, responses, seeds)
 
 
-TIMES = ("ppo/seconds_rollout", "ppo/seconds_prepare", "ppo/seconds_update", "ppo/samples_per_s")
+TIMES = (
+    *(f"ppo/seconds_{part}" for part in ("rollout", "prepare", "reward", "update", "track")),
+    "ppo/samples_per_s",
+)
 
 
 def untimed(history):

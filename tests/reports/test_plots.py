@@ -3,6 +3,7 @@
 import math
 import xml.etree.ElementTree as ET
 
+from matplotlib.axes import Axes
 from synthetic_runs import ppo_history
 
 from rlaif.reports.lineage import MAX_NODES, lineage_graph
@@ -12,6 +13,7 @@ from rlaif.reports.plots import (
     _track,
     forest_plot,
     learning_curves,
+    over_optimisation,
     proxy_vs_judge,
     reliability_plot,
     rising_pieces,
@@ -106,3 +108,29 @@ def test_the_fits_of_one_history_are_lines_of_their_own():
     fit = [{"step": step, "rm/loss": 1.0 + step} for step in range(12)]
     drawn = [learning_curves({"run": rows}, ["rm/loss"], title="t").lower() for rows in (fit, fit + fit)]
     assert [text.count("stroke: #0072b2") for text in drawn] == [1, 2]
+
+
+def test_a_tracked_run_is_drawn_over_the_root_of_its_kl(monkeypatch) -> None:
+    """Two policies of one history are two lines each; rows without a measurement are left out."""
+    drawn = []
+    plot = Axes.plot
+
+    def spy(axes, xs, ys, *rest, **style):
+        drawn.append((list(xs), list(ys)))
+        return plot(axes, xs, ys, *rest, **style)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    rows = [
+        {"step": step, "ppo/track_kl": kl, "ppo/track_proxy": kl / 2, "ppo/track_gold": gold}
+        for step, kl, gold in [(0, -1e-3, 0.2), (2, 4.0, 0.4), (4, 9.0, 0.3), (0, 0.0, 0.2), (2, 1.0, 0.1)]
+    ]
+    rows.insert(1, {"step": 1, "ppo/kl": 5.0})
+    svg = over_optimisation({"one": rows, "none": [{"step": 0}]}, title="t")
+    assert svg.startswith("<svg") and "held-out measure" in svg
+    assert drawn == [
+        ([0.0, 2.0, 3.0], [-5e-4, 2.0, 4.5]),
+        ([0.0, 1.0], [0.0, 0.5]),
+        ([0.0, 2.0, 3.0], [0.2, 0.4, 0.3]),
+        ([0.0, 1.0], [0.2, 0.1]),
+    ]
+    assert over_optimisation({"none": [{"step": 0}]}, title="t") == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from pathlib import Path
 from statistics import fmean
 
@@ -215,3 +216,35 @@ def test_plan_of_an_experiment(run, capsys, pipeline) -> None:
     assert run("experiments=labelers", "plan=true") is None
     text = capsys.readouterr().out
     assert "Plan of arm likelihood" in text and "Plan of arm base" in text and "build" not in text
+
+
+def test_a_diagnosis_holds_four_rewards_side_by_side(run, records, pipeline, warm_root, capsys) -> None:
+    record = records["diagnose"] if "diagnose" in records else run("experiments=diagnose")
+    rows = record.table("diagnosis")
+    assert [row["part"] for row in rows] == ["SFT"] * 2 + ["RL"] * 2 + ["reward"] * 5
+    assert {row["state"] for row in rows} <= {"yes", "no", "open"}
+    arms = {row["arm"]: row for row in record.table("arms")}
+    assert arms["oracle"]["eval/rouge_l_policy"] - arms["oracle"]["eval/rouge_l_baseline"] == pytest.approx(
+        next(row["value"] for row in rows if row["measured"].startswith("oracle arm"))
+    )
+    assert len(_digests(record, "sft")) == len(_digests(record, "sample")) == 1
+    assert len(_digests(record, "ppo")) == len(_digests(record, "eval")) == 4
+    said = record.summary["real/diagnosis/verdict"]
+    page = unescape(
+        (warm_root / "reports" / f"compare-{record.id}").with_suffix(".html").read_text(encoding="utf-8")
+    )
+    assert said in page[: page.index("<h2>")]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["+diagnose.other=real"], "write an arm for each of real, oracle, random, length"),
+        (["diagnose.real=rm"], "diagnose: rm is no arm: write one of real, oracle, random, length"),
+        (["until=ppo"], "write until: eval"),
+    ],
+)
+def test_a_diagnosis_that_cannot_be_made_says_so_at_once(words, sentence, run) -> None:
+    with pytest.raises(UserError) as told:
+        run("experiments=diagnose", *words)
+    assert sentence in str(told.value)

@@ -1,0 +1,139 @@
+"""Alarms of RL: what in the history of the iterations says that training is going wrong.
+
+Every rule holds the mean of the last iterations against a fixed limit, or against the first iteration, whose
+responses are the SFT policy's own. Comparisons are written so that a NaN sets an alarm off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class AlarmLimits:
+    """When each alarm fires; None switches it off. Means are over `window` iterations.
+
+    `kl`: nats a response; `entropy`: share of the first iteration's; `explained_variance`: its least value;
+    `eos_rate`: fall since the first iteration, in shares of the responses; `length`: factor, up or down.
+    """
+
+    window: int
+    kl: float | None
+    entropy: float | None
+    explained_variance: float | None
+    eos_rate: float | None
+    length: float | None
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What has happened, at which iteration (from 0), and what to change."""
+
+    title: str
+    iteration: int
+    text: str
+
+
+def alarms(history: Sequence[Row], limits: AlarmLimits) -> list[Alarm]:
+    """The alarms that `history` (metrics `ppo/*` of each iteration) sets off, each kind once, in its order.
+
+    A function of the history alone, so that a resumed run has those of the whole one.
+    """
+    found: dict[str, Alarm] = {}
+    for iteration in range(limits.window, len(history)):
+        recent = history[iteration - limits.window + 1 : iteration + 1]
+        for title, text in _fired(history[0], recent, limits):
+            found.setdefault(title, Alarm(title, iteration, f"At iteration {iteration} {text}."))
+    return list(found.values())
+
+
+def _fired(start: Row, recent: Sequence[Row], limits: AlarmLimits) -> Iterator[tuple[str, str]]:
+    for title, (key, rule) in RULES.items():
+        limit = getattr(limits, key)
+        text = None if limit is None else rule(start, recent, limit)
+        if text:
+            yield title, text
+
+
+def _mean(rows: Sequence[Row], name: str) -> float | None:
+    """Mean over the rows that have the metric; None where none has."""
+    values = [row[name] for row in rows if name in row]
+    return fmean(values) if values else None
+
+
+def _kl_runaway(start: Row, recent: Sequence[Row], limit: float) -> str | None:
+    kl = _mean(recent, "ppo/kl")
+    if kl is None or kl <= limit:
+        return None
+    return (
+        f"the KL to the SFT policy was {kl:.1f} nats a response, above rl.alarms.kl={limit:g}: the reward is "
+        "being outrun by the distance. Raise rl.beta, lower rl.lr, or stop in time with rl.max_kl"
+    )
+
+
+def _entropy_collapse(start: Row, recent: Sequence[Row], limit: float) -> str | None:
+    first, now = start["ppo/entropy"], _mean(recent, "ppo/entropy")
+    if now is None or now >= limit * first:
+        return None
+    return (
+        f"the entropy had gone from {first:.3f} to {now:.3f} nats a token, below rl.alarms.entropy={limit:g} of "
+        "its start: the policy gives one answer and explores no more. Lower rl.lr or rl.ppo_epochs, or raise "
+        "rl.beta"
+    )
+
+
+def _value_divergence(start: Row, recent: Sequence[Row], limit: float) -> str | None:
+    loss = _mean(recent, "ppo/value_loss")
+    known = [row for row in recent if not math.isnan(row.get("ppo/explained_variance", math.nan))]
+    explained = _mean(known, "ppo/explained_variance")  # constant returns have none
+    diverged = loss is not None and not math.isfinite(loss)
+    if not diverged and (explained is None or explained >= limit):
+        return None
+    measured = (
+        f"the value loss was {loss}"
+        if diverged
+        else f"the critic's explained variance was {explained:.2f}, below rl.alarms.explained_variance={limit:g}"
+    )
+    return (
+        f"{measured}: its values are further from the returns than a constant would be, and the advantages are "
+        "noise. Lower rl.value_lr_factor or rl.lr, or write rl.value=separate or rl=rloo"
+    )
+
+
+def _eos_loss(start: Row, recent: Sequence[Row], limit: float) -> str | None:
+    first, now = start["ppo/eos_rate"], _mean(recent, "ppo/eos_rate")
+    if now is None or now >= first - limit:
+        return None
+    return (
+        f"the share of responses that end by themselves had fallen from {first:.0%} to {now:.0%}, by more than "
+        f"rl.alarms.eos_rate={limit:g}: the policy forgets to stop. Raise rl.missing_eos_penalty or "
+        "rl.length_penalty, or look whether the reward favours length"
+    )
+
+
+def _length_drift(start: Row, recent: Sequence[Row], limit: float) -> str | None:
+    first, now = start["ppo/response_length"], _mean(recent, "ppo/response_length")
+    if now is None or first / limit <= now <= first * limit:
+        return None
+    way = "shorter" if now < first else "longer"
+    return (
+        f"responses had become {way}, from {first:.1f} to {now:.1f} tokens, by more than a factor of "
+        f"rl.alarms.length={limit:g}: much of the reward's gain may be length. Compare with reward=length, read "
+        "the length-controlled win rate, or set rl.length_penalty"
+    )
+
+
+Rule = Callable[[Row, Sequence[Row], float], str | None]
+# By title: the limit's name in `AlarmLimits`, and (first iteration, last iterations, limit) -> what is wrong.
+RULES: Mapping[str, tuple[str, Rule]] = {
+    "KL runaway": ("kl", _kl_runaway),
+    "entropy collapse": ("entropy", _entropy_collapse),
+    "value divergence": ("explained_variance", _value_divergence),
+    "EOS loss": ("eos_rate", _eos_loss),
+    "length drift": ("length", _length_drift),
+}

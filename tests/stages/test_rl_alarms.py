@@ -1,0 +1,113 @@
+"""Alarms reach the log, the run record, the summary and the page, and cost no training."""
+
+from __future__ import annotations
+
+import logging
+from html import unescape
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+from ppo_cases import make_module, train
+
+from rlaif.errors import UserError
+from rlaif.stages.alarms import check_alarms, raise_alarms
+from rlaif.tracking import Run
+from rlaif.tracking.glossary import unknown
+
+FAST = ["stage=ppo", "rl.lr=0.03", "rl.num_epochs=3"]  # six iterations that move far
+TIGHT = ["rl.alarms.window=1", "rl.alarms.kl=0.01"]
+
+
+def test_an_alarm_is_told_everywhere_and_once(pipeline, run, caplog, warm_root) -> None:
+    with caplog.at_level(logging.WARNING, logger="rlaif"):
+        record = run(*FAST, *TIGHT)
+    alerts = [row for row in record.alerts if row["title"] == "KL runaway"]
+    assert len(alerts) == 1 and record.summary["ppo/alarms"] >= 1
+    assert alerts[0]["text"] in record.summary["ppo/warning"] and "rl.alarms.kl=0.01" in alerts[0]["text"]
+    assert sum(alerts[0]["text"] in r.getMessage() for r in caplog.records) == 1
+    first = next(
+        i
+        for i, row in enumerate(r for r in record.history if "ppo/kl" in r)
+        if i and not row["ppo/kl"] <= 0.01
+    )
+    assert f"At iteration {first} the KL" in alerts[0]["text"]
+    assert unknown(record.summary) == []
+
+    judged = run("stage=eval", *FAST[1:], *TIGHT)
+    assert {row["kind"]: row["reused"] for row in judged.lineage}["ppo"]
+    assert judged.summary["ppo/warning"] == record.summary["ppo/warning"]
+    assert [row for row in judged.alerts if row["title"] == "KL runaway"][0]["text"] == alerts[0]["text"]
+    page = unescape((warm_root / "reports" / f"eval-{judged.id}.html").read_text(encoding="utf-8"))
+    assert alerts[0]["text"] in page[: page.index("<h2>")], "what one reads first"
+
+
+def test_other_limits_are_no_other_policy(pipeline, run) -> None:
+    record = run(*FAST, *TIGHT)
+    other = run(*FAST, "rl.alarms.kl=null", "rl.alarms.entropy=null", "rl.alarms.window=5")
+    assert other.lineage[0]["digest"] == record.lineage[0]["digest"] and other.lineage[0]["reused"]
+    assert not any(row["title"] == "KL runaway" for row in other.alerts)
+    assert run("stage=ppo").summary["ppo/alarms"] == 0 and "ppo/warning" not in run("stage=ppo").summary
+
+
+def test_every_iteration_logs_what_a_diagnosis_needs(pipeline) -> None:
+    wanted = """
+    reward kl entropy approx_kl clip_fraction explained_variance value_loss eos_rate response_length copy_rate
+    distinct_3 seconds_rollout seconds_prepare seconds_reward seconds_update
+    """
+    rows = [row for row in pipeline.history if "ppo/reward" in row]
+    assert len(rows) == pipeline.summary["ppo/iterations"]
+    for row in rows:
+        assert {f"ppo/{name}" for name in wanted.split()} <= row.keys()
+        assert 0 < row["ppo/seconds_reward"] < row["ppo/seconds_prepare"]
+
+
+def test_a_resumed_run_raises_the_alarms_of_the_whole_one(tiny_model, tmp_path) -> None:
+    """The history is in the checkpoint; what fired before the kill is told again by the run that goes on."""
+    limits = {"window": 1, "kl": 1e-4, "entropy": None, "explained_variance": None, "eos_rate": None}
+    cfg = OmegaConf.create({"rl": {"alarms": {**limits, "length": None}}})
+
+    def alerts(folder, name, iterations):
+        with Run(
+            directory=tmp_path / name,
+            stage="ppo",
+            config={},
+            overrides=[],
+            group=None,
+            name="n",
+            wandb_options=None,
+        ) as record:
+            ctx = SimpleNamespace(cfg=cfg, run=record)
+            watch = lambda history: raise_alarms(ctx, history)  # noqa: E731
+            module = make_module(tiny_model("top:1"), iterations=4, rollouts=32, watch=watch)
+            train(module, tmp_path / folder, iterations)
+            return [(alarm.title, alarm.text) for alarm in raise_alarms(ctx, module.history)]
+
+    whole = alerts("whole", "one", 4)
+    before, after = alerts("parts", "two", 2), alerts("parts", "three", 4)
+    assert len(whole) == 1 and "At iteration 1 " in whole[0][1]
+    assert before == after == whole
+    for name in ("one", "two", "three"):
+        assert len((tmp_path / name / "alerts.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("window", 0, "rl.alarms.window=0 .*: write 1 or more"),
+        ("window", 1.5, "rl.alarms.window=1.5 .*: write 1 or more"),
+        ("kl", 0.0, "rl.alarms.kl=0.0 .* above 0, or null"),
+        ("entropy", 0, "rl.alarms.entropy=0 .* between 0 and 1, or null"),
+        ("entropy", 20, "rl.alarms.entropy=20 .* between 0 and 1, or null"),
+        ("eos_rate", 1.0, "rl.alarms.eos_rate=1.0 .* between 0 and 1, or null"),
+        ("eos_rate", -0.1, "rl.alarms.eos_rate=-0.1 .* between 0 and 1, or null"),
+        ("length", 1.0, "rl.alarms.length=1.0 .* above 1, or null"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(key, value, words) -> None:
+    fine = {"window": 3, "kl": 25.0, "entropy": 0.2, "explained_variance": -1.0, "eos_rate": 0.2}
+    fine["length"] = 2.0
+    check_alarms(OmegaConf.create(fine))
+    check_alarms(OmegaConf.create({**dict.fromkeys(fine), "window": 1}))
+    with pytest.raises(UserError, match=words):
+        check_alarms(OmegaConf.create({**fine, key: value}))
