@@ -1,4 +1,4 @@
-"""Processes of tests' own: forked from a server without threads, which a process with torch's is not."""
+"""Processes of tests' own: forked from a server that has computed nothing, so that torch has no threads there."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch", "safetensors.torch", "rlaif.models.load", "rlaif.inference.features"]
+    ["torch", "safetensors.torch", "rlaif.stages.app", "transformers.models.llama.modeling_llama"]
 )
 
 

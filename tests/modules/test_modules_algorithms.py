@@ -253,8 +253,14 @@ def test_each_algorithm_raises_a_programmatic_reward_within_a_kl_bound(tiny_mode
     assert [row["ppo/reward"] for row in module.history] == pytest.approx(shares)
 
 
-@pytest.mark.parametrize("spoilt", [{"noise": True}, {"sign": -1}])
-@pytest.mark.parametrize("name", LEARNERS)
+SPOILT = [
+    *((name, {"sign": -1}) for name in LEARNERS),
+    ("ppo_shared", {"noise": True}),
+    ("rloo", {"noise": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "spoilt"), SPOILT)
 def test_learning_from_noise_or_against_the_advantage_would_be_seen(tiny_model, tmp_path, name, spoilt):
     module, shares = _learn(tiny_model("top:1"), tmp_path, name, 0, **spoilt)
     with pytest.raises(AssertionError):

@@ -93,13 +93,16 @@ def test_a_killed_run_ends_bit_identical(pipeline, run, copied_root, caplog, nam
     whole = _results(run(*words))
     root = copied_root(["sft", "sample", "label", "rm"])
     elsewhere = [*words, "profile=smoke", "tracking=none", f"paths.root={root}"]
-    updates = _updates_of_an_iteration(elsewhere)
-    _kill(elsewhere, UPDATING, updates + 2)
-    assert _checkpoint(root)["epoch"] == 0, "killed in the middle of the second iteration"
-    _kill(elsewhere, SAVING, 1)
-    assert _checkpoint(root)["epoch"] == 0, "killed before the second iteration's checkpoint"
-    _kill(elsewhere, STARTING, 2)
-    assert _checkpoint(root)["epoch"] == 1, "killed at the third iteration's start"
+    kills = [(UPDATING, _updates_of_an_iteration(elsewhere) + 2, 0), (STARTING, 2, 1)]
+    if name == "adaptive":
+        kills.insert(1, (SAVING, 1, 0))
+    for (
+        moment,
+        call,
+        kept,
+    ) in kills:  # in the second iteration, before its checkpoint, at the third one's start
+        _kill(elsewhere, moment, call)
+        assert _checkpoint(root)["epoch"] == kept
     with caplog.at_level(logging.INFO, logger="rlaif"):
         ended = _results(run(*words, root=root))
     assert "continuing from the last whole epoch" in caplog.text
