@@ -123,6 +123,8 @@ def ppo_module(
         collect=lambda iteration: collect(module, iteration),
         reward=lambda r: sequence_scores(member.top, member.head, r.features, r.last),
         diagnose=lambda _: {},
+        watch=None,
+        tracker=None,
         rollouts_per_iteration=args.batch,
         options=ppo_options(args),
         optim=OptimOptions(args.lr, 0.0, 1e-8, "constant", 0.0, 1, gradient_clip),

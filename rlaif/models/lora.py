@@ -54,6 +54,8 @@ def parse_lora(spec: str, alpha: float | None) -> Lora | None:
 class Shared(nn.Module):
     """A module of the trunk, used but not owned: it is in no role's parameters and checkpoints."""
 
+    owner: nn.Module
+
     def __init__(self, owner: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "owner", owner)
@@ -103,20 +105,20 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
     ) -> Tensor:
         rows = input.flatten(0, -2)
-        low = rows @ a.T * scale
+        low = rows @ a.T
         ctx.save_for_backward(rows, weight, a, b, low)
         ctx.shape, ctx.scale = input.shape, scale
-        return F.linear(rows, weight, bias).addmm_(low, b.T).view(*input.shape[:-1], -1)
+        return F.linear(rows, weight, bias).addmm_(low, b.T, alpha=scale).view(*input.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         rows, weight, a, b, low = ctx.saved_tensors
         grad = grad.reshape(len(rows), -1)
-        low_grad = grad @ b * ctx.scale
+        low_grad = (grad @ b).mul_(ctx.scale)
         input_grad = None
         if ctx.needs_input_grad[0]:
             input_grad = (grad @ weight).addmm_(low_grad, a).view(ctx.shape)
-        return input_grad, None, None, low_grad.T @ rows, grad.T @ low, None
+        return input_grad, None, None, low_grad.T @ rows, (grad.T @ low).mul_(ctx.scale), None
 
 
 def adapt(block: Block, config: DecoderConfig, lora: Lora) -> Block:
@@ -129,6 +131,13 @@ def adapt(block: Block, config: DecoderConfig, lora: Lora) -> Block:
         elif isinstance(part, Norm):
             twin.set_submodule(name, Shared(part))
     return twin
+
+
+def drop_idle(module: nn.Module) -> None:
+    """Leave out the adapters that add nothing: a role that is the base model costs no more than it."""
+    for name, layer in [*adapted_layers(module)]:
+        if not layer.b.any():
+            module.set_submodule(name, Shared(layer.base))
 
 
 def adapted_layers(module: nn.Module) -> Iterator[tuple[str, Adapted]]:

@@ -10,6 +10,7 @@ So the code above this file is the same for all: `features = trunk(ids)`, `hidde
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from rlaif.errors import UserError
 from rlaif.models.attention import Attend, Causal, DenseCausal
 from rlaif.models.decoder import Block, DecoderConfig, Norm, Rope, run_blocks
-from rlaif.models.lora import Lora, adapt, adapted_layers
+from rlaif.models.lora import Lora, adapt, adapted_layers, drop_idle
 from rlaif.ops import head_logprobs, token_logprobs
 
 CAUSAL = Causal()
@@ -157,7 +158,8 @@ class Top(nn.Module):
         # The trunk is shared: kept out of this module's parameters and checkpoints.
         object.__setattr__(self, "trunk", trunk)
         if trunk.lora is not None:
-            self.layers = nn.ModuleList(adapt(block, config, trunk.lora) for block in trunk.blocks)
+            blocks: Iterable[Block] = trunk.blocks  # type: ignore[assignment]
+            self.layers = nn.ModuleList(adapt(block, config, trunk.lora) for block in blocks)
             object.__setattr__(self, "norm", trunk.norm)
         else:
             self.layers = nn.ModuleList(Block(config) for _ in range(trunk.top_layers))
@@ -259,6 +261,7 @@ class Top(nn.Module):
         twin = Top(self.trunk)
         twin.load_state_dict(self.state_dict())
         twin.to(self.norm.weight.device, self.trunk.dtype)
+        drop_idle(twin)
         return twin.requires_grad_(False).eval()
 
 

@@ -51,9 +51,10 @@ def test_artifacts_hold_adapters_alone(kind, folder):
 
 def test_roles_go_on_from_the_adapters_of_sft(folder, model):
     sft, policy = (load_top(model, folder(kind)) for kind in ("sft", "ppo"))
-    gap = max(float((a - b).abs().max()) for a, b in zip(sft.parameters(), policy.parameters(), strict=True))
+    pairs = zip(sft.state_dict().values(), policy.state_dict().values(), strict=True)
+    gap = max(float((a - b).abs().max()) for a, b in pairs)
     assert 0 < gap < 0.02, "a few steps away"
-    assert float(sft.layers[0].mlp.up_proj.b.abs().max()) > 0
+    assert sft.layers[0].mlp.up_proj.b.any()
 
 
 def test_exports_are_whole_models(run, adapted, folder, model, tmp_path):
