@@ -123,7 +123,7 @@ def ppo_module(
         collect=lambda iteration: collect(module, iteration),
         reward=lambda r: sequence_scores(member.top, member.head, r.features, r.last),
         diagnose=lambda _: {},
-        watch=None,
+        watch=lambda _: None,
         tracker=None,
         rollouts_per_iteration=args.batch,
         options=ppo_options(args),
