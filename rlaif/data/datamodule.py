@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rlaif.ops import own_share
+
 
 @dataclass(frozen=True)
 class EncodedRow:
@@ -194,7 +196,8 @@ class TextDataModule(pl.LightningDataModule):
     """Train and validation rows of one view.
 
     The training loader hands out steps: the micro-batches of one optimiser step as a list, so that a loss can
-    be a mean over the step. The validation loader hands out single batches.
+    be a mean over the step. The validation loader hands out single batches. Of processes that train together,
+    each gets its share of every step (maybe no row of a small one), and all rows that are validated on.
 
     Args:
         phases: the training rows (`EncodedRow` or `PreferenceRow`) of each phase, in the order of training.
@@ -222,7 +225,7 @@ class TextDataModule(pl.LightningDataModule):
         self._batch_size, self._micro_batch_size, self._seed = batch_size, micro_batch_size, seed
 
     def _micro_batches(self, rows: Sequence[Any]) -> list[Any]:
-        size = self._micro_batch_size
+        rows, size = own_share(rows), self._micro_batch_size
         return [self._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def train_dataloader(self) -> DataLoader:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlaif.data.datamodule import TokenBatch
 from rlaif.models.split import Top
+from rlaif.ops import ranks, total
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -69,21 +70,40 @@ def clip_each_group(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
             torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
 
 
+def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Add up every gradient over the processes that train together.
+
+    A parameter that has a gradient in none of them stays without one: the optimiser leaves it alone.
+    """
+    if ranks() == 1:
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    counts = total(torch.tensor([float(p.grad is not None) for p in parameters]))
+    trained = [p for p, count in zip(parameters, counts.tolist(), strict=True) if count]
+    if not trained:
+        return
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    summed = total(torch.cat([grad.flatten() for grad in own])).split([p.numel() for p in trained])
+    for parameter, grad in zip(trained, summed, strict=True):
+        parameter.grad = grad.view_as(parameter).clone()
+
+
 def take_step(module: pl.LightningModule, losses: Iterable[Tensor], max_norm: float) -> Tensor:
-    """One step of the optimiser and its schedule on the sum of `losses`, which is returned.
+    """One step of the optimiser and its schedule on the sum of `losses`, over all processes, which is returned.
 
     For modules with manual optimisation. Gradients are taken loss by loss: of parts that a generator hands out,
     one alone is in memory at a time.
     """
-    optimizer, total = module.optimizers(), torch.zeros((), device=module.device)
+    optimizer, added = module.optimizers(), torch.zeros((), device=module.device)
     optimizer.zero_grad()
     for loss in losses:
         module.manual_backward(loss)
-        total += loss.detach()
+        added += loss.detach()
+    sum_gradients(optimizer)
     clip_each_group(optimizer, max_norm)
     optimizer.step()
     module.lr_schedulers().step()
-    return total
+    return total(added)
 
 
 def response_hidden(top: Top, features: Tensor, mask: Tensor) -> Tensor:

@@ -30,12 +30,14 @@ from rlaif.modules.optim import (
     clip_each_group,
     response_hidden,
     scatter_counted,
+    sum_gradients,
 )
 from rlaif.modules.tracker import Tracker
 from rlaif.ops import (
     KLKind,
     LossMean,
     adapted_beta,
+    by_first,
     gae,
     grpo_advantages,
     kl_estimate,
@@ -43,6 +45,7 @@ from rlaif.ops import (
     kl_shaped_rewards,
     masked_mean,
     masked_sum,
+    own_share,
     penalised_scores,
     ppo_policy_loss,
     ppo_value_loss,
@@ -51,6 +54,7 @@ from rlaif.ops import (
     reinforce_loss,
     rloo_advantages,
     token_entropy,
+    total,
     whiten,
     zero_masked,
 )
@@ -220,7 +224,7 @@ class PPOModule(pl.LightningModule):
         mask, options = experience.mask, self._options
         logprobs, reference = experience.old_logprobs, experience.ref_logprobs
         started = time.perf_counter()
-        raw = self._reward(rollout).to(entropy)
+        raw = by_first(lambda: self._reward(rollout)).to(entropy)
         seconds = time.perf_counter() - started
         scores = penalised_scores(
             raw,
@@ -260,13 +264,13 @@ class PPOModule(pl.LightningModule):
         """Log-probabilities and values of a rollout, and the policy's entropy (N, T).
 
         Computed in the first minibatches' own shapes, so that the first ratio is one to the last bit and
-        not only nearly so.
+        not only nearly so: by the process, too, that has these rows then.
         """
         mask = rollout.response_mask
         zeros = torch.zeros(mask.shape, device=mask.device)
         blank = Experience(rollout.ids, rollout.features, mask, zeros, zeros, zeros, zeros, zeros)
         logprobs, reference, values, entropy = (zeros.clone() for _ in range(4))
-        for index in chunks:
+        for index in map(own_share, chunks):
             part = blank.rows(index)
             width = part.ids.shape[1]
             hidden, value = self._forward(part)
@@ -276,6 +280,7 @@ class PPOModule(pl.LightningModule):
             entropy[index, :width] = scatter_counted(self._entropy(hidden), part.mask)
             hidden = response_hidden(self.reference, part.features, part.mask)
             reference[index, :width] = self._logprobs(self.reference, hidden, part)
+        logprobs, reference, values, entropy = map(total, (logprobs, reference, values, entropy))
         read = replace(blank, old_logprobs=logprobs, ref_logprobs=reference, old_values=values)
         return read, entropy
 
@@ -315,31 +320,57 @@ class PPOModule(pl.LightningModule):
         return torch.cat([token_entropy(self.policy.logits(h) / self._options.temperature) for h in chunks])
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        """This process's share of the minibatch's loss: over what the whole minibatch counts."""
         assert self._experience is not None
-        options, part = self._options, self._experience.rows(batch.to(self.device))
+        batch = batch.to(self.device)
+        part, mask = self._experience.rows(own_share(batch)), self._experience.mask[batch]
+        counts = {"token": mask.sum(), "sequence": mask.any(dim=1).sum()}
         hidden, values = self._forward(part)
-        logprobs = self._logprobs(self.policy, hidden, part)
-        loss, metrics = self._policy_loss(logprobs, part)
-        metrics["policy_loss"] = loss.detach()
+        losses, means = self._losses(self._logprobs(self.policy, hidden, part), values, part, counts)
+        deviation = means.pop("ratio_max_deviation")
         if batch_index == 0:
-            self._check_first_ratio(float(metrics["ratio_max_deviation"]))
-        if values is not None:
-            value_loss, value_metrics = ppo_value_loss(
-                values, part.old_values, part.returns, part.mask, clip=options.value_clip
-            )
-            loss = loss + options.value_coefficient * value_loss
-            metrics |= value_metrics
-        if options.kl == "loss":
-            penalty = kl_loss(
-                logprobs, part.ref_logprobs, part.mask, kind=options.kl_estimator, mean=options.loss_mean
-            )
-            loss = loss + self.beta * penalty
-            metrics["kl_loss"] = penalty.detach()
-        for name, value in {**metrics, "loss": loss.detach()}.items():
-            self._sums.setdefault(name, []).append(value)
+            self._check_first_ratio(float(deviation))
+        weights = {"policy_loss": 1.0, "value_loss": self._options.value_coefficient, "kl_loss": self.beta}
+        loss = sum(
+            (weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device)
+        )
+        share = part.mask.sum() / counts["token"]
+        own = {name: share * value for name, value in means.items()}
+        for name, value in {**own, **losses, "loss": loss}.items():
+            self._sums.setdefault(name, []).append(value.detach())
         return loss
 
-    def _policy_loss(self, logprobs: Tensor, part: Experience) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(
+        self, logprobs: Tensor, values: Tensor | None, part: Experience, counts: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss's terms, to be added up over processes, and means over this process's own tokens."""
+        options, normalizer = self._options, counts[self._options.loss_mean]
+        policy_loss, means = self._policy_loss(logprobs, part, normalizer)
+        losses = {"policy_loss": policy_loss}
+        if values is not None:
+            losses["value_loss"], critic = ppo_value_loss(
+                values,
+                part.old_values,
+                part.returns,
+                part.mask,
+                clip=options.value_clip,
+                normalizer=counts["token"],
+            )
+            means["explained_variance"] = critic["explained_variance"]
+        if options.kl == "loss":
+            losses["kl_loss"] = kl_loss(
+                logprobs,
+                part.ref_logprobs,
+                part.mask,
+                kind=options.kl_estimator,
+                mean=options.loss_mean,
+                normalizer=normalizer,
+            )
+        return losses, means
+
+    def _policy_loss(
+        self, logprobs: Tensor, part: Experience, normalizer: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         options = self._options
         if options.loss == "clip":
             return ppo_policy_loss(
@@ -349,8 +380,11 @@ class PPOModule(pl.LightningModule):
                 part.mask,
                 clip=options.clip,
                 mean=options.loss_mean,
+                normalizer=normalizer,
             )
-        loss = reinforce_loss(logprobs, part.advantages, part.mask, mean=options.loss_mean)
+        loss = reinforce_loss(
+            logprobs, part.advantages, part.mask, mean=options.loss_mean, normalizer=normalizer
+        )
         return loss, ratio_metrics(logprobs, part.old_logprobs, part.mask)
 
     def _check_first_ratio(self, deviation: float) -> None:
@@ -363,9 +397,8 @@ class PPOModule(pl.LightningModule):
             )
 
     def on_train_epoch_end(self) -> None:
-        means = {f"ppo/{name}": float(torch.stack(values).nanmean()) for name, values in self._sums.items()}
-        means.pop("ppo/ratio_max_deviation", None)
-        self._metrics.update(means)
+        sums = {name: total(torch.stack(values)) for name, values in self._sums.items()}
+        self._metrics.update({f"ppo/{name}": float(values.nanmean()) for name, values in sums.items()})
         self._metrics["ppo/seconds_update"] = time.perf_counter() - self._update_started
         seconds = sum(self._metrics[f"ppo/seconds_{part}"] for part in ("rollout", "prepare", "update"))
         self._metrics["ppo/samples_per_s"] = self._count / seconds
@@ -399,6 +432,7 @@ class PPOModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        sum_gradients(optimizer)
         clip_each_group(optimizer, self._optim.gradient_clip)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from rlaif.data.datamodule import PreferenceBatch
 from rlaif.models.attention import pair_attention
 from rlaif.models.split import ScalarHead, Top
 from rlaif.modules.optim import OptimOptions, build_optimizer, take_step
-from rlaif.ops import bradley_terry_loss
+from rlaif.ops import bradley_terry_loss, total
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class RewardModule(pl.LightningModule):
 
     def training_step(self, step: Sequence[PreferenceBatch], step_index: int) -> None:
         running, counts = self._running(), self._no_counts()
-        weights = torch.cat([self._weights(batch) for batch in step]).sum(dim=0)
+        none = counts.new_zeros(0, len(self._members))  # a process may have no row of a small step
+        weights = total(torch.cat([none, *(self._weights(batch) for batch in step)]).sum(dim=0))
         # A resample may leave a small step without a pair for one member: its loss is zero then, not 0 / 0.
         weights = weights.where(weights > 0, 1.0)
 
@@ -152,7 +153,7 @@ class RewardModule(pl.LightningModule):
 
         take_step(self, losses(), self._optim.gradient_clip)
         pairs = sum(len(batch.p_a) for batch in step)
-        self._log_means("rm/loss", "rm/train_accuracy", counts[running], pairs)
+        self._log_means("rm/loss", "rm/train_accuracy", total(counts)[running], pairs)
 
     def on_train_start(self) -> None:
         # After a resume from the checkpoint of the epoch that stopped the last member.

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
 from rlaif.data.datamodule import TokenBatch
 from rlaif.models.split import Top
 from rlaif.modules.optim import OptimOptions, build_optimizer, response_logprobs, take_step
-from rlaif.ops import sft_loss
+from rlaif.ops import sft_loss, total
 
 
 class SFTModule(pl.LightningModule):
@@ -32,7 +33,8 @@ class SFTModule(pl.LightningModule):
         return sft_loss(response_logprobs(self.top, batch), batch.response_mask, normalizer=tokens)
 
     def training_step(self, step: Sequence[TokenBatch], step_index: int) -> None:
-        tokens = sum(batch.response_mask.sum() for batch in step)
+        none = torch.zeros((), dtype=torch.long, device=self.device)
+        tokens = total(sum((batch.response_mask.sum() for batch in step), none))
         losses = (self._loss(batch, tokens)[0] for batch in step)
         loss = take_step(self, losses, self._optim.gradient_clip)
         self.log("sft/loss", loss, prog_bar=True, batch_size=sum(len(batch.ids) for batch in step))

@@ -31,6 +31,7 @@ from rlaif.ops.masks import (
     whiten,
     zero_masked,
 )
+from rlaif.ops.ranks import by_first, joined, own_share, rank, ranks, total
 from rlaif.ops.rewards import MemberRule, combine_members, length_reward, score_reward
 
 __all__ = [
@@ -39,12 +40,14 @@ __all__ = [
     "LossMean",
     "adapted_beta",
     "bradley_terry_loss",
+    "by_first",
     "combine_members",
     "confidence_weight",
     "gae",
     "grpo_advantages",
     "harden",
     "head_logprobs",
+    "joined",
     "kl_estimate",
     "kl_loss",
     "kl_shaped_rewards",
@@ -55,9 +58,12 @@ __all__ = [
     "masked_var",
     "moment_sums",
     "moments_from_sums",
+    "own_share",
     "penalised_scores",
     "ppo_policy_loss",
     "ppo_value_loss",
+    "rank",
+    "ranks",
     "ratio_metrics",
     "reinforce_advantages",
     "reinforce_loss",
@@ -66,6 +72,7 @@ __all__ = [
     "sft_loss",
     "token_entropy",
     "token_logprobs",
+    "total",
     "whiten",
     "zero_masked",
 ]

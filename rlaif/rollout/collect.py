@@ -12,6 +12,7 @@ from torch import Tensor
 from rlaif.inference.sampler import Decoding, sample
 from rlaif.io import digest
 from rlaif.models.split import Top
+from rlaif.ops import joined, own_share
 from rlaif.records import Prompt, Sample
 
 
@@ -79,7 +80,8 @@ class RolloutCollector:
     def collect(self, policy: Top, indices: Sequence[int], iteration: int) -> Rollout:
         """Sample for the prompts at `indices`; the rows of one prompt stand together.
 
-        A prompt that comes again in one iteration counts its samples on, so that no response is a copy.
+        A prompt that comes again in one iteration counts its samples on, so that no response is a copy. Of
+        processes that train together each samples its share, and all get the whole.
         """
         drawn_before: Counter[int] = Counter()
         rows = []
@@ -88,14 +90,16 @@ class RolloutCollector:
             drawn_before[i] += self._samples
         seeds = [int(digest([self._seed, iteration, self._prompts[i].id, s], 15), 16) for i, s in rows]
         encoded = [list(self._encoded[i]) for i, _ in rows]
-        drawn = sample(
-            policy,
-            encoded,
-            seeds,
-            self._decoding,
-            eos_id=self._eos_id,
-            max_rows=self._max_rows,
-            keep_features=True,
+        drawn = joined(
+            sample(
+                policy,
+                own_share(encoded),
+                own_share(seeds),
+                self._decoding,
+                eos_id=self._eos_id,
+                max_rows=self._max_rows,
+                keep_features=True,
+            )
         )
         lengths = [len(p) + len(d.ids) for p, d in zip(encoded, drawn, strict=True)]
         kept = [d.features for d in drawn if d.features is not None]

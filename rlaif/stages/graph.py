@@ -125,6 +125,11 @@ class Graph:
         self.notes |= stage.review(self.ctx, artifact)
         return artifact
 
+    def follow(self, kind: str, folder: Path) -> None:
+        """Take part in another process's build of `kind` in `folder`, which has all ancestors' artifacts."""
+        stage = self.stages[kind]
+        stage.build(self.ctx, folder, {name: self.get(name) for name in stage.parents(self.ctx)})
+
     def summary(self) -> dict[str, Any]:
         """All metrics of what was built or reused, with each stage's seconds, and what the gates noted."""
         metrics: dict[str, Any] = dict(self.notes)

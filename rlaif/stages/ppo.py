@@ -18,6 +18,7 @@ from rlaif.rollout import Rollout, RolloutCollector
 from rlaif.stages.alarms import HISTORY_FILE, check_alarms, raise_alarms, review_policy
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
+from rlaif.stages.ranks import check_devices, training_together
 from rlaif.stages.rewards import check_reward, make_reward, reward_config, reward_parents, reward_work
 from rlaif.stages.rl import check_rl, rl_options
 from rlaif.stages.sample import rl_prompts
@@ -46,6 +47,7 @@ def _diagnose(rollout: Rollout) -> dict[str, float]:
 def _check(ctx: Context) -> None:
     check_rl(ctx.cfg.rl)
     check_alarms(ctx.cfg.rl.alarms)
+    check_devices(ctx, "rl.minibatch_rollouts", ctx.cfg.rl.minibatch_rollouts)
     check_reward(ctx)
     check_track(ctx)
 
@@ -107,7 +109,8 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         limit_val=False,
     )
     rollouts = ctx.cfg.rl.prompts_per_iteration * ctx.cfg.rl.samples_per_prompt
-    with ctx.progress.task("PPO (rollouts)", count * rollouts) as advance:
+    task = ctx.progress.task("PPO (rollouts)", count * rollouts)
+    with task as advance, training_together(ctx, "ppo", folder):
         fit(trainer, module, folder / "work")
         advance(count * rollouts)
     history = module.history

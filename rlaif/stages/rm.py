@@ -17,6 +17,7 @@ from rlaif.modules.reward import PreferenceLossOptions
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.label import trust_gate
+from rlaif.stages.ranks import check_devices, training_together
 from rlaif.stages.reward_data import RewardData, check_labels, label_source, reward_data
 from rlaif.stages.reward_measures import measure_and_save
 from rlaif.stages.sample import source
@@ -64,7 +65,8 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         limit_val=True,
     )
     planned = sum(map(len, rows.phases)) * node.num_epochs
-    with ctx.progress.task("reward model (pairs)", planned) as advance:
+    task = ctx.progress.task("reward model (pairs)", planned)
+    with task as advance, training_together(ctx, "rm", folder):
         fresh, started = not (folder / "work" / "checkpoints").exists(), time.perf_counter()
         fit(trainer, module, folder / "work", data)
         seconds = time.perf_counter() - started
@@ -105,6 +107,7 @@ def _check(ctx: Context) -> None:
     if ctx.cfg.rm.init not in ("sft", "base"):
         raise UserError(f"rm.init={ctx.cfg.rm.init} is not known: write sft or base")
     check_training("rm", ctx.cfg.rm)
+    check_devices(ctx, "rm.batch_size", ctx.cfg.rm.batch_size)
     _check_ensemble(ctx)
     check_labels(ctx)
     _check_loss(ctx)

@@ -16,6 +16,7 @@ from rlaif.modules import SFTModule
 from rlaif.records import Prompt
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
+from rlaif.stages.ranks import check_devices, training_together
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 from rlaif.stages.training import check_training, fit, make_trainer, optim_options
 
@@ -64,7 +65,8 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         log_every=5,
         limit_val=True,
     )
-    with ctx.progress.task("SFT (rows)", len(train) * node.num_epochs) as advance:
+    task = ctx.progress.task("SFT (rows)", len(train) * node.num_epochs)
+    with task as advance, training_together(ctx, "sft", folder):
         fit(trainer, module, folder / "work", data)
         advance(len(train) * node.num_epochs)
     save_modules(folder / TOP_FILE, {"top": module.top})
@@ -85,6 +87,7 @@ def _work(ctx: Context) -> Work:
 def _check(ctx: Context) -> None:
     """The task is read and refused here, before a model is loaded."""
     check_training("sft", ctx.cfg.sft)
+    check_devices(ctx, "sft.batch_size", ctx.cfg.sft.batch_size)
     if not any(prompt.reference for prompt in ctx.task.train):
         raise UserError(NO_REFERENCES)
 

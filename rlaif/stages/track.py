@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +12,7 @@ from rlaif.inference.sampler import Decoding
 from rlaif.models.split import Top
 from rlaif.modules import Tracker, TrackOptions, rollout_kl
 from rlaif.modules.tracker import point_metrics
+from rlaif.ops import by_first
 from rlaif.records import Pair, Prompt, Sample
 from rlaif.rollout import Rollout, RolloutCollector
 from rlaif.stages.context import Context, plain
@@ -114,12 +114,17 @@ def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> T
     def draw(top: Top) -> Rollout:
         return collector.collect(top, range(len(prompts)), 0)
 
-    gold = _rouge if node.judge == "rouge" else _against(ctx, cache(lambda: draw(reference).samples()))
+    gold = _rouge if node.judge == "rouge" else _against(ctx, draw(reference).samples())
 
     def measure() -> tuple[float, float, float]:
         rollout = draw(policy.frozen_copy())
-        kl = rollout_kl(policy, reference, rollout, temperature)
-        return float(reward(rollout).mean()), gold(rollout), kl
+        return by_first(
+            lambda: (
+                float(reward(rollout).mean()),
+                gold(rollout),
+                rollout_kl(policy, reference, rollout, temperature),
+            )
+        )
 
     return Tracker(policy, measure, TrackOptions(node.every, node.patience, node.keep))
 
@@ -140,12 +145,12 @@ def _rouge(rollout: Rollout) -> float:
     return fmean(rouge_l(sample.response, sample.reference or "") for sample in rollout.samples())
 
 
-def _against(ctx: Context, baseline: Callable[[], list[Sample]]) -> Gold:
+def _against(ctx: Context, baseline: list[Sample]) -> Gold:
     """Win rate over the SFT policy's responses to the same prompts, as `stage=eval` counts it."""
     judge = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True)
 
     def win_rate(rollout: Rollout) -> float:
-        sides = list(zip(rollout.samples(), baseline(), strict=True))
+        sides = list(zip(rollout.samples(), baseline, strict=True))
         pairs = [Pair(a.prompt_id, a.prompt_id, a.prompt, a.response, b.response, "policy") for a, b in sides]
         comparisons = compare(
             pairs,

@@ -18,6 +18,7 @@ from rlaif.errors import UserError
 from rlaif.io import release_free_memory
 from rlaif.modules.optim import OptimOptions
 from rlaif.stages.context import Context
+from rlaif.stages.ranks import follows
 from rlaif.tracking.lightning import RunLogger
 
 logger = logging.getLogger(__name__)
@@ -93,14 +94,21 @@ def quiet_lightning() -> None:
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
         ".*smaller than the logging interval.*",
+        ".*sync_dist=True.*",  # what is logged has been added up already
     ):
         warnings.filterwarnings("ignore", message=pattern)
 
 
 def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, limit_val: bool) -> pl.Trainer:
-    """A Trainer whose checkpoints lie in `work` and whose metrics go to the run record."""
+    """A Trainer whose checkpoints lie in `work` and whose metrics go to the run record.
+
+    Of processes that train together, one alone writes checkpoints. Each is a Trainer of its own: the modules
+    themselves add up losses and gradients, since a mean over tokens is no mean of the processes' means.
+    """
     quiet_lightning()
-    callbacks: list[pl.Callback] = [EpochCheckpoint(work / "checkpoints"), ReleaseMemory()]
+    callbacks: list[pl.Callback] = [ReleaseMemory()]
+    if not follows():
+        callbacks.insert(0, EpochCheckpoint(work / "checkpoints"))
     if ctx.progress.bars:
         callbacks.append(RichProgressBar(leave=False))
     return pl.Trainer(
@@ -111,6 +119,7 @@ def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, l
         logger=RunLogger(ctx.run) if ctx.run else False,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=not follows(),
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if limit_val else 0,
         enable_progress_bar=ctx.progress.bars,
