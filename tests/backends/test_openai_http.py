@@ -122,9 +122,12 @@ def test_answers_keep_the_order_of_the_questions(server):
 @pytest.mark.parametrize("limit, least, most", [(600, 0.5, 2.0), (None, 0.0, 0.3)])
 def test_requests_a_minute(server, limit, least, most):
     """600 a minute are one each 0.1 s: six take half a second; and none of it without the limit."""
+    started = time.monotonic()
     _ask(_client(server, requests_per_minute=limit), *"abcdef")
     times = server.times("/v1/completions")
-    assert least * 0.95 <= max(times) - min(times) < most
+    # From the start: the first request may arrive late on a busy machine, the last never early.
+    assert least * 0.95 <= max(times) - started
+    assert max(times) - min(times) < most
     if limit:
         assert all(b - a > 0.05 for a, b in zip(times, times[1:], strict=False))
 

@@ -66,7 +66,7 @@ def _p_value(drawn, exact):
 def test_whole_responses_come_as_often_as_they_should():
     """All responses of up to three tokens over a vocabulary of six, EOS among them, from two prompts at once."""
     config = tiny_config(6, layers=2)
-    trunk = Trunk(DecoderConfig.from_hf(config), config, tiny_state(config, seed=3), 1, torch.float32)
+    trunk = Trunk(DecoderConfig.from_hf(config), config, tiny_state(config, seed=3), 1, torch.float32, None)
     top = trunk.new_top()
     with torch.no_grad():
         top.norm.weight.mul_(3)
