@@ -10,7 +10,9 @@ import torch
 
 os.environ.setdefault("RLAIF_ROOT", str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.pop("COLUMNS", None)  # of the process that shares out the tests: what is printed here goes to a pipe
+os.environ.pop(
+    "COLUMNS", None
+)  # of the process that shares out the tests: what is printed here goes to a pipe
 
 
 @pytest.fixture(autouse=True)
