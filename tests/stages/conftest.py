@@ -51,13 +51,15 @@ def pipeline(run: Callable[..., RunRecord]) -> RunRecord:
 
 
 @pytest.fixture
-def copied_root(warm_root: Path, tmp_path: Path) -> Callable[[Sequence[str]], Path]:
-    """`copied_root(["sft", "rm"])`: a root of its own that starts with the shared artifacts of these kinds."""
+def copied_root(warm_root: Path, pipeline: RunRecord, tmp_path: Path) -> Callable[[Sequence[str]], Path]:
+    """`copied_root(["sft", "rm"])`: a root of its own that starts with the pipeline's artifacts of these kinds."""
 
     def copy(kinds: Sequence[str]) -> Path:
-        for folder in (warm_root / "artifacts").iterdir():
-            if folder.name.split("-")[0] in kinds:
-                shutil.copytree(folder, tmp_path / "artifacts" / folder.name)
+        # Not whatever else the shared root has: that hangs on which tests have run before.
+        for row in pipeline.lineage:
+            if row["kind"] in kinds:
+                name = f"{row['kind']}-{row['digest']}"
+                shutil.copytree(warm_root / "artifacts" / name, tmp_path / "artifacts" / name)
         shutil.copytree(warm_root / "cache", tmp_path / "cache")
         return tmp_path
 
