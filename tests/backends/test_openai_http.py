@@ -81,7 +81,9 @@ def test_retry_after_as_a_date_is_kept(server):
     assert when <= time.time() < when + 1 and len(server.requests) == 2
 
 
-@pytest.mark.parametrize("after", [formatdate(time.time() - 9, usegmt=True), "soon", "-3"])
+@pytest.mark.parametrize(
+    "after", [formatdate(time.time() - 9, usegmt=True), "soon", "-3"], ids=["a date gone by", "soon", "-3"]
+)
 def test_a_retry_after_that_asks_for_no_wait(server, after):
     server.faults = {"p": [(429, after)]}
     started = time.monotonic()
