@@ -112,6 +112,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--autocast", action="store_true", help="compute in bf16 whatever the weights' dtype")
     return parser.parse_args()
 
 
@@ -133,7 +134,7 @@ def config(args: argparse.Namespace, updates: int) -> PPOConfig:
         lr_scheduler_type="constant",
         report_to=[],
         use_cpu=True,
-        bf16=False,
+        bf16=args.autocast,
         gradient_checkpointing=False,
         save_strategy="no",
         logging_steps=1,

@@ -55,7 +55,7 @@ PLAIN_LOSS = PreferenceLossOptions(margin=0.0, label_smoothing=0.0, temperature=
 
 
 def spec(trainable: str, dtype: str) -> ModelSpec:
-    return ModelSpec("embedded", "", None, trainable, dtype, "cpu", False)
+    return ModelSpec("embedded", "", None, trainable, dtype, "cpu", False, lora_alpha=16.0)
 
 
 def token_rows(path: str, model: LanguageModel, count: int) -> list[dict[str, list[int]]]:

@@ -56,7 +56,6 @@ from rlaif.stages.training import ReleaseMemory, quiet_lightning
 
 CONF = Path(__file__).parents[2] / "conf"
 SIDES = ("full/separate", "full/shared", "top:4/shared", "lora:8/shared")
-MAX_PROMPT = 160
 PARTS = ("rollout", "prepare", "update")
 NEVER = -1  # as the id of EOS: no response ends before its last token
 
@@ -64,17 +63,17 @@ NEVER = -1  # as the id of EOS: no response ends before its last token
 # What both sides get.
 
 
-def read_prompts(path: str, model: LanguageModel, count: int) -> list[list[int]]:
-    """The first `count` dialogues of at most 160 tokens, as ids."""
+def read_prompts(path: str, model: LanguageModel, count: int, longest: int) -> list[list[int]]:
+    """The first `count` dialogues of at most `longest` tokens, as ids."""
     rows: list[list[int]] = []
     for row in read_rows(path, HubPart("train", None)):
         split = split_dialogue(str(row.values["chosen"]), str(row.values["rejected"]))
         ids = model.tokenizer.encode(split.prompt + "\n\nAssistant:") if split else []
-        if 0 < len(ids) <= MAX_PROMPT:
+        if 0 < len(ids) <= longest:
             rows.append(ids)
         if len(rows) == count:
             return rows
-    raise SystemExit(f"{path} has fewer than {count} prompts of at most {MAX_PROMPT} tokens")
+    raise SystemExit(f"{path} has fewer than {count} prompts of at most {longest} tokens")
 
 
 def write_inputs(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def write_inputs(args: argparse.Namespace) -> dict[str, Any]:
     export_policy(args.folder / "policy", model, top)
     export_reward(args.folder / "rm", model, [RewardMember(top, score_head(model), Normalization(1.0, 0.0))])
     count = max(args.batch * (args.updates + 1), args.rollout_batch)
-    prompts = read_prompts(args.pairs, model, count)
+    prompts = read_prompts(args.pairs, model, count, args.max_prompt)
     (args.folder / "prompts.json").write_text(json.dumps(prompts))
     return {"prompt_tokens": fmean(map(len, prompts))}
 
@@ -142,7 +141,7 @@ class UpdateEnds(pl.Callback):
         self.times.append(time.perf_counter())
 
 
-def train(module: PPOModule, iterations: int) -> list[float]:
+def train(module: PPOModule, iterations: int, *callbacks: pl.Callback) -> list[float]:
     """When each of the iterations ended."""
     quiet_lightning()
     ends = UpdateEnds()
@@ -150,7 +149,7 @@ def train(module: PPOModule, iterations: int) -> list[float]:
         accelerator="cpu",
         devices=1,
         max_epochs=iterations,
-        callbacks=[ends, ReleaseMemory()],
+        callbacks=[ends, ReleaseMemory(), *callbacks],
         logger=False,
         limit_val_batches=0,
         enable_checkpointing=False,
@@ -161,8 +160,8 @@ def train(module: PPOModule, iterations: int) -> list[float]:
     return ends.times
 
 
-def run_side(args: argparse.Namespace) -> dict[str, Any]:
-    """Time one of our sides in this process."""
+def build_side(args: argparse.Namespace) -> PPOModule:
+    """The side that `args.task` names, on the prompts in order."""
     trainable, value = args.task.split("/")
     model, encoded = load_model(spec(trainable, args.dtype), Path(args.cache)), own_prompts(args)
     collector = RolloutCollector(
@@ -182,7 +181,12 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
         assert (rollout.lengths() == args.new_tokens).all()
         return rollout
 
-    module = ppo_module(model, args, value=value, collect=collect, gradient_clip=1.0)
+    return ppo_module(model, args, value=value, collect=collect, gradient_clip=1.0)
+
+
+def run_side(args: argparse.Namespace) -> dict[str, Any]:
+    """Time one of our sides in this process."""
+    module = build_side(args)
     ends = train(module, args.updates + 1)
     steady = module.history[1:]
     return {
@@ -320,9 +324,9 @@ def result_of(command: Sequence[str]) -> dict[str, Any]:
     return json.loads(done.stdout.rsplit("RESULT ", 1)[1])
 
 
-def here(task: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One of `TASKS`, or a side, in a process of its own."""
-    return result_of([sys.executable, __file__, *sys.argv[1:], "--task", task, "--folder", str(args.folder)])
+def here(task: str, args: argparse.Namespace, *more: str) -> dict[str, Any]:
+    """A task of this script, or a side, in a process of its own."""
+    return result_of([sys.executable, *sys.argv, "--task", task, "--folder", str(args.folder), *more])
 
 
 def peer(args: argparse.Namespace, *more: str) -> dict[str, Any]:
@@ -403,6 +407,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="*", default=list(SIDES), help="model.trainable/rl.value")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--max-prompt", type=int, default=160, help="tokens of the longest prompt")
     parser.add_argument("--updates", type=int, default=3, help="timed updates of a turn; one more warms up")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rollout-batch", type=int, default=32, help="rows of `--what rollouts`")

@@ -109,6 +109,9 @@ class DenseCausal(AttendRows):
         return self._bias[known]
 
 
+FEW = 2  # queries a pair up to which one masked product for all pairs costs less than many small ones
+
+
 class PairCausal(AttendRows):
     """Pairs prompt | a | b behind each other in one flat row (B = 1): no pair sees another, b does not see a.
 
@@ -118,28 +121,30 @@ class PairCausal(AttendRows):
 
     Args:
         spans: for each pair where prompt, a and b start and where b ends. b may be empty, then it is a text.
+
+    Positions in `rows` come pair by pair.
     """
 
     def __init__(self, spans: Sequence[tuple[int, int, int, int]]) -> None:
         self._spans = spans
-        self._bias: dict[tuple, Tensor] = {}
+        self._bias: dict[torch.dtype, list[Tensor]] = {}
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
     ) -> Tensor:
         _, heads, _, size = query.shape
         grouped = (query[0] * size**-0.5).unflatten(0, (key.shape[1], -1))
-        if rows is not None:
+        if rows is not None and rows.shape[1] <= FEW * len(self._spans):
             seen = pair_mask(self._spans, rows[0], key.shape[2])
             return self._attend(grouped, key[0], value[0], _as_bias(seen, query, key))[None]
-        # Split, not sliced: a slice's gradient is a tensor of the whole row.
         lengths = [end - start for start, _, _, end in self._spans]
+        counts = lengths if rows is None else self._counts(rows[0])
+        # Split, not sliced: a slice's gradient is a tensor of the whole row.
         pieces = zip(
-            grouped.split(lengths, 2), key[0].split(lengths, 1), value[0].split(lengths, 1), strict=True
+            grouped.split(counts, 2), key[0].split(lengths, 1), value[0].split(lengths, 1), strict=True
         )
-        parts = [
-            self._attend(*piece, self._pair_bias(index, query, key)) for index, piece in enumerate(pieces)
-        ]
+        biases = self._biases(query, key) if rows is None else self._biases_at(rows[0], counts, query, key)
+        parts = [self._attend(*piece, bias) for piece, bias in zip(pieces, biases, strict=True)]
         return torch.cat(parts, dim=1)[None]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -149,14 +154,29 @@ class PairCausal(AttendRows):
         scores = torch.baddbmm(bias, flat, key.transpose(1, 2))
         return torch.bmm(scores.softmax(dim=-1), value).view(groups * share, length, size)
 
-    def _pair_bias(self, index: int, query: Tensor, key: Tensor) -> Tensor:
-        known = (index, query.dtype)
-        if known not in self._bias:
-            start, a, b, end = self._spans[index]
-            seen = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).tril()
-            seen[b - start :, a - start : b - start] = False
-            self._bias[known] = _as_bias(seen, query, key)
-        return self._bias[known]
+    def _counts(self, rows: Tensor) -> list[int]:
+        """How many of the positions `rows`, which come pair by pair, lie in each pair."""
+        ends = torch.tensor([end for *_, end in self._spans], device=rows.device)
+        pairs = torch.searchsorted(ends, rows, right=True)
+        return torch.bincount(pairs, minlength=len(ends)).tolist()
+
+    def _biases(self, query: Tensor, key: Tensor) -> list[Tensor]:
+        """Each pair's bias for all its positions, made once a batch."""
+        if query.dtype not in self._bias:
+            seen = [self._seen(*span, query.device) for span in self._spans]
+            self._bias[query.dtype] = [_as_bias(each, query, key) for each in seen]
+        return self._bias[query.dtype]
+
+    def _biases_at(self, rows: Tensor, counts: list[int], query: Tensor, key: Tensor) -> list[Tensor]:
+        """Each pair's bias for its own positions of `rows`."""
+        places = zip(self._spans, rows.split(counts), strict=True)
+        seen = [self._seen(*span, query.device)[own - span[0]] for span, own in places]
+        return [_as_bias(each, query, key) for each in seen]
+
+    def _seen(self, start: int, a: int, b: int, end: int, device: torch.device) -> Tensor:
+        seen = torch.ones(end - start, end - start, dtype=torch.bool, device=device).tril()
+        seen[b - start :, a - start : b - start] = False
+        return seen
 
 
 def _as_bias(seen: Tensor, query: Tensor, key: Tensor) -> Tensor:

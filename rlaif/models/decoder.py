@@ -74,6 +74,12 @@ class DecoderConfig:
             mlp_bias=bool(getattr(config, "mlp_bias", False)),
         )
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's matrices."""
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
 
 Tables = tuple[Tensor, Tensor]
 

@@ -67,10 +67,10 @@ def resolve_device(accelerator: str) -> str:
     return "cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
 
 
-def resolve_dtype(dtype: str, device: str) -> str:
+def resolve_dtype(dtype: str, device: str, key: str = "model.dtype") -> str:
     """`auto` becomes bfloat16 where the processor multiplies it natively, else float32."""
     if dtype not in ("auto", "bfloat16", "float32"):
-        raise UserError(f"model.dtype={dtype} is not known: write auto, bfloat16 or float32")
+        raise UserError(f"{key}={dtype} is not known: write auto, bfloat16 or float32")
     if dtype != "auto":
         return dtype
     if device == "cuda":
@@ -113,24 +113,27 @@ def describe_model(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
         }
     if spec.source != "hub":
         raise UserError(f"model.source={spec.source} is not known: write embedded, hub or tiny")
-    directory = Path(spec.name).expanduser()
+    return describe_pretrained("model.name", spec.name, spec.revision, cache_dir)
+
+
+def describe_pretrained(key: str, name: str, revision: str | None, cache_dir: Path) -> dict[str, Any]:
+    """Which weights a directory or hub id `name` stands for. Raises UserError, which names `key`, if for none."""
+    directory = Path(name).expanduser()
     if directory.is_dir():
         files = sorted(
             [*directory.glob("*.safetensors"), *directory.glob("*.gguf"), directory / "config.json"]
         )
         missing = [f for f in files if not f.exists()]
         if missing or len(files) < 2:
-            raise UserError(f"model.name={spec.name}: this directory lacks config.json or *.safetensors")
+            raise UserError(f"{key}={name}: this directory lacks config.json or *.safetensors")
         return {
             "source": "local",
             "name": directory.name,
             "weights": digest([_hashed(f, cache_dir) for f in files], 16),
         }
-    if spec.name.startswith((".", "/", "~")) or spec.name.count("/") != 1:
-        raise UserError(
-            f"model.name={spec.name}: no such directory; write a local directory or a hub id ORG/NAME"
-        )
-    return {"source": "hub", "name": spec.name, "weights": spec.revision or "main"}
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"{key}={name}: no such directory; write a local directory or a hub id ORG/NAME")
+    return {"source": "hub", "name": name, "weights": revision or "main"}
 
 
 def _convert_embedded(cache_dir: Path) -> Path:
@@ -284,6 +287,4 @@ def _config_of(spec: ModelSpec) -> Any:
 
 def _sizes(hf_config: Any) -> tuple[int, float, float]:
     sizes = DecoderConfig.from_hf(hf_config)
-    attention = sizes.hidden_size * sizes.head_dim * 2 * (sizes.num_heads + sizes.num_kv_heads)
-    layer = attention + 3 * sizes.hidden_size * sizes.intermediate_size
-    return sizes.num_layers, float(layer), float(sizes.vocab_size * sizes.hidden_size)
+    return sizes.num_layers, float(sizes.layer_weights), float(sizes.vocab_size * sizes.hidden_size)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlaif.data.datamodule import TokenBatch
+from rlaif.models.flat import hidden_at
 from rlaif.models.split import Top
 from rlaif.ops import ranks, total
 
@@ -58,7 +59,10 @@ def schedule_factor(options: OptimOptions) -> Callable[[int], float]:
 def build_optimizer(groups: Iterable[tuple[Iterable[nn.Parameter], float]], options: OptimOptions) -> dict:
     """Lightning's optimiser dict: one AdamW over (parameters, learning-rate factor) groups."""
     params = [{"params": list(members), "lr": options.lr * scale} for members, scale in groups]
-    optimizer = torch.optim.AdamW(params, lr=options.lr, eps=options.eps, weight_decay=options.weight_decay)
+    # Fused: one sweep over memory, not ten; in `full` on a processor that is time.
+    optimizer = torch.optim.AdamW(
+        params, lr=options.lr, eps=options.eps, weight_decay=options.weight_decay, fused=True
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule_factor(options))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -109,14 +113,10 @@ def take_step(module: pl.LightningModule, losses: Iterable[Tensor], max_norm: fl
 def response_hidden(top: Top, features: Tensor, mask: Tensor) -> Tensor:
     """Hidden states (N, D) that predict the N counted tokens of `mask` (B, T), row by row.
 
-    The counted tokens of a row are contiguous and never at position 0. The last layer runs on the positions
-    that predict them alone, and so does the vocabulary head on what is returned.
+    No token at position 0 is counted. The last layer runs on the positions that predict them alone, and so does
+    the vocabulary head on what is returned.
     """
-    counts = mask.sum(dim=1)
-    first = mask.int().argmax(dim=1) - 1
-    steps = torch.arange(int(counts.max()), device=mask.device)
-    rows = (first[:, None] + steps).clamp_(max=mask.shape[1] - 1)
-    return top(features, rows=rows)[steps < counts[:, None]]
+    return hidden_at(top, features, mask.roll(-1, dims=1))
 
 
 def scatter_counted(values: Tensor, mask: Tensor) -> Tensor:

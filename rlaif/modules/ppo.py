@@ -222,7 +222,6 @@ class PPOModule(pl.LightningModule):
         """Score a rollout: what the updates read, and the iteration's metrics."""
         experience, entropy = self._read(rollout, chunks)
         mask, options = experience.mask, self._options
-        logprobs, reference = experience.old_logprobs, experience.ref_logprobs
         started = time.perf_counter()
         raw = by_first(lambda: self._reward(rollout)).to(entropy)
         seconds = time.perf_counter() - started
@@ -234,16 +233,8 @@ class PPOModule(pl.LightningModule):
             missing_eos_score=options.missing_eos_score,
             length_penalty=options.length_penalty,
         )
-        weight = 1.0 - self.beta if options.convex_kl else 1.0
-        beta = self.beta if options.kl == "reward" else 0.0
-        rewards = kl_shaped_rewards(
-            weight * scores, logprobs, reference, mask, beta=beta, kind=options.kl_estimator
-        )
-        if options.whiten_rewards:
-            rewards = whiten(rewards, mask, center=False)
-        advantages, returns = self._advantages(rewards, experience.old_values, mask)
-        if options.whiten_advantages:
-            advantages = whiten(advantages, mask, center=True)
+        advantages, returns = self._credit(scores, experience)
+        logprobs, reference = experience.old_logprobs, experience.ref_logprobs
         kl = masked_sum(kl_estimate(logprobs, reference, "k1"), mask, 1).mean()
         metrics: dict[str, Tensor | float] = {
             "ppo/reward": raw.mean(),
@@ -251,7 +242,7 @@ class PPOModule(pl.LightningModule):
             "ppo/score": scores.mean(),
             "ppo/kl": kl,
             "ppo/kl_coefficient": self.beta,
-            "ppo/objective": weight * scores.mean() - self.beta * kl,
+            "ppo/objective": self._score_weight * scores.mean() - self.beta * kl,
             "ppo/entropy": masked_mean(entropy, mask),
             "ppo/response_length": mask.sum(dim=1).float().mean(),
             "ppo/eos_rate": rollout.finished.float().mean(),
@@ -283,6 +274,28 @@ class PPOModule(pl.LightningModule):
         logprobs, reference, values, entropy = map(total, (logprobs, reference, values, entropy))
         read = replace(blank, old_logprobs=logprobs, ref_logprobs=reference, old_values=values)
         return read, entropy
+
+    @property
+    def _score_weight(self) -> float:
+        return 1.0 - self.beta if self._options.convex_kl else 1.0
+
+    def _credit(self, scores: Tensor, experience: Experience) -> tuple[Tensor, Tensor]:
+        """Advantages and returns (N, T) for scores (N,), and for the KL where it is part of the reward."""
+        options, mask = self._options, experience.mask
+        rewards = kl_shaped_rewards(
+            self._score_weight * scores,
+            experience.old_logprobs,
+            experience.ref_logprobs,
+            mask,
+            beta=self.beta if options.kl == "reward" else 0.0,
+            kind=options.kl_estimator,
+        )
+        if options.whiten_rewards:
+            rewards = whiten(rewards, mask, center=False)
+        advantages, returns = self._advantages(rewards, experience.old_values, mask)
+        if options.whiten_advantages:
+            advantages = whiten(advantages, mask, center=True)
+        return advantages, returns
 
     def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages and returns (N, T). Algorithms that compare whole responses give one to all its tokens."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlaif.data.datamodule import PreferenceBatch
 from rlaif.models.attention import pair_attention
+from rlaif.models.flat import hidden_at
 from rlaif.models.split import ScalarHead, Top
 from rlaif.modules.optim import OptimOptions, build_optimizer, take_step
 from rlaif.ops import bradley_terry_loss, total
@@ -29,7 +30,8 @@ class PreferenceLossOptions:
 
 def sequence_scores(top: Top, head: ScalarHead, features: Tensor, last: Tensor) -> Tensor:
     """Reward (B,) of each sequence, read at its last token `last` (B,) (EOS where the response has one)."""
-    return head(top(features, rows=last[:, None])).squeeze(1)
+    reads = torch.arange(features.shape[1], device=last.device) == last[:, None]
+    return head(hidden_at(top, features, reads))
 
 
 def pair_scores(top: Top, head: ScalarHead, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:

@@ -60,9 +60,11 @@ def test_patterns_agree_with_the_definition_everywhere_and_at_chosen_rows(patter
     expected = _by_loops(SPANS, query, key, value)
     attend = pattern(SPANS)
     torch.testing.assert_close(attend(0, query, key, value), expected, rtol=0, atol=1e-5)
-    rows = torch.tensor([[4, 8, 13, 14, 20, 9]])
-    chosen = attend(0, query[:, :, rows[0]], key, value, rows)
-    torch.testing.assert_close(chosen, expected[:, :, rows[0]], rtol=0, atol=1e-5)
+    # Few positions of each pair, and more than one product for all pairs is meant for, with a pair that has none.
+    for places in ([4, 8, 13, 14, 20, 9], [0, 2, 4, 5, 8, 15, 16, 20], [*range(9, 15)] * 2):
+        rows = torch.tensor([places])
+        chosen = attend(0, query[:, :, rows[0]], key, value, rows)
+        torch.testing.assert_close(chosen, expected[:, :, rows[0]], rtol=0, atol=1e-5)
 
 
 def test_the_comparison_sees_a_pattern_in_which_b_reads_a():
