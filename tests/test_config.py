@@ -22,6 +22,7 @@ HYDRA_GROUPS = {"hydra", "templates"}
 GIVEN = {
     "task=custom": ["task.path=FILE"],
     "model=hub": ["model.name=DIR"],
+    "reward=hub": ["reward.name=DIR"],
     "backend=openai": ["backend.base_url=URL", "backend.name=NAME"],
 }
 

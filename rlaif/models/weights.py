@@ -39,6 +39,10 @@ class Normalization:
         scale = 1 / max(float(values.std(correction=0)), _NO_SPREAD)
         return cls(scale, -scale * float(values.mean()))
 
+    def apply(self, score: float) -> float:
+        """The reward of a score."""
+        return self.scale * score + self.shift
+
 
 @dataclass(frozen=True)
 class RewardMember:

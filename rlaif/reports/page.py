@@ -64,6 +64,7 @@ _FIRST_CURVES = (
     "eos_rate",
 )
 _OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS, _MAX_CURVES, _MAX_COLUMNS = 2, 60, 12, 8, 6
+_TRACKED = "Proxy and held-out measure on fixed prompts"
 
 
 @dataclass(frozen=True)
@@ -125,18 +126,18 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
     summary, history = merge_runs(shown), tuple(row for run in shown for row in run.history)
     config = shown[-1].config
     groups = {"": list(runs)} if single else group_runs(runs)
-    histories = {
-        label: tuple(row for run in _first(group, single) for row in run.history)
-        for label, group in groups.items()
-    }
+    histories = _histories(groups, single)
     heads, rows = _config(runs, groups, single)
     arms, points = _arms(runs), latest_table(runs, "curve")
     diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
-    compared = arms_verdict(arms) if single and arms else None
+    told = verdict(summary, config, history) if single else _best_verdict(table, summary, config, history)
+    if single and diagnosis:
+        told = diagnosis.verdict
+    elif single and arms:
+        told = arms_verdict(arms) or told
     return Content(
         title=title,
-        verdict=(diagnosis.verdict if single and diagnosis else compared)
-        or (verdict(summary, config, history) if single else _best_verdict(table, summary, config, history)),
+        verdict=told,
         runs=runs,
         cards=proxy_and_judge(summary, history),
         results=result_rows(summary, history),
@@ -148,9 +149,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         forest=Markup(_forest(table, summary)),
         curves=_curves(histories),
         proxy=Markup(_proxy(groups, histories, single)),
-        tracked=Markup(
-            plots.over_optimisation(histories, title="Proxy and held-out measure on fixed prompts")
-        ),
+        tracked=Markup(plots.over_optimisation(histories, title=_TRACKED)),
         labeler=labeler_section(shown, summary),
         labelers=labelers_table(*labelers_of(runs)),
         reward_model=reward_model_section(shown, summary),
@@ -166,8 +165,10 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
     )
 
 
-def _first(group: Sequence[RunRecord], single: bool) -> Sequence[RunRecord]:
-    return group if single else group[:1]
+def _histories(groups: Mapping[str, Sequence[RunRecord]], single: bool) -> dict[str, tuple[Row, ...]]:
+    """Each group's history: of a job's runs one after the other, else of the group's first run."""
+    shown = {label: group if single else group[:1] for label, group in groups.items()}
+    return {label: tuple(row for run in runs for row in run.history) for label, runs in shown.items()}
 
 
 def _table(runs: Sequence[RunRecord]) -> Table | None:

@@ -1,4 +1,4 @@
-"""What RL maximises: `reward=rm|ensemble|direct|rouge|length|random`, each built from a job and its artifacts."""
+"""What RL maximises: `reward=rm|ensemble|hub|direct|rouge|length|random`, each built from a job and its artifacts."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rlaif.modules.reward import sequence_scores
 from rlaif.ops import MemberRule, combine_members, length_reward, score_reward
 from rlaif.records import Sample
 from rlaif.rollout import Rollout
+from rlaif.stages.classifier import check_classifier, classifier_identity, text_scorer
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Work
 from rlaif.stages.label import filler_pairs, labeler_identity, labeling_work
@@ -83,7 +84,7 @@ Rule = Callable[[Sequence[Sample], Sequence[Any]], list[float | None]]
 
 
 class RuleReward:
-    """A programmatic reward of the response itself. Every rollout must have one."""
+    """A reward of the response's text or length alone. Every rollout must have one."""
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
@@ -192,19 +193,30 @@ def _direct(ctx: Context, parents: Parents) -> Reward:
 
 def _standardised(ctx: Context, labeler: Labeler) -> Callable[[float], float]:
     """Brings scores to mean 0 and standard deviation 1 over the validation prompts' references."""
-    prompts = ctx.encoder.fitting([p for p in ctx.task.validation if p.reference])
-    items = [(p.prompt, p.reference or "") for p in prompts[: ctx.cfg.reward.normalize_rows]]
-    scores = [score for score in labeler.scores(items) if score is not None]
+    references = [(sample.prompt, sample.response) for sample in _references(ctx)]
+    scores = [score for score in labeler.scores(references) if score is not None]
     _check_references(ctx, len(scores))
-    constants = Normalization.of(scores)
-    return lambda score: constants.scale * score + constants.shift
+    return Normalization.of(scores).apply
+
+
+def _references(ctx: Context) -> list[Sample]:
+    """The references that scores are normalised on, as if the policy had written them."""
+    prompts = ctx.encoder.fitting([p for p in ctx.task.validation if p.reference])
+    return [
+        Sample(p.id, p.prompt, p.reference or "", tokens=0, finished=True)
+        for p in prompts[: ctx.cfg.reward.normalize_rows]
+    ]
+
+
+_INSTEAD = {"direct": "labeler=score", "hub": "reward.normalize_rows=0"}
 
 
 def _check_references(ctx: Context, count: int) -> None:
+    kind = ctx.cfg.reward.kind
     if count < 2:
         raise UserError(
-            f"reward=direct with a likelihood labeler is normalised on the validation prompts' references, of "
-            f"which task {ctx.cfg.task.name} has {count} to score: write labeler=score, or a larger"
+            f"this reward={kind} is normalised on the validation prompts' references, of which task "
+            f"{ctx.cfg.task.name} has {count} to score: write {_INSTEAD[kind]}, or a larger"
             " task.validation_fraction"
         )
 
@@ -221,6 +233,27 @@ def _check_direct(ctx: Context) -> None:
             f"labeler.min_alignment={bound} is not checked by reward=direct, which labels no gold pairs: look at"
             " stage=label first, and write labeler.min_alignment=null here"
         )
+
+
+# Reward models that were trained elsewhere.
+
+
+def _hub(ctx: Context, parents: Parents) -> Reward:
+    score = text_scorer(ctx)
+    normalization = Normalization(1.0, 0.0)
+    if ctx.cfg.reward.normalize_rows:
+        normalization = Normalization.of(score(_references(ctx)))
+
+    def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
+        return [normalization.apply(value) for value in score(samples)]
+
+    return RuleReward(rule)
+
+
+def _check_hub(ctx: Context) -> None:
+    check_classifier(ctx)
+    if ctx.cfg.reward.normalize_rows:
+        _check_references(ctx, sum(1 for p in ctx.task.validation if p.reference))
 
 
 # Programmatic rewards.
@@ -282,13 +315,16 @@ class RewardKind:
     make: Callable[[Context, Parents], Reward]
     check: Callable[[Context], None]
     by_labeler: bool = False
+    by_text: bool = False
 
 
 _MODEL = "the score of a reward model that learnt from pairwise preferences"
 _MODELS = "a cautious score of several reward models that learnt from pairwise preferences"
+_ELSEWHERE = "the score of a reward model that was trained elsewhere"
 KINDS: Mapping[str, RewardKind] = {
     "rm": RewardKind(_MODEL, ("rm",), _model, _no_check),
     "ensemble": RewardKind(_MODELS, ("rm",), _ensemble, _check_ensemble),
+    "hub": RewardKind(_ELSEWHERE, (), _hub, _check_hub, by_text=True),
     "direct": RewardKind("a labeler's own score of each response", (), _direct, _check_direct, True),
     "rouge": RewardKind("ROUGE-L against the task's references", (), _rouge, _check_rouge),
     "length": RewardKind("a reward of length alone", (), _length, _check_length),
@@ -323,6 +359,8 @@ def reward_config(ctx: Context) -> dict[str, Any]:
     node = plain(ctx.cfg.reward)
     if _kind(ctx).by_labeler:
         node["labeler"] = labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
+    if _kind(ctx).by_text:
+        node = classifier_identity(ctx)
     return node
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
+from rlaif.labelers import LabelStore
 from rlaif.reports import RunRecord, load_run
+from rlaif.stages.context import Context, apply_engine, apply_seed
 
 CODE = Path(__file__).resolve().parents[2]
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
@@ -104,3 +106,21 @@ def start_process() -> Callable[..., subprocess.Popen[Any]]:
 def _clean_environment(environment: Any) -> dict[str, str]:
     """Without what the tests set for themselves: train.py must find its own place."""
     return {key: value for key, value in environment.items() if key not in ("RLAIF_ROOT", "WANDB_API_KEY")}
+
+
+@pytest.fixture
+def context(warm_root, tmp_path) -> Callable[..., Context]:
+    """`context(*overrides)`: a job under profile=smoke that is only asked, not run, with labels of its own."""
+
+    def make(*overrides: str) -> Context:
+        words = ["profile=smoke", "tracking=none", f"paths.root={warm_root}", *overrides]
+        with initialize_config_dir(str(CODE / "conf"), version_base="1.3"):
+            cfg = compose("config", overrides=words)
+        apply_seed(cfg)
+        apply_engine(cfg)
+        OmegaConf.resolve(cfg)
+        ctx = Context(cfg, None, words)
+        ctx.label_store = LabelStore(tmp_path / "labels.sqlite", claim_seconds=60.0)
+        return ctx
+
+    return make

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, pstdev
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from rlaif.errors import UserError
 from rlaif.evaluation import rouge_l
-from rlaif.labelers import LabelStore
 from rlaif.records import Prompt
 from rlaif.rollout import Rollout
-from rlaif.stages.context import Context, apply_engine, apply_seed
 from rlaif.stages.rewards import make_reward, reward_config
 from rlaif.tracking.glossary import unknown
 
@@ -26,24 +21,6 @@ HARMLESS = ["task=harmless", f"task.path={CODE / 'tests' / 'fixtures' / 'hh_harm
 BY_RULE = ["reward=direct", "labeler.backend=scripted", "labeler.scripted.rule=longer"]
 PATH = {"eval", "ppo", "sft"}
 LIMIT = 32  # task.max_response_tokens
-
-
-@pytest.fixture
-def context(warm_root, tmp_path) -> Callable[..., Context]:
-    """`context(*overrides)`: a job under profile=smoke that is only asked, not run, with labels of its own."""
-
-    def make(*overrides: str) -> Context:
-        words = ["profile=smoke", "tracking=none", f"paths.root={warm_root}", *overrides]
-        with initialize_config_dir(str(CODE / "conf"), version_base="1.3"):
-            cfg = compose("config", overrides=words)
-        apply_seed(cfg)
-        apply_engine(cfg)
-        OmegaConf.resolve(cfg)
-        ctx = Context(cfg, None, words)
-        ctx.label_store = LabelStore(tmp_path / "labels.sqlite", claim_seconds=60.0)
-        return ctx
-
-    return make
 
 
 @pytest.fixture(scope="module")
