@@ -2,10 +2,10 @@
 
     python experiments/benchmarks/rl_learning.py --pairs hh_harmless.jsonl.gz --peer-python PEER_ENV/bin/python
 
-Both sides keep fp32 master weights and compute in bf16 (TRL by autocast), and have the same models, prompts,
-reward, KL weight, batch and number of PPO epochs (see rl.py); they sample by themselves. The reward is a fixed
-random reading of the base model's state after the response, in standard deviations over the base policy's first
-responses: not one of use, but the same for all, and it can be raised.
+Both sides keep fp32 master weights and compute in bf16 (TRL by autocast), and have the same models, reward, KL
+weight, batch and number of PPO epochs (see rl.py); they sample by themselves, responses to the same prompts in every
+update, so that its mean reward tells nothing but the policy. The reward is a fixed random reading of the base
+model's state after the response: not one of use, but the same for all, and it can be raised.
 
 TRL makes `--updates` updates after the first; its end is the mean reward of the last `WINDOW` of them. A side of
 ours stops where its own mean over so many updates reaches that. Seconds count from the end of the first update,
@@ -29,8 +29,17 @@ from rl import SIDES, build_side, here, peer, resolve_dtype, train, write_inputs
 
 from rlaif.modules import PPOModule
 
-WINDOW = 4
-RATES = {"full": 1.0, "top:4": 5.0, "lora:8": 20.0}
+WINDOW = 3
+RATES = {"full": 1.0, "top:4": 3.0, "lora:8": 10.0}
+
+
+def write_same_prompts(args: argparse.Namespace) -> dict[str, Any]:
+    """Models for both sides, and one batch of prompts for every update."""
+    sizes = argparse.Namespace(**{**vars(args), "updates": 0})
+    told = write_inputs(sizes)
+    file = args.folder / "prompts.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) * (args.updates + 1)))
+    return told
 
 
 def level(rewards: Sequence[float]) -> float | None:
@@ -97,8 +106,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--max-prompt", type=int, default=64, help="tokens")
-    parser.add_argument("--updates", type=int, default=15)
-    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--updates", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=3e-5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cache", default="outputs/cache", help="where the embedded model lies or will lie")
@@ -114,7 +123,7 @@ def main() -> None:
     args.dtype = resolve_dtype(args.dtype, "cpu")
     torch.set_num_threads(args.threads)
     if args.task:
-        print("RESULT " + json.dumps(write_inputs(args) if args.task == "inputs" else run_side(args)))
+        print("RESULT " + json.dumps(write_same_prompts(args) if args.task == "inputs" else run_side(args)))
         return
     with tempfile.TemporaryDirectory() as name:
         args.folder = Path(name)
