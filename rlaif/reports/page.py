@@ -123,12 +123,14 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
     single = len({run.stage for run in runs}) == len(runs)
     table = None if single else _table(runs)
     shown = list(runs) if single or table is None else list(table.arms[0].runs[:1])
-    summary, history = merge_runs(shown), tuple(row for run in shown for row in run.history)
+    arms, points = _arms(runs), latest_table(runs, "curve")
+    # What a comparison logs is one arm after the other: no history of anything.
+    summary = merge_runs(shown)
+    history = tuple(row for run in shown if not run.table("arms") for row in run.history)
     config = shown[-1].config
     groups = {"": list(runs)} if single else group_runs(runs)
-    histories = _histories(groups, single)
+    histories, judged = _by_arm(runs) if single and arms else _by_group(groups, single)
     heads, rows = _config(runs, groups, single)
-    arms, points = _arms(runs), latest_table(runs, "curve")
     diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
     told = verdict(summary, config, history) if single else _best_verdict(table, summary, config, history)
     if single and diagnosis:
@@ -148,7 +150,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         curve_table=curve_table(points),
         forest=Markup(_forest(table, summary)),
         curves=_curves(histories),
-        proxy=Markup(_proxy(groups, histories, single)),
+        proxy=Markup(_proxy(judged, histories)),
         tracked=Markup(plots.over_optimisation(histories, title=_TRACKED)),
         labeler=labeler_section(shown, summary),
         labelers=labelers_table(*labelers_of(runs)),
@@ -165,10 +167,28 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
     )
 
 
-def _histories(groups: Mapping[str, Sequence[RunRecord]], single: bool) -> dict[str, tuple[Row, ...]]:
+Histories = dict[str, tuple[Row, ...]]
+Judged = dict[str, list[Mapping[str, Any]]]
+"""Histories, and summaries of what was judged, by label."""
+
+
+def _by_group(groups: Mapping[str, Sequence[RunRecord]], single: bool) -> tuple[Histories, Judged]:
     """Each group's history: of a job's runs one after the other, else of the group's first run."""
     shown = {label: group if single else group[:1] for label, group in groups.items()}
-    return {label: tuple(row for run in runs for row in run.history) for label, runs in shown.items()}
+    histories = {label: tuple(row for run in runs for row in run.history) for label, runs in shown.items()}
+    judged: Judged = {
+        label: [merge_runs(group)] if single else [run.summary for run in group]
+        for label, group in groups.items()
+    }
+    return histories, judged
+
+
+def _by_arm(runs: Sequence[RunRecord]) -> tuple[Histories, Judged]:
+    histories: dict[str, list[Row]] = {}
+    for row in latest_table(runs, "arm_histories"):
+        histories.setdefault(str(row["arm"]), []).append(row)
+    judged: Judged = {str(row["arm"]): [row] for row in latest_table(runs, "arms")}
+    return {label: tuple(rows) for label, rows in histories.items()}, judged
 
 
 def _table(runs: Sequence[RunRecord]) -> Table | None:
@@ -261,12 +281,10 @@ def _curve_rank(name: str) -> tuple[int, str]:
     return (_FIRST_CURVES.index(short) if short in _FIRST_CURVES else len(_FIRST_CURVES), name)
 
 
-def _proxy(
-    groups: Mapping[str, Sequence[RunRecord]], histories: Mapping[str, Sequence[Row]], single: bool
-) -> str:
+def _proxy(judged: Judged, histories: Histories) -> str:
     points = []
-    for label, group in groups.items():
-        for summary in [merge_runs(group)] if single else [run.summary for run in group]:
+    for label, summaries in judged.items():
+        for summary in summaries:
             kl, win = number(summary, "eval/kl", "ppo/kl"), interval(summary, "eval/win_rate")
             if kl is None or kl < 0 or number(summary, "eval/win_rate") is None:
                 continue

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlaif.artifacts import Artifact, ArtifactSpec
 from rlaif.errors import UserError
+from rlaif.io import read_jsonl
 from rlaif.models.weights import load_top
 from rlaif.reports import (
     arms_table,
@@ -33,6 +34,7 @@ from rlaif.reports import (
     terminal_labelers,
 )
 from rlaif.stages import label
+from rlaif.stages.alarms import HISTORY_FILE
 from rlaif.stages.arms import Arm, Curve, read_arms, read_curve, read_roles, read_tests, setting
 from rlaif.stages.context import Context, plain
 from rlaif.stages.evaluate import comparison_rows, eval_config, judge_gate, judge_policies
@@ -218,6 +220,16 @@ def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:
     return notes
 
 
+def _histories(graphs: Mapping[str, Graph]) -> list[dict[str, Any]]:
+    """RL's iterations of each arm (its first run), also where another job has built it."""
+    policies = {name: graph.built["ppo"] for name, graph in graphs.items() if "ppo" in graph.built}
+    return [
+        {"arm": name, **row}
+        for name, policy in policies.items()
+        for row in read_jsonl(policy.file(HISTORY_FILE))
+    ]
+
+
 def _record(
     ctx: Context,
     graphs: Mapping[str, Sequence[Graph]],
@@ -228,6 +240,7 @@ def _record(
         return
     for name, rows in tables.items():
         ctx.run.table(name, rows)
+    ctx.run.table("arm_histories", _histories({name: group[0] for name, group in graphs.items()}))
     lineage: dict[str, dict[str, Any]] = {}
     for graph in (graph for group in graphs.values() for graph in group):
         for row in graph.lineage():

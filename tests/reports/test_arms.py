@@ -271,6 +271,30 @@ def test_markdown_and_page(tmp_path):
     assert "&lt;i&gt;&amp;" in page and "<i>&" not in page
 
 
+def test_each_arm_has_a_curve_of_its_own(tmp_path):
+    """What a comparison logs is one arm after the other, and no curve of anything."""
+    jumble = [{"step": step, "ppo/reward": 7.0, "ppo/kl": 1.0} for step in (0, 1, 0, 1)]
+    rows = [
+        {"arm": arm, "step": step, "ppo/reward": step + start, "ppo/kl": 0.5 * step}
+        for arm, start in (("quick arm", 0.0), ("slow arm", 5.0))
+        for step in range(3)
+    ]
+    arms = [
+        {"arm": name, "ppo/kl": 1.0, "eval/win_rate": 0.6, "ppo/reward": 2.0}
+        for name in ("quick arm", "slow arm")
+    ]
+    tables = {"arms": arms, "arm_histories": rows}
+    record = load_run(write_run(tmp_path, "x", stage="compare", tables=tables, history=jumble))
+    curves = render_report([record], tmp_path / "page.html", title="t").read_text(encoding="utf-8")
+    curves = curves[curves.index("Proxy against judge") :]
+    assert curves.count("quick arm") == curves.count("slow arm") >= 2, "a label in each figure's legend"
+    assert "reward (proxy)" not in curves
+    alone = load_run(write_run(tmp_path, "y", stage="ppo", history=jumble))
+    assert "reward (proxy)" in render_report([alone], tmp_path / "alone.html", title="t").read_text(
+        encoding="utf-8"
+    )
+
+
 def test_a_cell_cannot_break_a_markdown_table():
     assert (
         markdown_table(["a", "b"], [["x|y", "two\nlines"]])

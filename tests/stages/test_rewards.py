@@ -182,6 +182,10 @@ def test_a_reward_goes_the_whole_path(words, kinds, run, pipeline) -> None:
         )
 
 
+def record_arms(record) -> list[str]:
+    return [row["arm"] for row in record.table("arms")]
+
+
 def test_policies_of_different_rewards_meet(run, pipeline) -> None:
     """What each reward is the mean of is known from other measures."""
     grid = "+grid={reward:[rm,rouge,length,random]}"
@@ -197,6 +201,13 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
         if stage == "eval":
             assert arms["rouge"][f"eval/reward{name}"] == pytest.approx(arms["rouge"][f"eval/rouge_l{name}"])
     assert -1 < arms["random"]["ppo/reward"] < 1
+    # Each arm's own iterations, also of the one that was built before.
+    histories = record.table("arm_histories")
+    assert list(dict.fromkeys(row["arm"] for row in histories)) == list(record_arms(record))
+    for name, arm in zip(record_arms(record), arms.values(), strict=True):
+        own = [row for row in histories if row["arm"] == name]
+        assert [row["step"] for row in own] == list(range(int(arm["ppo/iterations"])))
+        assert own[0]["ppo/reward"] == arm["ppo/reward_start"]
     duel = "reward=rouge_vs_reward=rm/eval/"
     assert summary[f"{duel}reward_policy"] == pytest.approx(summary[f"{duel}rouge_l_policy"])
     assert summary[f"{duel}reward_baseline"] == pytest.approx(summary[f"{duel}rouge_l_baseline"])
