@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from rlaif.reports.runs import Row, number, series
 from rlaif.reports.text import is_percent, metric_label
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#8B5A2B")
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
