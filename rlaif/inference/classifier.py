@@ -12,12 +12,11 @@ import torch
 
 from rlaif.errors import UserError
 from rlaif.inference.batches import length_buckets
+from rlaif.inference.scorer import MAX_ROWS, MAX_TOKENS
+from rlaif.io import digest, sha256_file
 from rlaif.models.load import describe_pretrained, ensure_pad
 
 logger = logging.getLogger(__name__)
-
-MAX_TOKENS = 3072
-MAX_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,15 @@ class ClassifierSpec:
     def describe(self, cache_dir: Path) -> dict[str, Any]:
         """What its scores depend on, without loading it. Raises UserError where it does not exist."""
         found = describe_pretrained("reward.name", self.name, self.revision, cache_dir)
-        return {**found, "dtype": self.dtype, "max_tokens": self.max_tokens}
+        return {**found, "reads": self._reads(), "dtype": self.dtype, "max_tokens": self.max_tokens}
+
+    def _reads(self) -> str | None:
+        """What a folder's tokenizer and chat template are; a hub id's revision stands for them."""
+        folder = Path(self.name).expanduser()
+        if not folder.is_dir():
+            return None
+        files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".jinja", ".txt", ".model"))
+        return digest([[file.name, sha256_file(file)] for file in files], 16)
 
     def check(self) -> None:
         """Raises UserError for anything but a classifier with one label, by its configuration alone."""
@@ -109,7 +116,7 @@ class TextClassifier:
         return self._last({"input_ids": self.tokenizer.apply_chat_template(messages, return_dict=False)})
 
     def as_pair(self, prompt: str, response: str) -> dict[str, list[int]]:
-        """The row of two segments, with what the tokenizer puts around them; too long a prompt is cut."""
+        """The row of two segments, with what the tokenizer puts around them; the longer one is cut."""
         row = self.tokenizer(prompt, response)
         if len(row["input_ids"]) > self._spec.max_tokens:
             self._warn()

@@ -45,7 +45,8 @@ def test_each_row_is_read_as_if_alone(tiny_model, batch, trainable, way) -> None
         gradients.append([p.grad for p in top.parameters() if p.grad is not None])
     assert max(float(grad.abs().max()) for grad in gradients[1]) > 0.1, "gradients far above the tolerance"
     for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        # Of its own size: a small gradient must be as right as a large one.
+        assert float((one - other).abs().max()) <= 1e-4 * float(other.abs().max()) + 1e-7
 
 
 def test_a_row_that_saw_its_neighbour_would_be_noticed(tiny_model, batch, monkeypatch) -> None:

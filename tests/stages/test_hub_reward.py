@@ -220,14 +220,16 @@ def test_it_goes_the_whole_path_without_a_reward_model_of_ours(run, pipeline, tm
     assert 0 <= record.summary["eval/reward_win_rate"] <= 1 and "ppo/reward" in record.summary
 
 
-def test_the_digest_knows_weights_and_format(context, tmp_path) -> None:
+def test_the_digest_knows_weights_tokenizer_and_format(context, tmp_path) -> None:
     one, two = save_decoder(tmp_path / "one"), save_decoder(tmp_path / "two", template=None)
 
     def digest_of(folder: str, *words: str) -> dict:
         found = reward_config(context("reward=hub", f"reward.name={folder}", *words))
         return {key: value for key, value in found.items() if key != "name"}
 
-    assert digest_of(one) == digest_of(two) != digest_of(save_encoder(tmp_path / "three"))
+    assert digest_of(one) == digest_of(save_decoder(tmp_path / "same"))
+    assert digest_of(one)["weights"] == digest_of(two)["weights"] and digest_of(one) != digest_of(two)
+    assert digest_of(one)["weights"] != digest_of(save_encoder(tmp_path / "three"))["weights"]
     assert digest_of(one) != digest_of(one, "reward.format=pair")
     assert digest_of(one) != digest_of(one, "reward.max_tokens=9")
 
