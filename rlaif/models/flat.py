@@ -8,9 +8,9 @@ from torch import Tensor
 from rlaif.models.attention import PairCausal
 from rlaif.models.split import Top
 
-# What a row of its own costs in a layer's attention, in weights met by a token: the many small products of a row
-# take about as long as 25 million multiplications in large ones (two cores, bf16).
-ROW_COST = 25e6
+# What a row of its own costs in a layer's attention, in weights met by a token: the many small products of a row take
+# as long as 30 to 65 million multiplications in large ones (96 positions, both passes, two cores, bf16).
+ROW_COST = 30e6
 
 
 def hidden_at(top: Top, features: Tensor, reads: Tensor) -> Tensor:

@@ -229,6 +229,8 @@ def test_the_digest_knows_weights_tokenizer_and_format(context, tmp_path) -> Non
 
     assert digest_of(one) == digest_of(save_decoder(tmp_path / "same"))
     assert digest_of(one)["weights"] == digest_of(two)["weights"] and digest_of(one) != digest_of(two)
+    turned = save_decoder(tmp_path / "turned", template=TEMPLATE.replace("</s>", "[SEP]"))
+    assert digest_of(one) != digest_of(turned), "the same files by name, another template"
     assert digest_of(one)["weights"] != digest_of(save_encoder(tmp_path / "three"))["weights"]
     assert digest_of(one) != digest_of(one, "reward.format=pair")
     assert digest_of(one) != digest_of(one, "reward.max_tokens=9")
