@@ -245,4 +245,4 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 def pair_attention(spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> AttendRows:
     """The pattern of a flat row of pairs that suits `device`."""
-    return FlexPairs(spans) if device.type == "cuda" else PairCausal(spans)
+    return PairCausal(spans) if device.type == "cpu" else FlexPairs(spans)

@@ -112,7 +112,7 @@ def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, l
     if ctx.progress.bars:
         callbacks.append(RichProgressBar(leave=False))
     return pl.Trainer(
-        accelerator="gpu" if ctx.model_spec.device == "cuda" else "cpu",
+        accelerator=ctx.model_spec.device,
         devices=1,
         max_epochs=max_epochs,
         reload_dataloaders_every_n_epochs=1,  # phases of a fit differ in their rows

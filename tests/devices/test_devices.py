@@ -1,0 +1,103 @@
+"""The whole path on a device that is not the processor, whose tensors do not mix with the processor's."""
+
+import pretend
+import processes
+import pytest
+from transformers import LlamaForSequenceClassification
+
+from rlaif.models.tiny import tiny_config, tiny_tokenizer
+
+SMOKE = (
+    "profile=smoke",
+    "tracking=none",
+    "model.dtype=float32",
+    "sample.num_prompts=10",
+    "rl.num_prompts=8",
+    "eval.num_prompts=4",
+)
+JOBS = {
+    "top": ("stage=pipeline",),
+    "full": (
+        "stage=pipeline",
+        "model.trainable=full",
+        "rl.value=separate",
+        "labeler=cot",
+        "rm.ensemble=2",
+        "reward=ensemble",
+    ),
+    "foreign": ("stage=ppo", "reward=hub", "reward.format=pair", "reward.name={classifier}"),
+    "lora": ("stage=pipeline", "model.trainable=lora:2", "rl=grpo", "labeler=score", "reward=direct"),
+}
+# Clocks, and counts that the last bit of a tie decides.
+LOOSE = ("seconds", "_per_s", "usd", "gib", "win_rate", "p_value")
+
+
+def save_classifier(folder):
+    """A random reward model as transformers saves it."""
+    tokenizer = tiny_tokenizer()
+    config = tiny_config(len(tokenizer))
+    config.update({"num_labels": 1, "initializer_range": 0.3, "pad_token_id": tokenizer.pad_token_id})
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def answers(function, *arguments, count=1):
+    queue = processes.CONTEXT.Queue()
+    process = processes.start(function, *arguments, queue)
+    found = [queue.get(timeout=300) for _ in range(count)]
+    process.join()
+    return found
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """`words(name)`: a job's overrides, with a root of its own."""
+    classifier = tmp_path_factory.mktemp("classifier")
+    save_classifier(classifier)
+
+    def make(name):
+        job = [word.format(classifier=classifier) for word in JOBS[name]]
+        return [*SMOKE, f"paths.root={tmp_path_factory.mktemp(name)}", *job]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def elsewhere(words):
+    """By job: its summary on the device, its matrix products there, and those that the processor made."""
+    found = answers(pretend.run_jobs, [words(name) for name in JOBS], count=len(JOBS))
+    for row in found:
+        assert not isinstance(row, str), row
+    return dict(zip(JOBS, found, strict=True))
+
+
+def test_the_device_refuses_what_an_accelerator_refuses():
+    (found,) = answers(pretend.mixtures)
+    for name in ("sum", "product", "mask", "lookup here"):
+        assert "same device" in found.pop(name)
+    assert found == {
+        "lookup there": "pretend:0",
+        "number": "pretend:0",
+        "back": "cpu",
+        "forth": "pretend:0",
+    }
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_product_is_made_on_the_device(elsewhere, name):
+    _, away, left = elsewhere[name]
+    assert away > 1000 and left == 0
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_results_are_those_of_the_processor(elsewhere, name, words):
+    summary, *_ = elsewhere[name]
+    here = pretend.start_job(words(name))
+    numbers = {
+        key
+        for key, value in here.items()
+        if isinstance(value, float) and not any(word in key for word in LOOSE)
+    }
+    assert len(numbers) > 20
+    for key in numbers:
+        assert summary[key] == pytest.approx(here[key], rel=2e-3, abs=2e-4, nan_ok=True), key
