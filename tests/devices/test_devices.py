@@ -25,7 +25,13 @@ JOBS = {
         "rm.ensemble=2",
         "reward=ensemble",
     ),
-    "foreign": ("stage=ppo", "reward=hub", "reward.format=pair", "reward.name={classifier}"),
+    "foreign": (
+        "stage=ppo",
+        "reward=hub",
+        "reward.format=pair",
+        "reward.name={classifier}",
+        "reward.dtype=float32",
+    ),
     "lora": ("stage=pipeline", "model.trainable=lora:2", "rl=grpo", "labeler=score", "reward=direct"),
 }
 # Clocks, and counts that the last bit of a tie decides.
