@@ -28,6 +28,8 @@ ARM_METRICS = (
     "eval/length_policy",
 )
 
+_TOLD = 3  # head-to-heads that the headline names
+
 
 @dataclass(frozen=True)
 class ArmRow:
@@ -134,10 +136,10 @@ def _caption(tests: Sequence[Row]) -> str:
 
 
 def arms_verdict(table: ArmsTable) -> Verdict | None:
-    """Which arm leads on the tested metric, and which cannot be told apart from it; None without tests."""
+    """Which arm leads on the tested metric, else who won head to head; None where neither was tested."""
     best = next((row for row in table.arms if row.best), None)
     if best is None or table.main not in table.metrics:
-        return None
+        return _duels_verdict(table.verdicts)
     value, shown = best.cells[table.metrics.index(table.main)]
     lead = f"{metric_label(table.main)} {value}" + (f" (95% CI {shown})" if shown else "")
     tied = [row.arm for row in table.arms if row.tied]
@@ -145,6 +147,32 @@ def arms_verdict(table: ArmsTable) -> Verdict | None:
         return Verdict(f"{best.arm} is best: {lead}, significantly ahead of every other arm.", "win")
     names = "; ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
     return Verdict(f"No single winner: {best.arm} has the best {lead}, tied with {names}.", "open")
+
+
+def _duels_verdict(duels: Sequence[VerdictRow]) -> Verdict | None:
+    if not duels:
+        return None
+    won = [duel for duel in duels if not duel.tied]
+    if len(duels) == 1:
+        (duel,) = duels
+        lead = f"{duel.winner} wins" if won else f"No clear difference between {duel.first} and {duel.second}"
+        return Verdict(f"{lead}: {_duel_text(duel)}.", "win" if won else "open")
+    if not won:
+        return Verdict(
+            f"No two of the policies that met differ at 5% (Holm over {len(duels)} pairs).", "open"
+        )
+    rest = len(won) - _TOLD
+    told = "; ".join(map(_duel_text, won[:_TOLD])) + (f"; and {rest} more" if rest > 0 else "")
+    others = "" if len(won) == len(duels) else " Policies of no other pair differ at 5%."
+    return Verdict(f"Head to head: {told}.{others}", "win")
+
+
+def _duel_text(duel: VerdictRow) -> str:
+    shown = f"95% CI {duel.interval}" if duel.interval else ""
+    p = "" if duel.p_holm == MISSING else f"Holm {duel.p_holm}"
+    known = ", ".join(filter(None, (shown, p)))
+    rate = f"{duel.win_rate} ({known})" if known else duel.win_rate
+    return f"the judge prefers {duel.first} to {duel.second} in {rate}"
 
 
 def _with_holm(verdicts: Sequence[Row]) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ TABLE_METRICS = (
     "ppo/kl",
     "ppo/response_length",
 )
+UNTESTED = Verdict("The arms stand side by side: none was tested against another.", "none")
 CURVE_STAGES = ("sft", "label", "rm", "ppo", "eval")
 _FIRST_CURVES = (
     "loss",
@@ -136,7 +137,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
     if single and diagnosis:
         told = diagnosis.verdict
     elif single and arms:
-        told = arms_verdict(arms) or told
+        told = replace(arms_verdict(arms) or UNTESTED, warnings=told.warnings)
     return Content(
         title=title,
         verdict=told,

@@ -117,10 +117,13 @@ def _held_out(summary: Mapping[str, Scalar]) -> str:
 def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str | None:
     """A sentence when the judge is the labeler or runs on the labeler's model, else None.
 
-    None too where RL maximised a reward that no labeler has a part in.
+    None too where RL maximised a reward that no labeler has a part in, and where no policy was judged; a
+    comparison's summary has each arm's win rate behind the arm's name.
     """
     reward = config.get("reward")
     if isinstance(reward, Mapping) and reward.get("kind") in _WITHOUT_LABELER:
+        return None
+    if not any(name.endswith("eval/win_rate") for name in summary):
         return None
     named = summary.get("label/labeler")
     labeler, judge = _identity(config.get("labeler")), _identity(config.get("judge"))

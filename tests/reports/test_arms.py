@@ -285,8 +285,9 @@ def test_each_arm_has_a_curve_of_its_own(tmp_path):
     ]
     tables = {"arms": arms, "arm_histories": rows}
     record = load_run(write_run(tmp_path, "x", stage="compare", tables=tables, history=jumble))
-    curves = render_report([record], tmp_path / "page.html", title="t").read_text(encoding="utf-8")
-    curves = curves[curves.index("Proxy against judge") :]
+    page = render_report([record], tmp_path / "page.html", title="t").read_text(encoding="utf-8")
+    assert "none was tested against another" in page and "No policy was judged" not in page
+    curves = page[page.index("Proxy against judge") :]
     assert curves.count("quick arm") == curves.count("slow arm") >= 2, "a label in each figure's legend"
     assert "reward (proxy)" not in curves
     alone = load_run(write_run(tmp_path, "y", stage="ppo", history=jumble))

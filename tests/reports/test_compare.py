@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from rlaif.reports import arms_table, terminal_arms
+from rlaif.reports.compare import arms_verdict
 
 ARMS = {
     "cot": {
@@ -51,6 +52,43 @@ def test_without_p_the_interval_decides():
         {"first": "a", "second": "d", "win_rate": 0.6},
     ]
     assert [row.tied for row in arms_table({}, rows).verdicts] == [False, True, True]
+
+
+def headline(*duels):
+    return arms_verdict(arms_table({}, duels))
+
+
+def test_one_head_to_head_is_the_headline():
+    bounds = {"ci_low": 0.391, "ci_high": 0.531}
+    tied = headline(duel("likelihood", "longer", 0.461, 0.31, **bounds))
+    assert (tied.tone, tied.sentence) == (
+        "open",
+        "No clear difference between likelihood and longer: the judge prefers likelihood to longer in 46.1% "
+        "(95% CI 39.1–53.1%, Holm p = 0.31).",
+    )
+    # The second of the two can be the winner.
+    lost = headline(duel("a", "b", 0.4, 0.001))
+    assert (lost.tone, lost.sentence) == (
+        "win",
+        "b wins: the judge prefers a to b in 40.0% (Holm p = 0.001).",
+    )
+    assert headline({"first": "a", "second": "b", "win_rate": 0.6}).sentence.endswith("a to b in 60.0%.")
+
+
+def test_several_head_to_heads_name_who_differs():
+    # Holm: 3 * 0.001; then 2 * 0.2 and 0.9: one of three pairs differs.
+    some = headline(duel("a", "b", 0.7, 0.001), duel("a", "c", 0.55, 0.2), duel("b", "c", 0.5, 0.9))
+    assert some.tone == "win" and some.sentence == (
+        "Head to head: the judge prefers a to b in 70.0% (Holm p = 0.003). Policies of no other pair differ at 5%."
+    )
+    none = headline(duel("a", "b", 0.6, 0.03), duel("a", "c", 0.55, 0.2))  # 2 * 0.03 = 0.06
+    assert (none.tone, none.sentence) == (
+        "open",
+        "No two of the policies that met differ at 5% (Holm over 2 pairs).",
+    )
+    many = headline(*(duel("a", name, 0.8, 1e-6) for name in "bcdef"))
+    assert "; and 2 more." in many.sentence and "no other pair" not in many.sentence
+    assert headline() is None
 
 
 def test_terminal_tables():

@@ -73,6 +73,14 @@ def test_a_judge_is_no_labeler_where_none_had_a_part_in_the_reward(kind, warned)
     assert any("The judge is the labeler itself" in text for text in found) is warned
 
 
+def test_without_a_judged_policy_nothing_is_said_of_the_judge():
+    same = CONFIG | {"judge": CONFIG["labeler"]}
+    assert verdict({"rm/accuracy": 0.7}, same).warnings == ()
+    # A comparison's summary has arms before the names.
+    found = verdict({"long/eval/win_rate": 0.6}, same).warnings
+    assert len(found) == 1 and "The judge is the labeler itself" in found[0]
+
+
 @pytest.mark.parametrize(
     ("rate", "words"),
     [((0.52, 0.46, 0.58, 0.5), "sees no clear gain"), ((0.4, 0.34, 0.46, 0.002), "prefers the baseline")],
