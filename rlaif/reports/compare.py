@@ -49,7 +49,10 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """One head-to-head, in text. `tied`: not significant at 5% after Holm's correction."""
+    """One head-to-head, in text. `tied`: not significant at 5% after Holm's correction.
+
+    `controlled` is the win rate at equal length.
+    """
 
     first: str
     second: str
@@ -60,6 +63,13 @@ class VerdictRow:
     p_holm: str
     tied: bool
     winner: str
+    controlled: str = MISSING
+    controlled_interval: str = ""
+
+    @property
+    def at_equal_length(self) -> str:
+        """The length-controlled win rate with its interval."""
+        return _with_range(self.controlled, self.controlled_interval)
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,9 @@ def arms_table(
 
     `arms`: name to summary, with `seeds`, `best`, `p_holm` and `group` where there are `tests` (rows of
     `reports.arms.compare_items`). `verdicts`: rows with `first`, `second`, `win_rate` (of first over
-    second), `ci_low`, `ci_high`, `p`, `p_holm` and `n`; what is missing prints as a dash. Where a verdict's
-    `p_holm` is absent, Holm's correction over these rows is; one without p is tied when its interval holds 50%.
+    second), `ci_low`, `ci_high`, `p`, `p_holm`, `n` and `win_rate_lc`; what is missing prints as a dash.
+    Where a verdict's `p_holm` is absent, Holm's correction over these rows is; one without p is tied when its
+    interval holds 50%.
     """
     metrics = tuple(
         name for name in ARM_METRICS if any(number(values, name) is not None for values in arms.values())
@@ -171,8 +182,8 @@ def _duel_text(duel: VerdictRow) -> str:
     shown = f"95% CI {duel.interval}" if duel.interval else ""
     p = "" if duel.p_holm == MISSING else f"Holm {duel.p_holm}"
     known = ", ".join(filter(None, (shown, p)))
-    rate = f"{duel.win_rate} ({known})" if known else duel.win_rate
-    return f"the judge prefers {duel.first} to {duel.second} in {rate}"
+    rate = f"the judge prefers {duel.first} to {duel.second} in {_with_range(duel.win_rate, known)}"
+    return rate if duel.controlled == MISSING else f"{rate}, at equal length in {duel.at_equal_length}"
 
 
 def _with_holm(verdicts: Sequence[Row]) -> list[Row]:
@@ -196,6 +207,7 @@ def _verdict_row(row: Row) -> VerdictRow:
     first, second = str(row.get("first", MISSING)), str(row.get("second", MISSING))
     winner = "" if tied or win is None else first if win > 0.5 else second
     shown = metric_range("eval/win_rate", low, high) if low is not None and high is not None else ""
+    controlled = interval(row, "win_rate_lc")
     return VerdictRow(
         first,
         second,
@@ -206,7 +218,13 @@ def _verdict_row(row: Row) -> VerdictRow:
         p_text(adjusted),
         tied,
         winner,
+        percent(number(row, "win_rate_lc")),
+        metric_range("eval/win_rate", controlled.low, controlled.high) if controlled else "",
     )
+
+
+def _with_range(value: str, shown: str) -> str:
+    return f"{value} ({shown})" if shown else value
 
 
 def terminal_arms(table: ArmsTable) -> list[RichTable]:
@@ -230,12 +248,13 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
     if not table.verdicts:
         return [arms]
     duels = RichTable(title="Head to head", header_style="bold")
-    for column in ("first", "second", "win rate", "95% interval", "n", "p", "Holm", "verdict"):
+    for column in ("first", "second", "win rate", "at equal length", "n", "p", "Holm", "verdict"):
         duels.add_column(column, overflow="fold")
     for duel in table.verdicts:
         verdict = "tied" if duel.tied else f"{duel.winner} wins"
         names = (Text(duel.first), Text(duel.second))
-        duels.add_row(*names, duel.win_rate, duel.interval, duel.n, duel.p, duel.p_holm, Text(verdict))
+        rates = (_with_range(duel.win_rate, duel.interval), duel.at_equal_length)
+        duels.add_row(*names, *rates, duel.n, duel.p, duel.p_holm, Text(verdict))
     return [arms, duels]
 
 

@@ -57,12 +57,13 @@ def _arms(table: ArmsTable) -> str:
 
 
 def _verdicts(table: ArmsTable) -> str:
-    heads = ("first", "second", "win rate", "n", "Holm p", "verdict")
+    heads = ("first", "second", "win rate", "at equal length", "n", "Holm p", "verdict")
     rows = [
         (
             duel.first,
             duel.second,
             f"{duel.win_rate} ({duel.interval})" if duel.interval else duel.win_rate,
+            duel.at_equal_length,
             duel.n,
             duel.p_holm,
             "tied" if duel.tied else f"{duel.winner} wins",

@@ -51,6 +51,9 @@ VERDICT = {
     "ci_high": "eval/win_rate_ci_high",
     "p": "eval/p_value",
     "n": "eval/n",
+    "win_rate_lc": "eval/win_rate_lc",
+    "win_rate_lc_ci_low": "eval/win_rate_lc_ci_low",
+    "win_rate_lc_ci_high": "eval/win_rate_lc_ci_high",
 }
 
 
@@ -77,7 +80,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
         "arm_tests": tests,
         "curve": curve_rows(rows, x=curve.x, y=curve.y, by=curve.by) if curve else [],
         "verdicts": [
-            {"first": x, "second": y, **{short: duel.metrics[name] for short, name in VERDICT.items()}}
+            {"first": x, "second": y, **{short: duel.metrics.get(name) for short, name in VERDICT.items()}}
             for (x, y), duel in duels.items()
         ],
         "diagnosis": _diagnosis(roles, summaries, items),

@@ -66,6 +66,9 @@ def test_one_head_to_head_is_the_headline():
         "No clear difference between likelihood and longer: the judge prefers likelihood to longer in 46.1% "
         "(95% CI 39.1–53.1%, Holm p = 0.31).",
     )
+    length = {"win_rate_lc": 0.545, "win_rate_lc_ci_low": 0.465, "win_rate_lc_ci_high": 0.641}
+    told = headline(duel("a", "b", 0.461, 0.31, **length)).sentence
+    assert told.endswith("in 46.1% (Holm p = 0.31), at equal length in 54.5% (46.5–64.1%).")
     # The second of the two can be the winner.
     lost = headline(duel("a", "b", 0.4, 0.001))
     assert (lost.tone, lost.sentence) == (
@@ -93,7 +96,9 @@ def test_several_head_to_heads_name_who_differs():
 
 def test_terminal_tables():
     console = Console(width=160, record=True, file=io.StringIO())
-    for view in terminal_arms(arms_table(ARMS, [duel("[a]", "b", 0.62, 0.01)])):
+    rates = {"ci_low": 0.55, "ci_high": 0.69, "win_rate_lc": 0.58}
+    for view in terminal_arms(arms_table(ARMS, [duel("[a]", "b", 0.62, 0.01, **rates)])):
         console.print(view)
     shown = console.export_text()
+    assert "62.0% (55.0–69.0%)" in shown and "58.0%" in shown and "at equal length" in shown
     assert "61.0%" in shown and "[a] wins" in shown and len(terminal_arms(arms_table(ARMS, []))) == 1

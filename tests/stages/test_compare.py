@@ -180,7 +180,8 @@ def test_policies_meet_under_the_experiments_judge(run, warm_root, pipeline, cap
     rows = record.table("samples_likelihood_vs_longer")
     value = {"win": 1.0, "tie": 0.5, "loss": 0.0}
     assert fmean(value[row["outcome"]] for row in rows) == pytest.approx(verdict["win_rate"])
-    assert record.summary["likelihood_vs_longer/eval/win_rate"] == verdict["win_rate"]
+    for short in ("win_rate", "win_rate_lc"):
+        assert record.summary[f"likelihood_vs_longer/eval/{short}"] == verdict[short]
     # This judge tells any two texts apart, so only equal responses tie.
     assert all(row["outcome"] == "tie" for row in rows if row["policy"] == row["baseline"])
     assert any(row["outcome"] != "tie" for row in rows if row["policy"] != row["baseline"])
