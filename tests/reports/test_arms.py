@@ -256,7 +256,7 @@ def test_x_in_percent():
 
 def test_markdown_and_page(tmp_path):
     rows = curve_rows(POINTS, x="rm/train_pairs", y=[GOLD], by="rm.labels")
-    duel = {"first": "best", "second": "a|b", "win_rate": 0.6, "p": 0.01, "n": 9}
+    duel = {"first": "best", "second": "a|b", "win_rate": 0.6, "p": 0.01, "n": 9, "win_rate_lc": 0.587}
     arms = [*ARMS, {**ARMS[2], "arm": "<i>&"}]
     tables = {"arms": arms, "arm_tests": TESTS, "curve": rows, "verdicts": [duel]}
     record = load_run(write_run(tmp_path, "x", stage="compare", tables=tables))
@@ -268,6 +268,7 @@ def test_markdown_and_page(tmp_path):
     assert "No single winner: best has the best RM gold accuracy 70.0%" in page
     assert "Every pair of arms (3)" in page and "+8.0 points" in page and "9 : 4" in page
     assert "rm.labels=gold" in page and "intervals carry the variance of seeds and test items" in page
+    assert "at equal length" in text and "58.7%" in text and "58.7%" in page
     assert "&lt;i&gt;&amp;" in page and "<i>&" not in page
 
 
