@@ -93,7 +93,13 @@ def find_runs(
         run = load_run(folder.parent)
         if all(value is None or getattr(run, key) == value for key, value in wanted.items()):
             found.append(run)
-    return found
+    return sorted(found, key=_start)
+
+
+def _start(run: RunRecord) -> tuple[str, str]:
+    """Names of directories tell the second, which a job that fails at once shares with the next."""
+    second, _, _ = run.path.name.partition("-")
+    return second, str(run.started or "")
 
 
 def number(summary: Mapping[str, Any], *names: str) -> float | None:

@@ -1,5 +1,7 @@
 """Reading run directories, whole and broken."""
 
+import json
+
 import pytest
 from synthetic_runs import full_run, ppo_history, write_run
 
@@ -33,6 +35,17 @@ def test_a_half_written_run_is_tolerated_and_named(tmp_path):
         "lineage.json is not readable",
         "history.jsonl, line 101 is not readable",
     }
+
+
+def test_runs_of_one_second_are_in_the_order_of_their_start(tmp_path):
+    """A directory's name tells the second, and then an id drawn at random."""
+    for name, fraction in (("20260101T000000Z-f", "120"), ("20260101T000000Z-a", "950")):
+        path = write_run(tmp_path, name)
+        meta = json.loads((path / "meta.json").read_text())
+        meta["started"] = f"2026-01-01T00:00:00.{fraction}+00:00"
+        (path / "meta.json").write_text(json.dumps(meta))
+    write_run(tmp_path, "20251231T235959Z-z")
+    assert [run.path.name[-1] for run in find_runs(tmp_path)] == ["z", "f", "a"]
 
 
 def test_find_runs_filters_and_orders(tmp_path):
