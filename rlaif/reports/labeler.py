@@ -29,7 +29,8 @@ FACTS = (
     ("Length", "label/length_gap", "preferred minus other"),
     ("Answers", "label/choice_mass", "probability on the choices"),
     ("Answers", "label/unparsed_rate", "unparsed"),
-    ("Answers", "label/failed_rate", "failed"),
+    ("Answers", "label/failed_rate", "calls that failed"),
+    ("Answers", "label/empty_rate", "decided by an empty response"),
     ("Cost", "label/tokens_in", "tokens read"),
     ("Cost", "label/tokens_out", "tokens written"),
     ("Cost", "label/usd", "US dollars"),
@@ -104,6 +105,8 @@ def _notes(summary: Summary) -> dict[str, str]:
         "label/longer_rate": f"gold: {percent(of('gold_longer_rate'))} of the same {plain(of('verbosity_n'))} pairs",
         "label/verbosity_gap": "labeler minus gold",
         "label/length_gap": "characters, all pairs",
+        "label/choice_mass": "of the next token; too little of it is unparsed",
+        "label/empty_rate": "no one is asked: it loses to any text",
         "label/tokens_in": f"{plain(cached)} of them from cache" if cached else "",
         "label/pairs_per_s": f"{plain(reused)} judgements reused" if reused else "",
     }

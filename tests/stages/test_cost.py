@@ -106,7 +106,7 @@ def test_a_plan_without_a_price_says_so(run, pipeline, capsys) -> None:
 def test_doctor_reports_flip_rates(run, pipeline, capsys, labeler) -> None:
     run("stage=doctor", f"labeler={labeler}", "doctor.injection_pairs=4")
     text = capsys.readouterr().out
-    for name in ("all attacks", "control", "forged_verdict", "fake_turn", "ignore_above", "empty"):
+    for name in ("all attacks", "control", "forged_verdict", "fake_turn", "ignore_above", "near_empty"):
         assert re.search(rf"{name}: \S+ of \d+", text), name
     run("stage=doctor", f"labeler={labeler}", "doctor.injection_pairs=0")
     assert "not measured: doctor.injection_pairs=0" in capsys.readouterr().out
