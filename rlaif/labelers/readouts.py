@@ -33,7 +33,7 @@ def sigmoid(value: float) -> float:
     return math.exp(value) / (1.0 + math.exp(value))
 
 
-def read_choice(scores: ChoiceScores, *, temperature: float, min_mass: float) -> Reading:
+def read_choice(scores: ChoiceScores, *, temperature: float, min_mass: float = 0.0) -> Reading:
     """Probability of the first of two choices: softmax over their log-probabilities / `temperature`.
 
     Where the two carry less than `min_mass` of the next token together, the answer says something else, and
@@ -70,7 +70,7 @@ def hides_ten(scores: ChoiceScores) -> bool:
     return scores.error is None and scores.source == "logprob" and not scores.token_counts
 
 
-def read_score(scores: ChoiceScores, *, min_mass: float) -> Reading:
+def read_score(scores: ChoiceScores, *, min_mass: float = 0.0) -> Reading:
     """Expected score over "1".."10", the probabilities normalised to their sum (direct RLAIF).
 
     "10" is two tokens for most tokenizers and begins with "1". Then p("1" as a sequence) covers it:

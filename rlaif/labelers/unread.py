@@ -11,7 +11,7 @@ from rlaif.labelers.readouts import Reading
 from rlaif.records import Judgement
 
 _CAUSES = 3  # distinct ones that a sentence names
-_LONGEST = 300  # characters of one of them
+_LONGEST = 200  # characters of one of them
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,22 @@ class Unread:
 
     def sentence(self, key: str, what: str, *, limit: float, min_mass: float, hints: Sequence[str]) -> str:
         """Why a run stops above `limit`; `key` is `labeler` or `judge`, `hints` are for too little mass."""
+        verb = "failed" if not self.unparsed else "gave no value" if self.failed else "could not be read"
         parts = []
         if self.failed:
-            parts.append(f"the calls of {self.failed} of {self.asked} failed ({self._said()})")
+            parts.append(f"{self.failed} of {self.asked} calls failed ({self._said()})")
         if self.low_mass:
             parts.append(
-                f"{self.low_mass} of {self.asked} put less than {key}.min_mass={min_mass:g} on the choices, and say"
-                f" something else (the choices carry {self.mass:.2%} of the next token's probability on average):"
-                f" write {', '.join(hints)}, or a lower {key}.min_mass"
+                f"in {self.low_mass} of {self.asked} the choices carry less than {key}.min_mass={min_mass:g} of the"
+                f" next token (mean of all {self.mass:.2%}): write {', '.join(hints)}, or a lower {key}.min_mass"
             )
         if self.unparsed > self.low_mass:
-            parts.append(
-                f"{self.unparsed - self.low_mass} of {self.asked} could not be read: change the prompt or the readout"
-            )
-        again = f" ({key}.retry=unparsed asks unread answers again)" if self.unparsed else ""
+            rest = self.unparsed - self.low_mass
+            parts.append(f"{rest} of {self.asked} say no choice: change the prompt or the readout")
+        again = f" ({key}.retry=unparsed asks again)" if self.unparsed else ""
         return (
-            f"{self.rate:.1%} of {what} gave no value, more than {key}.max_unparsed={limit}: "
-            f"{'; '.join(parts)}; or raise the limit. The answers are kept{again}"
+            f"{self.rate:.1%} of {what} {verb}, more than {key}.max_unparsed={limit}: {'; '.join(parts)}."
+            f" The answers are kept{again}"
         )
 
     def _said(self) -> str:

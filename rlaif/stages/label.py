@@ -102,7 +102,7 @@ def low_mass_hints(ctx: Context, key: str) -> list[str]:
     """What to change where a model's next token is none of the choices."""
     node, backend = ctx.cfg[key], ctx.cfg.backend
     cue = "score_cue" if node.readout.kind == "score" else "cue"
-    hints = [f"another {cue} in conf/templates/{ctx.cfg.task.templates}/task.yaml"]
+    hints = [f"another {cue} (conf/templates/{ctx.cfg.task.templates}/task.yaml)"]
     if node.readout.kind == "choice":
         hints.insert(0, f"{key}.readout.kind=text")
     if node.backend == "openai":

@@ -64,9 +64,10 @@ def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(run, pipeline, copied
 
 
 def _asked(record) -> int:
-    """Judgements whose answer this run asked for: two orders a pair."""
+    """Judgements whose answer this run asked for: two orders a pair, but for those with an empty response."""
     pairs = record.summary["label/n"] + record.summary["label/alignment_n"]
-    return int(2 * pairs - record.summary["label/reused"])
+    asked = round(pairs * (1 - record.summary["label/empty_rate"]))
+    return int(2 * asked - record.summary["label/reused"])
 
 
 def test_seconds_stop_the_stage(run, pipeline, warm_root) -> None:
