@@ -23,11 +23,8 @@ def hidden_at(top: Top, features: Tensor, reads: Tensor) -> Tensor:
     lengths = _lengths(reads)
     padding = reads.numel() - int(lengths.sum())
     worth = padding * top.trunk.config.layer_weights > ROW_COST * len(reads)
-    return (
-        _flat(top, features, reads)
-        if worth and features.device.type == "cpu"
-        else _padded(top, features, reads)
-    )
+    run = _flat if worth and features.device.type == "cpu" else _padded
+    return run(top, features, reads)
 
 
 def _lengths(reads: Tensor) -> Tensor:

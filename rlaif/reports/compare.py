@@ -67,6 +67,11 @@ class VerdictRow:
     controlled_interval: str = ""
 
     @property
+    def rate(self) -> str:
+        """The win rate with its interval."""
+        return _with_range(self.win_rate, self.interval)
+
+    @property
     def at_equal_length(self) -> str:
         """The length-controlled win rate with its interval."""
         return _with_range(self.controlled, self.controlled_interval)
@@ -182,8 +187,8 @@ def _duel_text(duel: VerdictRow) -> str:
     shown = f"95% CI {duel.interval}" if duel.interval else ""
     p = "" if duel.p_holm == MISSING else f"Holm {duel.p_holm}"
     known = ", ".join(filter(None, (shown, p)))
-    rate = f"the judge prefers {duel.first} to {duel.second} in {_with_range(duel.win_rate, known)}"
-    return rate if duel.controlled == MISSING else f"{rate}, at equal length in {duel.at_equal_length}"
+    told = f"the judge prefers {duel.first} to {duel.second} in {_with_range(duel.win_rate, known)}"
+    return told if duel.controlled == MISSING else f"{told}, at equal length in {duel.at_equal_length}"
 
 
 def _with_holm(verdicts: Sequence[Row]) -> list[Row]:
@@ -253,7 +258,7 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
     for duel in table.verdicts:
         verdict = "tied" if duel.tied else f"{duel.winner} wins"
         names = (Text(duel.first), Text(duel.second))
-        rates = (_with_range(duel.win_rate, duel.interval), duel.at_equal_length)
+        rates = (duel.rate, duel.at_equal_length)
         duels.add_row(*names, *rates, duel.n, duel.p, duel.p_holm, Text(verdict))
     return [arms, duels]
 

@@ -62,7 +62,7 @@ def _verdicts(table: ArmsTable) -> str:
         (
             duel.first,
             duel.second,
-            f"{duel.win_rate} ({duel.interval})" if duel.interval else duel.win_rate,
+            duel.rate,
             duel.at_equal_length,
             duel.n,
             duel.p_holm,

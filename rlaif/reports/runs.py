@@ -86,20 +86,19 @@ def find_runs(
     `None` means any stage, group or state. Directories without `meta.json` are not runs yet.
     """
     base = root / "runs" if (root / "runs").is_dir() else root
-    folders = sorted(base.glob("*/*/meta.json"), key=lambda file: (file.parent.name, file.parent.parent.name))
     wanted = {"stage": stage, "group": group, "state": state}
     found = []
-    for folder in folders:
-        run = load_run(folder.parent)
+    for file in base.glob("*/*/meta.json"):
+        run = load_run(file.parent)
         if all(value is None or getattr(run, key) == value for key, value in wanted.items()):
             found.append(run)
     return sorted(found, key=_start)
 
 
-def _start(run: RunRecord) -> tuple[str, str]:
-    """Names of directories tell the second, which a job that fails at once shares with the next."""
+def _start(run: RunRecord) -> tuple[str, ...]:
+    """Directories' names tell the second, which a job that fails at once shares with the next one."""
     second, _, _ = run.path.name.partition("-")
-    return second, str(run.started or "")
+    return second, str(run.started or ""), run.path.name, run.path.parent.name
 
 
 def number(summary: Mapping[str, Any], *names: str) -> float | None:

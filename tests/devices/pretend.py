@@ -13,13 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from jobs import start_job
 from pytorch_lightning.accelerators import Accelerator, AcceleratorRegistry
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.trainer.connectors.accelerator_connector import _AcceleratorConnector
@@ -28,7 +25,6 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "pretend"
-CONF = Path(__file__).resolve().parents[2] / "conf"
 _ATEN = torch.ops.aten
 # As on a GPU: copies cross the border, and positions to look up may lie on the processor.
 _COPIES = {_ATEN._to_copy.default, _ATEN.copy_.default}
@@ -206,19 +202,11 @@ def install() -> None:
         module.resolve_device = lambda _: NAME
 
 
-def start_job(words: Sequence[str]) -> dict[str, Any]:
-    """One job of train.py, in this process; its summary."""
-    from rlaif.reports import load_run
-    from rlaif.stages.app import run_job
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=list(words), return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            cfg.pop("hydra")
-        summary = run_job(cfg, words, None)
-    assert summary
-    return load_run(summary.parent).summary
+def summary_of(words: Sequence[str]) -> dict[str, Any]:
+    """Run one job here; its summary."""
+    record = start_job(words)
+    assert record is not None
+    return record.summary
 
 
 def run_jobs(jobs: Sequence[Sequence[str]], answer: Any) -> None:
@@ -227,7 +215,7 @@ def run_jobs(jobs: Sequence[Sequence[str]], answer: Any) -> None:
     for words in jobs:
         with PretendDevice() as device:
             try:
-                answer.put((start_job(words), device.away.total(), device.left.total()))
+                answer.put((summary_of(words), device.away.total(), device.left.total()))
             except Exception:
                 answer.put(traceback.format_exc())
 

@@ -98,7 +98,7 @@ def test_every_product_is_made_on_the_device(elsewhere, name):
 @pytest.mark.parametrize("name", JOBS)
 def test_the_results_are_those_of_the_processor(elsewhere, name, words):
     summary, *_ = elsewhere[name]
-    here = pretend.start_job(words(name))
+    here = pretend.summary_of(words(name))
     numbers = {
         key
         for key, value in here.items()

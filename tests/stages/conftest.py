@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from jobs import CODE, start_job
+from omegaconf import OmegaConf
 
 from rlaif.labelers import LabelStore
-from rlaif.reports import RunRecord, load_run
+from rlaif.reports import RunRecord
 from rlaif.stages.context import Context, apply_engine, apply_seed
 
-CODE = Path(__file__).resolve().parents[2]
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
 
 
@@ -31,17 +30,10 @@ def warm_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(warm_root: Path) -> Callable[..., RunRecord | None]:
     """`run("stage=rm", ..., root=None, group=None)`: one job under profile=smoke; its record, None for a plan."""
-    from rlaif.stages.app import run_job
 
     def start(*overrides: str, root: Path | None = None, group: str | None = None) -> RunRecord | None:
         words = ["profile=smoke", "tracking=none", f"paths.root={root or warm_root}", *overrides]
-        with initialize_config_dir(str(CODE / "conf"), version_base="1.3"):
-            cfg = compose("config", overrides=words, return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-            with open_dict(cfg):
-                cfg.pop("hydra")
-            summary = run_job(cfg, words, group)
-        return load_run(summary.parent) if summary else None
+        return start_job(words, group)
 
     return start
 
