@@ -10,7 +10,15 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rlaif.backends.base import Backend, BatchInvariant, ChoiceScores, Generation, Message, SequenceScore
+from rlaif.backends.base import (
+    Backend,
+    BatchInvariant,
+    ChoiceScores,
+    Ended,
+    Generation,
+    Message,
+    SequenceScore,
+)
 from rlaif.io import digest
 from rlaif.labelers.cost import Meter
 from rlaif.labelers.store import LabelStore
@@ -27,7 +35,10 @@ _WAIT_SECONDS = 0.05
 
 @dataclass
 class Counters:
-    """What a labeling cost: calls put to the backend, answers reused, tokens and seconds of the calls."""
+    """What a labeling cost: calls put to the backend, answers reused, tokens and seconds of the calls.
+
+    `usage_estimated`: calls among them whose tokens are an estimate, since the engine did not tell.
+    """
 
     asked: int = 0
     reused: int = 0
@@ -35,6 +46,7 @@ class Counters:
     tokens_out: int = 0
     tokens_cached: int = 0
     seconds: float = 0.0
+    usage_estimated: int = 0
 
 
 @dataclass(frozen=True)
@@ -240,7 +252,11 @@ class Asker:
         asked = missing if isinstance(self._backend, BatchInvariant) else keys
         self.counters.reused += len(keys) - len(asked)
         try:
-            computed = self._compute(phase, asked, [index_of[key] for key in asked], compute)
+            try:
+                computed = self._compute(phase, asked, [index_of[key] for key in asked], compute)
+            except Ended as end:
+                self._store.put(kind, self._rescued(phase, asked, end.answers))
+                raise
             resolved = computed | claim.found
             try:
                 after(resolved, batch)
@@ -250,6 +266,16 @@ class Asker:
         finally:
             self._store.release(missing)
         return resolved
+
+    def _rescued(self, phase: str, keys: Sequence[str], answers: Sequence[Any]) -> dict[str, dict[str, Any]]:
+        """The good answers of a batch that an engine gave before it ended: they were paid for."""
+        rows = {
+            key: dataclasses.asdict(answer) | {"seconds": 0.0}
+            for key, answer in zip(keys, answers, strict=True)
+            if answer is not None and answer.error is None
+        }
+        self._count(phase, [*rows.values()], 0.0)
+        return rows
 
     def _make_room(self, phase: str, calls: int) -> None:
         bound = self._meter.reached(phase, calls)
@@ -281,6 +307,7 @@ class Asker:
         self._meter.add(phase, calls=len(rows), seconds=seconds, **tokens)
         self.counters.asked += len(rows)
         self.counters.seconds += seconds
+        self.counters.usage_estimated += sum(row["usage_estimated"] for row in rows)
         for name, count in tokens.items():
             setattr(self.counters, name, getattr(self.counters, name) + count)
 
