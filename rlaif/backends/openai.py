@@ -118,6 +118,9 @@ class OpenAIBackend:
     """
 
     batch_invariant: Literal[True] = True
+    choice_rules = (
+        2  # spellings count together, and "10" is not read from a "1": answers without that are not reused
+    )
 
     def __init__(self, options: OpenAIOptions, template: ChatTemplate | None) -> None:
         self._options, self._template = options, template

@@ -148,7 +148,8 @@ class Asker:
         self, phase: str, prompts: Sequence[Message], groups: Sequence[Hashable], choices: Sequence[str]
     ) -> list[Answered]:
         """Log-probabilities of `choices` after each prompt."""
-        keys = [self._key("choices", {"choices": list(choices)}, [prompt], None) for prompt in prompts]
+        params = {"choices": list(choices), **choice_rules(self._backend)}
+        keys = [self._key("choices", params, [prompt], None) for prompt in prompts]
 
         def compute(batch: list[int]) -> list[ChoiceScores]:
             return self._backend.choice_logprobs([prompts[index] for index in batch], choices)
@@ -310,6 +311,12 @@ class Asker:
         self.counters.usage_estimated += sum(row["usage_estimated"] for row in rows)
         for name, count in tokens.items():
             setattr(self.counters, name, getattr(self.counters, name) + count)
+
+
+def choice_rules(backend: Backend) -> dict[str, int]:
+    """The version of how the backend reads choices, where it has one: answers by other rules are not these."""
+    version = getattr(backend, "choice_rules", None)
+    return {} if version is None else {"rules": version}
 
 
 class _NoRoom(Exception):

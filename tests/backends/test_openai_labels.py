@@ -10,6 +10,7 @@ from labeler_cases import options, pairs, templates, timeless
 from local_server import LocalServer
 from openai_cases import backend
 
+from rlaif.backends.openai import OpenAIBackend
 from rlaif.errors import UserError
 from rlaif.io import stable_uniform
 from rlaif.labelers import FREE, Labeler, LabelStore, Meter, Price
@@ -204,3 +205,15 @@ def test_a_value_that_is_none_is_asked_again_once_the_server_is_healthy(server, 
     server.twist = lambda path, body, status, answer: (status, answer)
     again = _label(backend(server.base_url), store)
     assert _equal(again, _clean()) and again.counters["asked"] == 2
+
+
+def test_answers_by_other_rules_are_asked_again_where_they_matter(server, store, monkeypatch):
+    """Bare tokens alone were read before; a text was a text then as now."""
+    text = {"readout_kind": "text", "top_k": 0}
+    monkeypatch.setattr(OpenAIBackend, "choice_rules", None)
+    _label(backend(server.base_url), store)
+    _label(backend(server.base_url), store, **text)
+    monkeypatch.undo()
+    assert _label(backend(server.base_url), store).counters["reused"] == 0
+    assert _label(backend(server.base_url), store).counters["asked"] == 0
+    assert _label(backend(server.base_url), store, **text).counters["asked"] == 0

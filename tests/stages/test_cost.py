@@ -28,7 +28,9 @@ def test_what_runs_here_is_free_and_what_is_not_listed_elsewhere_unknown():
         price_of({"usd_per_million": {"listed": {"in": 1.0}}}, "openai", listed)
 
 
-@pytest.mark.parametrize("name", ["listed", "openai/listed", "listed-2026-01-31", "openrouter/x/listed-20260131"])
+@pytest.mark.parametrize(
+    "name", ["listed", "openai/listed", "listed-2026-01-31", "openrouter/x/listed-20260131"]
+)
 def test_a_priced_model_costs_its_price_behind_a_proxy_on_this_machine(name):
     proxy = {"name": name, "base_url": "http://127.0.0.1:4000/v1"}
     assert price_of(PRICES, "openai", proxy) == Price(1.0, 2.0, 0.5)
