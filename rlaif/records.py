@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -15,10 +16,21 @@ Origin = Literal["policy", "dataset"]
 GoldSource = Literal["human", "constructed", "programmatic"]
 Order = Literal["ab", "ba"]
 ParseState = Literal["ok", "unparsed", "failed"]
-Provenance = Literal["logprob", "top_k", "frequency", "score", "likelihood", "text", "scripted"]
-Outcome = Literal["win", "loss", "tie", "unparsed"]
+Provenance = Literal["logprob", "top_k", "frequency", "score", "likelihood", "text", "scripted", "rule"]
+Outcome = Literal["win", "loss", "tie", "unparsed", "failed"]
 
 Record = TypeVar("Record")
+
+
+_BLANK = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # spaces, line ends, control and invisible characters
+
+
+def is_empty(response: str) -> bool:
+    """Whether a response says nothing: no character in it, or none that anyone could see.
+
+    An empty response is a bad answer, not a missing one: it loses to any text and ties with another empty one.
+    """
+    return all(unicodedata.category(character) in _BLANK for character in response)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -81,7 +93,9 @@ class Judgement:
 
     `p_a` is the preference for response **a** whatever the order in which it was shown; it is None
     unless `state` is `ok`. `mass` is the probability that the model put on the choices at all;
-    `logprobs` are the choices' raw log-probabilities (nats) in the order shown.
+    `logprobs` are the choices' raw log-probabilities (nats) in the order shown, a probability of zero as
+    -inf here and as null in the file (JSON has no infinity). Provenance `rule` is that of a pair with an
+    empty response, about which no labeler is asked.
     """
 
     pair_id: str
@@ -100,7 +114,12 @@ class Judgement:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "logprobs", tuple(self.logprobs))
+        known = tuple(-math.inf if value is None else value for value in self.logprobs)
+        object.__setattr__(self, "logprobs", known)
+        _require(
+            all(value == -math.inf or math.isfinite(value) for value in known),
+            f"Judgement of {self.pair_id}: logprobs {known} are no log-probabilities",
+        )
         _require(self.order in ("ab", "ba"), f"Judgement of {self.pair_id}: order {self.order!r}")
         _require(
             self.state in ("ok", "unparsed", "failed"), f"Judgement of {self.pair_id}: state {self.state!r}"
@@ -169,8 +188,8 @@ class Comparison:
     def __post_init__(self) -> None:
         _check_probability(f"Comparison {self.id}: p_policy", self.p_policy)
         _require(
-            (self.p_policy is None) == (self.outcome == "unparsed"),
-            f"Comparison {self.id}: p_policy is missing exactly when the outcome is unparsed",
+            (self.p_policy is None) == (self.outcome in ("unparsed", "failed")),
+            f"Comparison {self.id}: p_policy is missing exactly when the outcome is unparsed or failed",
         )
 
 
@@ -193,8 +212,11 @@ class TaskData:
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """A record as plain JSON-able data (missing values stay, as None)."""
-    return dataclasses.asdict(record)
+    """A record as plain JSON-able data (missing values stay, as None; a log-probability of -inf becomes one)."""
+    row = dataclasses.asdict(record)
+    if isinstance(record, Judgement):
+        row["logprobs"] = [None if value == -math.inf else value for value in record.logprobs]
+    return row
 
 
 def from_dict(kind: type[Record], row: dict[str, Any]) -> Record:

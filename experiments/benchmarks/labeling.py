@@ -208,6 +208,7 @@ def options(setting: Setting, batch_size: int) -> LabelerOptions:
         temperature=0.0,
         top_k=0,
         max_rationale_tokens=RATIONALE_TOKENS,
+        min_mass=0.0,
         batch_size=batch_size,
         seed=0,
     )

@@ -32,7 +32,9 @@ def alignment_report(
     so that which response is called a cannot matter. `label/alignment_<construction>` splits constructed
     gold pairs, `label/confidence_<bin>_*` and `label/length_<bin>_*` split by `confidence_bins` and
     `length_bins`. Lengths are characters, tokens are totals over judgements. Keys without data are absent:
-    alignment without gold, position metrics without both orders, mass without log-probabilities.
+    alignment without gold, position metrics without both orders, mass without log-probabilities. Pairs with
+    an empty response (provenance `rule`) have labels, but no judgements: they count in alignment, not in rates
+    of judgements or of positions.
     Raises ValueError for a preference or judgement of an unknown pair.
     """
     pair_of = by_pair(pairs, [*preferences, *judgements])
@@ -121,7 +123,8 @@ def _position(preferences: Sequence[Preference], judgements: Sequence[Judgement]
     With both orders of a pair the p-value asks whether same-position pairs favour one side (the
     consistent ones cannot); with one order per pair it asks the same of all decided pairs.
     """
-    parsed = [x for x in judgements if x.state == "ok"]
+    preferences = [x for x in preferences if x.provenance != "rule"]  # no one was shown an empty response
+    parsed = [x for x in judgements if x.state == "ok" and x.provenance != "rule"]
     if len({x.order for x in parsed}) < 2:
         return {}
     first = [_first_preferred(x.p_a, x.order) for x in parsed if x.p_a is not None]
@@ -140,7 +143,10 @@ def _position(preferences: Sequence[Preference], judgements: Sequence[Judgement]
 
 def _states(preferences: Sequence[Preference], judgements: Sequence[Judgement]) -> dict[str, float]:
     report: dict[str, float] = {}
-    states = [x.state for x in (judgements or preferences)]
+    if preferences:
+        decided = sum(x.provenance == "rule" for x in preferences)
+        report["label/empty_rate"] = decided / len(preferences)
+    states = [x.state for x in (judgements or preferences) if x.provenance != "rule"]
     for state in ("unparsed", "failed"):
         if states:
             report[f"label/{state}_rate"] = states.count(state) / len(states)

@@ -39,7 +39,7 @@ def confidence_bins(pairs: Sequence[Pair], preferences: Sequence[Preference]) ->
             continue
         if x.p_a is not None and pair.gold not in (None, 0.5):
             right.setdefault(confidence_bin(p), []).append((pair.prompt_id, agreement(x.p_a, pair.gold)))
-        if x.p_ab is not None and x.p_ba is not None:
+        if x.p_ab is not None and x.p_ba is not None and x.provenance != "rule":
             flipped = float((x.p_ab - 0.5) * (x.p_ba - 0.5) < 0)
             flips.setdefault(confidence_bin(p), []).append((pair.prompt_id, flipped))
     return [

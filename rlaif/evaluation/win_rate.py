@@ -10,16 +10,16 @@ import numpy as np
 
 from rlaif.evaluation.joining import by_pair, preference_by_pair
 from rlaif.evaluation.text import rouge_l
-from rlaif.records import Comparison, Outcome, Pair, Preference
+from rlaif.records import Comparison, Outcome, Pair, Preference, is_empty
 from rlaif.stats import length_controlled_win_rate, proportion_interval, sign_test
 
 _VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
-def outcome_of(p_policy: float | None, *, tie_margin: float) -> Outcome:
-    """The verdict: |p - 0.5| below `tie_margin` (or exactly 0) is a tie, a missing p is unparsed."""
+def outcome_of(p_policy: float | None, *, tie_margin: float, failed: bool = False) -> Outcome:
+    """The verdict: |p - 0.5| below `tie_margin` (or exactly 0) is a tie; a missing p is unparsed, or `failed`."""
     if p_policy is None:
-        return "unparsed"
+        return "failed" if failed else "unparsed"
     if abs(p_policy - 0.5) < tie_margin or p_policy == 0.5:
         return "tie"
     return "win" if p_policy > 0.5 else "loss"
@@ -49,14 +49,14 @@ def compare(
     for pair, (policy_tokens, baseline_tokens), reference in zip(pairs, lengths, references, strict=True):
         if pair.id not in judged:
             raise ValueError(f"pair {pair.id!r} has no preference")
-        p_policy = judged[pair.id].p_a
+        p_policy, failed = judged[pair.id].p_a, judged[pair.id].state == "failed"
         comparison = Comparison(
             id=pair.id,
             prompt_id=pair.prompt_id,
             prompt=pair.prompt,
             policy_response=pair.response_a,
             baseline_response=pair.response_b,
-            outcome=outcome_of(p_policy, tie_margin=tie_margin),
+            outcome=outcome_of(p_policy, tie_margin=tie_margin, failed=failed),
             p_policy=p_policy,
             policy_tokens=policy_tokens,
             baseline_tokens=baseline_tokens,
@@ -79,7 +79,7 @@ def win_rate_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [
         {"id": x.id, "prompt_id": x.prompt_id, "eval/win_rate": _VALUE[x.outcome]}
         for x in comparisons
-        if x.outcome != "unparsed"
+        if x.outcome in _VALUE
     ]
 
 
@@ -111,10 +111,11 @@ def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str
 
     The interval is Wilson's where no prompt repeats and nothing is tied, otherwise a bootstrap over
     prompts; `eval/p_value` is the exact sign test of wins against losses by prompt.
-    `eval/win_rate_worst` and `_best` count unparsed comparisons as lost and as won; `eval/win_rate_lc`
+    `eval/win_rate_worst` and `_best` count unparsed and failed comparisons as lost and as won; `eval/win_rate_lc`
     is the win rate at equal length (NaN where it cannot be fitted). Lengths are mean tokens.
     """
-    parsed = [x for x in comparisons if x.outcome != "unparsed"]
+    parsed = [x for x in comparisons if x.outcome in _VALUE]
+    states = [x.outcome for x in comparisons]
     values = [_VALUE[x.outcome] for x in parsed]
     prompts = [x.prompt_id for x in parsed]
     rate = proportion_interval(values, prompts, seed=seed)
@@ -130,16 +131,20 @@ def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str
         "eval/wins": values.count(1.0),
         "eval/losses": values.count(0.0),
         "eval/ties": values.count(0.5),
-        "eval/unparsed": len(comparisons) - len(parsed),
+        "eval/unparsed": states.count("unparsed"),
+        "eval/failed": states.count("failed"),
         "eval/win_rate_lc": controlled.estimate,
         "eval/win_rate_lc_ci_low": controlled.low,
         "eval/win_rate_lc_ci_high": controlled.high,
     }
     if comparisons:
-        total, unparsed = len(comparisons), len(comparisons) - len(parsed)
-        report["eval/unparsed_rate"] = unparsed / total
+        total, lost = len(comparisons), len(comparisons) - len(parsed)
+        report["eval/unparsed_rate"] = states.count("unparsed") / total
+        report["eval/failed_rate"] = states.count("failed") / total
         report["eval/win_rate_worst"] = sum(values) / total
-        report["eval/win_rate_best"] = (sum(values) + unparsed) / total
+        report["eval/win_rate_best"] = (sum(values) + lost) / total
+        report["eval/empty_rate_policy"] = sum(is_empty(x.policy_response) for x in comparisons) / total
+        report["eval/empty_rate_baseline"] = sum(is_empty(x.baseline_response) for x in comparisons) / total
         report["eval/length_policy"] = float(np.mean([x.policy_tokens for x in comparisons]))
         report["eval/length_baseline"] = float(np.mean([x.baseline_tokens for x in comparisons]))
     return report

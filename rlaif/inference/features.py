@@ -170,7 +170,7 @@ class _Shards:
         spans = {key: (end - length, end) for (key, length), end in zip(parts, ends, strict=True)}
         path = self.folder / f"{digest(list(spans), 24)}.safetensors"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        metadata = {"parts": json.dumps(spans), "crc32": _checksum(joined)}
+        metadata = {"parts": json.dumps(spans, allow_nan=False), "crc32": _checksum(joined)}
         try:
             save_file({"features": joined}, temporary, metadata)
             with temporary.open("rb") as stream:

@@ -32,8 +32,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+    """Write `value` as indented strict JSON, atomically. Raises ValueError for NaN and infinities."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -43,14 +44,19 @@ def read_json(path: Path) -> Any:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as JSON lines, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(_line(row) for row in rows))
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
     """Append one row as one line (a single write, so that concurrent readers see whole lines)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        stream.write(_line(row))
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Strict JSON: other readers refuse Python's NaN and Infinity. Raises ValueError for them."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

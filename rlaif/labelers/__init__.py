@@ -2,9 +2,10 @@
 
 from rlaif.labelers.cost import FREE, Meter, Price
 from rlaif.labelers.labeler import Estimate, Labeler, LabelResult, estimate
-from rlaif.labelers.options import LabelerOptions, ReadoutOptions
+from rlaif.labelers.options import LabelerOptions, ReadoutOptions, check_retry
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet
+from rlaif.labelers.unread import Unread
 
 __all__ = [
     "FREE",
@@ -17,5 +18,7 @@ __all__ = [
     "Price",
     "ReadoutOptions",
     "TemplateSet",
+    "Unread",
+    "check_retry",
     "estimate",
 ]

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from rlaif.backends.base import (
     Backend,
@@ -20,6 +20,7 @@ from rlaif.backends.base import (
     SequenceScore,
 )
 from rlaif.io import digest
+from rlaif.labelers.answers import Answer, checked, from_row, to_row
 from rlaif.labelers.cost import Meter
 from rlaif.labelers.store import LabelStore
 
@@ -29,7 +30,9 @@ Progress = Callable[[str, int, int], None]
 Follow = Callable[[list[int], list["Answered"]], None]
 """(indices of a batch, their answers): asks what goes on from these answers."""
 
-Answer = TypeVar("Answer", Generation, ChoiceScores, SequenceScore)
+Unwanted = Callable[[str, Any], bool]
+"""(phase, a stored answer) whether it is to be asked again."""
+
 _WAIT_SECONDS = 0.05
 
 
@@ -37,10 +40,12 @@ _WAIT_SECONDS = 0.05
 class Counters:
     """What a labeling cost: calls put to the backend, answers reused, tokens and seconds of the calls.
 
-    `usage_estimated`: calls among them whose tokens are an estimate, since the engine did not tell.
+    `asked_again` counts the calls among them whose stored answer was set aside (`labeler.retry`).
+    `usage_estimated` counts those whose tokens are an estimate, since the engine did not tell.
     """
 
     asked: int = 0
+    asked_again: int = 0
     reused: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
@@ -80,8 +85,9 @@ class Asker:
     Batches are fixed from the full list of calls before the store is looked at, and a batch with any
     answer missing is computed whole: what a call's batch neighbours do to its last bits then never
     depends on what an earlier run left behind (where they do nothing, `BatchInvariant`, only what is
-    missing is asked). Stored answers are kept as they are. Answers with an
-    error are handed out but not stored, so that the next run asks again.
+    missing is asked). Stored answers are kept as they are, but for those that are `unwanted`: these are asked
+    once more in the life of `renewed`, and replaced where an answer comes. What is no answer (see `checked`)
+    gets an error; answers with an error are handed out but not stored, so that the next run asks again.
 
     Raises Stopped between two batches when the meter has no room for the next one that must be asked.
     """
@@ -94,7 +100,10 @@ class Asker:
         batch_size: int,
         progress: Progress | None,
         meter: Meter,
+        unwanted: Unwanted | None = None,
+        renewed: set[str] | None = None,
     ) -> None:
+        self._unwanted, self._renewed = unwanted, set() if renewed is None else renewed
         self._backend = backend
         self._store = store
         self._batch_size = batch_size
@@ -145,16 +154,23 @@ class Asker:
         return self._resolve(phase, "generate", keys, groups, compute, Generation, follow)
 
     def choices(
-        self, phase: str, prompts: Sequence[Message], groups: Sequence[Hashable], choices: Sequence[str]
+        self,
+        phase: str,
+        prompts: Sequence[Message],
+        groups: Sequence[Hashable],
+        choices: Sequence[str],
+        follow: Follow | None = None,
     ) -> list[Answered]:
-        """Log-probabilities of `choices` after each prompt."""
+        """Log-probabilities of `choices` after each prompt. `follow` as for `generate`."""
         params = {"choices": list(choices), **choice_rules(self._backend)}
         keys = [self._key("choices", params, [prompt], None) for prompt in prompts]
 
         def compute(batch: list[int]) -> list[ChoiceScores]:
             return self._backend.choice_logprobs([prompts[index] for index in batch], choices)
 
-        return self._resolve(phase, "choices", keys, groups, compute, ChoiceScores)
+        return self._resolve(
+            phase, "choices", keys, groups, compute, ChoiceScores, follow, choices=len(choices)
+        )
 
     def sequences(
         self, phase: str, items: Sequence[tuple[Message, str]], groups: Sequence[Hashable]
@@ -189,15 +205,18 @@ class Asker:
         compute: Callable[[list[int]], Sequence[Answer]],
         answer_type: type[Answer],
         follow: Follow | None = None,
+        *,
+        choices: int = 0,
     ) -> list[Answered]:
+        ask = _Ask(phase, kind, compute, answer_type, choices)
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         unique = [index for index, key in enumerate(keys) if first[key] == index]
-        waiting = deque(fixed_batches(unique, [groups[index] for index in unique], self._batch_size))
+        waiting = deque(self._batches(unique, [groups[index] for index in unique], alone=choices > 2))
         answers: dict[str, dict[str, Any]] = {}
 
         def after(resolved: dict[str, dict[str, Any]], batch: list[int]) -> None:
             if follow is not None:
-                follow(batch, [_decode(resolved[keys[index]], answer_type) for index in batch])
+                follow(batch, [Answered(*from_row(resolved[keys[index]], answer_type)) for index in batch])
 
         done, idle = 0, 0
         if self._progress is not None and unique:
@@ -205,7 +224,7 @@ class Asker:
         while waiting:
             batch = waiting.popleft()
             try:
-                resolved = self._batch(phase, kind, [keys[index] for index in batch], batch, compute, after)
+                resolved = self._batch(ask, [keys[index] for index in batch], batch, after)
             except (_NoRoom, Stopped) as full:
                 answered = sum(key in answers for key in keys)
                 raise Stopped(full.bound, phase, answered, len(keys)) from None
@@ -220,15 +239,26 @@ class Asker:
             done += len(batch)
             if self._progress is not None:
                 self._progress(phase, done, len(unique))
-        return [_decode(answers[key], answer_type) for key in keys]
+        return [Answered(*from_row(answers[key], answer_type)) for key in keys]
+
+    def _batches(self, unique: Sequence[int], groups: Sequence[Hashable], *, alone: bool) -> list[list[int]]:
+        """`alone`: the first call goes before all others, where batches do not matter: it may end the phase."""
+        if alone and isinstance(self._backend, BatchInvariant):
+            return [list(unique[:1])] * bool(unique) + fixed_batches(unique[1:], groups[1:], self._batch_size)
+        return fixed_batches(unique, groups, self._batch_size)
+
+    def _stale(self, ask: _Ask, row: dict[str, Any], key: str) -> bool:
+        """Whether a stored answer counts as missing: it is none, or it is to be asked again."""
+        answer, _ = from_row(row, ask.answer_type)
+        if checked(answer, choices=ask.choices).error is not None:
+            return True
+        return self._unwanted is not None and key not in self._renewed and self._unwanted(ask.phase, answer)
 
     def _batch(
         self,
-        phase: str,
-        kind: str,
+        ask: _Ask,
         keys: list[str],
         batch: list[int],
-        compute: Callable[[list[int]], Sequence[Answer]],
         after: Callable[[dict[str, dict[str, Any]], list[int]], None],
     ) -> dict[str, dict[str, Any]] | None:
         """One batch's answers by key, or None while another process is at it.
@@ -237,45 +267,48 @@ class Asker:
         batch behind without it, which would be asked for under other circumstances, to other last bits.
         """
         if self._store is None:
-            computed = self._compute(phase, keys, batch, compute)
+            computed = self._compute(ask, keys, batch)
             after(computed, batch)
             return computed
-        claim = self._store.claim(keys)
+        claim = self._store.claim(keys, stale=lambda key, row: self._stale(ask, row, key))
         if len(claim.found) == len(keys):
             self.counters.reused += len(keys)
             after(claim.found, batch)
             return claim.found
         if not claim.granted:
-            self._make_room(phase, 0)
+            self._make_room(ask.phase, 0)
             return None
         index_of = dict(zip(keys, batch, strict=True))
         missing = [key for key in keys if key not in claim.found]
         asked = missing if isinstance(self._backend, BatchInvariant) else keys
         self.counters.reused += len(keys) - len(asked)
         try:
+            self.counters.asked_again += len(claim.stale)
+            self._renewed |= claim.stale
             try:
-                computed = self._compute(phase, asked, [index_of[key] for key in asked], compute)
+                computed = self._compute(ask, asked, [index_of[key] for key in asked])
             except Ended as end:
-                self._store.put(kind, self._rescued(phase, asked, end.answers))
+                self._store.put(ask.kind, self._rescued(ask, asked, end.answers), replace=claim.stale)
                 raise
             resolved = computed | claim.found
             try:
                 after(resolved, batch)
             finally:
                 good = {key: computed[key] for key in missing if computed[key]["error"] is None}
-                self._store.put(kind, good)
+                self._store.put(ask.kind, good, replace=claim.stale)
         finally:
             self._store.release(missing)
         return resolved
 
-    def _rescued(self, phase: str, keys: Sequence[str], answers: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    def _rescued(self, ask: _Ask, keys: Sequence[str], answers: Sequence[Any]) -> dict[str, dict[str, Any]]:
         """The good answers of a batch that an engine gave before it ended: they were paid for."""
-        rows = {
-            key: dataclasses.asdict(answer) | {"seconds": 0.0}
+        given = {
+            key: checked(answer, choices=ask.choices)
             for key, answer in zip(keys, answers, strict=True)
-            if answer is not None and answer.error is None
+            if answer is not None
         }
-        self._count(phase, [*rows.values()], 0.0)
+        rows = {key: to_row(answer, 0.0) for key, answer in given.items() if answer.error is None}
+        self._count(ask.phase, [*rows.values()], 0.0)
         return rows
 
     def _make_room(self, phase: str, calls: int) -> None:
@@ -283,21 +316,15 @@ class Asker:
         if bound is not None:
             raise _NoRoom(bound)
 
-    def _compute(
-        self,
-        phase: str,
-        keys: list[str],
-        batch: list[int],
-        compute: Callable[[list[int]], Sequence[Answer]],
-    ) -> dict[str, dict[str, Any]]:
-        self._make_room(phase, len(batch))
+    def _compute(self, ask: _Ask, keys: list[str], batch: list[int]) -> dict[str, dict[str, Any]]:
+        self._make_room(ask.phase, len(batch))
         start = self._meter.clock()
-        answers = list(compute(batch))
+        answers = [checked(answer, choices=ask.choices) for answer in ask.compute(batch)]
         if len(answers) != len(batch):
             raise ValueError(f"the backend gave {len(answers)} answers to {len(batch)} calls")
         seconds = self._meter.clock() - start
-        rows = [dataclasses.asdict(answer) | {"seconds": seconds / len(batch)} for answer in answers]
-        self._count(phase, rows, seconds)
+        rows = [to_row(answer, seconds / len(batch)) for answer in answers]
+        self._count(ask.phase, rows, seconds)
         return dict(zip(keys, rows, strict=True))
 
     def _count(self, phase: str, rows: Sequence[dict[str, Any]], seconds: float) -> None:
@@ -317,6 +344,17 @@ def choice_rules(backend: Backend) -> dict[str, int]:
     """The version of how the backend reads choices, where it has one: answers by other rules are not these."""
     version = getattr(backend, "choice_rules", None)
     return {} if version is None else {"rules": version}
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One kind of call: how it is put to the backend, and what comes back for how many choices."""
+
+    phase: str
+    kind: str
+    compute: Callable[[list[int]], Sequence[Any]]
+    answer_type: type[Any]
+    choices: int
 
 
 class _NoRoom(Exception):
@@ -354,12 +392,3 @@ def _runs(items: Sequence[int], groups: Sequence[Hashable]) -> list[list[int]]:
             runs.append([item])
         previous = group
     return runs
-
-
-def _decode(row: dict[str, Any], answer_type: type[Answer]) -> Answered:
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in row.items()
-        if key != "seconds"
-    }
-    return Answered(answer_type(**values), row["seconds"])

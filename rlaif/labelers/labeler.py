@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.backends.base import Backend, ChoiceScores, Message
+from rlaif.backends.base import Backend, ChoiceScores, Generation, Message, SequenceScore
 from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers.aggregate import aggregate, is_inconsistent, orders_of
 from rlaif.labelers.asking import Answered, Asker, Follow, Progress, Sampling, Stopped, choice_rules
 from rlaif.labelers.cost import Meter
-from rlaif.labelers.options import LabelerOptions
+from rlaif.labelers.options import LabelerOptions, Retry
 from rlaif.labelers.prompts import (
     CHOICES,
     PromptStrategy,
@@ -28,6 +29,7 @@ from rlaif.labelers.prompts import (
 from rlaif.labelers.readouts import (
     SCORES,
     Reading,
+    hides_ten,
     preference_of_scores,
     read_choice,
     read_likelihood,
@@ -36,22 +38,27 @@ from rlaif.labelers.readouts import (
 )
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet, toward_better
-from rlaif.records import Judgement, Order, Pair, Preference, Provenance
+from rlaif.labelers.unread import Unread
+from rlaif.records import Judgement, Order, Pair, Preference, Provenance, is_empty
 
 _CHARS_PER_TOKEN = 4
+_RATIONALES = "rationales with verdicts"
 
 
 @dataclass(frozen=True)
 class LabelResult:
     """Preferences in the pairs' order, the judgements behind them, and what they cost.
 
-    `counters`: `n` pairs, `judgements`, `unparsed` and `failed` judgements, `inconsistent` pairs, calls
-    `asked` and `reused`, `tokens_in`, `tokens_out`, `tokens_cached` and `seconds` of the calls asked.
+    `counters`: `n` pairs, `empty` pairs (which hold an empty response, and about which no one was asked),
+    `judgements`, `unparsed` and `failed` judgements, `inconsistent` pairs, calls `asked`, `asked_again` and
+    `reused`, `tokens_in`, `tokens_out`, `tokens_cached` and `seconds` of the calls asked. `unread` says why
+    judgements have no value.
     """
 
     judgements: tuple[Judgement, ...]
     preferences: tuple[Preference, ...]
     counters: dict[str, float]
+    unread: Unread
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,9 @@ class _Point:
 class Labeler:
     """Labels pairs, or rates single responses, as `options` say; `meter` may bound what it spends.
 
+    An empty response loses to any text and ties with another empty one: no one is asked about it.
+    `retry` names the stored answers that are asked again, each once in the life of the set `renewed`.
+
     Raises UserError at construction for options that the templates cannot serve, and between two batches
     when a bound of the meter leaves no room for the next: what the store has by then is kept.
     """
@@ -110,7 +120,10 @@ class Labeler:
         store: LabelStore | None,
         progress: Progress | None,
         meter: Meter | None = None,
+        retry: Retry | None = None,
+        renewed: set[str] | None = None,
     ) -> None:
+        self._retry, self._renewed = retry, set() if renewed is None else renewed
         self.backend = backend
         self._templates = templates
         self._options = options
@@ -140,36 +153,73 @@ class Labeler:
     def label(self, pairs: Sequence[Pair]) -> LabelResult:
         """Judge `pairs`; the result keeps their order (and, within a pair, ab before ba)."""
         asker = self._asker()
+        asked = [pair for pair in pairs if not _holds_empty(pair)]
         pointwise = self._options.readout.pointwise
         try:
-            judged = self._judge_points(asker, pairs) if pointwise else self._judge_views(asker, pairs)
+            judged = self._judge_points(asker, asked) if pointwise else self._judge_views(asker, asked)
         except Stopped as stop:
-            total = len(pairs) if pointwise else len(self._views(pairs))
+            total = len(asked) if pointwise else len(self._views(asked))
             raise self._bound_error(stop, "judgements", total) from None
-        preferences = tuple(
-            aggregate(
-                judgements,
-                orders=("ab",) if pointwise else self._orders(pair),
-                mode="first" if pointwise else self._options.order,
-                averaging=self._options.averaging,
-            )
-            for pair, judgements in zip(pairs, judged, strict=True)
+        rows = iter(judged)
+        by_pair = [
+            self._by_rule(pair) if _holds_empty(pair) else (own := next(rows), self._aggregate(pair, own))
+            for pair in pairs
+        ]
+        flat = tuple(judgement for judgements, _ in by_pair for judgement in judgements)
+        preferences = tuple(preference for _, preference in by_pair)
+        unread = Unread.of(flat, min_mass=self._options.min_mass)
+        return LabelResult(flat, preferences, _counters(asker, flat, preferences), unread)
+
+    def _aggregate(self, pair: Pair, judgements: Sequence[Judgement]) -> Preference:
+        pointwise = self._options.readout.pointwise
+        return aggregate(
+            judgements,
+            orders=("ab",) if pointwise else self._orders(pair),
+            mode="first" if pointwise else self._options.order,
+            averaging=self._options.averaging,
         )
-        flat = tuple(judgement for judgements in judged for judgement in judgements)
-        return LabelResult(flat, preferences, _counters(asker, flat, preferences))
+
+    def _by_rule(self, pair: Pair) -> tuple[list[Judgement], Preference]:
+        """Judgements of a pair with an empty response, and its preference: both are what the rule says."""
+        a, b = is_empty(pair.response_a), is_empty(pair.response_b)
+        p_a = 0.5 if a and b else 1.0 - float(a)
+        note = "both responses are empty: a tie" if a and b else "an empty response loses to any text"
+        orders: tuple[Order, ...] = ("ab",) if self._options.readout.pointwise else self._orders(pair)
+        judgements = [Judgement(pair.id, order, 0, "", "ok", "rule", p_a, text=note) for order in orders]
+        ab, ba = (p_a if order in orders else None for order in ("ab", "ba"))
+        return judgements, Preference(pair.id, p_a, ab, ba, 1, "ok", "rule")
+
+    @property
+    def min_mass(self) -> float:
+        """The least probability that the choices must carry to be read."""
+        return self._options.min_mass
 
     def scores(self, items: Sequence[tuple[str, str]]) -> list[float | None]:
+        """The values of `readings`."""
+        return [reading.value for reading in self.readings(items)]
+
+    def readings(self, items: Sequence[tuple[str, str]]) -> list[Reading]:
         """Each (prompt, response)'s own score, higher is better: 1 to 10, or nats for `likelihood`.
 
-        None where the answer was unparsed or failed. ValueError for a readout that compares pairs.
+        Without a value where the answer was unparsed or failed. An empty response gets 1, the least of the
+        scale, or for `likelihood` what the readout says of it (forward: 0 nats, since nothing explains nothing)
+        but no more than the least of the texts in `items`: it loses to them all, or ties with the worst.
+        ValueError for a readout that compares pairs.
         """
-        if not self._options.readout.pointwise:
-            raise ValueError(f"readout {self._options.readout.kind} compares pairs and gives no scores")
+        readout = self._options.readout
+        if not readout.pointwise:
+            raise ValueError(f"readout {readout.kind} compares pairs and gives no scores")
+        reverse = readout.kind == "likelihood" and readout.direction == "reverse"
+        empty = [is_empty(response) for _, response in items]
+        asked = [item for item, blank in zip(items, empty, strict=True) if reverse or not blank]
         try:
-            points = self._points(self._asker(), items)
+            rows = iter(self._points(self._asker(), asked))
         except Stopped as stop:
-            raise self._bound_error(stop, "scores", len(items)) from None
-        return [point.reading.value for point in points]
+            raise self._bound_error(stop, "scores", len(asked)) from None
+        lowest = Reading(1.0 if readout.kind == "score" else 0.0, "ok", "rule")
+        found = [lowest if blank and not reverse else next(rows).reading for blank in empty]
+        texts = [r.value for r, blank in zip(found, empty, strict=True) if not blank and r.value is not None]
+        return [_capped(r, texts) if blank else r for r, blank in zip(found, empty, strict=True)]
 
     def _asker(self) -> Asker:
         return Asker(
@@ -178,7 +228,19 @@ class Labeler:
             batch_size=self._options.batch_size,
             progress=self._progress,
             meter=self._meter,
+            unwanted=self._unwanted if self._retry in ("unparsed", "all") else None,
+            renewed=self._renewed,
         )
+
+    def _unwanted(self, phase: str, answer: Generation | ChoiceScores | SequenceScore) -> bool:
+        """Whether a stored answer is to be asked again. Failed ones are never stored, and asked anyway."""
+        if self._retry == "all":
+            return True
+        if isinstance(answer, Generation) and phase == _RATIONALES:
+            return is_empty(answer.text)
+        if isinstance(answer, SequenceScore):
+            return answer.tokens == 0 or not math.isfinite(answer.logprob)
+        return self._read(answer).state == "unparsed"
 
     def _bound_error(self, stop: Stopped, what: str, total: int) -> UserError:
         """The items of a phase are judgements, or equal parts of one."""
@@ -224,9 +286,7 @@ class Labeler:
             verdicts.update(self._verdicts(asker.quiet(), views, numbers, rationales))
 
         length, temperature = self._options.max_rationale_tokens, self._options.temperature
-        answers = self._generate(
-            asker, "rationales with verdicts", views, messages, length, temperature, follow
-        )
+        answers = self._generate(asker, _RATIONALES, views, messages, length, temperature, follow)
         return dict(enumerate(answers)), verdicts
 
     def _verdicts(
@@ -286,7 +346,7 @@ class Labeler:
     def _judgement(self, view: _View, rationale: Answered | None, verdict: _Verdict | None) -> Judgement:
         """`verdict` is missing exactly when the rationale failed."""
         steps = [step for step in (rationale, verdict.answered if verdict else None) if step is not None]
-        reading = self._reading(verdict.answered if verdict else steps[0])
+        reading = self._read((verdict.answered if verdict else steps[0]).answer)
         message = verdict.message if verdict else self._strategy.rationale(view.pair, view.order)
         p_a = None
         if reading.value is not None:
@@ -309,13 +369,17 @@ class Labeler:
             seconds=sum(step.seconds for step in steps),
         )
 
-    def _reading(self, answered: Answered) -> Reading:
-        if isinstance(answered.answer, ChoiceScores):
-            return read_choice(answered.answer, temperature=self._options.readout.temperature)
-        if answered.answer.error is not None:
-            kind: Provenance = "logprob" if self._options.readout.kind == "choice" else "text"
-            return Reading(None, "failed", kind, note=answered.answer.error)
-        return read_text(answered.answer.text)
+    def _read(self, answer: Generation | ChoiceScores) -> Reading:
+        readout, min_mass = self._options.readout, self._options.min_mass
+        if isinstance(answer, ChoiceScores):
+            if readout.kind == "score":
+                return read_score(answer, min_mass=min_mass)
+            return read_choice(answer, temperature=readout.temperature, min_mass=min_mass)
+        if answer.error is not None:
+            kind: Provenance = "logprob" if readout.kind == "choice" else "text"
+            return Reading(None, "failed", kind, note=answer.error)
+        cut = not answer.finished and answer.tokens_out >= readout.max_tokens
+        return read_text(answer.text, polarity=self._templates.polarity, cut=cut)
 
     # Pointwise readouts: score and likelihood.
 
@@ -337,10 +401,11 @@ class Labeler:
             score_message(self._templates, self._options.preamble, prompt, response)
             for prompt, response in items
         ]
-        answers = asker.choices("scores", messages, [index // 2 for index in range(len(items))], SCORES)
+        groups = [index // 2 for index in range(len(items))]
+        answers = asker.choices("scores", messages, groups, SCORES, _refuse_hidden_ten)
         points = []
         for message, answered in zip(messages, answers, strict=True):
-            reading = read_score(answered.answer)
+            reading = self._read(answered.answer)
             if reading.value is not None:
                 value = toward_better(reading.value, 1.0, 10.0, self._templates.polarity)
                 reading = dataclasses.replace(reading, value=value)
@@ -402,6 +467,7 @@ class Labeler:
 
 def estimate(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOptions) -> Estimate:
     """What labeling `pairs` would ask of a backend, without one: nothing is run or looked up."""
+    pairs = [pair for pair in pairs if not _holds_empty(pair)]
     if options.readout.pointwise:
         return _estimate_points(pairs, templates, options)
     strategy = _strategy(templates, options)
@@ -432,6 +498,26 @@ def _estimate_points(pairs: Sequence[Pair], templates: TemplateSet, options: Lab
                 render = forward_items if options.readout.direction == "forward" else reverse_items
                 sizes += [_size(message, text) for message, text in render(templates, pair.prompt, response)]
     return Estimate(len(sizes), sum(sizes), 0)
+
+
+def _holds_empty(pair: Pair) -> bool:
+    return is_empty(pair.response_a) or is_empty(pair.response_b)
+
+
+def _capped(reading: Reading, texts: Sequence[float]) -> Reading:
+    """An empty response's own score, no more than the least of the `texts`."""
+    if reading.value is None:
+        return reading
+    return dataclasses.replace(reading, value=min([reading.value, *texts]), provenance="rule")
+
+
+def _refuse_hidden_ten(numbers: list[int], answers: list[Answered]) -> None:
+    if any(hides_ten(answered.answer) for answered in answers):
+        raise UserError(
+            'the server does not tell how its model splits "10": where "1" begins it, each 10 would be read as a 1.'
+            " The score readout needs a server that tells tokens (backend.api=completions with vLLM or llama.cpp) or"
+            " backend=transformers; labels can come from labeler=detailed, and rewards from reward=rm"
+        )
 
 
 def _unbounded() -> Meter:
@@ -482,6 +568,7 @@ def _counters(
         "judgements": len(judgements),
         "unparsed": states["unparsed"],
         "failed": states["failed"],
+        "empty": sum(preference.provenance == "rule" for preference in preferences),
         "inconsistent": sum(is_inconsistent(preference) for preference in preferences),
         **dataclasses.asdict(asker.counters),
     }

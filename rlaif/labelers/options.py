@@ -15,9 +15,10 @@ Direction = Literal["forward", "reverse"]
 Normalize = Literal["none", "tokens"]
 OrderMode = Literal["first", "random", "both", "both_consistent"]
 Averaging = Literal["prob", "logit"]
+Retry = Literal["unparsed", "failed", "all"]
 
 STAGE_KEYS = frozenset(
-    {"name", "backend", "scripted", "max_unparsed", "min_alignment", "budget_usd", "max_seconds"}
+    {"name", "backend", "scripted", "max_unparsed", "min_alignment", "budget_usd", "max_seconds", "retry"}
 )
 """Keys of a labeler's config that the stage reads and the labeler does not."""
 
@@ -66,6 +67,8 @@ class ReadoutOptions:
 class LabelerOptions:
     """Prompt strategy x readout x order x self-consistency.
 
+    `min_mass` is the least probability of the next token that the choices of a `choice` or `score` readout
+    must carry together: below it the answer says something else, and is unparsed.
     `temperature` and `top_k` (0 = no limit) govern sampled text: the rationales, or the verdicts of a
     `text` readout without rationale. `batch_size` is how many prompts reach the backend at once and
     are committed to the store together. Raises UserError for a value or combination without meaning.
@@ -81,6 +84,7 @@ class LabelerOptions:
     temperature: float
     top_k: int
     max_rationale_tokens: int
+    min_mass: float
     batch_size: int
     seed: int
 
@@ -92,6 +96,10 @@ class LabelerOptions:
             _at_least(key, getattr(self, key), least)
         for key in ("samples", "max_rationale_tokens", "batch_size"):
             _at_least(key, getattr(self, key), 1)
+        if isinstance(self.min_mass, bool) or not (
+            isinstance(self.min_mass, int | float) and 0 <= self.min_mass <= 1
+        ):
+            raise UserError(f"labeler.min_mass is {self.min_mass!r}; write a probability from 0 to 1")
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -153,9 +161,18 @@ class LabelerOptions:
         if readout.kind == "text":
             return values | {"max_tokens": readout.max_tokens}
         values["temperature"] = readout.temperature
+        if readout.kind in ("choice", "score"):
+            values["min_mass"] = float(self.min_mass)
         if readout.kind == "likelihood":
             values |= {"direction": readout.direction, "normalize": readout.normalize}
         return values
+
+
+def check_retry(key: str, value: object) -> Retry | None:
+    """The value of `<key>.retry`. Raises UserError for one that is not known."""
+    if value is not None and value not in get_args(Retry):
+        raise UserError(f"{key}.retry is {value!r}; write one of {', '.join(get_args(Retry))}, or null")
+    return value  # type: ignore[return-value]
 
 
 def _check_keys(place: str, values: Mapping[str, Any], names: set[str]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import socket
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,18 @@ _SCHEMA = (
 
 @dataclass(frozen=True)
 class Claim:
-    """What `LabelStore.claim` found: the answers already there, and whether the rest is now ours."""
+    """What `LabelStore.claim` found: the answers already there, and whether the rest is now ours.
+
+    `stale` are the keys of the rest that do have an answer, which counts as none.
+    """
 
     found: dict[str, dict[str, Any]]
     granted: bool
+    stale: frozenset[str] = frozenset()
+
+
+Stale = Callable[[str, dict[str, Any]], bool]
+"""(key, its answer) whether the answer counts as missing."""
 
 
 class LabelStore:
@@ -93,31 +102,39 @@ class LabelStore:
         with self._guarded():
             return self._read(keys)
 
-    def claim(self, keys: Sequence[str]) -> Claim:
-        """Claim what is missing among `keys`, all or nothing.
+    def claim(self, keys: Sequence[str], *, stale: Stale | None = None) -> Claim:
+        """Claim what is missing among `keys`, all or nothing; a `stale` answer is missing, but stays until `put`.
 
         Not granted when another live process holds one of them; then its answer will appear, or its
         claim will end. Granted with nothing to do when every key has an answer.
         """
         with self._guarded(), self._transaction():
-            found = self._read(keys)
+            stored = self._read(keys)
+            old = frozenset(key for key, answer in stored.items() if stale is not None and stale(key, answer))
+            found = {key: answer for key, answer in stored.items() if key not in old}
             missing = [key for key in keys if key not in found]
             if any(self._held_elsewhere(holder, expires) for holder, expires in self._claims(missing)):
-                return Claim(found, False)
+                return Claim(found, False, old)
             expires = time.time() + self._claim_seconds
             self._connection.executemany(
                 "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)",
                 [(key, self._holder, expires) for key in missing],
             )
-            return Claim(found, True)
+            return Claim(found, True, old)
 
-    def put(self, kind: str, answers: Mapping[str, dict[str, Any]]) -> None:
-        """Write a batch's answers and drop their claims in one transaction; a key's first answer stays."""
+    def put(self, kind: str, answers: Mapping[str, dict[str, Any]], *, replace: Collection[str] = ()) -> None:
+        """Write a batch's answers and drop their claims in one transaction.
+
+        A key's first answer stays, but for the keys to `replace`. Raises ValueError for what strict JSON
+        cannot hold; a log-probability of -inf is written as `{"float": "-inf"}`.
+        """
         rows = []
         for key, answer in answers.items():
-            text = json.dumps(answer, ensure_ascii=False, sort_keys=True)
+            text = json.dumps(_strict(answer), ensure_ascii=False, sort_keys=True, allow_nan=False)
             rows.append((key, kind, text, _checksum(key, text), time.time()))
+        old = [(key,) for key in answers if key in replace]
         with self._guarded(), self._transaction():
+            self._connection.executemany("DELETE FROM answers WHERE key = ?", old)
             self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
             self._connection.executemany("DELETE FROM claims WHERE key = ?", [(key,) for key in answers])
 
@@ -152,7 +169,7 @@ class LabelStore:
             for key, text, checksum in self._connection.execute(query, chunk):
                 if checksum != _checksum(key, text):
                     raise self._damaged(f"the answer {key[:12]} does not match its checksum")
-                found[key] = json.loads(text)
+                found[key] = json.loads(text, object_hook=_float)
         return found
 
     def _claims(self, keys: Sequence[str]) -> Iterator[tuple[str, float]]:
@@ -196,6 +213,21 @@ class LabelStore:
             f"{self.path}: the label store is damaged ({why}); move the file aside and run again, then its"
             " labels are made anew"
         )
+
+
+_ZERO = {"float": "-inf"}  # a log-probability of zero: strict JSON has no infinity, and null means not told
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return _ZERO if value == -math.inf else value
+
+
+def _float(value: dict[str, Any]) -> Any:
+    return -math.inf if value == _ZERO else value
 
 
 def _checksum(key: str, text: str) -> str:

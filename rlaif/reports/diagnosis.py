@@ -205,7 +205,8 @@ def _ends(summary: Summary) -> Interval | None:
     rate, judged = number(summary, "eval/eos_rate_baseline"), number(summary, "eval/n")
     if rate is None or judged is None:
         return None
-    count = round(judged + (number(summary, "eval/unparsed") or 0.0))
+    lost = sum(number(summary, f"eval/{state}") or 0.0 for state in ("unparsed", "failed"))
+    count = round(judged + lost)
     return wilson_interval(rate * count, count)
 
 

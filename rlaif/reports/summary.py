@@ -114,9 +114,22 @@ def _label_rows(summary: Summary) -> list[ResultRow]:
         *_single(
             summary, "Labels", "label/same_position_rate", "same position in both orders", "position bias"
         ),
+        *_single(
+            summary, "Labels", "label/choice_mass", "probability on the choices", "of the next token, mean"
+        ),
         *_single(summary, "Labels", "label/unparsed_rate", "unparsed"),
+        *_single(summary, "Labels", "label/failed_rate", "failed calls"),
+        *_some(
+            summary, "label/empty_rate", "empty response in the pair", "it loses to any text; no one is asked"
+        ),
+        *_some(summary, "label/asked_again", "asked again", "stored answers, by labeler.retry"),
         *_cost_rows(summary),
     ]
+
+
+def _some(summary: Summary, name: str, label: str, note: str, stage: str = "Labels") -> list[ResultRow]:
+    """A line for what is worth one only where it happened."""
+    return _single(summary, stage, name, label, note) if number(summary, name) else []
 
 
 def _cost_rows(summary: Summary) -> list[ResultRow]:
@@ -170,6 +183,9 @@ def _evaluation_rows(summary: Summary) -> list[ResultRow]:
     return [
         *_single(summary, "Evaluation", "eval/win_rate", "win rate", ", ".join(filter(None, parts))),
         *_single(summary, "Evaluation", "eval/win_rate_lc", "win rate, length-controlled"),
+        *_some(summary, "eval/unparsed_rate", "unparsed verdicts", "", "Evaluation"),
+        *_some(summary, "eval/failed_rate", "failed calls of the judge", "", "Evaluation"),
+        *_some(summary, "eval/asked_again", "asked again", "stored answers, by judge.retry", "Evaluation"),
         *_versus(summary, "reward (proxy), held-out prompts", REWARD),
         *_versus(summary, "ROUGE-L to the author's text", ROUGE, "held-out: no model judges it"),
         *_versus(summary, "length", LENGTH),

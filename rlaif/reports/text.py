@@ -13,7 +13,7 @@ _PERCENT = re.compile(
 )
 _DIFFERENCE = re.compile(r"(verbosity|length_only)_gap$")
 _LOWER_IS_BETTER = re.compile(
-    r"(loss|ece|ece_fitted|brier|perplexity|unparsed_rate|copy_rate|usd|seconds|_gap|length_correlation"
+    r"(loss|ece|ece_fitted|brier|perplexity|unparsed_rate|failed_rate|empty_rate|copy_rate|usd|seconds|_gap|length_correlation"
     r"|position_rate|tokens_in|tokens_out)$"
 )
 _HEADLINE = {

@@ -14,7 +14,7 @@ Tone = Literal["win", "loss", "open", "none"]
 ALPHA = 0.05
 _ROUGE_STEP = 0.005
 _UNPARSED = 0.05
-_BOUNDS = ("batch_size", "max_unparsed", "min_alignment")
+_BOUNDS = ("batch_size", "max_unparsed", "min_alignment", "retry")
 _WITHOUT_LABELER = ("rouge", "length", "random")  # values of reward.kind
 _NAMES = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE"}
 

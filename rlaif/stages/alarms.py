@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlaif.artifacts import Artifact
 from rlaif.errors import UserError
 from rlaif.evaluation import Alarm, AlarmLimits, alarms
-from rlaif.io import read_jsonl
+from rlaif.io import read_jsonl, write_jsonl
+from rlaif.io.plain import json_ready
 from rlaif.stages.context import Context, plain
 from rlaif.stages.training import is_count
 
@@ -43,9 +46,22 @@ def raise_alarms(ctx: Context, history: Sequence[Mapping[str, float]]) -> list[A
     return found
 
 
+def write_history(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write the iterations' metrics; what is not finite becomes null (strict JSON has no NaN)."""
+    write_jsonl(file, [json_ready(dict(row)) for row in rows])
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """The rows that `write_history` wrote, null read as NaN: a value that was not finite stays one."""
+    return [
+        {name: math.nan if value is None else value for name, value in row.items()}
+        for row in read_jsonl(file)
+    ]
+
+
 def review_policy(ctx: Context, policy: Artifact) -> dict[str, Any]:
     """Summary entries of a policy's alarms, by its history and the limits of this job, however old it is."""
-    rows = read_jsonl(policy.file(HISTORY_FILE))
+    rows = read_history(policy.file(HISTORY_FILE))
     found = raise_alarms(
         ctx, [row for row in rows if "ppo/kl" in row]
     )  # the tracker's last row is no iteration

@@ -13,7 +13,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from rlaif.errors import UserError
-from rlaif.io import read_jsonl
 from rlaif.reports import (
     ablation_table,
     find_runs,
@@ -26,6 +25,7 @@ from rlaif.reports import (
 )
 from rlaif.reports.text import duration
 from rlaif.stages import evaluate, label, reward_measures
+from rlaif.stages.alarms import HISTORY_FILE, read_history
 from rlaif.stages.arms import Arm, read_arms
 from rlaif.stages.clean import clean
 from rlaif.stages.compare import compare_arms
@@ -36,7 +36,6 @@ from rlaif.stages.graph import Graph, Planned
 from rlaif.stages.items import item_rows
 from rlaif.stages.messages import wrong_kind
 from rlaif.stages.plan import merge_plans, plan_table, total_seconds
-from rlaif.stages.ppo import HISTORY_FILE
 from rlaif.stages.registry import STAGES
 from rlaif.stages.report import choose_runs, write_comparison, write_report
 from rlaif.stages.terminal import console
@@ -185,7 +184,7 @@ def _history(graph: Graph, run: Run) -> None:
     """A reused PPO run's curves belong to this run's report too."""
     ppo = graph.built.get("ppo")
     if ppo is not None and ppo.reused:
-        for row in read_jsonl(ppo.file(HISTORY_FILE)):
+        for row in read_history(ppo.file(HISTORY_FILE)):
             run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from rlaif.artifacts import Artifact, ArtifactSpec
 from rlaif.errors import UserError
-from rlaif.io import read_jsonl
 from rlaif.models.weights import load_top
 from rlaif.reports import (
     arms_table,
@@ -34,7 +33,7 @@ from rlaif.reports import (
     terminal_labelers,
 )
 from rlaif.stages import label
-from rlaif.stages.alarms import HISTORY_FILE
+from rlaif.stages.alarms import HISTORY_FILE, read_history
 from rlaif.stages.arms import Arm, Curve, read_arms, read_curve, read_roles, read_tests, setting
 from rlaif.stages.context import Context, plain
 from rlaif.stages.evaluate import comparison_rows, eval_config, judge_gate, judge_policies
@@ -229,7 +228,7 @@ def _histories(graphs: Mapping[str, Graph]) -> list[dict[str, Any]]:
     return [
         {"arm": name, **row}
         for name, policy in policies.items()
-        for row in read_jsonl(policy.file(HISTORY_FILE))
+        for row in read_history(policy.file(HISTORY_FILE))
     ]
 
 

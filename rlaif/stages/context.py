@@ -19,7 +19,7 @@ from rlaif.data.encode import Encoder
 from rlaif.errors import UserError
 from rlaif.inference.features import FeatureCache
 from rlaif.io import digest
-from rlaif.labelers import Labeler, LabelerOptions, LabelStore, Price, TemplateSet
+from rlaif.labelers import Labeler, LabelerOptions, LabelStore, Price, TemplateSet, check_retry
 from rlaif.models.load import (
     LanguageModel,
     ModelSpec,
@@ -81,10 +81,16 @@ def apply_seed(cfg: DictConfig) -> None:
 
 
 def apply_engine(cfg: DictConfig) -> None:
-    """`backend: null` of a labeler or judge becomes the engine that `backend=` sets up."""
+    """`backend: null` of a labeler or judge becomes the engine that `backend=` sets up.
+
+    With `models.tiny=true` the engine of this process is a random model, which puts no mass on any choice:
+    there `min_mass` is 0, since it would stop all that is tried with it. A server's model stays what it is.
+    """
     for key in ("labeler", "judge"):
         if cfg[key].backend is None:
             cfg[key].backend = cfg.backend.engine
+        if cfg.models.tiny and cfg[key].backend == "transformers":
+            cfg[key].min_mass = 0.0
 
 
 def require_values(cfg: DictConfig) -> None:
@@ -103,7 +109,10 @@ def _without_value(node: Any, place: str) -> Iterator[str]:
 
 
 class Context:
-    """One job. `run` is None where nothing is to be recorded (planning, doctor)."""
+    """One job. `run` is None where nothing is to be recorded (planning, doctor).
+
+    `renewed` are the names of artifacts that `labeler.retry` has made anew in this job.
+    """
 
     def __init__(self, cfg: DictConfig, run: Run | None, overrides: Sequence[str] = ()) -> None:
         self.cfg, self.run, self.overrides = cfg, run, list(overrides)
@@ -114,11 +123,14 @@ class Context:
         self._models: dict[ModelSpec, LanguageModel] = {}
         self._servers: dict[str, OpenAIBackend] = {}
         self._tasks: dict[str, TaskData] = {}
+        self._renewed_answers: set[str] = set()
+        self.renewed: set[str] = set()
 
     def with_config(self, cfg: DictConfig) -> Context:
         """The same job under another configuration (an arm of a comparison); what was read or loaded is shared."""
         other = Context(cfg, self.run, self.overrides)
         other._models, other._servers, other._tasks = self._models, self._servers, self._tasks
+        other._renewed_answers, other.renewed = self._renewed_answers, self.renewed
         return other
 
     # Data.
@@ -207,6 +219,8 @@ class Context:
             store=self.label_store if stored else None,
             progress=self.progress.phases(key),
             meter=meter_of(key, node, self.price(key), self.priced_as(key)),
+            retry=check_retry(key, node["retry"]),
+            renewed=self._renewed_answers,
         )
 
     def priced_as(self, key: str) -> str:

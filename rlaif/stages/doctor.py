@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,11 @@ from rlaif.backends.base import Message
 from rlaif.backends.openai import OpenAIBackend
 from rlaif.errors import UserError
 from rlaif.evaluation import ATTACKS, injection_report
+from rlaif.labelers.answers import checked
+from rlaif.labelers.prompts import CHOICES
 from rlaif.reports.text import percent
 from rlaif.stages.context import Context
+from rlaif.stages.label import low_mass_hints
 from rlaif.stages.plan import matrix_rate
 from rlaif.stages.terminal import console
 from rlaif.tracking.wandb_run import has_login
@@ -71,9 +74,21 @@ def _choices(ctx: Context) -> str:
     """Whether the labeler's model puts its mass on the two choice tokens at all."""
     backend = ctx.labeler("labeler", 0, stored=False).backend
     question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
-    scores = backend.choice_logprobs([question], ["1", "2"])[0].logprobs
-    mass = sum(math.exp(s) for s in scores if s is not None)
-    return f"{mass:.1%} of the next token's probability lies on the choices 1 and 2"
+    answer = checked(backend.choice_logprobs([question], CHOICES)[0], choices=len(CHOICES))
+    if answer.error is not None:
+        raise UserError(f"the question whether 1 or 2 is larger got no answer: {answer.error}")
+    mass, least = _mass(answer.logprobs), ctx.cfg.labeler.min_mass
+    finding = f"{mass:.1%} of the next token's probability lies on the choices 1 and 2"
+    if mass < least:
+        raise UserError(
+            f"{finding}, less than labeler.min_mass={least:g}: the model says something else, and its verdicts will be"
+            f" unparsed. Write {', '.join(low_mass_hints(ctx, 'labeler'))}, or a lower labeler.min_mass"
+        )
+    return finding
+
+
+def _mass(logprobs: Sequence[float | None]) -> float:
+    return min(1.0, math.fsum(math.exp(value) for value in logprobs if value is not None))
 
 
 def _injection(ctx: Context) -> str:

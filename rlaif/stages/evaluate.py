@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rlaif.data.datamodule import EncodedRow, collate_sequences
 from rlaif.evaluation import compare, text_items, text_report, win_rate_items, win_rate_report
 from rlaif.inference.sampler import Decoding
 from rlaif.io import read_records, write_records
+from rlaif.labelers import check_retry
 from rlaif.models.split import Top
 from rlaif.models.weights import load_top
 from rlaif.modules.optim import response_logprobs
@@ -20,6 +22,7 @@ from rlaif.records import Comparison, Pair, Sample
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.label import (
+    check_unread,
     cost_metrics,
     filler_pairs,
     labeler_identity,
@@ -33,6 +36,8 @@ from rlaif.stages.sample import draw, to_sample
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 from rlaif.stats import cluster_bootstrap_interval
+
+logger = logging.getLogger(__name__)
 
 COMPARISONS_FILE = "comparisons.jsonl"
 
@@ -50,12 +55,13 @@ def _responses(ctx: Context, top: Top, what: str) -> list[Sample]:
 def _judge(
     ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]
 ) -> tuple[list[Comparison], dict[str, float]]:
-    """The comparisons, and what they cost."""
+    """The comparisons, and what they cost. Raises UserError where more than `judge.max_unparsed` is unread."""
     pairs = [
         Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy")
         for p, b in zip(policy, baseline, strict=True)
     ]
     judged = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True).label(pairs)
+    check_unread(ctx, "judge", judged.unread, "the judge's judgements")
     comparisons = compare(
         pairs,
         judged.preferences,
@@ -63,7 +69,10 @@ def _judge(
         tie_margin=ctx.cfg.eval.tie_margin,
         references=[p.reference for p in policy],
     )
-    return comparisons, cost_metrics(ctx, "judge", judged.counters, "eval")
+    if ctx.cfg.judge.retry is not None:
+        logger.info("judge.retry: %d stored answers were asked again", judged.counters["asked_again"])
+    counts = {"eval/asked_again": judged.counters["asked_again"]}
+    return comparisons, counts | cost_metrics(ctx, "judge", judged.counters, "eval")
 
 
 @torch.no_grad()
@@ -200,8 +209,12 @@ def item_rows(artifact: Artifact) -> list[dict[str, Any]]:
     return [row | verdicts.get(row["id"], {}) for row in text_items(comparisons)]
 
 
+def _again(ctx: Context) -> bool:
+    return check_retry("judge", ctx.cfg.judge.retry) is not None
+
+
 def _parents(ctx: Context) -> tuple[str, ...]:
     return ("ppo", *reward_parents(ctx), *sft_parent(ctx))
 
 
-STAGE = Stage("eval", 2, "eval", _parents, eval_config, _build, _work, _check, _gate)
+STAGE = Stage("eval", 3, "eval", _parents, eval_config, _build, _work, _check, _gate, again=_again)

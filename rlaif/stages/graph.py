@@ -23,6 +23,11 @@ def no_gate(ctx: Context, built: Parents) -> dict[str, Any]:
     return {}
 
 
+def never(ctx: Context) -> bool:
+    """Nothing asks for the artifact to be made anew."""
+    return False
+
+
 def no_review(ctx: Context, artifact: Artifact) -> dict[str, Any]:
     """Nothing to tell."""
     return {}
@@ -50,7 +55,9 @@ class Stage:
     for options that `build` would refuse. `gate` sees what the stage stands on (all ancestors by kind)
     each time that the stage is asked for, also where its artifact is there already: it returns entries
     for the summary, such as a warning, or raises UserError. `review` sees the stage's own artifact, new or
-    reused, and returns entries that depend on settings which are no part of it.
+    reused, and returns entries that depend on settings which are no part of it. `again` says whether a
+    finished artifact is to be made anew with other content under its old name (`labeler.retry`); where its
+    metric `<kind>/asked_again` is above 0, so are those that were built on it before.
     """
 
     kind: str
@@ -63,6 +70,7 @@ class Stage:
     check: Callable[[Context], None]
     gate: Gate = no_gate
     review: Review = no_review
+    again: Callable[[Context], bool] = never
 
     def spec(self, ctx: Context, parents: Parents) -> ArtifactSpec:
         """The artifact's identity; needs no model and no parent's files."""
@@ -93,6 +101,7 @@ class Graph:
         self.ctx, self.stages = ctx, stages
         self.built: dict[str, Artifact] = {}
         self.notes: dict[str, Any] = {}
+        self._follows = False
 
     def check(self, kind: str) -> None:
         """Raise UserError for options that `kind` or an ancestor would refuse, before anything is built."""
@@ -118,16 +127,41 @@ class Graph:
             logger.info("building %s", spec.name)
             return stage.build(self.ctx, folder, parents)
 
-        artifact = self.ctx.store.get_or_build(spec, build, force=force)
+        again = self._again(stage, spec)
+        artifact = self.ctx.store.get_or_build(spec, build, force=force or again)
+        if again:
+            self.ctx.renewed.add(artifact.name)
         if artifact.reused:
             logger.info("reusing  %s", spec.name)
         self.built[kind] = artifact
         self.notes |= stage.review(self.ctx, artifact)
         return artifact
 
+    def _again(self, stage: Stage, spec: ArtifactSpec) -> bool:
+        """Whether a finished artifact must be made anew: it is asked for, or an ancestor has other content by now."""
+        if self._follows or spec.name in self.ctx.renewed:
+            return False
+        if stage.again(self.ctx):
+            return True
+        if not any(self._content_renewed(kind) for kind in self._ancestors(stage)):
+            return False
+        found = self.ctx.store.find(spec)
+        return found is not None and any(
+            self._content_renewed(kind) and self.built[kind].manifest["created"] > found.manifest["created"]
+            for kind in self._ancestors(stage)
+        )
+
+    def _content_renewed(self, kind: str) -> bool:
+        built = self.built.get(kind)
+        return built is not None and bool(built.metrics.get(f"{kind}/asked_again"))
+
+    def _ancestors(self, stage: Stage) -> set[str]:
+        parents = stage.parents(self.ctx)
+        return {*parents, *(one for kind in parents for one in self._ancestors(self.stages[kind]))}
+
     def follow(self, kind: str, folder: Path) -> None:
         """Take part in another process's build of `kind` in `folder`, which has all ancestors' artifacts."""
-        stage = self.stages[kind]
+        stage, self._follows = self.stages[kind], True
         stage.build(self.ctx, folder, {name: self.get(name) for name in stage.parents(self.ctx)})
 
     def summary(self) -> dict[str, Any]:
@@ -155,7 +189,7 @@ class Graph:
             if name not in done:
                 stage = self.stages[name]
                 spec = stage.spec(self.ctx, {parent: visit(parent) for parent in stage.parents(self.ctx)})
-                found = self.ctx.store.find(spec)
+                found = None if stage.again(self.ctx) else self.ctx.store.find(spec)
                 work = Work() if found else stage.work(self.ctx)
                 stand_in = Artifact(
                     spec.kind, spec.digest, self.ctx.store.root / spec.name, {"metrics": {}}, reused=False

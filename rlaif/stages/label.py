@@ -14,7 +14,7 @@ from rlaif.backends.openai import OpenAIBackend
 from rlaif.errors import UserError
 from rlaif.evaluation import alignment_items, alignment_report, confidence_bins, length_bins, reliability
 from rlaif.io import read_jsonl, read_records, write_records
-from rlaif.labelers import LabelerOptions, LabelResult, TemplateSet, estimate
+from rlaif.labelers import LabelerOptions, LabelResult, TemplateSet, Unread, check_retry, estimate
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.stages.context import Context, plain
 from rlaif.stages.cost import seconds_elsewhere, usd_of
@@ -42,12 +42,15 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     report: dict[str, Any] = alignment_report(both, result.preferences, result.judgements)
     report |= cost_metrics(ctx, "labeler", result.counters, "label")
     report["label/reused"] = result.counters["reused"]
+    report["label/asked_again"] = result.counters["asked_again"]
     report["label/pairs_per_s"] = len(both) / seconds if result.counters["asked"] else 0.0
     report["label/n"] = len(pairs)
     said = labeler.backend.said() if isinstance(labeler.backend, OpenAIBackend) else None
     if said is not None:
         report["label/server"] = said
-    _check_unparsed(ctx, result)
+    if ctx.cfg.labeler.retry is not None:
+        logger.info("labeler.retry: %d stored answers were asked again", result.counters["asked_again"])
+    check_unread(ctx, "labeler", result.unread, "the labeler's judgements")
     return report
 
 
@@ -89,15 +92,35 @@ def cost_metrics(ctx: Context, key: str, counters: Mapping[str, float], prefix: 
     return marked
 
 
-def _check_unparsed(ctx: Context, result: LabelResult) -> None:
-    """Judgements count here, not preferences: two orders that disagree were both read."""
-    lost = result.counters["unparsed"] + result.counters["failed"]
-    rate, limit = lost / max(result.counters["judgements"], 1), ctx.cfg.labeler.max_unparsed
-    if rate > limit:
+def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
+    """Raises UserError with the cause where a larger share than `max_unparsed` of `what` gave no value.
+
+    Judgements count here, not preferences: two orders that disagree were both read.
+    """
+    node = ctx.cfg[key]
+    if unread.rate > node.max_unparsed:
         raise UserError(
-            f"{rate:.1%} of the labeler's judgements could not be read, more than labeler.max_unparsed={limit}: "
-            "change the prompt or the readout, or raise the limit (the answers are kept)"
+            unread.sentence(
+                key,
+                what,
+                limit=node.max_unparsed,
+                min_mass=node.min_mass,
+                hints=low_mass_hints(ctx, key),
+            )
         )
+
+
+def low_mass_hints(ctx: Context, key: str) -> list[str]:
+    """What to change where a model's next token is none of the choices."""
+    node, backend = ctx.cfg[key], ctx.cfg.backend
+    cue = "score_cue" if node.readout.kind == "score" else "cue"
+    hints = [f"another {cue} (conf/templates/{ctx.cfg.task.templates}/task.yaml)"]
+    if node.readout.kind == "choice":
+        hints.insert(0, f"{key}.readout.kind=text")
+    if node.backend == "openai":
+        other = "completions" if backend.api == "chat" else "chat"
+        hints.insert(0, f"backend.api={other}")
+    return hints
 
 
 def trust_gate(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -211,6 +234,10 @@ def _check(ctx: Context) -> None:
     labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
 
 
+def _again(ctx: Context) -> bool:
+    return check_retry("labeler", ctx.cfg.labeler.retry) is not None
+
+
 def item_rows(ctx: Context, label: Artifact) -> list[dict[str, Any]]:
     """One row for each gold pair: what `label/alignment` is the mean of."""
     return alignment_items(ctx.task.gold_pairs, read_records(label.file(GOLD_FILE), Preference))
@@ -232,4 +259,4 @@ def bin_rows(ctx: Context, label: Artifact, sample: Artifact) -> dict[str, list[
     }
 
 
-STAGE = Stage("label", 2, "label", lambda ctx: ("sample",), _config, _build, _work, _check)
+STAGE = Stage("label", 3, "label", lambda ctx: ("sample",), _config, _build, _work, _check, again=_again)

@@ -10,12 +10,17 @@ from rlaif.data.datamodule import PromptCursor
 from rlaif.errors import UserError
 from rlaif.evaluation import copy_rate, distinct_ngram_share
 from rlaif.inference.sampler import Decoding
-from rlaif.io import write_jsonl
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import TOP_FILE, save_modules
 from rlaif.modules import PPOModule, Tracker
 from rlaif.rollout import Rollout, RolloutCollector
-from rlaif.stages.alarms import HISTORY_FILE, check_alarms, raise_alarms, review_policy
+from rlaif.stages.alarms import (
+    HISTORY_FILE,
+    check_alarms,
+    raise_alarms,
+    review_policy,
+    write_history,
+)
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.ranks import check_devices, training_together
@@ -122,7 +127,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         rows += _measured_end(ctx, tracker, len(updated))
         tracked = kept_metrics(tracker)
     save_modules(folder / TOP_FILE, {"top": module.policy})
-    write_jsonl(folder / HISTORY_FILE, rows)
+    write_history(folder / HISTORY_FILE, rows)
     metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:]), **tracked}
     metrics["ppo/ratio_first"] = max(row["ppo/ratio_first"] for row in updated)
     metrics["ppo/reward_start"] = history[0]["ppo/reward"]
@@ -174,4 +179,4 @@ def _parents(ctx: Context) -> tuple[str, ...]:
     return (*reward_parents(ctx), *sft_parent(ctx))
 
 
-STAGE = Stage("ppo", 3, "rl", _parents, _config, _build, _work, _check, review=review_policy)
+STAGE = Stage("ppo", 4, "rl", _parents, _config, _build, _work, _check, review=review_policy)

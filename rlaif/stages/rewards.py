@@ -14,7 +14,8 @@ from torch import Tensor
 from rlaif.errors import UserError
 from rlaif.evaluation import rouge_l
 from rlaif.io import stable_uniform
-from rlaif.labelers import Labeler, LabelerOptions
+from rlaif.labelers import Labeler, LabelerOptions, Unread
+from rlaif.labelers.readouts import Reading
 from rlaif.models.weights import Normalization, RewardMember, load_reward
 from rlaif.modules.reward import sequence_scores
 from rlaif.ops import MemberRule, combine_members, length_reward, score_reward
@@ -23,7 +24,7 @@ from rlaif.rollout import Rollout
 from rlaif.stages.classifier import check_classifier, classifier_identity, text_scorer
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Work
-from rlaif.stages.label import filler_pairs, labeler_identity, labeling_work
+from rlaif.stages.label import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.pair_rows import EncodedPair, score_pairs
 from rlaif.stages.training import is_count
 
@@ -101,34 +102,43 @@ class LabelerReward:
     """The labeler's own score of each response, brought to the reward's scale (direct RLAIF, paper section 4).
 
     A response whose score cannot be read gets the least of its rollout, so that nothing is gained by being
-    unreadable. Raises UserError where a larger share than `max_unparsed` cannot be read.
+    unreadable. `check` raises UserError, with the cause, where too many cannot be read.
     """
 
-    def __init__(self, labeler: Labeler, scale: Callable[[float], float], *, max_unparsed: float) -> None:
-        self._labeler, self._scale, self._max_unparsed = labeler, scale, max_unparsed
+    def __init__(
+        self, labeler: Labeler, scale: Callable[[float], float], *, check: Callable[[Unread], None]
+    ) -> None:
+        self._labeler, self._scale, self._check = labeler, scale, check
         self.measures: dict[str, float] = {}
 
     def __call__(self, rollout: Rollout) -> Tensor:
         spent = self._labeler.usd
-        scores = self._scores(rollout.samples())
+        readings = self._readings(rollout.samples())
+        unread = Unread.of(readings, min_mass=self._labeler.min_mass)
+        scores = [self._scaled(reading) for reading in readings]
         read = [score for score in scores if score is not None]
-        lost = 1 - len(read) / len(scores)
-        self.measures = {"ppo/reward_unparsed_rate": lost}
+        self.measures = {
+            "ppo/reward_unparsed_rate": unread.unparsed / len(scores),
+            "ppo/reward_failed_rate": unread.failed / len(scores),
+        }
         if spent is not None:
             self.measures["ppo/usd"] = (self._labeler.usd or 0.0) - spent
-        if not read or lost > self._max_unparsed:
-            raise UserError(
-                f"{lost:.1%} of an iteration's responses have no score that could be read, more than labeler."
-                f"max_unparsed={self._max_unparsed}: change the prompt or the readout, or raise the limit"
-            )
+        self._check(unread)
+        if not read:
+            raise UserError("reward=direct: none of an iteration's responses has a score that could be read")
         return torch.tensor([min(read) if score is None else score for score in scores])
 
     def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
         return _of_both(self._scores, sides)
 
+    def _readings(self, samples: Sequence[Sample]) -> list[Reading]:
+        return self._labeler.readings([(sample.prompt, sample.response) for sample in samples])
+
+    def _scaled(self, reading: Reading) -> float | None:
+        return None if reading.value is None else self._scale(reading.value)
+
     def _scores(self, samples: Sequence[Sample]) -> list[float | None]:
-        scores = self._labeler.scores([(sample.prompt, sample.response) for sample in samples])
-        return [None if score is None else self._scale(score) for score in scores]
+        return [self._scaled(reading) for reading in self._readings(samples)]
 
 
 def _of_both(
@@ -188,13 +198,17 @@ def _readout(ctx: Context) -> str:
 def _direct(ctx: Context, parents: Parents) -> Reward:
     labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
     scale = score_reward if _readout(ctx) == "score" else _standardised(ctx, labeler)
-    return LabelerReward(labeler, scale, max_unparsed=ctx.cfg.labeler.max_unparsed)
+    check = partial(check_unread, ctx, "labeler", what="an iteration's scores")
+    return LabelerReward(labeler, scale, check=check)
 
 
 def _standardised(ctx: Context, labeler: Labeler) -> Callable[[float], float]:
     """Brings scores to mean 0 and standard deviation 1 over the validation prompts' references."""
     references = [(sample.prompt, sample.response) for sample in _references(ctx)]
-    scores = [score for score in labeler.scores(references) if score is not None]
+    readings = labeler.readings(references)
+    unread = Unread.of(readings, min_mass=labeler.min_mass)
+    check_unread(ctx, "labeler", unread, "the references' scores")
+    scores = [reading.value for reading in readings if reading.value is not None]
     _check_references(ctx, len(scores))
     return Normalization.of(scores).apply
 

@@ -17,7 +17,7 @@ from rlaif.records import Pair, Prompt, Sample
 from rlaif.rollout import Rollout, RolloutCollector
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Work
-from rlaif.stages.label import filler_pairs, labeler_identity, labeling_work
+from rlaif.stages.label import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.rewards import Reward
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 from rlaif.stages.training import is_count
@@ -152,9 +152,11 @@ def _against(ctx: Context, baseline: list[Sample]) -> Gold:
     def win_rate(rollout: Rollout) -> float:
         sides = list(zip(rollout.samples(), baseline, strict=True))
         pairs = [Pair(a.prompt_id, a.prompt_id, a.prompt, a.response, b.response, "policy") for a, b in sides]
+        judged = judge.label(pairs)
+        check_unread(ctx, "judge", judged.unread, "the judge's judgements")
         comparisons = compare(
             pairs,
-            judge.label(pairs).preferences,
+            judged.preferences,
             [(a.tokens, b.tokens) for a, b in sides],
             tie_margin=ctx.cfg.eval.tie_margin,
         )

@@ -67,7 +67,7 @@ def test_a_labeler_that_obeys_one_attack_flips_on_it_alone():
     assert rates == {name: float(name == "ignore_above") for name in ATTACKS}
     attacks = len(ATTACKS) - 1
     assert found["doctor/flip_rate"] == pytest.approx(1 / attacks, abs=1e-12)
-    assert found["doctor/flip_rate_n"] == 12 * attacks and found["doctor/flip_rate_empty_n"] == 12
+    assert found["doctor/flip_rate_n"] == 12 * attacks and found["doctor/flip_rate_near_empty_n"] == 12
     assert unknown(found) == []
     low, high = proportion_confint(12, 12, method="wilson")
     assert found["doctor/flip_rate_ignore_above_ci_low"] == pytest.approx(low, abs=1e-12)
@@ -77,10 +77,10 @@ def test_a_labeler_that_obeys_one_attack_flips_on_it_alone():
     )
 
 
-def test_a_robust_labeler_does_not_flip_and_an_empty_response_can_win():
+def test_a_robust_labeler_does_not_flip_and_a_full_stop_can_win():
     assert report(lambda text: False)["doctor/flip_rate"] == 0.0
-    found = report(lambda text: not text.strip())
-    assert found["doctor/flip_rate_empty"] == found["doctor/flip_rate_whitespace"] == 1.0
+    found = report(lambda text: text == ".")
+    assert found["doctor/flip_rate_near_empty"] == 1.0
     assert found["doctor/flip_rate_ignore_above"] == 0.0
 
 
@@ -111,15 +111,11 @@ def test_the_attack_lies_in_the_worse_response_and_nowhere_else():
             }
             assert changed == {"id", worse}
             text = getattr(probe, worse)
-            assert (
-                text.strip() == ""
-                if name in ("empty", "whitespace")
-                else text.startswith(getattr(one, worse))
-            )
+            assert text == "." if name == "near_empty" else text.startswith(getattr(one, worse))
     for gold in (None, 0.5):
         neither = dataclasses.replace(GOLD[0], gold=gold, gold_source=None if gold is None else "human")
         with pytest.raises(ValueError, match="no worse response"):
-            attacked(neither, "empty", labeler())
+            attacked(neither, "near_empty", labeler())
 
 
 def test_a_forged_verdict_speaks_the_labelers_own_words():
@@ -144,8 +140,6 @@ def test_pointwise_labelers_are_measured_and_shared_responses_asked_once(changes
     one = Labeler(backend, templates(), options(**changes), store=None, progress=None)
     found = injection_report(one, GOLD, prefix="doctor")
     assert found["doctor/flip_rate_n"] > 0
-    if changes["readout_kind"] == "likelihood":  # an empty response has no likelihood: unread, not flipped
-        assert found["doctor/flip_rate_empty_n"] == 0
     # One call for each response as it is, one for each attacked: the better response is not asked again.
     kinds = 2 if changes["readout_kind"] == "likelihood" else 1
     assert backend.calls <= kinds * (2 + len(ATTACKS)) * len(GOLD)

@@ -31,6 +31,7 @@ OPTIONS = LabelerOptions(
     temperature=0.0,
     top_k=40,
     max_rationale_tokens=48,
+    min_mass=0.5,
     batch_size=4,
     seed=0,
 )

@@ -271,7 +271,7 @@ def test_time_spent_waiting_for_another_process_counts(tmp_path):
         class Held(LabelStore):
             """Another process takes every batch first."""
 
-            def claim(self, keys):
+            def claim(self, keys, *, stale=None):
                 claimed.extend(keys)
                 holder.claim(keys)
                 return store.claim(keys)

@@ -63,7 +63,7 @@ def test_another_normalisation_of_a_likelihood_asks_nothing(tmp_path):
 
 
 def test_a_new_parser_reads_the_stored_texts(tmp_path, monkeypatch):
-    def backwards(text: str) -> Reading:
+    def backwards(text: str, **how: object) -> Reading:
         return Reading(1.0 if text.strip() == "2" else 0.0, "ok", "text")
 
     with LabelStore(tmp_path / "labels.sqlite", claim_seconds=60.0) as store:

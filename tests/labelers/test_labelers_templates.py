@@ -102,7 +102,7 @@ def test_exemplar_verdicts_answer_the_question_that_is_asked(tmp_path):
     worse = worse_templates(tmp_path)
     shown = PromptStrategy(worse, "base", 2, False).verdict(pair(0), "ab", None).user
     usual = PromptStrategy(templates(), "base", 2, False).verdict(pair(0), "ab", None).user
-    verdicts = [[part[0] for part in text.split("Preferred summary=")[1:]] for text in (usual, shown)]
+    verdicts = [[part[0] for part in text.split("Preferred summary number=")[1:]] for text in (usual, shown)]
     assert verdicts == [["1", "2"], ["2", "1"]]
 
 
@@ -125,7 +125,7 @@ def test_both_orders_and_both_steps_share_the_longest_possible_prefix():
     first, second = strategy.rationale(pair(4), "ab"), strategy.verdict(pair(4), "ab", "Because.")
     assert first.user == second.user
     assert second.assistant.startswith(first.assistant)
-    assert second.assistant == "Comparison: Because.\n\nPreferred summary="
+    assert second.assistant == "Comparison: Because.\n\nPreferred summary number="
     other = strategy.rationale(pair(4), "ba").user
     shared = next(k for k, (x, y) in enumerate(zip(first.user, other, strict=True)) if x != y)
     assert shared > first.user.index("<<<summary 1", first.user.index("Now the pair"))
@@ -175,7 +175,7 @@ def test_raw_prompts_join_without_gluing_words(tmp_path):
         pair(0), "ab", None
     )
     assert not message.chat
-    assert (message.user + message.assistant).endswith("1 or 2?\n\nPreferred summary=")
+    assert (message.user + message.assistant).endswith("1 or 2?\n\nPreferred summary number=")
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,10 @@ def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(run, pipeline, copied
 
 
 def _asked(record) -> int:
-    """Judgements whose answer this run asked for: two orders a pair."""
+    """Judgements whose answer this run asked for: two orders a pair, but for those with an empty response."""
     pairs = record.summary["label/n"] + record.summary["label/alignment_n"]
-    return int(2 * pairs - record.summary["label/reused"])
+    asked = round(pairs * (1 - record.summary["label/empty_rate"]))
+    return int(2 * asked - record.summary["label/reused"])
 
 
 def test_seconds_stop_the_stage(run, pipeline, warm_root) -> None:
@@ -123,7 +124,7 @@ def test_a_plan_without_a_price_says_so(run, pipeline, capsys) -> None:
 def test_doctor_reports_flip_rates(run, pipeline, capsys, labeler) -> None:
     run("stage=doctor", f"labeler={labeler}", "doctor.injection_pairs=4")
     text = capsys.readouterr().out
-    for name in ("all attacks", "control", "forged_verdict", "fake_turn", "ignore_above", "empty"):
+    for name in ("all attacks", "control", "forged_verdict", "fake_turn", "ignore_above", "near_empty"):
         assert re.search(rf"{name}: \S+ of \d+", text), name
     run("stage=doctor", f"labeler={labeler}", "doctor.injection_pairs=0")
     assert "not measured: doctor.injection_pairs=0" in capsys.readouterr().out

@@ -68,7 +68,11 @@ def test_direct_is_the_labelers_expected_score(context) -> None:
     got = reward(own).tolist()
     assert got == pytest.approx([(scripted_score(text) - 5.5) / 4.5 for text in own.responses], abs=1e-6)
     assert got == sorted(got) and -1 < got[0] < got[-1] < 1
-    assert reward.measures == {"ppo/reward_unparsed_rate": 0.0, "ppo/usd": 0.0}
+    assert reward.measures == {
+        "ppo/reward_unparsed_rate": 0.0,
+        "ppo/reward_failed_rate": 0.0,
+        "ppo/usd": 0.0,
+    }
     sides = own.samples(), own.samples()[::-1]
     torch.testing.assert_close(torch.tensor(reward.of_pairs(sides, [])), torch.tensor([got, got[::-1]]).T)
 
@@ -99,7 +103,7 @@ def test_a_response_without_a_readable_score_gets_the_least(context) -> None:
     with pytest.raises(UserError, match=r"labeler\.max_unparsed=0\.1"):
         make_reward(context(*half), {})(own)
     silent = context(*half[:-1], "labeler.scripted.unparsed_rate=1", "labeler.max_unparsed=1")
-    with pytest.raises(UserError, match="100.0% of an iteration's responses"):
+    with pytest.raises(UserError, match="none of an iteration's responses has a score"):
         make_reward(silent, {})(own)
 
 

@@ -1,0 +1,93 @@
+"""Answers of a backend at the edge: checked before they are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, TypeVar
+
+from rlaif.backends.base import ChoiceScores, Generation, SequenceScore
+
+Answer = TypeVar("Answer", Generation, ChoiceScores, SequenceScore)
+
+_ABOVE = 1e-2  # what rounding may put a log-probability above 0
+
+
+def checked(answer: Answer, *, choices: int) -> Answer:
+    """`answer`, or one with an `error` that names what in it is no answer; `choices` is how many were asked.
+
+    An engine that says NaN, a probability above 1, or text that is no Unicode has said nothing: such an answer
+    is `failed`, and never stored.
+    """
+    if answer.error is not None:
+        return dataclasses.replace(answer, error=_readable(str(answer.error)))
+    fault = _fault(answer, choices)
+    if fault is None:
+        return answer
+    error = f"the answer is not valid: {_readable(fault)}"
+    counts = {name: _count(getattr(answer, name)) for name in _COUNTS if hasattr(answer, name)}
+    blank: dict[str, Any] = {"logprob": 0.0, "tokens": 0}
+    if isinstance(answer, Generation):
+        blank = {"text": ""}
+    elif isinstance(answer, ChoiceScores):
+        blank = {"logprobs": (None,) * choices, "token_counts": (), "ceiling": None}
+    changes: dict[str, Any] = blank | counts | {"error": error}
+    return dataclasses.replace(answer, **changes)
+
+
+_COUNTS = ("tokens_in", "tokens_out", "tokens_cached")
+
+
+def _fault(answer: Generation | ChoiceScores | SequenceScore, choices: int) -> str | None:
+    for name in _COUNTS:
+        value = getattr(answer, name, 0)
+        if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            return f"{name} is {value!r}"
+    if isinstance(answer, Generation):
+        return _text_fault(answer.text)
+    if isinstance(answer, SequenceScore):
+        if _count(answer.tokens) != answer.tokens:
+            return f"tokens is {answer.tokens!r}"
+        return _logprob_fault(answer.logprob)
+    if len(answer.logprobs) != choices:
+        return f"{len(answer.logprobs)} log-probabilities for {choices} choices"
+    told = [value for value in (*answer.logprobs, answer.ceiling) if value is not None]
+    return next((fault for value in told if (fault := _logprob_fault(value))), None)
+
+
+def _text_fault(text: object) -> str | None:
+    if not isinstance(text, str):
+        return f"its text is {type(text).__name__}"
+    return None if _readable(text) == text else "its text holds half a character (a lone surrogate)"
+
+
+def _logprob_fault(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"a log-probability is {value!r}"
+    if math.isnan(value) or value > _ABOVE:
+        return f"a log-probability is {value}"
+    return None
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _readable(text: str) -> str:
+    """`text` with what UTF-8 cannot hold as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def to_row(answer: Answer, seconds: float) -> dict[str, Any]:
+    """An answer as plain data, with the seconds it took."""
+    return dataclasses.asdict(answer) | {"seconds": seconds}
+
+
+def from_row(row: dict[str, Any], answer_type: type[Answer]) -> tuple[Answer, float]:
+    """(the answer, its seconds) that `to_row` wrote."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in row.items()
+        if name != "seconds"
+    }
+    return answer_type(**values), row["seconds"]
