@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from rlaif.errors import UserError
+
 
 @dataclass(frozen=True)
 class Message:
@@ -21,9 +23,20 @@ class Message:
     chat: bool = True
 
 
+class Ended(UserError):
+    """The engine answers no more. `answers` are those of this call, in order; None where there is none."""
+
+    def __init__(self, why: str, answers: Sequence[Any]) -> None:
+        super().__init__(why)
+        self.answers = tuple(answers)
+
+
 @dataclass(frozen=True)
 class Generation:
-    """A sampled continuation. `finished` says whether the model ended it itself."""
+    """A sampled continuation. `finished` says whether the model ended it itself.
+
+    `usage_estimated`, here and below: the engine did not tell its tokens, so that they are an estimate.
+    """
 
     text: str
     finished: bool
@@ -31,6 +44,7 @@ class Generation:
     tokens_out: int
     tokens_cached: int = 0
     error: str | None = None
+    usage_estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class ChoiceScores:
     tokens_out: int = 0
     ceiling: float | None = None
     source: Literal["logprob", "frequency"] = "logprob"
+    usage_estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ class SequenceScore:
     tokens_in: int
     tokens_cached: int = 0
     error: str | None = None
+    usage_estimated: bool = False
 
 
 class Backend(Protocol):

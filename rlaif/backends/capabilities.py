@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlaif.backends.answers import Answer
 from rlaif.backends.http import Refused, Unavailable
-from rlaif.backends.wire import Answer, Server
+from rlaif.backends.wire import Server
 from rlaif.errors import UserError
 
 Level = Literal["token_ids", "top_k", "frequency", "text"]
@@ -72,9 +73,15 @@ async def _probe(server: Server, top: int, sampled: int) -> Capabilities:
 
 
 async def _check_model(server: Server) -> None:
-    """A server that takes any name would otherwise file one model's labels under another's."""
+    """A server that takes any name would otherwise file one model's labels under another's.
+
+    Only a list that is one, and lacks the name, says no: the route is optional.
+    """
     served = await server.models()
-    if served and server.model not in served:
+    known = {
+        form for name in served for form in (name, name.removeprefix("models/"), name.removesuffix(":latest"))
+    }
+    if served and server.model not in known and server.model.removeprefix("models/") not in known:
         shown = ", ".join(served[:5]) + (", ..." if len(served) > 5 else "")
         raise UserError(f"backend.name={server.model} is not served there: write one of {shown}")
 

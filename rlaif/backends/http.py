@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import re
 import threading
@@ -19,6 +20,8 @@ import stamina
 from aiolimiter import AsyncLimiter
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
+from rlaif.backends.base import Ended
+from rlaif.backends.refusals import Refusal, error_in, read_refusal, status_in
 from rlaif.errors import UserError
 from rlaif.tracking.redact import REDACTED, redact
 
@@ -31,6 +34,11 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEY = re.compile(r"[!-~]+")
 _TOKEN_WINDOW = 5.0  # seconds of the tokens' budget that may be spent in one burst
 _LONGEST_MESSAGE = 300
+_TIMEOUTS = 3  # attempts of one request that may run into the time limit
+_LOST = 16  # calls in a row that were given up: then the server is gone
+# What an optional route may cost.
+_LOOK_S = 5.0
+_LOOKS = 2
 
 
 @dataclass(frozen=True)
@@ -85,19 +93,23 @@ class HttpOptions:
 
 
 class Refused(Exception):
-    """The server's final no to a request: its 4xx status and what it said."""
+    """The server's final no to a request: its 4xx status and what it said (`refusal` as it stands)."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, refusal: Refusal) -> None:
         super().__init__(f"HTTP {status}: {message}" if message else f"HTTP {status}")
-        self.status, self.message = status, message
+        self.status, self.message, self.refusal = status, message, refusal
 
 
 class Unavailable(Exception):
-    """No usable answer (yet); `wait` is how long the server asks to wait, in seconds."""
+    """No usable answer (yet); `wait` is how long the server asks to wait, in seconds (infinite: do not repeat)."""
 
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
         self.wait = wait
+
+
+class TimedOut(Unavailable):
+    """No answer within the time limit."""
 
 
 def _say_retry(details: RetryDetails) -> None:
@@ -123,6 +135,7 @@ class Client:
             timeout=httpx.Timeout(None, connect=options.connect_timeout_s),
             limits=httpx.Limits(max_connections=options.max_concurrency),
         )
+        self._lost = 0
         self._places = asyncio.Semaphore(options.max_concurrency)
         requests, tokens = options.requests_per_minute, options.tokens_per_minute
         # One request each 60/n s, without a first burst: servers count over sliding windows.
@@ -141,27 +154,69 @@ class Client:
             future.cancel()  # an interrupt ends the requests too
             raise
 
-    async def get(self, path: str, parse: Callable[[Any], T]) -> T:
-        """GET `path` (below base_url, or a whole address); see `post`."""
-        return await self._request("GET", path, None, 0, parse)
+    async def look(
+        self, method: str, path: str, body: dict[str, Any] | None, parse: Callable[[Any], T]
+    ) -> T | None:
+        """What an optional route says (`path` below base_url, or a whole address); None where it says nothing usable.
+
+        Whatever it answers, or does not answer within a few seconds, ends nothing.
+        """
+        try:
+            return await self._request(
+                method, path, body, 0, parse, attempts=_LOOKS, limit_s=min(_LOOK_S, self.options.timeout_s)
+            )
+        except (Refused, Unavailable):
+            return None
 
     async def post(self, path: str, body: dict[str, Any], parse: Callable[[Any], T], *, tokens: int) -> T:
         """POST `body` and read the JSON answer with `parse`; `tokens` is its share of the tokens a minute.
 
-        Connection errors, time-outs, 408, 409, 425, 429, 5xx, and answers that are no JSON or that
-        `parse` cannot read (KeyError, TypeError, ValueError, IndexError) are repeated, after the time
-        that Retry-After asks for where it is given. Raises Unavailable when they persist, Refused for
-        any other status, and UserError for 401 and 403.
+        Connection errors, time-outs (twice at most), 408, 409, 425, 429, 5xx, and answers that are no JSON or
+        that `parse` cannot read (KeyError, TypeError, ValueError, IndexError) are repeated, after the time that
+        Retry-After asks for where it is given. Raises Unavailable when they persist, Refused for any other
+        status, and UserError for 401 and 403, for an account that is used up, and where the server has not
+        answered any of the last calls.
         """
-        return await self._request("POST", path, body, tokens, parse)
+        try:
+            found = await self._request(
+                "POST", path, body, tokens, parse, attempts=self.options.max_retries + 1
+            )
+        except Unavailable as error:
+            self._lost += 1
+            if self._lost >= _LOST:
+                raise UserError(
+                    f"{self.options.place} has not answered the last {self._lost} calls ({error}): answers in the"
+                    " label store are kept, and the same command goes on from there once the server is back"
+                ) from None
+            raise
+        except Refused as refused:
+            self._lost = 0
+            if refused.status in (401, 403):
+                raise UserError(self._wrong_key(refused)) from None
+            if refused.status == 402:
+                raise UserError(
+                    f"{self.options.place} serves this account no more ({refused}): see to its quota or billing."
+                    " Answers in the label store are kept, and the same command goes on from there"
+                ) from None
+            raise
+        self._lost = 0
+        return found
 
     async def _request(
-        self, method: str, path: str, body: dict[str, Any] | None, tokens: int, parse: Callable[[Any], T]
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        tokens: int,
+        parse: Callable[[Any], T],
+        *,
+        attempts: int,
+        limit_s: float | None = None,
     ) -> T:
         url = path if "://" in path else f"{self.options.base_url.rstrip('/')}/{path}"
         async for attempt in stamina.retry_context(
             on=self._may_pass,
-            attempts=self.options.max_retries + 1,
+            attempts=attempts,
             timeout=None,
             wait_initial=self.options.backoff_s,
             wait_max=self.options.max_wait_s,
@@ -171,7 +226,12 @@ class Client:
             with attempt:
                 async with self._places:
                     await self._wait_for_rates(tokens)
-                    response = await self._send(method, url, body)
+                    try:
+                        response = await self._send(method, url, body, limit_s or self.options.timeout_s)
+                    except TimedOut as slow:
+                        if limit_s is None and attempt.num < _TIMEOUTS:
+                            raise
+                        raise TimedOut(str(slow), math.inf) from None
                 return self._read(response, parse)
         raise AssertionError("the last attempt returns or raises")
 
@@ -191,37 +251,46 @@ class Client:
             await self._tokens.acquire(part)
             tokens -= part
 
-    async def _send(self, method: str, url: str, body: dict[str, Any] | None) -> httpx.Response:
+    async def _send(self, method: str, url: str, body: Any, limit_s: float) -> httpx.Response:
         try:
-            async with asyncio.timeout(self.options.timeout_s):
+            async with asyncio.timeout(limit_s):
                 return await self._http.request(method, url, json=body)
         except TimeoutError:
-            raise Unavailable(f"no answer within {self.options.timeout_s:g} s") from None
+            raise TimedOut(f"no answer within {limit_s:g} s", None) from None
         except httpx.RequestError as error:
             why = self._clean(str(error)) or type(error).__name__
             raise Unavailable(f"connection to {self.options.place} failed ({why})") from None
 
     def _read(self, response: httpx.Response, parse: Callable[[Any], T]) -> T:
-        status = response.status_code
-        if status in (401, 403):
-            raise UserError(self._wrong_key(status))
-        if status in _RETRIED or status >= 500:
-            raise Unavailable(f"HTTP {status}", _retry_after(response.headers.get("Retry-After")))
         if not response.is_success:
-            raise Refused(status, self._clean(_message(response)))
+            raise self._failure(response.status_code, response.text, _retry_after(response))
         try:
-            return parse(response.json())
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            found = response.json()
+            error = error_in(found)
+            if error is None:
+                return parse(found)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError):
             raise Unavailable("the answer is no JSON of the expected form") from None
+        raise self._failure(status_in(error, response.status_code), error, _retry_after(response))
 
-    def _wrong_key(self, status: int) -> str:
+    def _failure(self, status: int, body: Any, wait: float | None) -> Refused | Unavailable:
+        """What an answer without a result is: for a time, or for good (402: until somebody pays)."""
+        refusal = read_refusal(body)
+        said = self._clean(refusal.message)
+        if refusal.empties(status, wait):
+            return Refused(402, said, refusal)
+        if status in _RETRIED or status >= 500:
+            return Unavailable(f"HTTP {status}: {said}" if said else f"HTTP {status}", wait)
+        return Refused(status, said, refusal)
+
+    def _wrong_key(self, refused: Refused) -> str:
         variable = self.options.api_key_env
         known = (
             f"check the key in the environment variable {variable}"
             if variable
             else ("put its key into an environment variable and write backend.api_key_env=NAME")
         )
-        return f"{self.options.place} refuses the request (HTTP {status}): {known}"
+        return f"{self.options.place} refuses the request ({refused}): {known}"
 
     def _clean(self, text: str) -> str:
         """A server's words on one line, without the key, should it repeat it."""
@@ -236,6 +305,21 @@ async def gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def gather_what_is_done(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order. A UserError ends the others and is raised as Ended, with the results that were there."""
+    tasks: list[asyncio.Task[T]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks += [group.create_task(coroutine) for coroutine in coroutines]
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+        if not isinstance(first, UserError):
+            raise first from None
+        done = [None if task.cancelled() or task.exception() else task.result() for task in tasks]
+        raise Ended(str(first), done) from None
     return [task.result() for task in tasks]
 
 
@@ -273,8 +357,9 @@ def _close(loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient) -> None:
     asyncio.run_coroutine_threadsafe(close(), loop)
 
 
-def _retry_after(value: str | None) -> float | None:
+def _retry_after(response: httpx.Response) -> float | None:
     """Seconds that a Retry-After header asks for (a number or an HTTP date); None if it says nothing."""
+    value = response.headers.get("Retry-After")
     if value is None:
         return None
     try:
@@ -287,13 +372,3 @@ def _retry_after(value: str | None) -> float | None:
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
-
-
-def _message(response: httpx.Response) -> str:
-    """What an error's body says: OpenAI's `error.message`, or the text as it stands."""
-    try:
-        error = response.json()
-        error = error.get("error", error)
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, AttributeError):
-        return response.text

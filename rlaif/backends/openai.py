@@ -13,14 +13,38 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+from rlaif.backends.answers import Answer, Candidate
 from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
 from rlaif.backends.capabilities import NO_LIMITS, Capabilities, probe
-from rlaif.backends.http import Client, HttpOptions, Refused, Unavailable, gather
-from rlaif.backends.wire import Answer, Api, Candidate, Server
+from rlaif.backends.http import (
+    Client,
+    HttpOptions,
+    Refused,
+    Unavailable,
+    gather,
+    gather_what_is_done,
+)
+from rlaif.backends.spellings import (
+    USUAL,
+    Unreadable,
+    bare,
+    is_markup,
+    named,
+    opens_with,
+    says,
+    total,
+    unnamed,
+)
+from rlaif.backends.wire import Api, Server
 from rlaif.errors import UserError
 from rlaif.io import digest
 
 _ANCHOR = "="  # some tokenizers put a space before a text's first word, but not after this
+_COUNT_ON = "Go on with the next number and nothing else: 6, 7, 8, 9,"  # shows whether "10" is one token
+_ANSWER = 1e-3  # less than this of the next token is not looked into
+_MARKUP = 0.1  # of the next token: then the answer is read after it
+_MARKUP_TOKENS = 4
+_FREQUENCY_TOKENS = 3  # besides those of the choice: "10." and "1 or 2" are told from "1"
 
 
 @dataclass(frozen=True)
@@ -70,10 +94,14 @@ class ChatTemplate:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A choice and its tokens as (id, text); where the server does not tell them, one with id None."""
+    """A choice and its tokens as (id, text); where the server does not tell them, one with id None.
+
+    `spellings` are ids of other single tokens that say the same.
+    """
 
     text: str
     tokens: tuple[tuple[int | None, str], ...]
+    spellings: tuple[int, ...] = ()
 
     @property
     def untold(self) -> bool:
@@ -90,11 +118,16 @@ class OpenAIBackend:
     """
 
     batch_invariant: Literal[True] = True
+    choice_rules = (
+        2  # spellings count together, and "10" is not read from a "1": answers without that are not reused
+    )
 
     def __init__(self, options: OpenAIOptions, template: ChatTemplate | None) -> None:
         self._options, self._template = options, template
         self.capabilities: Capabilities | None = None
         self._choices: dict[str, _Choice] = {}
+        self._anchor: tuple[int, ...] | None = None
+        self._ten_is_one_token: bool | None = None
 
     def identity(self) -> dict[str, Any]:
         """The model by its served name, not the server: moving it keeps its labels."""
@@ -112,6 +145,12 @@ class OpenAIBackend:
     def describe(self) -> str:
         """The model, its address and what the server can do, asked now if it was not yet."""
         return f"{self._server.place}: {self._probed()}"
+
+    def said(self) -> str | None:
+        """What the server turned out to do and to refuse, for the summary; None where nothing was asked."""
+        if self.capabilities is None:
+            return None
+        return "; ".join([str(self.capabilities), *self._server.remarks])
 
     @cached_property
     def _server(self) -> Server:
@@ -161,12 +200,10 @@ class OpenAIBackend:
                 )
             except (Refused, Unavailable) as error:
                 return Generation("", False, 0, 0, error=str(error))
-            return Generation(
-                answer.text, answer.finished, answer.tokens_in, answer.tokens_out, answer.tokens_cached
-            )
+            return Generation(answer.text, answer.finished, **_spent([answer]))
 
         texts = [self._text(prompt) for prompt in prompts]
-        asking = gather(ask(text, seed) for text, seed in zip(texts, seeds, strict=True))
+        asking = gather_what_is_done(ask(text, seed) for text, seed in zip(texts, seeds, strict=True))
         return self._server.client.run(asking)
 
     # Choices.
@@ -189,9 +226,10 @@ class OpenAIBackend:
         self, can: Capabilities, prompts: Sequence[str], texts: Sequence[str]
     ) -> list[ChoiceScores]:
         if can.level == "frequency":
-            return await gather(self._frequencies(can, prompt, texts) for prompt in prompts)
+            return await gather_what_is_done(self._frequencies(can, prompt, texts) for prompt in prompts)
         try:
             choices = [await self._choice(can, text) for text in texts]
+            await self._see_ten(can, choices)
         except (Refused, Unavailable) as error:
             return [ChoiceScores((None,) * len(texts), 0, error=str(error))] * len(prompts)
         several = [choice.text for choice in choices if len(choice.tokens) > 1]
@@ -200,7 +238,7 @@ class OpenAIBackend:
                 f"the choice {several[0]!r} is several tokens for {self._server.model}, and backend.api=chat cannot"
                 " continue after its first: write backend.api=completions"
             )
-        return await gather(self._score(can, prompt, choices) for prompt in prompts)
+        return await gather_what_is_done(self._score(can, prompt, choices) for prompt in prompts)
 
     async def _choice(self, can: Capabilities, text: str) -> _Choice:
         """The tokens of `text` where it continues another text."""
@@ -209,11 +247,21 @@ class OpenAIBackend:
         if text not in self._choices:
             ids = await self._ids(text)
             pieces = [text] if len(ids) == 1 else [await self._server.detokenize([one]) for one in ids]
-            self._choices[text] = _Choice(text, tuple(zip(ids, pieces, strict=True)))
+            others = await self._spelled_ids(text) if can.level == "token_ids" and len(ids) == 1 else ()
+            self._choices[text] = _Choice(text, tuple(zip(ids, pieces, strict=True)), others)
         return self._choices[text]
 
+    async def _spelled_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of the usual spellings that are one token each."""
+        if not bare(text) or bare(text) != text:
+            return ()
+        found = await gather(self._ids(form.format(text)) for form in USUAL[1:])
+        return tuple(ids[0] for ids in found if len(ids) == 1)
+
     async def _ids(self, text: str) -> tuple[int, ...]:
-        anchor, both = await self._server.tokenize(_ANCHOR), await self._server.tokenize(_ANCHOR + text)
+        if self._anchor is None:
+            self._anchor = await self._server.tokenize(_ANCHOR) or ()
+        anchor, both = self._anchor, await self._server.tokenize(_ANCHOR + text)
         if anchor and both and both[: len(anchor)] == anchor:
             ids: tuple[int, ...] | None = both[len(anchor) :]
         else:
@@ -222,32 +270,154 @@ class OpenAIBackend:
             raise Unavailable(f"the server does not tell the tokens of {text!r}")
         return ids
 
+    async def _see_ten(self, can: Capabilities, choices: Sequence[_Choice]) -> None:
+        """Let a server that tells no tokens say "10", to see whether that is one."""
+        if self._ten_is_one_token is not None or can.tokenizes or not _nested(choices):
+            return
+        fields = self._server.logprob_fields(can.top)
+        answer = await self._server.complete(_COUNT_ON, max_tokens=2, temperature=0.0, seed=0, **fields)
+        self._ten_is_one_token = False
+        self._look_for_ten(answer.candidates)
+
+    def _look_for_ten(self, candidates: Sequence[Candidate]) -> None:
+        """A vocabulary that has "10" does not split it."""
+        if any(bare(one.text) == "10" for one in candidates):
+            self._ten_is_one_token = True
+
     async def _score(self, can: Capabilities, prompt: str, choices: Sequence[_Choice]) -> ChoiceScores:
         used: list[Answer] = []
-        values, counts = [], []
+        nothing: tuple[None, ...] = (None,) * len(choices)
         try:
-            head = await self._next_token(can, prompt, [choice.tokens[0][0] for choice in choices], used)
-            for choice in choices:
-                value, count = _find(head, *choice.tokens[0]), len(choice.tokens)
-                if can.echo and (count > 1 or choice.untold):
-                    value, count = await self._echoed(prompt, choice.text, used)
-                elif count > 1:
-                    value = await self._chained(can, prompt, choice, value, used)
-                values.append(value)
-                counts.append(count)
-        except (Refused, Unavailable) as error:
-            return ChoiceScores((None,) * len(choices), error=str(error), **_spent(used))
-        listed = [one.logprob for one in head] if can.level == "top_k" and max(counts) == 1 else []
-        ceiling = min(listed, default=None)
-        return ChoiceScores(tuple(values), token_counts=tuple(counts), ceiling=ceiling, **_spent(used))
+            head = await self._next_token(can, prompt, choices, used)
+            if not head and used[-1].text:
+                raise Unreadable("the answer carries no log-probabilities")
+            self._look_for_ten(head)
+            if any(len(choice.tokens) > 1 for choice in choices) or (can.echo and _nested(choices)):
+                return await self._exactly(can, prompt, choices, head, used)
+            return await self._by_spelling(can, prompt, choices, head, used)
+        except (Refused, Unavailable, Unreadable) as error:
+            return ChoiceScores(nothing, error=str(error), **_spent(used))
+
+    async def _by_spelling(
+        self,
+        can: Capabilities,
+        prompt: str,
+        choices: Sequence[_Choice],
+        head: Sequence[Candidate],
+        used: list[Answer],
+    ) -> ChoiceScores:
+        """Choices of one token each (or for all we know), in all their spellings, also after markup."""
+        same = says([choice.text for choice in choices])
+        places = [(0.0, head)]
+        if can.level == "top_k" and same(" 1", "1"):
+            places += await self._after_markup(can, prompt, head, used)
+        values = [
+            total(
+                start + value
+                for start, candidates in places
+                if (value := named(candidates, _says_it(choice, same))) is not None
+            )
+            for choice in choices
+        ]
+        ceiling = None
+        if can.level == "top_k":
+            bounds = [(start, unnamed(candidates)) for start, candidates in places]
+            if all(bound is not None for _, bound in bounds):
+                ceiling = total(start + bound for start, bound in bounds if bound is not None)
+        counts: tuple[int, ...] = (1,) * len(choices)
+        if _nested(choices) and not self._ten_is_one_token:
+            counts = await self._split_ten(can, prompt, choices, values, used)
+        return ChoiceScores(tuple(values), token_counts=counts, ceiling=ceiling, **_spent(used))
+
+    async def _after_markup(
+        self, can: Capabilities, prompt: str, head: Sequence[Candidate], used: list[Answer]
+    ) -> list[tuple[float, Sequence[Candidate]]]:
+        """(log-probability of the way there, candidates) after white space or emphasis that the model begins with."""
+        first = max(
+            (one for one in head if one.logprob is not None and is_markup(one.text)),
+            key=lambda one: one.logprob or 0.0,
+            default=None,
+        )
+        if first is None or first.logprob is None or first.logprob < math.log(_MARKUP):
+            return []
+        fields = self._server.logprob_fields(can.top)
+        if self._options.api == "completions":
+            begun = await self._server.complete(
+                prompt + first.text, max_tokens=1, temperature=0.0, seed=0, **fields
+            )
+            used.append(begun)
+            return [(first.logprob, begun.candidates)]
+        longer = await self._server.complete(
+            prompt, max_tokens=_MARKUP_TOKENS, temperature=0.0, seed=0, **fields
+        )
+        used.append(longer)
+        places: list[tuple[float, Sequence[Candidate]]] = []
+        way = 0.0
+        for step, after in zip(longer.steps, longer.steps[1:], strict=False):
+            if step.logprob is None or not is_markup(step.text):
+                break
+            way += step.logprob
+            places.append((way, after.candidates))
+        return places
+
+    async def _split_ten(
+        self,
+        can: Capabilities,
+        prompt: str,
+        choices: Sequence[_Choice],
+        values: list[float | None],
+        used: list[Answer],
+    ) -> tuple[int, ...]:
+        """Token counts of choices where "10" may be "1" and "0"; `values` are then those of the texts.
+
+        Whatever the tokens are, "10" is said as one or as two of them: both are asked for where the server
+        can continue a text. Where it cannot, the counts are empty, unless next to nothing begins with "1".
+        """
+        one, ten = (next(i for i, c in enumerate(choices) if c.text == text) for text in ("1", "10"))
+        begins = values[one]
+        if begins is None or begins < math.log(_ANSWER):
+            return (1,) * len(choices)
+        if self._options.api == "chat":
+            return ()
+        fields = self._server.logprob_fields(can.top)
+        used.append(
+            await self._server.complete(prompt + "1", max_tokens=1, temperature=0.0, seed=0, **fields)
+        )
+        nought = named(used[-1].candidates, lambda candidate: candidate.text == "0")
+        whole = [] if values[ten] is None else [values[ten] or 0.0]
+        values[ten] = total([*whole, begins + (-math.inf if nought is None else nought)])
+        values[one] = total([begins, *whole])
+        return tuple(len(choice.text) if choice.text == "10" else 1 for choice in choices)
+
+    async def _exactly(
+        self,
+        can: Capabilities,
+        prompt: str,
+        choices: Sequence[_Choice],
+        head: Sequence[Candidate],
+        used: list[Answer],
+    ) -> ChoiceScores:
+        """Choices of several tokens, each exactly as written: a spelling of "1" might go on to "10"."""
+        values, counts = [], []
+        for choice in choices:
+            value, count = _find(head, *choice.tokens[0]), len(choice.tokens)
+            if can.echo and (count > 1 or choice.untold):
+                value, count = await self._echoed(prompt, choice.text, used)
+            elif count > 1:
+                value = await self._chained(can, prompt, choice, value, used)
+            values.append(value)
+            counts.append(count)
+        return ChoiceScores(tuple(values), token_counts=tuple(counts), **_spent(used))
 
     async def _next_token(
-        self, can: Capabilities, prompt: str, ids: Sequence[int | None], used: list[Answer]
+        self, can: Capabilities, prompt: str, choices: Sequence[_Choice], used: list[Answer]
     ) -> tuple[Candidate, ...]:
-        """Candidates for the next token: `ids`, or the likeliest."""
+        """Candidates for the next token: the choices' first ones and their spellings, or the likeliest."""
         fields = self._server.logprob_fields(can.top)
         if can.level == "token_ids":
-            fields = self._server.token_id_fields([one for one in ids if one is not None])
+            first = [choice.tokens[0][0] for choice in choices]
+            spelled = [one for choice in choices for one in choice.spellings]
+            fields = self._server.token_id_fields([one for one in [*first, *spelled] if one is not None])
         used.append(await self._server.complete(prompt, max_tokens=1, temperature=0.0, seed=0, **fields))
         return used[-1].candidates
 
@@ -262,20 +432,21 @@ class OpenAIBackend:
         self, can: Capabilities, prompt: str, choice: _Choice, first: float | None, used: list[Answer]
     ) -> float | None:
         """log p of the first token, plus each later one's after those before it; None once one is not told."""
-        total = first
+        value = first
         for place in range(1, len(choice.tokens)):
-            if total is None:
+            if value is None:
                 return None
             begun = prompt + "".join(piece for _, piece in choice.tokens[:place])
             token, piece = choice.tokens[place]
-            step = _find(await self._next_token(can, begun, [token], used), token, piece)
-            total = None if step is None else total + step
-        return total
+            later = _Choice(piece, ((token, piece),))
+            step = _find(await self._next_token(can, begun, [later], used), token, piece)
+            value = None if step is None else value + step
+        return value
 
     async def _frequencies(self, can: Capabilities, prompt: str, choices: Sequence[str]) -> ChoiceScores:
-        """Shares of sampled answers that begin with each choice, exactly so written."""
+        """Shares of sampled answers that begin with each choice and go on to no other number or list."""
         fields = NO_LIMITS if can.decoding else {}
-        longest, samples = max(map(len, choices)), self._options.choice_samples
+        longest, samples = max(map(len, choices)) + _FREQUENCY_TOKENS, self._options.choice_samples
         try:
             drawn = await gather(
                 self._server.complete(prompt, max_tokens=longest, temperature=1.0, seed=seed, **fields)
@@ -283,9 +454,10 @@ class OpenAIBackend:
             )
         except (Refused, Unavailable) as error:
             return ChoiceScores((None,) * len(choices), 0, error=str(error), source="frequency")
-        counts = [sum(answer.text.startswith(choice) for answer in drawn) for choice in choices]
+        counts = [sum(opens_with(answer.text, choice) for answer in drawn) for choice in choices]
         logprobs = tuple(math.log(count / samples) if count else -math.inf for count in counts)
-        return ChoiceScores(logprobs, source="frequency", **_spent(drawn))
+        alone = (1,) * len(choices)
+        return ChoiceScores(logprobs, source="frequency", token_counts=alone, **_spent(drawn))
 
     # Sequences.
 
@@ -304,7 +476,9 @@ class OpenAIBackend:
         """Each prompt is echoed once by itself, to know where its continuations begin."""
         prompts = list(dict.fromkeys(prompt for prompt, _ in items))
         starts = dict(zip(prompts, await gather(self._try_echo(prompt) for prompt in prompts), strict=True))
-        return await gather(self._sequence(starts[prompt], prompt + text) for prompt, text in items)
+        return await gather_what_is_done(
+            self._sequence(starts[prompt], prompt + text) for prompt, text in items
+        )
 
     async def _sequence(self, start: Answer | str, text: str) -> SequenceScore:
         whole = start if isinstance(start, str) else await self._try_echo(text)
@@ -312,7 +486,10 @@ class OpenAIBackend:
             return SequenceScore(0.0, 0, 0, error=str(whole))
         values = _after(start, whole)
         error = None if values else "the continuation's tokens cannot be told from the prompt's"
-        return SequenceScore(math.fsum(values), len(values), whole.tokens_in, whole.tokens_cached, error)
+        logprob = math.fsum(values)
+        return SequenceScore(
+            logprob, len(values), whole.tokens_in, whole.tokens_cached, error, whole.estimated
+        )
 
     async def _echo(self, text: str) -> Answer:
         return await self._server.complete(text, max_tokens=1, temperature=0.0, seed=0, echo=True, logprobs=1)
@@ -326,13 +503,23 @@ class OpenAIBackend:
 
 
 def _find(candidates: Sequence[Candidate], token: int | None, text: str) -> float | None:
-    """The log-probability of a token: by its id where both sides have one, else by its exact text."""
-    found = [
-        one.logprob
-        for one in candidates
-        if (one.id == token if None not in (one.id, token) else one.text == text)
-    ]
-    return max(found, default=None)
+    """The log-probability of one token: by its id where both sides have one, else by its exact text."""
+    return named(
+        candidates,
+        lambda one: one.id == token if None not in (one.id, token) else one.text == text,
+    )
+
+
+def _says_it(choice: _Choice, same: Callable[[str, str], bool]) -> Callable[[Candidate], bool]:
+    """Whether a candidate is a spelling of `choice`: by its id where the server names tokens by them alone."""
+    ids = {choice.tokens[0][0], *choice.spellings}
+    return lambda one: same(one.text, choice.text) or (one.id is not None and one.id in ids)
+
+
+def _nested(choices: Sequence[_Choice]) -> bool:
+    """Whether it is not known if one choice's text begins with another's token: "10" with "1"."""
+    texts = {choice.text for choice in choices}
+    return {"1", "10"} <= texts and any(choice.untold for choice in choices)
 
 
 def _after(start: Answer, whole: Answer) -> list[float]:
@@ -346,4 +533,5 @@ def _after(start: Answer, whole: Answer) -> list[float]:
 
 def _spent(answers: Sequence[Answer]) -> dict[str, Any]:
     names = ("tokens_in", "tokens_out", "tokens_cached")
-    return {name: sum(getattr(answer, name) for answer in answers) for name in names}
+    spent: dict[str, Any] = {name: sum(getattr(answer, name) for answer in answers) for name in names}
+    return spent | {"usage_estimated": any(answer.estimated for answer in answers)}

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlaif.backends.answers import Answer, count_tokens, read_answer
 from rlaif.backends.http import Client, Refused, Unavailable
+from rlaif.backends.parameters import Parameters
 from rlaif.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Api = Literal["completions", "chat"]
 
-_CHARS_PER_TOKEN = 4
-_ID_PREFIX = "token_id:"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A possible next token: its text, its log-probability (nats), its id where the server tells."""
-
-    text: str
-    logprob: float
-    id: int | None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A server's answer. `candidates` are for the first new token.
-
-    `echo` is the prompt's tokens with their log-probabilities (None for the first), where it was asked
-    for and given. `finished` says whether the model ended by itself.
-    """
-
-    text: str
-    finished: bool
-    tokens_in: int
-    tokens_out: int
-    tokens_cached: int
-    candidates: tuple[Candidate, ...]
-    echo: tuple[tuple[str, float | None], ...]
+_LESSONS = 8  # refusals of one request that it may learn from
 
 
 class Server:
@@ -46,6 +23,8 @@ class Server:
 
     def __init__(self, client: Client, model: str, api: Api) -> None:
         self.client, self.model, self.api = client, model, api
+        self.parameters = Parameters()
+        self.remarks: list[str] = []
         self._root = client.options.base_url.rstrip("/").removesuffix("/v1")
 
     @property
@@ -54,16 +33,16 @@ class Server:
         return f"{self.model} at {self.client.options.place}"
 
     async def models(self) -> list[str]:
-        """Names of the models served; empty where the server does not say. Raises Unavailable."""
-        try:
-            return await self.client.get("models", lambda found: [str(row["id"]) for row in found["data"]])
-        except Refused:
-            return []
+        """Names of the models served; empty where the server does not say."""
+        return await self.client.look("GET", "models", None, _names) or []
 
     async def complete(
         self, prompt: str, *, max_tokens: int, temperature: float, seed: int, **fields: Any
     ) -> Answer:
-        """Continue `prompt`: a text, or for `chat` the user's turn. `fields` go into the request as they are."""
+        """Continue `prompt`: a text, or for `chat` the user's turn. `fields` go into the request as they are.
+
+        What the server refuses of the others is learned, said once, and left out or renamed from then on.
+        """
         chat = self.api == "chat"
         path = "chat/completions" if chat else "completions"
         body = {
@@ -75,9 +54,8 @@ class Server:
             "seed": seed,
             **fields,
         }
-        tokens = len(prompt) // _CHARS_PER_TOKEN + max_tokens
         try:
-            return await self.client.post(path, body, _answer, tokens=tokens)
+            answer = await self._adapting(path, body, prompt)
         except Refused as refused:
             if refused.status == 404:
                 raise UserError(
@@ -85,6 +63,39 @@ class Server:
                     "check backend.name, backend.base_url (it ends in /v1) and backend.api"
                 ) from None
             raise
+        if answer.hint:
+            self.remark(f"some answers hold no text ({answer.hint})")
+        return answer
+
+    async def _adapting(self, path: str, body: dict[str, Any], prompt: str) -> Answer:
+        lesson, before = None, ""
+        tokens = count_tokens(prompt) + body["max_tokens"]
+        for _ in range(_LESSONS):
+            sent = self.parameters.applied(body)
+            try:
+                answer = await self.client.post(
+                    path, sent, lambda found: read_answer(found, prompt), tokens=tokens
+                )
+            except Refused as refused:
+                if lesson is not None and str(refused) == before:
+                    self.parameters.forget(lesson)
+                    raise
+                if self.parameters.applied(body) != sent:
+                    continue  # another request has learned it meanwhile
+                lesson, before = self.parameters.learn(refused.refusal, sent), str(refused)
+                if lesson is None:
+                    raise
+            else:
+                for said in self.parameters.remarks:
+                    self.remark(said)
+                return answer
+        raise Unavailable("the server refuses one field of the request after the other")
+
+    def remark(self, said: str) -> None:
+        """Say something about this server once, in the log, and keep it for the summary."""
+        if said not in self.remarks:
+            self.remarks.append(said)
+            logger.warning("%s: %s", self.place, said)
 
     def logprob_fields(self, top: int) -> dict[str, Any]:
         """Request fields for the `top` likeliest first tokens."""
@@ -100,16 +111,18 @@ class Server:
 
     async def tokenize(self, text: str) -> tuple[int, ...] | None:
         """Ids of `text` without special tokens (vLLM's and llama.cpp's route), None where there is no such route."""
-        body = {"model": self.model, "add_special_tokens": False, "add_special": False}
-        try:
-            return await self.client.post(
-                f"{self._root}/tokenize",
-                {**body, "prompt": text, "content": text},
-                lambda found: tuple(int(token) for token in found["tokens"]),
-                tokens=0,
-            )
-        except (Refused, Unavailable):
-            return None
+        return await self.client.look(
+            "POST",
+            f"{self._root}/tokenize",
+            {
+                "model": self.model,
+                "add_special_tokens": False,
+                "add_special": False,
+                "prompt": text,
+                "content": text,
+            },
+            lambda found: tuple(int(token) for token in found["tokens"]),
+        )
 
     async def detokenize(self, ids: Sequence[int]) -> str:
         """The text of `ids`. Raises Refused or Unavailable."""
@@ -121,42 +134,15 @@ class Server:
         )
 
 
-def _answer(found: Any) -> Answer:
-    choice, usage = found["choices"][0], found.get("usage") or {}
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    logprobs = choice.get("logprobs") or {}
-    tokens_in = int(usage.get("prompt_tokens") or 0)
-    return Answer(
-        text=text or "",
-        finished=choice.get("finish_reason") == "stop",
-        tokens_in=tokens_in,
-        tokens_out=int(usage.get("completion_tokens") or 0),
-        tokens_cached=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-        candidates=_candidates(logprobs),
-        echo=_echo(logprobs, tokens_in),
-    )
-
-
-def _candidates(logprobs: dict[str, Any]) -> tuple[Candidate, ...]:
-    """From chat's list of objects (llama.cpp's completions have it too) or from completions' mapping."""
-    content = logprobs.get("content")
-    if content:
-        return tuple(
-            _candidate(row["token"], row["logprob"], row.get("id")) for row in content[0]["top_logprobs"]
-        )
-    first = (logprobs.get("top_logprobs") or [None])[0] or {}
-    return tuple(_candidate(text, value, None) for text, value in first.items())
-
-
-def _candidate(text: str, logprob: float, token: int | None) -> Candidate:
-    if token is None and text.startswith(_ID_PREFIX):
-        token = int(text.removeprefix(_ID_PREFIX))
-    return Candidate(text, float(logprob), token)
-
-
-def _echo(logprobs: dict[str, Any], tokens_in: int) -> tuple[tuple[str, float | None], ...]:
-    """The prompt's part; what was generated after it is cut off. An echo begins with a token without one."""
-    values = logprobs.get("token_logprobs") or [0.0]
-    if values[0] is not None:
-        return ()
-    return tuple(zip(logprobs["tokens"][:tokens_in], values[:tokens_in], strict=True))
+def _names(found: Any) -> list[str]:
+    """Of OpenAI's object, a bare list, or Ollama's `models`; nothing where the list goes on elsewhere."""
+    if isinstance(found, dict):
+        if found.get("has_more"):
+            return []
+        found = found["data"] if "data" in found else found["models"]
+    if not isinstance(found, list):
+        raise TypeError("no list of models")
+    names = [row if isinstance(row, str) else row.get("id") or row["name"] for row in found]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("no names of models")
+    return names

@@ -10,7 +10,15 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.backends.base import Backend, BatchInvariant, ChoiceScores, Generation, Message, SequenceScore
+from rlaif.backends.base import (
+    Backend,
+    BatchInvariant,
+    ChoiceScores,
+    Ended,
+    Generation,
+    Message,
+    SequenceScore,
+)
 from rlaif.io import digest
 from rlaif.labelers.answers import Answer, checked, from_row, to_row
 from rlaif.labelers.cost import Meter
@@ -33,6 +41,7 @@ class Counters:
     """What a labeling cost: calls put to the backend, answers reused, tokens and seconds of the calls.
 
     `asked_again` counts the calls among them whose stored answer was set aside (`labeler.retry`).
+    `usage_estimated` counts those whose tokens are an estimate, since the engine did not tell.
     """
 
     asked: int = 0
@@ -42,6 +51,7 @@ class Counters:
     tokens_out: int = 0
     tokens_cached: int = 0
     seconds: float = 0.0
+    usage_estimated: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,8 @@ class Asker:
         follow: Follow | None = None,
     ) -> list[Answered]:
         """Log-probabilities of `choices` after each prompt. `follow` as for `generate`."""
-        keys = [self._key("choices", {"choices": list(choices)}, [prompt], None) for prompt in prompts]
+        params = {"choices": list(choices), **choice_rules(self._backend)}
+        keys = [self._key("choices", params, [prompt], None) for prompt in prompts]
 
         def compute(batch: list[int]) -> list[ChoiceScores]:
             return self._backend.choice_logprobs([prompts[index] for index in batch], choices)
@@ -274,7 +285,11 @@ class Asker:
         try:
             self.counters.asked_again += len(claim.stale)
             self._renewed |= claim.stale
-            computed = self._compute(ask, asked, [index_of[key] for key in asked])
+            try:
+                computed = self._compute(ask, asked, [index_of[key] for key in asked])
+            except Ended as end:
+                self._store.put(ask.kind, self._rescued(ask, asked, end.answers), replace=claim.stale)
+                raise
             resolved = computed | claim.found
             try:
                 after(resolved, batch)
@@ -284,6 +299,17 @@ class Asker:
         finally:
             self._store.release(missing)
         return resolved
+
+    def _rescued(self, ask: _Ask, keys: Sequence[str], answers: Sequence[Any]) -> dict[str, dict[str, Any]]:
+        """The good answers of a batch that an engine gave before it ended: they were paid for."""
+        given = {
+            key: checked(answer, choices=ask.choices)
+            for key, answer in zip(keys, answers, strict=True)
+            if answer is not None
+        }
+        rows = {key: to_row(answer, 0.0) for key, answer in given.items() if answer.error is None}
+        self._count(ask.phase, [*rows.values()], 0.0)
+        return rows
 
     def _make_room(self, phase: str, calls: int) -> None:
         bound = self._meter.reached(phase, calls)
@@ -309,8 +335,15 @@ class Asker:
         self._meter.add(phase, calls=len(rows), seconds=seconds, **tokens)
         self.counters.asked += len(rows)
         self.counters.seconds += seconds
+        self.counters.usage_estimated += sum(row["usage_estimated"] for row in rows)
         for name, count in tokens.items():
             setattr(self.counters, name, getattr(self.counters, name) + count)
+
+
+def choice_rules(backend: Backend) -> dict[str, int]:
+    """The version of how the backend reads choices, where it has one: answers by other rules are not these."""
+    version = getattr(backend, "choice_rules", None)
+    return {} if version is None else {"rules": version}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rlaif.backends.base import Backend, ChoiceScores, Generation, Message, Sequ
 from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers.aggregate import aggregate, is_inconsistent, orders_of
-from rlaif.labelers.asking import Answered, Asker, Follow, Progress, Sampling, Stopped
+from rlaif.labelers.asking import Answered, Asker, Follow, Progress, Sampling, Stopped, choice_rules
 from rlaif.labelers.cost import Meter
 from rlaif.labelers.options import LabelerOptions, Retry
 from rlaif.labelers.prompts import (
@@ -134,8 +134,9 @@ class Labeler:
 
     def identity(self) -> dict[str, Any]:
         """All that labels depend on besides the pairs: engine and model, templates, effective options."""
+        rules = choice_rules(self.backend) if self._options.readout.kind in ("choice", "score") else {}
         return {
-            "backend": self.backend.identity(),
+            "backend": self.backend.identity() | rules,
             "templates": self._templates.identity,
             "options": self._options.identity(),
         }

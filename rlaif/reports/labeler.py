@@ -92,7 +92,7 @@ def _notes(summary: Summary) -> dict[str, str]:
         return number(summary, f"label/{name}")
 
     worst, best, p = of("alignment_worst"), of("alignment_best"), of("position_p_value")
-    cached, reused = of("tokens_cached"), of("reused")
+    cached, reused, estimated = of("tokens_cached"), of("reused"), of("usage_estimated")
     unread = ""
     if worst is not None and best is not None and worst < best:
         unread = f"; {metric_range('label/alignment', worst, best)} if all unread ones were wrong or right"
@@ -108,6 +108,7 @@ def _notes(summary: Summary) -> dict[str, str]:
         "label/choice_mass": "of the next token; too little of it is unparsed",
         "label/empty_rate": "no one is asked: it loses to any text",
         "label/tokens_in": f"{plain(cached)} of them from cache" if cached else "",
+        "label/usd": f"tokens estimated for {percent(estimated)} of the calls" if estimated else "",
         "label/pairs_per_s": f"{plain(reused)} judgements reused" if reused else "",
     }
 

@@ -142,6 +142,9 @@ def _cost_rows(summary: Summary) -> list[ResultRow]:
     if not number(summary, "label/usd") and not reused:
         return []
     note = f"US dollars; {plain(reused)} answers reused at no cost" if reused else "US dollars"
+    estimated = number(summary, "label/usage_estimated")
+    if estimated:
+        note += f"; tokens estimated for {percent(estimated)} of the calls"
     return _single(summary, "Labels", "label/usd", "cost of this run", note)
 
 

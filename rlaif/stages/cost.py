@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +13,7 @@ from rlaif.errors import UserError
 from rlaif.labelers import FREE, Estimate, Meter, Price
 
 ENGINES_HERE = ("transformers", "scripted")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8})$")
 
 
 def priced_as(engine: str, backend: Mapping[str, Any]) -> str:
@@ -22,15 +24,31 @@ def priced_as(engine: str, backend: Mapping[str, Any]) -> str:
 def price_of(prices: Mapping[str, Any], engine: str, backend: Mapping[str, Any]) -> Price | None:
     """The price of a labeler's tokens; None where it is not known.
 
-    Unlisted engines of this process and servers on this machine are free. Raises UserError for an entry
-    that is no price.
+    A listed model costs its price wherever it is served: a proxy on this machine passes the bill on, under the
+    model's name or a provider's prefix (openai/NAME) or dated snapshot of it (NAME-2024-07-18). Unlisted engines
+    of this process and servers on this machine are free. Raises UserError for an entry that is no price.
     """
-    name = priced_as(engine, backend)
-    listed = prices["usd_per_million"].get(name)
-    if listed is not None:
-        return Price.from_mapping(listed, place=f"prices.usd_per_million.{name}")
-    here = engine in ENGINES_HERE or urlsplit(str(backend["base_url"])).hostname in _LOOPBACK
+    table = prices["usd_per_million"]
+    for name in _forms(priced_as(engine, backend)):
+        if table.get(name) is not None:
+            return Price.from_mapping(table[name], place=f"prices.usd_per_million.{name}")
+    here = engine in ENGINES_HERE or _on_this_machine(urlsplit(str(backend["base_url"])).hostname)
     return FREE if here else None
+
+
+def _forms(name: str) -> list[str]:
+    """A model's name as it stands, without the provider's prefix, and without the date of a snapshot."""
+    last = name.rsplit("/", 1)[-1]
+    return list(dict.fromkeys([name, _SNAPSHOT.sub("", name), last, _SNAPSHOT.sub("", last)]))
+
+
+def _on_this_machine(host: str | None) -> bool:
+    if host is None or host == "localhost" or host.endswith(".localhost"):
+        return host is not None
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def meter_of(key: str, node: Mapping[str, Any], price: Price | None, name: str) -> Meter:

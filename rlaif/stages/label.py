@@ -47,8 +47,9 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     report["label/asked_again"] = result.counters["asked" if earlier else "asked_again"]
     report["label/pairs_per_s"] = len(both) / seconds if result.counters["asked"] else 0.0
     report["label/n"] = len(pairs)
-    if isinstance(labeler.backend, OpenAIBackend) and labeler.backend.capabilities is not None:
-        report["label/server"] = str(labeler.backend.capabilities)
+    said = labeler.backend.said() if isinstance(labeler.backend, OpenAIBackend) else None
+    if said is not None:
+        report["label/server"] = said
     if ctx.cfg.labeler.retry is not None:
         logger.info("labeler.retry: %d answers were asked again", report["label/asked_again"])
     check_unread(ctx, "labeler", result.unread, "the labeler's judgements")
@@ -70,16 +71,27 @@ def _write(folder: Path, result: LabelResult, gold_ids: set[str]) -> None:
 
 
 def cost_metrics(ctx: Context, key: str, counters: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """`<prefix>/usd` of the calls asked in this run; where the price is not known, nothing but a warning."""
+    """`<prefix>/usd` of the calls asked in this run; where the price is not known, nothing but a warning.
+
+    `<prefix>/usage_estimated`, the share of the calls whose tokens are an estimate, where there are any.
+    """
     price = ctx.price(key)
+    estimated = counters["usage_estimated"]
+    marked = {f"{prefix}/usage_estimated": estimated / counters["asked"]} if estimated else {}
+    if marked and ctx.run is not None:
+        ctx.run.alert(
+            "usage estimated",
+            f"{marked[f'{prefix}/usage_estimated']:.0%} of the {key}'s answers did not tell their tokens: they are"
+            " counted as one for each 4 bytes of text",
+        )
     if price is not None:
-        return {f"{prefix}/usd": usd_of(price, counters)}
+        return {f"{prefix}/usd": usd_of(price, counters), **marked}
     if ctx.run is not None:
         ctx.run.alert(
             "cost unknown",
             f"the price of {ctx.priced_as(key)} is not in conf/prices/default.yaml: {prefix}/usd is left out",
         )
-    return {}
+    return marked
 
 
 def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:

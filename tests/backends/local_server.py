@@ -14,13 +14,21 @@ from typing import Any
 
 MODEL = "toy-model"
 Distribution = Callable[[str], dict[str, float]]
+Twist = Callable[[str, dict[str, Any], int, Any], tuple[int, Any]]
 
 
 def ten_or_more(prompt: str) -> dict[str, float]:
-    """After a "1" mostly "0"; elsewhere the digits, and " 1", which is another token than "1"."""
+    """After a "1" mostly "0"; elsewhere the digits, and "1.", which is another token than "1"."""
     if prompt.endswith("1"):
         return {"0": 0.75, ".": 0.25}
-    return {"1": 0.5, "2": 0.2, " 1": 0.25, "3": 0.04, "~": 0.01}
+    return {"1": 0.5, "2": 0.2, "1.": 0.25, "3": 0.04, "~": 0.01}
+
+
+def answers_and_ends(prompt: str) -> dict[str, float]:
+    """A number, its spelling, or another one, then the end of the line."""
+    if prompt.endswith(("=", "?")):
+        return {"1": 0.4, " 1": 0.2, "2": 0.2, "10": 0.1, "1. First": 0.1}
+    return {"\n": 1.0}
 
 
 class _Listener(ThreadingHTTPServer):
@@ -34,7 +42,8 @@ class LocalServer:
     Tokens are characters, and " 1" is one of its own. `abilities` are among `token_ids`, `top_k`, `echo`,
     `tokenize`, `decoding` (takes top_k and the like) and `sample` (takes a temperature). `faults[text]` are
     what happens to the next requests whose prompt contains `text`: a status, a pair of status and
-    Retry-After, or "drop", "slow", "broken".
+    Retry-After, or "drop", "slow", "broken". `twist(path, body, status, answer)` gives another status and
+    answer (an object, or bytes as they stand) than the server would.
     """
 
     def __init__(
@@ -43,6 +52,7 @@ class LocalServer:
         self.abilities, self.distribution = frozenset(abilities), distribution
         self.longest_list, self.key, self.delay, self.slow = 20, None, 0.0, 0.6
         self.faults: dict[str, list[Any]] = {}
+        self.twist: Twist = lambda path, body, status, answer: (status, answer)
         self.requests: list[tuple[str, dict[str, Any], float]] = []
         self.answered: Counter[str] = Counter()
         self.failed: dict[str, list[Any]] = defaultdict(list)
@@ -92,10 +102,10 @@ class LocalServer:
             self.requests.append((handler.path, {}, time.monotonic()))
         if not self._allowed(handler):
             return
+        status, answer = 404, {"error": {"message": "no such route"}}
         if handler.path == "/v1/models":
-            _send(handler, 200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
-        else:
-            _send(handler, 404, {"error": {"message": "no such route"}})
+            status, answer = 200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
+        _send(handler, *self.twist(handler.path, {}, status, answer))
 
     def _post(self, handler: BaseHTTPRequestHandler) -> None:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
@@ -106,7 +116,7 @@ class LocalServer:
         try:
             time.sleep(self.delay)
             if self._allowed(handler) and not self._faulty(handler, _prompt(body)):
-                status, answer = self._answer(handler.path, body)
+                status, answer = self.twist(handler.path, body, *self._answer(handler.path, body))
                 if status == 200:
                     with self._lock:
                         self.answered[_prompt(body)] += 1
@@ -162,7 +172,7 @@ class LocalServer:
         refused = {
             "decoding": "min_p" in body,
             "token_ids": "logprob_token_ids" in body,
-            "sample": body["temperature"] > 0,
+            "sample": body.get("temperature", 1.0) > 0,
             "echo": body.get("echo", False),
         }
         top = body.get("top_logprobs", body.get("logprobs"))
@@ -175,11 +185,11 @@ class LocalServer:
     # The model.
 
     def _complete(self, body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
-        prompt, draw = _prompt(body), random.Random(body["seed"])
+        prompt, draw = _prompt(body), random.Random(body.get("seed"))
         tokens: list[str] = []
-        for _ in range(body["max_tokens"]):
+        for _ in range(body.get("max_tokens") or body["max_completion_tokens"]):
             found = self.distribution(prompt + "".join(tokens))
-            greedy = body["temperature"] == 0
+            greedy = body.get("temperature") == 0
             tokens.append(
                 max(found, key=found.get) if greedy else draw.choices([*found], [*found.values()])[0]
             )  # type: ignore[arg-type]
@@ -195,10 +205,11 @@ class LocalServer:
         return {"choices": [{**place, "finish_reason": "length", "logprobs": logprobs}], "usage": usage}
 
     def _logprobs(self, body: dict[str, Any], prompt: str, tokens: list[str], chat: bool) -> dict[str, Any]:
-        top = self._top(body, self.distribution(prompt))
         if chat:
-            rows = [{"token": text, "logprob": value} for text, value in top.items()]
-            return {"content": [{"token": tokens[0], "logprob": 0.0, "top_logprobs": rows}]}
+            return {
+                "content": [self._row(body, prompt + "".join(tokens[:n]), t) for n, t in enumerate(tokens)]
+            }
+        top = self._top(body, self.distribution(prompt))
         pieces = [_piece(token) for token in encode(prompt)] if body.get("echo") else []
         echoed = [None, *(self.score("".join(pieces[:n]), pieces[n]) for n in range(1, len(pieces)))][
             : len(pieces)
@@ -209,6 +220,11 @@ class LocalServer:
             "token_logprobs": [*echoed, *drawn],
             "top_logprobs": [*([None] * len(pieces)), top],
         }
+
+    def _row(self, body: dict[str, Any], begun: str, token: str) -> dict[str, Any]:
+        top = self._top(body, self.distribution(begun))
+        rows = [{"token": text, "logprob": value} for text, value in top.items()]
+        return {"token": token, "logprob": self.score(begun, token), "top_logprobs": rows}
 
     def _top(self, body: dict[str, Any], found: dict[str, float]) -> dict[str, float]:
         if "logprob_token_ids" in body:
@@ -245,7 +261,7 @@ def _prompt(body: dict[str, Any]) -> str:
 
 
 def _send(handler: BaseHTTPRequestHandler, status: int, body: Any, retry_after: str | None = None) -> None:
-    _raw(handler, status, json.dumps(body).encode(), retry_after)
+    _raw(handler, status, body if isinstance(body, bytes) else json.dumps(body).encode(), retry_after)
 
 
 def _raw(handler: BaseHTTPRequestHandler, status: int, data: bytes, retry_after: str | None = None) -> None:

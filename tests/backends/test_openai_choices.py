@@ -6,12 +6,13 @@ import math
 import random
 
 import pytest
-from local_server import LocalServer, ten_or_more
+from local_server import LocalServer, answers_and_ends, ten_or_more
 from openai_cases import backend
 
 import rlaif.backends.openai as module
 from rlaif.backends.base import Message
 from rlaif.backends.openai import ChatTemplate
+from rlaif.backends.spellings import opens_with, says
 from rlaif.errors import UserError
 from rlaif.labelers.readouts import SCORES, read_choice, read_score
 
@@ -51,7 +52,7 @@ def test_the_likeliest_tokens(api, tokenize):
     scores, can, _ = _score({"top_k", "sample"} | tokenize, api=api)
     assert (can.level, can.top) == ("top_k", 20)
     assert scores.logprobs == _logs(0.5, 0.2)
-    assert scores.ceiling == pytest.approx(math.log(0.01))
+    assert scores.ceiling == -math.inf, "nothing is left outside the list"
     assert read_choice(scores, temperature=1.0).value == pytest.approx(0.5 / 0.7)
 
 
@@ -63,18 +64,71 @@ def test_a_server_with_a_shorter_list():
         assert engine.capabilities.top == 5
 
 
-@pytest.mark.parametrize("abilities", [ALL, {"top_k"}, {"top_k", "tokenize"}])
-def test_a_space_makes_another_token(abilities):
-    assert _score(abilities, ("1", "2"))[0].logprobs == _logs(0.5, 0.2)
-    assert _score(abilities, (" 1", "2"))[0].logprobs == _logs(0.25, 0.2)
+SPELLED = {" 1": 0.5, "1": 0.1, "2": 0.2, "\n2": 0.05, "10": 0.06, "1.": 0.04, "1st": 0.03, "~": 0.02}
 
 
-def test_mutation_stripped_texts_take_the_wrong_token(monkeypatch):
-    def stripping(candidates, token, text):
-        return max((c.logprob for c in candidates if c.text.strip() == text.strip()), default=None)
+@pytest.mark.parametrize("choices", [("1", "2"), (" 1", "2")])
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_spellings_of_a_choice_count_together(api, choices):
+    """ " 1" is the answer; the bare digits, which lean the other way, are its tail."""
+    scores, _, _ = _score({"top_k"}, choices, api=api, distribution=lambda _: SPELLED)
+    assert scores.logprobs == _logs(0.6, 0.25)
+    reading = read_choice(scores, temperature=1.0)
+    assert (reading.value, reading.mass) == (pytest.approx(0.6 / 0.85), pytest.approx(0.85))
 
-    monkeypatch.setattr(module, "_find", stripping)
-    assert _score({"top_k"}, (" 1", "2"))[0].logprobs != _logs(0.25, 0.2)
+
+def test_spellings_are_asked_for_by_their_ids():
+    scores, can, server = _score(ALL, distribution=lambda _: {" 1": 0.6, "1": 0.1, "2": 0.3})
+    assert can.level == "token_ids" and scores.logprobs == _logs(0.7, 0.3)
+    assert server.asked("/v1/completions")[-1]["logprob_token_ids"] == [ord("1"), ord("2"), 1000]
+
+
+def test_mutation_the_bare_tokens_alone_are_a_tail(monkeypatch):
+    monkeypatch.setattr(module, "says", lambda texts: lambda text, choice: text == choice)
+    scores = _score({"top_k"}, distribution=lambda _: {" 1": 0.9, " 2": 0.05, "1": 0.002, "2": 0.004})[0]
+    assert read_choice(scores, temperature=1.0).value == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    "text, spelled",
+    [
+        *[(text, True) for text in ("1", " 1", "\n1", "**1", '"1', "(1", "\u25811")],
+        *[(text, True) for text in ("1**", "1\n", " **1**", "[1]", "\u201c1\u201d", "`1`")],
+        *[(text, False) for text in ("10", "1.", "1st", "1)", "11", "-1", "1:", "1/2", "$1", "", "one")],
+    ],
+)
+def test_what_spells_a_choice(text, spelled):
+    assert says(["1", "2"])(text, "1") is spelled
+
+
+def test_choices_that_differ_in_their_spelling_alone_are_told_apart():
+    scores, _, _ = _score({"top_k"}, ("1", " 1"), distribution=lambda _: SPELLED)
+    assert scores.logprobs == _logs(0.1, 0.5)
+
+
+def _after_markup(prompt: str) -> dict[str, float]:
+    if prompt.endswith("**"):
+        return {"1": 0.8, "2": 0.1, "Both": 0.1}
+    return {"**": 0.9, "1": 0.02, "2": 0.05, "The": 0.03} if prompt.endswith("=") else {"**": 1.0}
+
+
+@APIS
+def test_a_verdict_in_bold_is_read_where_it_is_said(api):
+    scores, _, _ = _score({"top_k"}, api=api, distribution=_after_markup)
+    assert scores.logprobs == _logs(0.02 + 0.9 * 0.8, 0.05 + 0.9 * 0.1)
+
+
+def test_a_sentence_is_no_verdict_and_its_tail_is_told_as_one():
+    """ "Response 2 is better": what falls on the digits is reported as it is, 0.1% of the next token."""
+    scores, _, _ = _score(
+        {"top_k"}, api="chat", distribution=lambda _: {"Response": 0.999, "1": 0.0006, "2": 0.0004}
+    )
+    assert read_choice(scores, temperature=1.0).mass == pytest.approx(0.001)
+
+
+def test_more_than_all_probability_is_none():
+    scores, _, _ = _score({"top_k"}, distribution=lambda _: {"1": 0.9, "2": 0.8})
+    assert "add up to more than 1" in scores.error and scores.logprobs == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +136,7 @@ def test_mutation_stripped_texts_take_the_wrong_token(monkeypatch):
     [
         (1, (0.5, None), 0.5, None),  # "2" may be as likely as "1"
         (2, (0.5, None), 0.25, (0.5 / 0.75 + 1) / 2),  # at most 0.25: p is in [2/3, 1]
-        (3, (0.5, 0.2), 0.2, 0.5 / 0.7),
+        (3, (0.5, 0.2), 0.05, 0.5 / 0.7),
     ],
 )
 def test_missing_mass_is_bounded(top, named, ceiling, value):
@@ -100,19 +154,35 @@ def test_missing_mass_is_bounded(top, named, ceiling, value):
 
 @APIS
 def test_shares_of_samples(api):
-    scores, can, server = _score({"sample"}, ("1", "2", "~"), api=api, samples=40)
+    scores, can, server = _score(
+        {"sample"}, ("1", "2", "10"), api=api, samples=200, distribution=answers_and_ends
+    )
     assert can.level == "frequency"
-    shares = ten_or_more("")
-    drawn = [random.Random(seed).choices([*shares], [*shares.values()])[0] for seed in range(40)]
-    expected = [drawn.count(choice) / 40 for choice in ("1", "2", "~")]
+    shares = answers_and_ends("=")
+    drawn = [random.Random(seed).choices([*shares], [*shares.values()])[0] for seed in range(200)]
+    expected = [sum(text.strip() == choice for text in drawn) / 200 for choice in ("1", "2", "10")]
     assert [math.exp(value) for value in scores.logprobs] == pytest.approx(expected)
-    assert 0.3 < expected[0] < 0.7 and scores.source == "frequency" and scores.tokens_out == 40
+    assert 0.5 < expected[0] < 0.7 and scores.source == "frequency" and scores.token_counts == (1, 1, 1)
     bodies = server.asked("/v1/chat/completions" if api == "chat" else "/v1/completions")
-    assert sorted(body["seed"] for body in bodies) == [*range(40)]
+    assert sorted(body["seed"] for body in bodies) == [*range(200)]
+
+
+@pytest.mark.parametrize(
+    "text, opens",
+    [
+        *[(text, True) for text in ("1", " 1", "**1**", "1\n\nIt", "1.", "(1)", '"1"', "1 is better")],
+        *[
+            (text, False)
+            for text in ("10", "1.5", "1. First", "1) The", "1 or 2", "1st", "1, 2", "The 1", "1/2")
+        ],
+    ],
+)
+def test_which_sampled_answers_open_with_a_choice(text, opens):
+    assert opens_with(text, "1") is opens
 
 
 def test_shares_read_as_frequencies_and_nothing_seen_is_unparsed():
-    scores, _, _ = _score({"sample"}, samples=30)
+    scores, _, _ = _score({"sample"}, samples=30, distribution=answers_and_ends)
     reading = read_choice(scores, temperature=1.0)
     assert (reading.state, reading.provenance) == ("ok", "frequency")
     scores, _, _ = _score({"sample"}, ("x", "y"), samples=5)
@@ -164,6 +234,39 @@ def test_several_tokens_cannot_be_chained_in_chat():
         _score({"top_k", "tokenize"}, SCORES, api="chat")
     scores, _, _ = _score({"top_k"}, ("1", "10"), api="chat", distribution=lambda _: {"1": 0.6, "10": 0.3})
     assert scores.logprobs == _logs(0.6, 0.3) and scores.token_counts == (1, 1)
+
+
+def _split(prompt: str) -> dict[str, float]:
+    return {"0": 0.9, "\n": 0.1} if prompt.endswith("1") else {"1": 0.94, "9": 0.04, "8": 0.02}
+
+
+def test_chat_does_not_say_how_it_splits_ten():
+    """94% for "1" may all be for "10": the counts are empty, and no score may be read."""
+    scores, _, _ = _score({"top_k"}, SCORES, api="chat", distribution=_split)
+    assert scores.token_counts == () and scores.error is None
+
+
+def test_ten_without_a_tokenizer_is_asked_for_where_a_text_can_be_continued():
+    scores, _, _ = _score({"top_k"}, SCORES, distribution=_split)
+    assert scores.token_counts == (1,) * 9 + (2,)
+    assert (scores.logprobs[0], scores.logprobs[-1]) == _logs(0.94, 0.94 * 0.9)
+    assert read_score(scores).value == pytest.approx(0.094 * 1 + 0.02 * 8 + 0.04 * 9 + 0.846 * 10)
+
+
+def test_a_vocabulary_that_has_ten_does_not_split_it():
+    """The same answer, from a server that goes on counting with one token: 1 is 1."""
+
+    def whole(prompt: str) -> dict[str, float]:
+        return {"10": 0.98, "1": 0.02} if "8, 9," in prompt else {"1": 0.94, "9": 0.04, "8": 0.02}
+
+    scores, _, _ = _score({"top_k"}, SCORES, api="chat", distribution=whole)
+    assert scores.token_counts == (1,) * 10
+    assert read_score(scores).value == pytest.approx(0.94 * 1 + 0.02 * 8 + 0.04 * 9)
+
+
+def test_where_nothing_begins_with_one_nothing_hides_in_it():
+    scores, _, _ = _score({"top_k"}, SCORES, api="chat", distribution=lambda _: {"4": 0.9, "3": 0.1})
+    assert scores.token_counts == (1,) * 10 and read_score(scores).value == pytest.approx(3.9)
 
 
 # Sequences.
@@ -228,7 +331,10 @@ def test_the_probe_is_one_for_all_calls():
         probing = [body for _, body, _ in server.requests if "3, 1, 2, 3" in str(body.get("prompt"))]
         assert len(probing) == 4 and len(server.asked("/v1/completions")) == 3
         tokenized = [body["prompt"] for body in server.asked("/tokenize")]
-        assert len(tokenized) == 3 + 4, "the probe's three, then each choice once with its anchor"
+        expected = 3 + 1 + 2 * 6
+        assert len(tokenized) == expected, (
+            "the probe's three, the anchor, and each choice once in each spelling"
+        )
 
 
 def test_prompts_as_each_api_takes_them():

@@ -10,9 +10,10 @@ from labeler_cases import options, pairs, templates, timeless
 from local_server import LocalServer
 from openai_cases import backend
 
+from rlaif.backends.openai import OpenAIBackend
 from rlaif.errors import UserError
 from rlaif.io import stable_uniform
-from rlaif.labelers import FREE, Labeler, LabelStore, Meter
+from rlaif.labelers import FREE, Labeler, LabelStore, Meter, Price
 
 COUNT = 6
 # One kind of failure for each pair but the last, named by a word of the pair's second response.
@@ -103,7 +104,7 @@ def test_what_fails_for_good_is_failed_not_stored_and_asked_again_alone(server, 
     result = _label(backend(server.base_url), store)
     assert [x.state for x in result.preferences] == ["failed" if n == 2 else "ok" for n in range(COUNT)]
     assert result.preferences[2].p_a is None and len(store) == 2 * (COUNT - 1)
-    assert all(j.text == "HTTP 500" for j in result.judgements if j.state == "failed")
+    assert all(j.text == "HTTP 500: status 500" for j in result.judgements if j.state == "failed")
     server.faults = {}
     again = _label(backend(server.base_url), store)
     assert _equal(again, _clean())
@@ -128,7 +129,7 @@ def test_a_wrong_key_stops_before_anything_is_asked(server, store, monkeypatch):
     server.key = "right-key-1234"
     with pytest.raises(UserError, match="TOY_KEY"):
         _label(backend(server.base_url, api_key_env="TOY_KEY"), store)
-    assert [path for path, _, _ in server.requests] == ["/v1/models"] and len(store) == 0
+    assert [path for path, _, _ in server.requests] == ["/v1/models", "/v1/completions"] and len(store) == 0
 
 
 def test_a_key_that_is_withdrawn_keeps_what_was_labelled(server, store, monkeypatch):
@@ -151,10 +152,68 @@ def test_the_bound_on_requests_holds_while_labelling(server, store):
 
 
 def test_shares_of_samples_become_labels(store):
-    with LocalServer({"sample"}, distribution=_shares) as server:
+    def ending(prompt: str) -> dict[str, float]:
+        return {"\n": 1.0} if prompt[-1:] in "12~\n" else _shares(prompt)
+
+    with LocalServer({"sample"}, distribution=ending) as server:
         result = _label(backend(server.base_url, samples=8), store, count=2)
     assert {x.provenance for x in result.preferences} == {"frequency"}
     assert all(
         j.p_a is not None and math.isclose(j.p_a * 8 * j.mass, round(j.p_a * 8 * j.mass))
         for j in result.judgements
     )
+
+
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}])
+def test_a_budget_binds_where_the_server_tells_no_usage(server, store, usage):
+    """One token for each 4 bytes: a batch of four prompts of some 90 tokens at 1 USD a token passes 300 USD."""
+
+    def twist(path, body, status, answer):
+        return status, answer | {"usage": usage} if "choices" in answer else answer
+
+    server.twist = twist
+    price = Price(1e6, 0.0, 0.0)
+    meter = Meter(name="labeler", price=price, budget_usd=300.0, max_seconds=None, clock=lambda: 0.0)
+    labeler = Labeler(
+        backend(server.base_url), templates(), options(), store=store, progress=None, meter=meter
+    )
+    with pytest.raises(UserError, match=r"labeler.budget_usd=300 has no room for another batch: 4 of 12"):
+        labeler.label(pairs(COUNT))
+    prompts = [prompt for prompt in server.answered if "3, 1, 2, 3" not in prompt]
+    assert len(prompts) == 4 and meter.usd == sum(-(-len(prompt.encode()) // 4) for prompt in prompts)
+
+
+def test_calls_with_estimated_tokens_are_counted(server, store):
+    assert _label(backend(server.base_url), store).counters["usage_estimated"] == 0
+    server.twist = lambda path, body, status, answer: (status, {**answer, "usage": None})
+    result = _label(backend(server.base_url), None)
+    assert result.counters["usage_estimated"] == result.counters["asked"] == 2 * COUNT
+
+
+def test_a_value_that_is_none_is_asked_again_once_the_server_is_healthy(server, store):
+    """NaN for one pair: it fails, and its answer is not kept; then the whole is as if nothing had been."""
+
+    def twist(path, body, status, answer):
+        if "b3." in body.get("prompt", ""):
+            listed = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+            answer["choices"][0]["logprobs"]["top_logprobs"][0] = dict.fromkeys(listed, float("nan"))
+        return status, answer
+
+    server.twist = twist
+    result = _label(backend(server.base_url), store)
+    assert [x.state for x in result.preferences] == ["failed" if n == 3 else "ok" for n in range(COUNT)]
+    server.twist = lambda path, body, status, answer: (status, answer)
+    again = _label(backend(server.base_url), store)
+    assert _equal(again, _clean()) and again.counters["asked"] == 2
+
+
+def test_answers_by_other_rules_are_asked_again_where_they_matter(server, store, monkeypatch):
+    """Bare tokens alone were read before; a text was a text then as now."""
+    text = {"readout_kind": "text", "top_k": 0}
+    monkeypatch.setattr(OpenAIBackend, "choice_rules", None)
+    _label(backend(server.base_url), store)
+    _label(backend(server.base_url), store, **text)
+    monkeypatch.undo()
+    assert _label(backend(server.base_url), store).counters["reused"] == 0
+    assert _label(backend(server.base_url), store).counters["asked"] == 0
+    assert _label(backend(server.base_url), store, **text).counters["asked"] == 0

@@ -28,6 +28,23 @@ def test_what_runs_here_is_free_and_what_is_not_listed_elsewhere_unknown():
         price_of({"usd_per_million": {"listed": {"in": 1.0}}}, "openai", listed)
 
 
+@pytest.mark.parametrize(
+    "name", ["listed", "openai/listed", "listed-2026-01-31", "openrouter/x/listed-20260131"]
+)
+def test_a_priced_model_costs_its_price_behind_a_proxy_on_this_machine(name):
+    proxy = {"name": name, "base_url": "http://127.0.0.1:4000/v1"}
+    assert price_of(PRICES, "openai", proxy) == Price(1.0, 2.0, 0.5)
+    assert price_of(PRICES, "openai", proxy | {"base_url": HOSTED["base_url"]}) == Price(1.0, 2.0, 0.5)
+
+
+@pytest.mark.parametrize("name", ["listed-mini", "unlisted", "my-listed", "listed/other"])
+def test_other_models_on_this_machine_stay_free(name):
+    for host in ("127.0.0.2:1", "[::1]", "toy.localhost:80"):
+        assert price_of(PRICES, "openai", {"name": name, "base_url": f"http://{host}/v1"}) is FREE
+    for host in ("10.0.0.2:1", "localhost.example"):
+        assert price_of(PRICES, "openai", {"name": name, "base_url": f"http://{host}/v1"}) is None
+
+
 def test_a_budget_without_a_price_is_refused_in_one_sentence():
     node = {"budget_usd": 2.0, "max_seconds": None}
     with pytest.raises(UserError) as caught:
