@@ -108,7 +108,7 @@ def test_labels_made_anew_make_what_was_built_on_them_anew(run, copied_root):
         found = {row["kind"]: row for row in anew.lineage}
         assert found["rm"]["digest"] == rows["rm"]["digest"] and not found["rm"]["reused"]
         assert found["label"]["reused"] and len(server.asked("/v1/chat/completions")) == asked
-        assert anew.summary["rm/loss"] != first.summary["rm/loss"]
+        assert anew.summary["rm/ece"] != first.summary["rm/ece"]
         again = run("stage=rm", *words(server), root=root)
         assert all(row["reused"] for row in again.lineage)
 
