@@ -93,11 +93,14 @@ class HttpOptions:
 
 
 class Refused(Exception):
-    """The server's final no to a request: its 4xx status and what it said (`refusal` as it stands)."""
+    """The server's final no to a request: its status and what it said (`refusal` as it stands).
 
-    def __init__(self, status: int, message: str, refusal: Refusal) -> None:
+    `empty` says that it serves the account no more.
+    """
+
+    def __init__(self, status: int, message: str, refusal: Refusal, *, empty: bool) -> None:
         super().__init__(f"HTTP {status}: {message}" if message else f"HTTP {status}")
-        self.status, self.message, self.refusal = status, message, refusal
+        self.status, self.message, self.refusal, self.empty = status, message, refusal, empty
 
 
 class Unavailable(Exception):
@@ -191,13 +194,13 @@ class Client:
             raise
         except Refused as refused:
             self._lost = 0
-            if refused.status in (401, 403):
-                raise UserError(self._wrong_key(refused)) from None
-            if refused.status == 402:
+            if refused.empty:
                 raise UserError(
                     f"{self.options.place} serves this account no more ({refused}): see to its quota or billing."
                     " Answers in the label store are kept, and the same command goes on from there"
                 ) from None
+            if refused.status in (401, 403):
+                raise UserError(self._wrong_key(refused)) from None
             raise
         self._lost = 0
         return found
@@ -274,14 +277,14 @@ class Client:
         raise self._failure(status_in(error, response.status_code), error, _retry_after(response))
 
     def _failure(self, status: int, body: Any, wait: float | None) -> Refused | Unavailable:
-        """What an answer without a result is: for a time, or for good (402: until somebody pays)."""
+        """What an answer without a result is: for a time, or for good."""
         refusal = read_refusal(body)
         said = self._clean(refusal.message)
         if refusal.empties(status, wait):
-            return Refused(402, said, refusal)
+            return Refused(status, said, refusal, empty=True)
         if status in _RETRIED or status >= 500:
             return Unavailable(f"HTTP {status}: {said}" if said else f"HTTP {status}", wait)
-        return Refused(status, said, refusal)
+        return Refused(status, said, refusal, empty=False)
 
     def _wrong_key(self, refused: Refused) -> str:
         variable = self.options.api_key_env

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,7 @@ from rlaif.backends.spellings import (
     USUAL,
     Unreadable,
     bare,
+    goes_on,
     is_markup,
     named,
     opens_with,
@@ -43,7 +44,7 @@ _ANCHOR = "="  # some tokenizers put a space before a text's first word, but not
 _COUNT_ON = "Go on with the next number and nothing else: 6, 7, 8, 9,"  # shows whether "10" is one token
 _ANSWER = 1e-3  # less than this of the next token is not looked into
 _MARKUP = 0.1  # of the next token: then the answer is read after it
-_MARKUP_TOKENS = 4
+_CHAT_TOKENS = 4  # of a chat answer: whether "1" is all, or begins a list, and what follows a "**"
 _FREQUENCY_TOKENS = 3  # besides those of the choice: "10." and "1 or 2" are told from "1"
 
 
@@ -238,7 +239,12 @@ class OpenAIBackend:
                 f"the choice {several[0]!r} is several tokens for {self._server.model}, and backend.api=chat cannot"
                 " continue after its first: write backend.api=completions"
             )
-        return await gather_what_is_done(self._score(can, prompt, choices) for prompt in prompts)
+        scores = await gather_what_is_done(self._score(can, prompt, choices) for prompt in prompts)
+        if not self._ten_is_one_token:
+            return scores
+        # Answers that came before the one that showed a token "10".
+        whole = (1,) * len(choices)
+        return [s if s.token_counts or s.error else replace(s, token_counts=whole) for s in scores]
 
     async def _choice(self, can: Capabilities, text: str) -> _Choice:
         """The tokens of `text` where it continues another text."""
@@ -319,6 +325,13 @@ class OpenAIBackend:
             )
             for choice in choices
         ]
+        said = used[0].text
+        if not any(opens_with(said, choice.text) for choice in choices):
+            # The likeliest answer only begins like a choice: "1. Response 1 is vague" is none.
+            values = [
+                -math.inf if goes_on(said, choice.text) else value
+                for choice, value in zip(choices, values, strict=True)
+            ]
         ceiling = None
         if can.level == "top_k":
             bounds = [(start, unnamed(candidates)) for start, candidates in places]
@@ -326,7 +339,7 @@ class OpenAIBackend:
                 ceiling = total(start + bound for start, bound in bounds if bound is not None)
         counts: tuple[int, ...] = (1,) * len(choices)
         if _nested(choices) and not self._ten_is_one_token:
-            counts = await self._split_ten(can, prompt, choices, values, used)
+            counts = await self._split_ten(can, prompt, choices, head, values, used)
         return ChoiceScores(tuple(values), token_counts=counts, ceiling=ceiling, **_spent(used))
 
     async def _after_markup(
@@ -340,20 +353,15 @@ class OpenAIBackend:
         )
         if first is None or first.logprob is None or first.logprob < math.log(_MARKUP):
             return []
-        fields = self._server.logprob_fields(can.top)
         if self._options.api == "completions":
-            begun = await self._server.complete(
-                prompt + first.text, max_tokens=1, temperature=0.0, seed=0, **fields
-            )
-            used.append(begun)
-            return [(first.logprob, begun.candidates)]
-        longer = await self._server.complete(
-            prompt, max_tokens=_MARKUP_TOKENS, temperature=0.0, seed=0, **fields
-        )
-        used.append(longer)
+            fields = self._server.logprob_fields(can.top)
+            begun = prompt + first.text
+            used.append(await self._server.complete(begun, max_tokens=1, temperature=0.0, seed=0, **fields))
+            return [(first.logprob, used[-1].candidates)]
         places: list[tuple[float, Sequence[Candidate]]] = []
         way = 0.0
-        for step, after in zip(longer.steps, longer.steps[1:], strict=False):
+        steps = used[0].steps
+        for step, after in zip(steps, steps[1:], strict=False):
             if step.logprob is None or not is_markup(step.text):
                 break
             way += step.logprob
@@ -365,6 +373,7 @@ class OpenAIBackend:
         can: Capabilities,
         prompt: str,
         choices: Sequence[_Choice],
+        head: Sequence[Candidate],
         values: list[float | None],
         used: list[Answer],
     ) -> tuple[int, ...]:
@@ -377,12 +386,18 @@ class OpenAIBackend:
         begins = values[one]
         if begins is None or begins < math.log(_ANSWER):
             return (1,) * len(choices)
-        if self._options.api == "chat":
-            return ()
-        fields = self._server.logprob_fields(can.top)
-        used.append(
-            await self._server.complete(prompt + "1", max_tokens=1, temperature=0.0, seed=0, **fields)
+        same = says([choice.text for choice in choices])
+        likeliest = max(
+            (candidate for candidate in head if same(candidate.text, "1")),
+            key=lambda candidate: candidate.logprob or -math.inf,
+            default=None,
         )
+        if self._options.api == "chat" or likeliest is None:
+            return ()
+        fields, begun = self._server.logprob_fields(can.top), prompt + likeliest.text
+        used.append(await self._server.complete(begun, max_tokens=1, temperature=0.0, seed=0, **fields))
+        if not used[-1].candidates:
+            return ()
         nought = named(used[-1].candidates, lambda candidate: candidate.text == "0")
         whole = [] if values[ten] is None else [values[ten] or 0.0]
         values[ten] = total([*whole, begins + (-math.inf if nought is None else nought)])
@@ -418,7 +433,8 @@ class OpenAIBackend:
             first = [choice.tokens[0][0] for choice in choices]
             spelled = [one for choice in choices for one in choice.spellings]
             fields = self._server.token_id_fields([one for one in [*first, *spelled] if one is not None])
-        used.append(await self._server.complete(prompt, max_tokens=1, temperature=0.0, seed=0, **fields))
+        tokens = _CHAT_TOKENS if self._options.api == "chat" else 1
+        used.append(await self._server.complete(prompt, max_tokens=tokens, temperature=0.0, seed=0, **fields))
         return used[-1].candidates
 
     async def _echoed(self, prompt: str, text: str, used: list[Answer]) -> tuple[float | None, int]:

@@ -22,6 +22,7 @@ _LEAST = re.compile(
     r"(?:>=|at least|greater than or equal to|minimum (?:value )?(?:of |is ))\s*(\d+)", re.IGNORECASE
 )
 _POSITIVE = re.compile(r"positive|greater than 0|> ?0|above 0", re.IGNORECASE)
+_DEFAULT = re.compile(r"only the default \(?(\d+(?:\.\d+)?)", re.IGNORECASE)
 _NEARLY_GREEDY = 0.01
 
 
@@ -34,6 +35,7 @@ class Parameters:
         self._limit = "max_tokens"
         self._least_tokens = 1
         self._least_temperature = 0.0
+        self._temperature: float | None = None
 
     @property
     def left_out(self) -> frozenset[str]:
@@ -46,7 +48,8 @@ class Parameters:
         if "max_tokens" in fields:
             fields[self._limit] = max(fields.pop("max_tokens"), self._least_tokens)
         if "temperature" in fields:
-            fields["temperature"] = max(fields["temperature"], self._least_temperature)
+            wanted = fields["temperature"] if self._temperature is None else self._temperature
+            fields["temperature"] = max(wanted, self._least_temperature)
         return fields
 
     def learn(self, refusal: Refusal, sent: Mapping[str, Any]) -> str | None:
@@ -69,7 +72,7 @@ class Parameters:
         if name == "max_tokens":
             self._limit, self._least_tokens = "max_tokens", 1
         if name == "temperature":
-            self._least_temperature = 0.0
+            self._least_temperature, self._temperature = 0.0, None
 
     def _lesson(self, name: str, message: str, value: Any) -> str | None:
         if name in ("max_tokens", "max_completion_tokens"):
@@ -84,6 +87,13 @@ class Parameters:
         if name == "temperature" and value == 0 and _POSITIVE.search(message):
             self._least_temperature = _NEARLY_GREEDY
             return f"temperature 0 is refused and sent as {_NEARLY_GREEDY}: text is as good as greedy"
+        default = _DEFAULT.search(message)
+        if name == "temperature" and default and float(default[1]) != value:
+            self._temperature = float(default[1])
+            return (
+                f"temperature {value:g} is refused and sent as {default[1]}, all that the server takes: text is"
+                " sampled, and not greedy"
+            )
         self._left_out.add(name)
         return {
             "seed": "seed is refused and left out: sampled text cannot be drawn again",

@@ -16,7 +16,10 @@ USUAL = ("{}", " {}", "\n{}", "**{}", '"{}', "({}")
 """Spellings to ask for where tokens are asked for by their ids."""
 
 # What makes a number that opens an answer another number, an item of a list, or one of several.
-_GOES_ON = re.compile(r"\w|\s*[.,:;)/&+-]+\s*\w|\s+(?:or|and|vs|to)\b", re.IGNORECASE)
+_GOES_ON = re.compile(
+    r"\w|\s*[.,:]\s*\d|[*_]*\s*[.):][*_]*\s*[^\W\d]|\s*[/&+\u2013-]\s*[*(]*\d|\s+(?:or|and|vs|to)\b",
+    re.IGNORECASE,
+)
 _MOST = 1.02  # what the probabilities of one token may add up to, with their rounding
 
 
@@ -82,9 +85,14 @@ def unnamed(candidates: Sequence[Candidate]) -> float | None:
 
 def opens_with(text: str, choice: str) -> bool:
     """Whether an answer's text opens with `choice`, as a number by itself: not "10", "1.5", "1. First" or "1 or 2"."""
-    begun = text.lstrip(_OPENING)
     if not choice.strip() or bare(choice) != choice:
         return text.startswith(choice)
-    if not begun.startswith(choice):
-        return False
-    return not (choice[-1:].isalnum() and _GOES_ON.match(begun, len(choice)))
+    return text.lstrip(_OPENING).startswith(choice) and not goes_on(text, choice)
+
+
+def goes_on(text: str, choice: str) -> bool:
+    """Whether an answer's text begins as `choice` does and turns out to be something else."""
+    begun = text.lstrip(_OPENING)
+    return (
+        choice[-1:].isalnum() and begun.startswith(choice) and _GOES_ON.match(begun, len(choice)) is not None
+    )

@@ -39,17 +39,19 @@ class _Listener(ThreadingHTTPServer):
 class LocalServer:
     """Serves `MODEL` on loopback while it is open.
 
-    Tokens are characters, and " 1" is one of its own. `abilities` are among `token_ids`, `top_k`, `echo`,
-    `tokenize`, `decoding` (takes top_k and the like) and `sample` (takes a temperature). `faults[text]` are
-    what happens to the next requests whose prompt contains `text`: a status, a pair of status and
-    Retry-After, or "drop", "slow", "broken". `twist(path, body, status, answer)` gives another status and
-    answer (an object, or bytes as they stand) than the server would.
+    Tokens are characters, and " 1" is one of its own. A chat answer ends after `longest_chat` tokens.
+    `abilities` are among `token_ids`, `top_k`, `echo`, `tokenize`, `decoding` (takes top_k and the like) and
+    `sample` (takes a temperature). `faults[text]` are what happens to the next requests whose prompt contains
+    `text`: a status, a pair of status and Retry-After, or "drop", "slow", "broken".
+    `twist(path, body, status, answer)` gives another status and answer (an object, or bytes as they stand) than
+    the server would.
     """
 
     def __init__(
         self, abilities: Iterable[str] = ("top_k",), *, distribution: Distribution = ten_or_more
     ) -> None:
         self.abilities, self.distribution = frozenset(abilities), distribution
+        self.longest_chat = 1
         self.longest_list, self.key, self.delay, self.slow = 20, None, 0.0, 0.6
         self.faults: dict[str, list[Any]] = {}
         self.twist: Twist = lambda path, body, status, answer: (status, answer)
@@ -187,7 +189,8 @@ class LocalServer:
     def _complete(self, body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
         prompt, draw = _prompt(body), random.Random(body.get("seed"))
         tokens: list[str] = []
-        for _ in range(body.get("max_tokens") or body["max_completion_tokens"]):
+        limit = body.get("max_tokens") or body["max_completion_tokens"]
+        for _ in range(min(limit, self.longest_chat) if chat else limit):
             found = self.distribution(prompt + "".join(tokens))
             greedy = body.get("temperature") == 0
             tokens.append(

@@ -26,8 +26,9 @@ def _logs(*shares: float) -> tuple[float, ...]:
     return tuple(pytest.approx(math.log(share)) for share in shares)
 
 
-def _score(abilities, choices=("1", "2"), message=ASK, *, distribution=ten_or_more, **changes):
+def _score(abilities, choices=("1", "2"), message=ASK, *, distribution=ten_or_more, longest=1, **changes):
     with LocalServer(abilities, distribution=distribution) as server:
+        server.longest_chat = longest
         engine = backend(server.base_url, **changes)
         (scores,) = engine.choice_logprobs([message], choices)
         return scores, engine.capabilities, server
@@ -109,13 +110,33 @@ def test_choices_that_differ_in_their_spelling_alone_are_told_apart():
 def _after_markup(prompt: str) -> dict[str, float]:
     if prompt.endswith("**"):
         return {"1": 0.8, "2": 0.1, "Both": 0.1}
-    return {"**": 0.9, "1": 0.02, "2": 0.05, "The": 0.03} if prompt.endswith("=") else {"**": 1.0}
+    return {"**": 0.9, "1": 0.02, "2": 0.05, "The": 0.03} if prompt.endswith("=") else {"\n": 1.0}
 
 
 @APIS
 def test_a_verdict_in_bold_is_read_where_it_is_said(api):
-    scores, _, _ = _score({"top_k"}, api=api, distribution=_after_markup)
+    scores, _, _ = _score({"top_k"}, api=api, distribution=_after_markup, longest=9)
     assert scores.logprobs == _logs(0.02 + 0.9 * 0.8, 0.05 + 0.9 * 0.1)
+
+
+def _listing(prompt: str) -> dict[str, float]:
+    """Begins a numbered list: "1. Response 1 is vague"."""
+    for begun, token in (("1", "."), (".", " "), (" ", "R"), ("R", "e")):
+        if prompt.endswith(begun):
+            return {token: 1.0}
+    return {"1": 0.9, "2": 0.1}
+
+
+def test_a_list_that_begins_with_one_is_no_verdict_of_a_chat():
+    scores, _, _ = _score({"top_k"}, api="chat", distribution=_listing, longest=9)
+    assert scores.logprobs == (-math.inf, pytest.approx(math.log(0.1)))
+    assert read_choice(scores, temperature=1.0, min_mass=0.5).state == "unparsed"
+
+
+def test_mutation_one_token_alone_would_be_a_verdict(monkeypatch):
+    monkeypatch.setattr(module, "_CHAT_TOKENS", 1)
+    scores, _, _ = _score({"top_k"}, api="chat", distribution=_listing, longest=9)
+    assert read_choice(scores, temperature=1.0, min_mass=0.5).value == pytest.approx(0.9)
 
 
 def test_a_sentence_is_no_verdict_and_its_tail_is_told_as_one():
@@ -170,10 +191,27 @@ def test_shares_of_samples(api):
 @pytest.mark.parametrize(
     "text, opens",
     [
-        *[(text, True) for text in ("1", " 1", "**1**", "1\n\nIt", "1.", "(1)", '"1"', "1 is better")],
+        *[
+            (text, True)
+            for text in ("1", " 1", "**1**", "1\n\nIt", "1.", "(1)", '"1"', "1 is better", "1, because")
+        ],
         *[
             (text, False)
-            for text in ("10", "1.5", "1. First", "1) The", "1 or 2", "1st", "1, 2", "The 1", "1/2")
+            for text in (
+                "10",
+                "1.5",
+                "1. First",
+                "1) The",
+                "1 or 2",
+                "1st",
+                "1, 2",
+                "The 1",
+                "1/2",
+                "1: The",
+                "**1.** It",
+                "1 & 2",
+                "1-2",
+            )
         ],
     ],
 )
