@@ -198,7 +198,9 @@ class TaskData:
     """What a task gives: disjoint prompt splits, training pairs and gold pairs.
 
     `pairs` (training candidates of a data set, possibly empty) and `gold_pairs` (for alignment, never
-    trained on) are separate sets. `fingerprint` identifies the content (a hash).
+    trained on) are separate sets. `fingerprint` identifies the content (a hash). `notes` tell what was read
+    and dropped (of each reason, `examples` has the first row's place), `places` where the rows stand that
+    prompts and pairs (by id) were made of.
     """
 
     name: str
@@ -209,6 +211,8 @@ class TaskData:
     gold_pairs: tuple[Pair, ...]
     fingerprint: str
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    examples: dict[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    places: dict[str, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 def to_dict(record: Any) -> dict[str, Any]:

@@ -4,53 +4,115 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from rlaif.data.hh import hh_rows
+from rlaif.data.conversations import is_conversation, prompt_text, response_text
 from rlaif.data.readers import HubPart, Row, columns_of, read_rows
-from rlaif.data.rows import Splitting, TaskRow, content_id, task_from_rows
+from rlaif.data.report import columns_notes
+from rlaif.data.rows import Drops, Splitting, TaskRow, content_id, group_of, task_from_rows
+from rlaif.data.schemas import Schema, Source, recognise
 from rlaif.errors import UserError
-from rlaif.io import digest
 from rlaif.records import TaskData
 
 LOGICAL_COLUMNS = ("prompt", "reference", "response_a", "response_b", "label", "id")
 
 
-def load_custom(*, path: str, hub: HubPart, columns: dict[str, str], splitting: Splitting) -> TaskData:
-    """Read a user's file (or hub data set) as a task; the published HH schema is recognised.
+def load_custom(
+    *, path: str, hub: HubPart, columns: Mapping[str, str | None], splitting: Splitting
+) -> TaskData:
+    """Read a user's file (or hub data set) as a task; published schemas are recognised by their columns.
 
     Args:
         path: `.jsonl .jsonl.gz .json .csv .parquet`, or a hub id when no such file exists.
         hub: which part of a hub data set is read.
         columns: the file's column for each logical one (`prompt reference response_a response_b label
-            id`); one that is left out goes by its logical name.
+            id`); one that is left out goes by its logical name, one that is None is not read.
 
     Unlabelled pairs are trained on and never serve as gold. Raises UserError, naming file, row and
     column, for anything that cannot be read as meant.
     """
-    raw, notes = read_rows(path, hub), {}
-    present = columns_of(raw)
-    if {"chosen", "rejected"} <= set(present) and columns.get("prompt", "prompt") not in present:
-        raw, diverging = hh_rows(raw, path=path, seed=splitting.seed)
-        columns, present = {"id": columns.get("id", "id")}, columns_of(raw)
-        notes = {"diverging_rows_dropped": diverging}
-    rows = _checked_rows(raw, _resolve_columns(columns, present, path), path)
-    return task_from_rows("custom", rows, splitting, notes=notes)
-
-
-def _resolve_columns(columns: dict[str, str], present: Sequence[str], path: str) -> dict[str, str | None]:
-    """The file's column for each logical one; None for an optional one that the file does not have."""
     for name in columns:
         if name not in LOGICAL_COLUMNS:
             raise UserError(f"task.columns.{name} is unknown; the columns are {', '.join(LOGICAL_COLUMNS)}.")
+    raw, drops = read_rows(path, hub), Drops()
+    present = columns_of(raw)
+    schema = _schema(columns, present)
+    if schema is None:
+        resolved = _resolve_columns(columns, present, path)
+        read, name = [column for column in resolved.values() if column], "the task's own columns"
+    else:
+        raw, read = _converted(schema, raw, columns, present, Source(path, None, splitting.seed), drops)
+        resolved = {name: name if name in columns_of(raw) else None for name in LOGICAL_COLUMNS}
+        name = schema.name
+    rows = _checked_rows(raw, resolved, path)
+    notes = columns_notes(name, present, read, [key for key, column in columns.items() if column is None])
+    return task_from_rows("custom", rows, splitting, drops=drops, notes=notes)
+
+
+def _schema(columns: Mapping[str, str | None], present: Sequence[str]) -> Schema | None:
+    """The published schema that the file is in; None where it has the task's own columns, or says so."""
+    pair = ("response_a", "response_b")
+    if any(columns.get(name, name) not in (name, None) for name in pair) or set(pair) <= set(present):
+        return None
+    reference = columns.get("reference", "reference")
+    if (
+        _prompt_column(columns, present)
+        and reference in present
+        and not {"chosen", "rejected"} <= set(present)
+    ):
+        return None
+    left_out = {name for name in LOGICAL_COLUMNS if columns.get(name, name) is None}
+    return recognise([name for name in present if name not in left_out], _prompt_column(columns, present))
+
+
+def _prompt_column(columns: Mapping[str, str | None], present: Sequence[str]) -> str | None:
+    wanted = columns.get("prompt", "prompt")
+    return wanted if wanted in present else None
+
+
+def _converted(
+    schema: Schema,
+    raw: Sequence[Row],
+    columns: Mapping[str, str | None],
+    present: Sequence[str],
+    source: Source,
+    drops: Drops,
+) -> tuple[list[Row], list[str]]:
+    """Rows in the task's own columns (an id and a reference of the file are kept), and the columns read."""
+    prompt = _prompt_column(columns, present)
+    converted = schema.read(raw, replace(source, prompt=prompt), drops)
+    read = [name for name in (*schema.columns, *schema.also) if name in present and name != "prompt"]
+    if prompt and "prompt" in (*schema.columns, *schema.also):
+        read.append(prompt)
+    kept = {
+        name: column
+        for name in ("id", "reference")
+        if (column := columns.get(name, name)) in present and column not in read and column is not None
+    }
+    values_at = {row.place: row.values for row in raw}
+    rows = [
+        Row(
+            row.place,
+            {**{name: values_at[row.place].get(column) for name, column in kept.items()}, **row.values},
+        )
+        for row in converted
+    ]
+    return rows, [*read, *kept.values()]
+
+
+def _resolve_columns(
+    columns: Mapping[str, str | None], present: Sequence[str], path: str
+) -> dict[str, str | None]:
+    """The file's column for each logical one; None for an optional one that the file does not have."""
     resolved: dict[str, str | None] = {}
     for name in LOGICAL_COLUMNS:
         wanted = columns.get(name, name)
         found = wanted in present
-        if not found and (name == "prompt" or wanted != name):
+        if not found and (name == "prompt" or wanted not in (name, None)):
             raise UserError(
-                f"{path} has no column '{wanted}' for {name} (it has: {', '.join(present)}); "
+                f"{path} has no column '{wanted or name}' for {name} (it has: {', '.join(present)}); "
                 f"write task.columns.{name}=NAME with one of these."
             )
         resolved[name] = wanted if found else None
@@ -81,7 +143,8 @@ def _checked_rows(raw: Iterable[Row], columns: dict[str, str | None], path: str)
             )
         first_with_id[row_id] = row.place
         trusted = label is not None
-        checked.append(TaskRow(row_id, digest(prompt, 16), prompt, reference, responses, label, trusted))
+        place = f"{path}, {row.place}"
+        checked.append(TaskRow(row_id, group_of(prompt), prompt, reference, responses, label, trusted, place))
     return checked
 
 
@@ -89,6 +152,9 @@ def _texts(
     values: dict[str, Any], row: Row, columns: dict[str, str | None], path: str
 ) -> tuple[str, str | None, tuple[str, str] | None]:
     for name in ("prompt", "reference", "response_a", "response_b"):
+        if is_conversation(values[name]):
+            text = prompt_text if name == "prompt" else response_text
+            values[name] = text(values[name], f"{path}, {row.place}: column '{columns[name]}'")
         if values[name] is not None and not isinstance(values[name], str):
             raise UserError(
                 f"{path}, {row.place}: column '{columns[name]}' must hold text, "
@@ -114,7 +180,7 @@ def _label(value: Any, row: Row, columns: dict[str, str | None], path: str) -> f
         return None
     try:
         label = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         label = math.nan
     if not 0.0 <= label <= 1.0:  # false for NaN too
         raise UserError(

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rlaif.errors import UserError
 from rlaif.records import Pair, Prompt
 
 Row = TypeVar("Row", Prompt, Pair)
+
+TOO_LONG = ("error", "truncate", "drop")
+
+
+@dataclass
+class Cuts:
+    """What the limits did to the rows that were looked at (`rows`), each counted."""
+
+    rows: int = 0
+    prompts_cut: int = 0
+    prompts_dropped: int = 0
+    responses_cut: int = 0
+    responses_dropped: int = 0
+    equal_dropped: int = 0
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, what: str, place: str, count: int = 1) -> None:
+        """Count `count` under the field `what`; `first` keeps where its first one stands."""
+        if count:
+            setattr(self, what, getattr(self, what) + count)
+            self.first.setdefault(what, place)
 
 
 @dataclass(frozen=True)
@@ -20,6 +41,9 @@ class Encoder:
     text (after `separator`) and EOS. Prompt and response are tokenised apart, so that a response has the
     same ids whether it was sampled or read. Markers such as `<|im_end|>` inside a text are read as plain
     characters, except in a chat prompt, which is tokenised as its template renders it.
+
+    `too_long` rules prompts beyond `max_prompt_tokens`, `too_long_responses` references and responses of
+    pairs beyond `max_response_tokens`; `places` tell, by a row's id, where it stands in its file.
     """
 
     tokenizer: Any
@@ -31,10 +55,13 @@ class Encoder:
     max_response_tokens: int
     too_long: str
     eos_id: int
+    too_long_responses: str = "truncate"
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.too_long not in ("error", "truncate", "drop"):
-            raise UserError(f"task.too_long={self.too_long} is not known: write error, truncate or drop")
+        for rule in (self.too_long, self.too_long_responses):
+            if rule not in TOO_LONG:
+                raise UserError(f"task.too_long={rule} is not known: write error, truncate or drop")
 
     def raw_prompt(self, text: str) -> list[int]:
         """The prompt's ids, however long."""
@@ -78,25 +105,85 @@ class Encoder:
             excess = len(ids) - self.max_prompt_tokens
         return ids
 
+    def raw_response(self, text: str) -> list[int]:
+        """The response's ids with EOS, however long."""
+        return [*self._plain(self.separator + text), self.eos_id]
+
     def response(self, text: str) -> list[int]:
         """The response's ids with EOS, cut to the limit (a cut response keeps no EOS)."""
-        ids = [*self._plain(self.separator + text), self.eos_id]
-        return ids[: self.max_response_tokens]
+        return self.raw_response(text)[: self.max_response_tokens]
 
     def decode(self, ids: Iterable[int]) -> str:
         """A response's text: without EOS, separator and surrounding space."""
         return self.tokenizer.decode([i for i in ids if i != self.eos_id], skip_special_tokens=True).strip()
 
-    def fitting(self, rows: Iterable[Row]) -> list[Row]:
-        """The rows whose prompt fits. Raises UserError for the first that does not under `error`."""
-        kept = []
+    def fitting(
+        self,
+        rows: Iterable[Row],
+        *,
+        references: bool = False,
+        limit: int | None = None,
+        cuts: Cuts | None = None,
+    ) -> list[Row]:
+        """The first `limit` rows that fit: their prompt, both responses of a pair and, if asked, the reference.
+
+        Pairs whose responses are equal once they are cut are left out. `cuts` counts what was cut or left
+        out. Raises UserError for the first row that does not fit under `error`.
+        """
+        kept: list[Row] = []
+        cuts, strict = cuts or Cuts(), "error" in (self.too_long, self.too_long_responses)
         for row in rows:
-            length = len(self.raw_prompt(row.prompt)) if self.too_long != "truncate" else 0
-            if length <= self.max_prompt_tokens:
+            full = limit is not None and len(kept) >= limit
+            if full and not strict:
+                break
+            # Under `error` a row that does not fit is named, whether or not it would be used.
+            seen = Cuts() if full else cuts
+            seen.rows += 1
+            if self._prompt_fits(row, seen) and self._responses_fit(row, references, seen) and not full:
                 kept.append(row)
-            elif self.too_long == "error":
-                raise UserError(
-                    f"prompt {row.id} has {length} tokens, more than task.max_prompt_tokens={self.max_prompt_tokens}: "
-                    "write task.too_long=truncate or drop, or a higher limit"
-                )
         return kept
+
+    def place(self, row: Prompt | Pair) -> str:
+        """Where a row stands: its file and row where that is known, else its id."""
+        return self.places.get(row.id, row.id)
+
+    def _named(self, row: Prompt | Pair, what: str) -> str:
+        return (
+            f"{self.places[row.id]}: {what} of id {row.id}" if row.id in self.places else f"{what} {row.id}"
+        )
+
+    def _prompt_fits(self, row: Prompt | Pair, cuts: Cuts) -> bool:
+        length = len(self.raw_prompt(row.prompt))
+        if length <= self.max_prompt_tokens:
+            return True
+        if self.too_long == "error":
+            raise UserError(
+                f"{self._named(row, 'prompt')} has {length} tokens, more than task.max_prompt_tokens="
+                f"{self.max_prompt_tokens}: write task.too_long=truncate or drop, or a higher limit"
+            )
+        cuts.add("prompts_cut" if self.too_long == "truncate" else "prompts_dropped", self.place(row))
+        return self.too_long == "truncate"
+
+    def _responses_fit(self, row: Prompt | Pair, references: bool, cuts: Cuts) -> bool:
+        if isinstance(row, Pair):
+            texts = [row.response_a, row.response_b]
+        else:
+            texts = [row.reference] if references and row.reference else []
+        ids = [self.raw_response(text) for text in texts]
+        longest, limit = max(map(len, ids), default=0), self.max_response_tokens
+        if longest <= limit:
+            return True
+        if self.too_long_responses == "error":
+            what = "response" if isinstance(row, Pair) else "reference"
+            raise UserError(
+                f"{self._named(row, what)} has {longest} tokens with its end, more than "
+                f"task.max_response_tokens={limit}: write task.too_long=truncate or drop, or a higher limit"
+            )
+        if self.too_long_responses == "drop":
+            cuts.add("responses_dropped", self.place(row))
+            return False
+        if len(ids) == 2 and ids[0][:limit] == ids[1][:limit]:
+            cuts.add("equal_dropped", self.place(row))
+            return False
+        cuts.add("responses_cut", self.place(row), sum(len(one) > limit for one in ids))
+        return True

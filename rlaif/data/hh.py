@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
-from rlaif.data.readers import HubPart, Row, read_rows
-from rlaif.data.rows import Splitting, TaskRow, content_id, task_from_rows
+from rlaif.data.readers import HubPart, Row, columns_of, read_rows
+from rlaif.data.report import columns_notes
+from rlaif.data.rows import Drops, Splitting, TaskRow, content_id, group_of, task_from_rows
 from rlaif.errors import UserError
-from rlaif.io import digest, stable_uniform
+from rlaif.io import stable_uniform
 from rlaif.records import TaskData
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -46,34 +47,36 @@ def split_dialogue(chosen: str, rejected: str) -> SplitDialogue | None:
     return None if goes_on or not split.prompt else split
 
 
-def hh_rows(rows: Iterable[Row], *, path: str, seed: int) -> tuple[list[Row], int]:
-    """Rows of `chosen` and `rejected` dialogues as pairs, and how many were dropped.
+def hh_rows(rows: Sequence[Row], *, path: str, seed: int, drops: Drops) -> list[Row]:
+    """Rows of `chosen` and `rejected` dialogues as pairs; what is dropped is counted in `drops`.
 
     A pair has `prompt`, `response_a`, `response_b` and `label`, which is 1.0 where a is the chosen one; a
     hash of the row and `seed` decides which side that is. Dropped are rows whose dialogues part before
     their last turn. Raises UserError for a row without two texts, and where every row would be dropped.
     """
     pairs: list[Row] = []
-    dropped = 0
+    drops.counts.setdefault("diverging_rows_dropped", 0)
     for row in rows:
         pair = _hh_row(row, path, seed)
         if pair is None:
-            dropped += 1
+            drops.add("diverging_rows_dropped", f"{path}, {row.place}")
         else:
             pairs.append(pair)
     if not pairs:
+        own = " (it has a column 'prompt')" if any("prompt" in row.values for row in rows) else ""
         raise UserError(
             f"{path}: in no row do 'chosen' and 'rejected' share a dialogue up to its last {ASSISTANT!r}; "
-            "for another schema use task=custom with task.columns.prompt=NAME."
+            f"task=custom task.path={path} reads prompt, chosen and rejected{own}, and other schemas."
         )
-    return pairs, dropped
+    return pairs
 
 
 def _hh_row(row: Row, path: str, seed: int) -> Row | None:
     chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         raise UserError(
-            f"{path}, {row.place}: columns 'chosen' and 'rejected' must both hold a dialogue as text."
+            f"{path}, {row.place}: columns 'chosen' and 'rejected' must both hold a dialogue as text; "
+            f"task=custom task.path={path} reads messages and other schemas."
         )
     split = split_dialogue(chosen, rejected)
     if split is None:
@@ -86,8 +89,7 @@ def _hh_row(row: Row, path: str, seed: int) -> Row | None:
         "response_b": worse if chosen_is_a else better,
         "label": 1.0 if chosen_is_a else 0.0,
     }
-    others = {name: value for name, value in row.values.items() if name not in ("chosen", "rejected")}
-    return Row(row.place, {**others, **values})
+    return Row(row.place, values)
 
 
 def load_hh(*, name: str, paths: Sequence[str], hub: HubPart, splitting: Splitting) -> TaskData:
@@ -104,24 +106,28 @@ def load_hh(*, name: str, paths: Sequence[str], hub: HubPart, splitting: Splitti
     """
     rows: list[TaskRow] = []
     repeats: Counter[str] = Counter()
-    dropped = 0
+    drops = Drops()
+    columns: dict[str, None] = {}
     for path in paths:
-        pairs, diverging = hh_rows(read_rows(path, hub), path=path, seed=splitting.seed)
-        rows += [_task_row(pair, repeats) for pair in pairs]
-        dropped += diverging
-    return task_from_rows(name, rows, splitting, notes={"diverging_rows_dropped": dropped})
+        raw = read_rows(path, hub)
+        columns |= dict.fromkeys(columns_of(raw))
+        pairs = hh_rows(raw, path=path, seed=splitting.seed, drops=drops)
+        rows += [_task_row(pair, repeats, path) for pair in pairs]
+    notes = columns_notes("chosen and rejected dialogues", columns, ("chosen", "rejected"))
+    return task_from_rows(name, rows, splitting, drops=drops, notes=notes)
 
 
-def _task_row(pair: Row, repeats: Counter[str]) -> TaskRow:
+def _task_row(pair: Row, repeats: Counter[str], path: str) -> TaskRow:
     prompt, label = pair.values["prompt"], pair.values["label"]
     responses = pair.values["response_a"], pair.values["response_b"]
     opening = prompt.split(ASSISTANT)[0]
     return TaskRow(
         content_id([prompt, *responses], repeats),
-        digest(opening, 16),
+        group_of(opening),
         prompt,
         None,
         responses,
         label,
         trusted=True,
+        place=f"{path}, {pair.place}",
     )

@@ -8,12 +8,14 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlaif.data.cells import ArrowColumns, ArrowRow, Cells, JsonObject, json_integer, json_object
 from rlaif.errors import UserError
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
@@ -25,7 +27,11 @@ _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<conf
 
 @dataclass(frozen=True)
 class Row:
-    """A row's values by column, and its place (`line 3` or `row 3`, counted from 1)."""
+    """A row's values by column, and its place (`line 3` or `row 3`, counted from 1).
+
+    The values of a row that was read are checked (and of a Parquet file, decoded) when they are asked for:
+    what stands in a column that nobody reads ends no run.
+    """
 
     place: str
     values: Mapping[str, Any]
@@ -45,7 +51,7 @@ def read_rows(path: str, hub: HubPart) -> list[Row]:
     A hub data set is named ORG/NAME, or ORG/NAME:CONFIG where it has several configurations.
     Raises UserError when the source is missing, unreadable, malformed (with the line) or empty.
     """
-    file = Path(path)
+    file = _expanded(path)
     if file.is_dir():
         raise UserError(f"task.path={path} is a folder; write the path of one {_either(EXTENSIONS)} file.")
     if file.exists():
@@ -57,6 +63,14 @@ def read_rows(path: str, hub: HubPart) -> list[Row]:
     if not rows:
         raise UserError(f"{path} has no rows; task.path needs a file with at least one row.")
     return rows
+
+
+def _expanded(path: str) -> Path:
+    """The path with a leading `~` as the user's home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"task.path={path} names the home folder of nobody; write the whole path.") from error
 
 
 def _either(names: Iterable[str]) -> str:
@@ -103,44 +117,83 @@ def _json_array(text: str, file: Path) -> Iterator[Row]:
 
 def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=json_object, parse_int=json_integer)
     except json.JSONDecodeError as error:
         spot = f" at line {error.lineno}" if error.lineno > 1 else ""
-        raise UserError(f"{where}: not valid JSON ({error.msg}{spot}).") from error
+        hint = "; a file with one object in each line is named .jsonl" if error.msg == "Extra data" else ""
+        raise UserError(f"{where}: not valid JSON ({error.msg}{spot}){hint}.") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: its JSON is nested too deep to be read.") from error
 
 
 def _object_row(value: Any, place: str, file: Path) -> Row:
     if not isinstance(value, dict):
         raise UserError(f'{file}, {place}: must be a JSON object such as {{"prompt": "..."}}.')
-    return Row(place, value)
+    repeated = value.repeated if isinstance(value, JsonObject) else ()
+    if repeated:
+        raise UserError(f"{file}, {place}: has the column '{repeated[0]}' twice; keep one of them.")
+    return Row(place, Cells(value, f"{file}, {place}"))
 
 
 def _csv(text: str, file: Path) -> Iterator[Row]:
-    """CSV with a header line. An empty cell is a missing value, since CSV cannot tell the two apart."""
+    """CSV with a header line. An empty cell is a missing value, since CSV cannot tell the two apart.
+
+    Commas separate, or what Excel's `sep=` line says; semicolons or tabs, where a header has no comma.
+    """
     # A cell may be a whole document; the reader's own limit is 128 KiB.
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    said = re.match(r"sep=(.)\r?\n", text)
+    body = text[said.end() :] if said else text
+    reader = csv.reader(
+        io.StringIO(body, newline=""), delimiter=said[1] if said else _delimiter(body), strict=True
+    )
     try:
-        for number, cells in enumerate(reader, start=1):
-            if None in cells or None in cells.values():
+        header = _csv_header(next(reader, []), file)
+        for number, cells in enumerate(filter(None, reader), start=1):
+            if len(cells) != len(header):
                 raise UserError(
-                    f"{file}, row {number}: has not as many cells as the header ({len(reader.fieldnames or ())}); "
-                    "quote cells that hold commas."
+                    f"{file}, row {number}: has not as many cells as the header ({len(header)}) but "
+                    f"{len(cells)}; quote cells that hold commas."
                 )
-            yield Row(f"row {number}", {name: cell if cell != "" else None for name, cell in cells.items()})
+            values = {name: cell or None for name, cell in zip(header, cells, strict=True) if name}
+            yield Row(f"row {number}", Cells(values, f"{file}, row {number}"))
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: not valid CSV ({error}).") from error
 
 
+def _delimiter(text: str) -> str:
+    header = text.split("\n", 1)[0]
+    return "," if "," in header else next((mark for mark in ";\t" if mark in header), ",")
+
+
+def _csv_header(names: list[str], file: Path) -> list[str]:
+    """The columns' names without spaces around them; a column without a name is read by nobody."""
+    header = [name.strip() for name in names]
+    _refuse_repeated(filter(None, header), file)
+    return header
+
+
+def _refuse_repeated(names: Iterable[str], file: Path) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{file} has the column '{repeated[0]}' twice; keep one of them.")
+
+
 def _parquet(file: Path) -> list[Row]:
+    """The rows of a Parquet file; a column is decoded when its first value is asked for."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(file).read()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file} is not a Parquet file ({str(error).splitlines()[0]}).") from error
-    return [Row(f"row {number}", values) for number, values in enumerate(table.to_pylist(), start=1)]
+    _refuse_repeated(table.column_names, file)
+    columns = ArrowColumns(table)
+    return [
+        Row(f"row {i + 1}", Cells(ArrowRow(columns, i), f"{file}, row {i + 1}"))
+        for i in range(table.num_rows)
+    ]
 
 
 def _read_hub(path: str, name: str, config: str | None, hub: HubPart) -> list[Row]:
@@ -152,7 +205,10 @@ def _read_hub(path: str, name: str, config: str | None, hub: HubPart) -> list[Ro
             f"task.path={path} is no file, and as a hub data set it cannot be loaded ({reason}); download it "
             f"and write task.path=FILE with a {_either(EXTENSIONS)} file."
         ) from error
-    return [Row(f"row {number}", values) for number, values in enumerate(dataset, start=1)]
+    return [
+        Row(f"row {number}", Cells(values, f"{path}, row {number}"))
+        for number, values in enumerate(dataset, start=1)
+    ]
 
 
 def _load_hub(name: str, config: str | None, hub: HubPart) -> Iterable[Mapping[str, Any]]:

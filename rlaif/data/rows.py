@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlaif.data.splits import build_task, check_fractions, check_max_rows, split_position
@@ -37,12 +37,25 @@ class Splitting:
         check_max_rows(self.max_rows)
 
 
+@dataclass
+class Drops:
+    """What is left out on the way from files to a task: counts by reason, and where the first of each stands."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, example: str) -> None:
+        """Count one row."""
+        self.counts[reason] += 1
+        self.examples.setdefault(reason, example)
+
+
 @dataclass(frozen=True)
 class TaskRow:
     """A checked row: a prompt, perhaps a reference, perhaps two responses with a label.
 
     Rows that share `group` share a split. `label` is the probability that the first response is better;
-    `trusted` says whether it is sure enough to measure alignment on.
+    `trusted` says whether it is sure enough to measure alignment on; `place` (file and row) is for messages.
     """
 
     id: str
@@ -52,6 +65,12 @@ class TaskRow:
     responses: tuple[str, str] | None
     label: float | None
     trusted: bool
+    place: str = ""
+
+
+def group_of(text: str) -> str:
+    """The key of all texts that differ from `text` in white space alone."""
+    return digest(" ".join(text.split()), 16)
 
 
 def content_id(content: Any, repeats: Counter[str]) -> str:
@@ -62,20 +81,27 @@ def content_id(content: Any, repeats: Counter[str]) -> str:
 
 
 def task_from_rows(
-    name: str, rows: Sequence[TaskRow], splitting: Splitting, *, notes: dict[str, Any]
+    name: str, rows: Sequence[TaskRow], splitting: Splitting, *, drops: Drops, notes: dict[str, Any]
 ) -> TaskData:
-    """The task `name` of `rows`; what is dropped on the way is counted in its notes beside `notes`.
+    """The task `name` of `rows`; what is dropped on the way is counted in `drops` and told in the notes.
 
     A pair's `gold` is its label, on training pairs too (so that a labeler of gold labels can train on
-    them). Dropped are pairs of two equal responses and, in a held-out group, pairs that are not trusted.
+    them). Dropped are pairs of two equal responses, rows that say again what another has said and, in a
+    held-out group, pairs that are not trusted.
     """
+    read = len(rows) + drops.counts.total()
     order = {
         row.id: (stable_uniform(f"{name}-row", splitting.seed, row.group), i) for i, row in enumerate(rows)
     }
-    rows = sorted(rows, key=lambda row: order[row.id])[: splitting.max_rows]
-    prompts = _prompts(rows)
-    pairs, gold, dropped = _pairs(rows, prompts, splitting)
-    return build_task(
+    rows = sorted(rows, key=lambda row: order[row.id])
+    for row in rows[splitting.max_rows :] if splitting.max_rows is not None else ():
+        drops.add("beyond_max_rows_dropped", row.place)
+    rows = rows[: splitting.max_rows]
+    for reason in ("identical_pairs_dropped", "untrusted_gold_pairs_dropped"):
+        drops.counts.setdefault(reason, 0)
+    prompts = _prompts(rows, drops)
+    pairs, gold = _pairs(rows, prompts, splitting, drops)
+    task = build_task(
         name,
         prompts,
         pairs=pairs,
@@ -83,11 +109,13 @@ def task_from_rows(
         test_fraction=splitting.test_fraction,
         validation_fraction=splitting.validation_fraction,
         seed=splitting.seed,
-        notes={"rows": len(rows), **notes, **dropped},
+        notes={"rows_read": read, "rows": len(rows), **notes, **drops.counts},
     )
+    places = {row.id: row.place for row in rows if row.place}
+    return replace(task, examples=drops.examples, places=places)
 
 
-def _prompts(rows: Sequence[TaskRow]) -> list[tuple[str, Prompt]]:
+def _prompts(rows: Sequence[TaskRow], drops: Drops) -> list[tuple[str, Prompt]]:
     """(group, prompt), one for each distinct text and reference; the first of a text lends pairs its id."""
     found: dict[str, dict[str | None, Prompt]] = {}
     groups: dict[str, str] = {}
@@ -95,6 +123,8 @@ def _prompts(rows: Sequence[TaskRow]) -> list[tuple[str, Prompt]]:
         groups[row.prompt] = row.group
         same = found.setdefault(row.prompt, {})
         if row.reference in same or (row.reference is None and same):
+            if row.responses is None:
+                drops.add("repeated_rows_dropped", row.place)
             continue
         # A reference that comes later completes the prompt instead of doubling it.
         bare = same.pop(None, None)
@@ -103,30 +133,29 @@ def _prompts(rows: Sequence[TaskRow]) -> list[tuple[str, Prompt]]:
 
 
 def _pairs(
-    rows: Sequence[TaskRow], prompts: Sequence[tuple[str, Prompt]], splitting: Splitting
-) -> tuple[list[Pair], list[Pair], dict[str, int]]:
-    """(training pairs, gold pairs, counts of what was dropped); no group is in both."""
+    rows: Sequence[TaskRow], prompts: Sequence[tuple[str, Prompt]], splitting: Splitting, drops: Drops
+) -> tuple[list[Pair], list[Pair]]:
+    """(training pairs, gold pairs); no group is in both, and prompts that differ in white space share an id."""
     prompt_id: dict[str, str] = {}
     for _, prompt in prompts:
-        prompt_id.setdefault(prompt.prompt, prompt.id)
+        prompt_id.setdefault(group_of(prompt.prompt), prompt.id)
     labelled = {row.group for row in rows if row.label is not None}
     held_out = {
         group for group in labelled if split_position(group, seed=splitting.seed) < splitting.gold_fraction
     }
     pairs: list[Pair] = []
     gold: list[Pair] = []
-    dropped = {"identical_pairs_dropped": 0, "untrusted_gold_pairs_dropped": 0}
     for row in rows:
         if row.responses is None:
             continue
         if row.responses[0] == row.responses[1]:
-            dropped["identical_pairs_dropped"] += 1
+            drops.add("identical_pairs_dropped", row.place)
         elif row.group in held_out and not row.trusted:
-            dropped["untrusted_gold_pairs_dropped"] += 1
+            drops.add("untrusted_gold_pairs_dropped", row.place)
         else:
-            pair = _pair(row, row.responses, prompt_id[row.prompt])
+            pair = _pair(row, row.responses, prompt_id[group_of(row.prompt)])
             (gold if row.group in held_out else pairs).append(pair)
-    return pairs, gold, dropped
+    return pairs, gold
 
 
 def _pair(row: TaskRow, responses: tuple[str, str], prompt_id: str) -> Pair:

@@ -61,7 +61,7 @@ def build_task(
 def check_fractions(**fractions: float) -> None:
     """Raise UserError unless each fraction is in [0, 1] and test plus validation leave room to train."""
     for name, value in fractions.items():
-        if not 0.0 <= value <= 1.0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
             raise UserError(f"task.{name}={value} must be a fraction between 0 and 1.")
     held_out = fractions["test_fraction"] + fractions["validation_fraction"]
     if held_out >= 1.0:

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from rlaif.data.readers import HubPart, columns_of, read_rows
-from rlaif.data.rows import Splitting, TaskRow, content_id, task_from_rows
+from rlaif.data.report import columns_notes
+from rlaif.data.rows import Drops, Splitting, TaskRow, content_id, group_of, task_from_rows
 from rlaif.errors import UserError
-from rlaif.io import digest
 from rlaif.records import TaskData
 
 SLIDER = range(1, 10)
@@ -28,11 +28,13 @@ _PROMPT = re.compile(
 TARGETS = ("label", "summary", "completion")
 """Columns beside `prompt` that published copies of the posts keep the summary in."""
 
+KNOWN = ("info", "summaries", "choice", "extra", "subreddit", "title", "post", "prompt", *TARGETS)
+
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _Content:
+class Content:
     """What a row says. `confidence` is the slider's position, where the row is a comparison that has one."""
 
     prompt: str
@@ -65,38 +67,49 @@ def load_tldr(
             f"task.gold_confidence={list(gold_confidence)} must list slider positions from {SLIDER[0]} to "
             f"{SLIDER[-1]}, such as [1,2,8,9]."
         )
-    contents = [content for path in paths for content in _read(path, hub)]
-    posts = [content for content in contents if content is not None]
+    drops = Drops(Counter({"news_rows_dropped": 0}))
+    columns: dict[str, None] = {}
+    posts = [post for path in paths for post in _read(path, hub, drops, columns)]
     if not posts:
         raise UserError(f"{', '.join(paths)}: no row is about a Reddit post, and task=tldr needs some.")
     repeats: Counter[str] = Counter()
-    rows = [_task_row(content, sure, repeats) for content in posts]
-    return task_from_rows("tldr", rows, splitting, notes={"news_rows_dropped": len(contents) - len(posts)})
+    rows = [_task_row(content, sure, repeats, place) for content, place in posts]
+    notes = columns_notes("posts and comparisons of summaries", columns, KNOWN)
+    return task_from_rows("tldr", rows, splitting, drops=drops, notes=notes)
 
 
-def _task_row(content: _Content, sure: frozenset[int], repeats: Counter[str]) -> TaskRow:
+def _task_row(content: Content, sure: frozenset[int], repeats: Counter[str], place: str) -> TaskRow:
     return TaskRow(
         content_id([content.prompt, content.reference, content.responses], repeats),
-        digest(content.prompt, 16),
+        group_of(content.prompt),
         content.prompt,
         content.reference,
         content.responses,
         content.label,
         trusted=content.confidence in sure,
+        place=place,
     )
 
 
-def _read(path: str, hub: HubPart) -> Iterable[_Content | None]:
-    """The contents of one file or hub data set; None for a row about something else than a post."""
+def _read(path: str, hub: HubPart, drops: Drops, columns: dict[str, None]) -> Iterable[tuple[Content, str]]:
+    """The posts of one file or hub data set, each with its place; `drops` counts rows about something else."""
     raw = read_rows(path, hub)
-    parse = _parser(columns_of(raw), path)
-    return [parse(row.values, f"{path}, {row.place}") for row in raw]
+    present = columns_of(raw)
+    columns |= dict.fromkeys(present)
+    parse = _parser(present, path)
+    for row in raw:
+        place = f"{path}, {row.place}"
+        content = parse(row.values, place)
+        if content is None:
+            drops.add("news_rows_dropped", place)
+        else:
+            yield content, place
 
 
-def _parser(columns: Sequence[str], path: str) -> Callable[[Values, str], _Content | None]:
+def _parser(columns: Sequence[str], path: str) -> Callable[[Values, str], Content | None]:
     """The reader of the schema that has these columns."""
     if {"info", "summaries", "choice"} <= set(columns):
-        return _comparison
+        return comparison
     if {"subreddit", "title", "post", "summary"} <= set(columns):
         return _posted
     for target in TARGETS:
@@ -108,19 +121,20 @@ def _parser(columns: Sequence[str], path: str) -> Callable[[Values, str], _Conte
     )
 
 
-def _posted(values: Values, where: str) -> _Content:
-    return _Content(_post(values, where), _text(values, "summary", where) or None)
+def _posted(values: Values, where: str) -> Content:
+    return Content(_post(values, where), _text(values, "summary", where) or None)
 
 
-def _prompted(values: Values, where: str, target: str) -> _Content:
+def _prompted(values: Values, where: str, target: str) -> Content:
     """A published prompt is taken apart, so that a post has one text (and one split) whatever its file."""
     found = _PROMPT.fullmatch(_text(values, "prompt", where))
     if found is None:
         raise UserError(f"{where}: column 'prompt' must read SUBREDDIT: r/..., TITLE: ..., POST: ..., TL;DR:")
-    return _Content(_post(found.groupdict(), where), _text(values, target, where) or None)
+    return Content(_post(found.groupdict(), where), _text(values, target, where) or None)
 
 
-def _comparison(values: Values, where: str) -> _Content | None:
+def comparison(values: Values, where: str) -> Content | None:
+    """A row of `info`, `summaries`, `choice` and `extra`; None where it is about something else than a post."""
     info = _mapping(values.get("info"), "info", where)
     if info.get("post") is None and info.get("article") is not None:
         return None
@@ -131,7 +145,7 @@ def _comparison(values: Values, where: str) -> _Content | None:
         raise UserError(f"{where}: column 'choice' is {choice!r}, but the better summary is number 0 or 1.")
     first, second = (_text(_mapping(one, "summaries", where), "text", where) for one in summaries)
     authored = [one["text"].strip() for one in summaries if one.get("policy") == AUTHOR]
-    return _Content(
+    return Content(
         _post(info, where),
         next(iter(authored), None),
         (first, second),

@@ -18,6 +18,7 @@ from rlaif.reports import plots, text
 from rlaif.reports.bins import latest_table
 from rlaif.reports.compare import ArmsTable, arms_table, arms_verdict
 from rlaif.reports.curve import CurveTable, curve_figure, curve_table
+from rlaif.reports.data import DataSection, data_section
 from rlaif.reports.diagnosis import DiagnosisTable, diagnosis_table
 from rlaif.reports.labeler import LabelerSection, labeler_section
 from rlaif.reports.labelers import LabelersTable, labelers_of, labelers_table
@@ -86,6 +87,7 @@ class Content:
     curves: Sequence[tuple[str, Markup]]
     proxy: Markup
     tracked: Markup
+    data: DataSection | None
     labeler: LabelerSection | None
     labelers: LabelersTable | None
     reward_model: RewardModelSection | None
@@ -153,6 +155,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         curves=_curves(histories),
         proxy=Markup(_proxy(judged, histories)),
         tracked=Markup(plots.over_optimisation(histories, title=_TRACKED)),
+        data=data_section(summary),
         labeler=labeler_section(shown, summary),
         labelers=labelers_table(*labelers_of(runs)),
         reward_model=reward_model_section(shown, summary),

@@ -16,6 +16,7 @@ from rlaif.backends.openai import OpenAIBackend
 from rlaif.backends.scripted import ScriptedBackend
 from rlaif.backends.transformers import TransformersBackend
 from rlaif.data.encode import Encoder
+from rlaif.data.report import report_lines
 from rlaif.errors import UserError
 from rlaif.inference.features import FeatureCache
 from rlaif.io import digest
@@ -47,7 +48,6 @@ ENCODING_KEYS = (
     "separator",
     "max_prompt_tokens",
     "max_response_tokens",
-    "too_long",
 )
 
 
@@ -140,20 +140,35 @@ class Context:
         node, seed = plain(self.cfg.task), self.cfg.seeds.data
         settings = digest([node, seed])
         if settings not in self._tasks:
-            self._tasks[settings] = load_task(
-                node, seed=seed, cache_dir=self.cache_dir, progress=self.progress
-            )
+            task = load_task(node, seed=seed, cache_dir=self.cache_dir, progress=self.progress)
+            self._tasks[settings] = task
+            told, warned = report_lines(task)
+            for line in told:
+                logger.info("data: %s", line)
+            for line in warned:
+                self.warn("data", line)
         return self._tasks[settings]
+
+    def warn(self, title: str, text: str) -> None:
+        """An alert of the run, or a line of the log where nothing is recorded."""
+        if self.run is not None:
+            self.run.alert(title, text)
+        else:
+            logger.warning("%s: %s", title, text)
 
     @property
     def encoding(self) -> dict[str, Any]:
         """How text becomes tokens, as a slice for digests."""
-        return {key: self.cfg.task[key] for key in ENCODING_KEYS}
+        node = self.cfg.task
+        rules = {"too_long": node.too_long_prompts, "too_long_responses": node.too_long_responses}
+        if node.too_long is not None:
+            rules = dict.fromkeys(rules, node.too_long)
+        return {key: node[key] for key in ENCODING_KEYS} | rules
 
     @cached_property
     def encoder(self) -> Encoder:
         model = self.model()
-        return Encoder(model.tokenizer, eos_id=model.eos_id, **self.encoding)
+        return Encoder(model.tokenizer, eos_id=model.eos_id, places=self.task.places, **self.encoding)
 
     # Models.
 

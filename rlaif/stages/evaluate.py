@@ -11,6 +11,7 @@ import torch
 
 from rlaif.artifacts import Artifact
 from rlaif.data.datamodule import EncodedRow, collate_sequences
+from rlaif.errors import UserError
 from rlaif.evaluation import compare, text_items, text_report, win_rate_items, win_rate_report
 from rlaif.inference.sampler import Decoding
 from rlaif.io import read_records, write_records
@@ -200,6 +201,11 @@ def _work(ctx: Context) -> Work:
 
 def _check(ctx: Context) -> None:
     labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+    if not ctx.task.test:
+        raise UserError(
+            f"task.test_fraction={ctx.cfg.task.test_fraction} leaves task {ctx.cfg.task.name} no prompt to compare "
+            "policies on: write a larger one, such as 0.15"
+        )
 
 
 def item_rows(artifact: Artifact) -> list[dict[str, Any]]:

@@ -29,7 +29,8 @@ def export_model(ctx: Context, artifact: Artifact, target: Path, metrics: Mappin
 
 def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, Any]) -> ModelCard:
     identity, encoding = ctx.model_identity, dict(ctx.encoding)
-    encoding.pop("too_long")
+    for rule in ("too_long", "too_long_responses"):
+        encoding.pop(rule)
     reward = KINDS[ctx.cfg.reward.kind] if artifact.kind == "ppo" else None
     labels = ctx.cfg.rm.labels if artifact.kind == "rm" or (reward and "rm" in reward.parents) else None
     labelled = labels not in (None, "gold") or (reward is not None and reward.by_labeler)

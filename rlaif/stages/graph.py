@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.artifacts import Artifact, ArtifactSpec
+from rlaif.data.report import report_metrics
 from rlaif.stages.context import Context
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ class Graph:
 
     def summary(self) -> dict[str, Any]:
         """All metrics of what was built or reused, with each stage's seconds, and what the gates noted."""
-        metrics: dict[str, Any] = dict(self.notes)
+        metrics: dict[str, Any] = report_metrics(self.ctx.task) | self.notes
         for artifact in self.built.values():
             metrics |= artifact.metrics | {f"{artifact.kind}/seconds": artifact.manifest["seconds"]}
         return metrics

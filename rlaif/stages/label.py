@@ -11,6 +11,7 @@ from typing import Any
 
 from rlaif.artifacts import Artifact, finished_folder
 from rlaif.backends.openai import OpenAIBackend
+from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.evaluation import alignment_items, alignment_report, confidence_bins, length_bins, reliability
 from rlaif.io import read_jsonl, read_records, write_records
@@ -18,6 +19,7 @@ from rlaif.labelers import LabelerOptions, LabelResult, TemplateSet, Unread, che
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.stages.context import Context, plain
 from rlaif.stages.cost import seconds_elsewhere, usd_of
+from rlaif.stages.cuts import cut_metrics
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.sample import PAIRS_FILE, source
 from rlaif.stages.sizes import CHARS_PER_TOKEN, response_tokens
@@ -34,7 +36,8 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
     earlier = (folder / JUDGEMENTS_FILE).exists() or finished_folder(folder).exists()
     pairs = _training_pairs(parents["sample"])
-    gold_pairs = ctx.encoder.fitting(ctx.task.gold_pairs)
+    cuts = Cuts()
+    gold_pairs = ctx.encoder.fitting(ctx.task.gold_pairs, cuts=cuts)
     started = time.perf_counter()
     both = [*pairs, *gold_pairs]
     result = labeler.label(both)  # at once: a bound that stops it then counts all that is to be judged
@@ -47,6 +50,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     report["label/asked_again"] = result.counters["asked" if earlier else "asked_again"]
     report["label/pairs_per_s"] = len(both) / seconds if result.counters["asked"] else 0.0
     report["label/n"] = len(pairs)
+    report |= cut_metrics(ctx, "label", cuts, "gold pairs", shown_whole=True)
     said = labeler.backend.said() if isinstance(labeler.backend, OpenAIBackend) else None
     if said is not None:
         report["label/server"] = said

@@ -8,12 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.inference.sampler import Decoding, Sampled, sample
 from rlaif.io import digest, write_records
 from rlaif.models.split import Top
 from rlaif.records import Pair, Prompt, Sample
 from rlaif.stages.context import Context, plain
+from rlaif.stages.cuts import cut_metrics, no_pairs
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
@@ -37,7 +39,7 @@ def source(ctx: Context) -> str:
 
 def rl_prompts(ctx: Context, limit: int | None) -> list[Prompt]:
     """Training prompts for sampling and RL, taken from the end of the split: the rows that SFT saw last, if at all."""
-    return ctx.encoder.fitting(reversed(ctx.task.train))[:limit]
+    return ctx.encoder.fitting(reversed(ctx.task.train), limit=limit)
 
 
 def draw(
@@ -114,8 +116,11 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     if source(ctx) == "dataset":
-        fitting = ctx.encoder.fitting(ctx.task.pairs)
-        pairs = fitting[: ctx.cfg.sample.num_prompts]
+        cuts = Cuts()
+        pairs = ctx.encoder.fitting(ctx.task.pairs, limit=ctx.cfg.sample.num_prompts, cuts=cuts)
+        metrics = cut_metrics(ctx, "sample", cuts, "pairs")
+        if not pairs:
+            raise UserError(no_pairs(ctx, cuts))
     else:
         pairs, metrics = _draw_pairs(ctx, policy_top(ctx, parents).frozen_copy())
     if not pairs:
@@ -150,4 +155,4 @@ def _check(ctx: Context) -> None:
     source(ctx)
 
 
-STAGE = Stage("sample", 1, "sample", _parents, _config, _build, _work, _check)
+STAGE = Stage("sample", 2, "sample", _parents, _config, _build, _work, _check)

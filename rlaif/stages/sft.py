@@ -9,26 +9,48 @@ from typing import Any
 import torch
 
 from rlaif.data.datamodule import EncodedRow, TextDataModule
+from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.inference.packing import SharedPrefix
 from rlaif.models.weights import TOP_FILE, load_top, save_modules
 from rlaif.modules import SFTModule
 from rlaif.records import Prompt
 from rlaif.stages.context import Context, plain
+from rlaif.stages.cuts import cut_metrics
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.ranks import check_devices, training_together
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 from rlaif.stages.training import check_training, fit, make_trainer, optim_options
 
-NO_REFERENCES = (
-    "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
-)
+
+def no_references(ctx: Context) -> str:
+    """Why there is nothing to fine-tune on, and what to write instead."""
+    task, node = ctx.task, ctx.cfg.task
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    have = {name: sum(bool(p.reference) for p in rows) for name, rows in splits.items()}
+    if any(have.values()):
+        told = ", ".join(f"{count} in {name}" for name, count in have.items())
+        return (
+            f"fine-tuning needs references to train and to validate on, but of the task's there are {told}: write "
+            f"other fractions than task.test_fraction={node.test_fraction} and "
+            f"task.validation_fraction={node.validation_fraction}, or sft.enabled=false"
+        )
+    held = sum(pair.gold_source == "human" for pair in task.gold_pairs)
+    if held and not task.pairs:
+        return (
+            f"task.gold_fraction={node.gold_fraction} holds out all {held} labelled pairs, so that none is left to be "
+            "labelled, and there are no references to fine-tune a policy on that would sample others: write a smaller "
+            "task.gold_fraction, such as 0.2"
+        )
+    return "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
 
 
-def reference_rows(ctx: Context, prompts: Sequence[Prompt], limit: int | None, what: str) -> list[EncodedRow]:
+def reference_rows(
+    ctx: Context, prompts: Sequence[Prompt], limit: int | None, what: str, cuts: Cuts | None = None
+) -> list[EncodedRow]:
     """Encoded (prompt, reference) rows with the trunk's features: the first `limit` that have a reference and fit."""
     referenced = [p for p in prompts if p.reference]
-    fitting = ctx.encoder.fitting(referenced)[:limit]
+    fitting = ctx.encoder.fitting(referenced, references=True, limit=limit, cuts=cuts)
     if not fitting:
         return []
     groups = [
@@ -45,10 +67,12 @@ def reference_rows(ctx: Context, prompts: Sequence[Prompt], limit: int | None, w
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     node, model = ctx.cfg.sft, ctx.model()
-    train = reference_rows(ctx, ctx.task.train, node.num_rows, "SFT")
+    cuts = Cuts()
+    train = reference_rows(ctx, ctx.task.train, node.num_rows, "SFT", cuts)
     validation = reference_rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
+    cut = cut_metrics(ctx, "sft", cuts, "rows")
     if not train or not validation:
-        raise UserError(NO_REFERENCES)
+        raise UserError(_none_fits(ctx, cuts) if cut else no_references(ctx))
     data = TextDataModule.sft_view(
         train,
         validation,
@@ -71,7 +95,16 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         advance(len(train) * node.num_epochs)
     save_modules(folder / TOP_FILE, {"top": module.top})
     metrics = {name: module.metrics[name] for name in ("sft/loss", "sft/val_loss")}
-    return {**metrics, "sft/rows": len(train)}
+    return {**metrics, **cut, "sft/rows": len(train)}
+
+
+def _none_fits(ctx: Context, cuts: Cuts) -> str:
+    node = ctx.cfg.task
+    return (
+        f"of {cuts.rows} rows with a reference none fits, to train or to validate on: {cuts.prompts_dropped} have a "
+        f"prompt beyond task.max_prompt_tokens={node.max_prompt_tokens}, {cuts.responses_dropped} a reference beyond "
+        f"task.max_response_tokens={node.max_response_tokens}; write higher limits, or task.too_long=truncate"
+    )
 
 
 def _config(ctx: Context) -> dict[str, Any]:
@@ -88,8 +121,9 @@ def _check(ctx: Context) -> None:
     """The task is read and refused here, before a model is loaded."""
     check_training("sft", ctx.cfg.sft)
     check_devices(ctx, "sft.batch_size", ctx.cfg.sft.batch_size)
-    if not any(prompt.reference for prompt in ctx.task.train):
-        raise UserError(NO_REFERENCES)
+    for rows in (ctx.task.train, ctx.task.validation):
+        if not any(prompt.reference for prompt in rows):
+            raise UserError(no_references(ctx))
 
 
 STAGE = Stage("sft", 2, "sft", lambda ctx: (), _config, _build, _work, _check)

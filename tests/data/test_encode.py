@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.data.encode import Encoder
+from rlaif.data.encode import Cuts, Encoder
 from rlaif.errors import UserError
 from rlaif.models.tiny import tiny_tokenizer
 from rlaif.records import Pair, Prompt
@@ -95,7 +95,7 @@ def test_fitting_drops_truncates_or_names_the_row():
     assert [p.id for p in _encoder(too_long="truncate").fitting(_prompts())] == ["short", "long", "fits"]
     with pytest.raises(UserError) as error:
         _encoder(too_long="error").fitting(_prompts())
-    for part in ("prompt long", "25 tokens", "task.max_prompt_tokens=24", "task.too_long=truncate"):
+    for part in ("prompt long has", "25 tokens", "task.max_prompt_tokens=24", "task.too_long=truncate"):
         assert part in str(error.value)
     pairs = [Pair("q", "p", "x" * 99, "a", "b", "dataset")]
     assert _encoder(too_long="drop").fitting(pairs) == []
@@ -138,3 +138,54 @@ def test_decoding_leaves_out_special_tokens():
     assert encoder.decode([*TOKENIZER.encode(" yes"), EOS]) == "yes"
     assert encoder.decode([EOS]) == ""
     assert encoder.decode([TOKENIZER.bos_token_id, *TOKENIZER.encode("yes")]) == "yes"
+
+
+def _pair(name, a, b, prompt="a"):
+    return Pair(name, name, prompt, a, b, "dataset")
+
+
+LONG_PAIRS = [
+    _pair("short", "x", "y"),
+    _pair("one", "0123456789", "y"),
+    _pair("both", "0123456789", "abcdefghij"),
+    _pair("same", "0123456789", "0123456 and on"),
+]
+
+
+def test_responses_beyond_the_limit_are_cut_and_counted_and_pairs_that_are_then_equal_left_out():
+    cuts = Cuts()
+    encoder = _encoder(too_long_responses="truncate", places={"same": "f.jsonl, line 4"})
+    assert [p.id for p in encoder.fitting(LONG_PAIRS, cuts=cuts)] == ["short", "one", "both"]
+    assert (cuts.rows, cuts.responses_cut, cuts.equal_dropped, cuts.responses_dropped) == (4, 3, 1, 0)
+    assert cuts.first == {"responses_cut": "one", "equal_dropped": "f.jsonl, line 4"}
+    assert (
+        EOS not in encoder.response("0123456789")
+        and encoder.response("0123456")[:7] == (encoder.response("0123456 and on")[:7])
+    )
+
+
+def test_responses_beyond_the_limit_are_dropped_or_named():
+    cuts = Cuts()
+    assert [p.id for p in _encoder(too_long_responses="drop").fitting(LONG_PAIRS, cuts=cuts)] == ["short"]
+    assert cuts.responses_dropped == 3 and cuts.equal_dropped == 0
+    strict = _encoder(too_long_responses="error", places={"one": "f.jsonl, line 2"})
+    with pytest.raises(UserError) as caught:
+        strict.fitting(LONG_PAIRS, limit=1)
+    for part in ("f.jsonl, line 2: response of id one", "12 tokens", "task.max_response_tokens=8"):
+        assert part in str(caught.value)
+
+
+def test_a_reference_is_a_response_only_where_it_is_trained_on():
+    rows = [Prompt("p", "a", "0123456789"), Prompt("q", "a", "x")]
+    encoder = _encoder(too_long_responses="drop")
+    assert encoder.fitting(rows) == rows
+    cuts = Cuts()
+    assert encoder.fitting(rows, references=True, cuts=cuts) == rows[1:] and cuts.responses_dropped == 1
+    cuts = Cuts()
+    assert _encoder().fitting(rows, references=True, cuts=cuts) == rows and cuts.responses_cut == 1
+
+
+def test_a_limit_looks_at_no_more_rows_than_it_needs():
+    cuts = Cuts()
+    assert [p.id for p in _encoder().fitting(LONG_PAIRS, limit=2, cuts=cuts)] == ["short", "one"]
+    assert cuts.rows == 2

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rlaif.data.hh import ASSISTANT, HUMAN, hh_rows, load_hh, split_dialogue
 from rlaif.data.readers import HubPart, Row
-from rlaif.data.rows import Splitting
+from rlaif.data.rows import Drops, Splitting
 from rlaif.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -108,8 +108,9 @@ def test_rows_by_hand():
             "id": 7,
         },
     )
-    ((found,), dropped) = hh_rows([row], path="f", seed=0)
-    assert dropped == 0 and found.values["id"] == 7
+    drops = Drops()
+    (found,) = hh_rows([row], path="f", seed=0, drops=drops)
+    assert drops.counts.total() == 0
     assert found.values["prompt"] == "Human: Hi\n\nAssistant: Hello.\n\nHuman: Tea?"
     label = found.values["label"]
     assert {found.values["response_a"]: label, found.values["response_b"]: 1.0 - label} == {
@@ -123,12 +124,12 @@ def test_the_chosen_side_is_balanced_and_follows_the_seed():
         Row(str(i), {"chosen": dialogue(str(i), "yes"), "rejected": dialogue(str(i), "no")})
         for i in range(1000)
     ]
-    labels = [row.values["label"] for row in hh_rows(rows, path="f", seed=0)[0]]
+    labels = [row.values["label"] for row in hh_rows(rows, path="f", seed=0, drops=Drops())]
     bound = 4 * 0.5 / 1000**0.5
     assert abs(sum(labels) / 1000 - 0.5) < bound
     assert not abs(sum(1.0 for _ in labels) / 1000 - 0.5) < bound  # chosen always first would be seen
-    assert labels != [row.values["label"] for row in hh_rows(rows, path="f", seed=1)[0]]
-    assert labels == [row.values["label"] for row in hh_rows(rows, path="g", seed=0)[0]]
+    assert labels != [row.values["label"] for row in hh_rows(rows, path="f", seed=1, drops=Drops())]
+    assert labels == [row.values["label"] for row in hh_rows(rows, path="g", seed=0, drops=Drops())]
 
 
 @pytest.mark.parametrize(("name", "file"), [("helpful", "hh.jsonl"), ("harmless", "hh_harmless.jsonl")])
@@ -192,7 +193,7 @@ GOOD = {"chosen": dialogue("Hi", "Yes"), "rejected": dialogue("Hi", "No")}
         (json.dumps(GOOD) + '\n\n{"chosen": "x", "rejected": 3}', ["rows.jsonl, line 3", "as text"]),
         (json.dumps(GOOD) + '\n{"chosen": ', ["rows.jsonl, line 2: not valid JSON"]),
         ('{"prompt": "x", "label": 1}', ["rows.jsonl, line 1", "'chosen' and 'rejected'"]),
-        ('{"chosen": "x", "rejected": "y"}', ["in no row", "task=custom with task.columns.prompt=NAME"]),
+        ('{"chosen": "x", "rejected": "y"}', ["in no row", "task=custom task.path="]),
         ("", ["rows.jsonl has no rows"]),
     ],
 )

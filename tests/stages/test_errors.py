@@ -187,7 +187,11 @@ def test_a_prompt_that_is_too_long(sentence, run, custom, tmp_path) -> None:
     rows = [*GOOD, GOOD[0] | {"id": "long", "prompt": "word " * 300, "response_a": "x"}]
     words = [*custom(_lines(rows)), "task.gold_fraction=0.4", "task.test_fraction=0.4", "sft.enabled=false"]
     said = sentence(*words)
-    assert "prompt long has" in said and "task.max_prompt_tokens=520" in said and "truncate" in said
+    assert (
+        "line 9: prompt of id long has" in said
+        and "task.max_prompt_tokens=520" in said
+        and "truncate" in said
+    )
     assert _nothing_left(tmp_path / "root")
     sizes = {}
     for mode in ("drop", "truncate"):

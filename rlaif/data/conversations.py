@@ -1,0 +1,62 @@
+"""Lists of chat messages (`role`, `content`) as the texts of a prompt and of a response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+from rlaif.errors import UserError
+
+SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System", "developer": "System"}
+"""How a turn is marked in a prompt of several turns: as in the dialogues of `helpful` and `harmless`."""
+
+Message = Mapping[str, Any]
+
+
+def is_conversation(value: Any) -> TypeGuard[list[Message]]:
+    """Whether a value is a list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) for one in value)
+
+
+def prompt_text(messages: Sequence[Message], where: str) -> str:
+    """What comes before a response: a single message of the user as it is, several as marked turns."""
+    turns = [(_speaker(message, where), content(message, where).strip()) for message in messages]
+    if [speaker for speaker, _ in turns] == ["Human"]:
+        return turns[0][1]
+    return "\n\n".join(f"{speaker}: {text}" for speaker, text in turns)
+
+
+def response_text(messages: Sequence[Message], where: str) -> str:
+    """The text of one assistant message. Raises UserError for anything else."""
+    if len(messages) != 1 or messages[0].get("role") != "assistant":
+        roles = ", ".join(str(message.get("role")) for message in messages) or "nothing"
+        raise UserError(f"{where} must hold one message of the assistant as the response, not {roles}.")
+    return content(messages[0], where)
+
+
+def content(message: Message, where: str) -> str:
+    """A message's text, its parts joined. Raises UserError where it has another part than text."""
+    value = message.get("content")
+    parts = value if isinstance(value, list) else [{"type": "text", "text": value}]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where} has a message of role '{message.get('role')}' whose content is no text.")
+    return "".join(map(str, texts))
+
+
+def shared_turns(first: Sequence[Message], second: Sequence[Message]) -> int:
+    """How many messages two conversations begin with alike, leaving at least one to each."""
+    most = min(len(first), len(second)) - 1
+    same = (i for i in range(most) if _key(first[i]) != _key(second[i]))
+    return next(same, max(most, 0))
+
+
+def _key(message: Message) -> tuple[Any, Any]:
+    return message.get("role"), message.get("content")
+
+
+def _speaker(message: Message, where: str) -> str:
+    role = message.get("role")
+    if role not in SPEAKERS:
+        raise UserError(f"{where} has a message of role {role!r}; the roles are {', '.join(SPEAKERS)}.")
+    return SPEAKERS[role]

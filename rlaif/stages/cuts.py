@@ -1,0 +1,49 @@
+"""What the limits on prompts and responses did to a stage's rows: counted in its metrics, and said."""
+
+from __future__ import annotations
+
+from rlaif.data.encode import Cuts
+from rlaif.stages.context import Context
+
+COUNTS = ("prompts_cut", "prompts_dropped", "responses_cut", "responses_dropped", "equal_dropped")
+
+
+def cut_metrics(
+    ctx: Context, stage: str, cuts: Cuts, what: str, *, shown_whole: bool = False
+) -> dict[str, int]:
+    """`<stage>/prompts_cut` and so on, of what there is any; a warning tells them in words.
+
+    `shown_whole`: the stage shows texts that are too long without a cut, so that none is counted.
+    """
+    names = [name for name in COUNTS if not (shown_whole and name.endswith("_cut"))]
+    counts = {name: getattr(cuts, name) for name in names if getattr(cuts, name)}
+    prompt_limit = f"task.max_prompt_tokens={ctx.cfg.task.max_prompt_tokens}"
+    limit = f"task.max_response_tokens={ctx.cfg.task.max_response_tokens}"
+    words = {
+        "prompts_cut": f"prompts are cut to {prompt_limit}",
+        "prompts_dropped": f"are dropped, their prompt longer than {prompt_limit}",
+        "responses_cut": f"responses are cut to {limit} and lose their end (EOS)",
+        "responses_dropped": f"are dropped, a response longer than {limit}",
+        "equal_dropped": f"are dropped, their responses equal once cut to {limit}",
+    }
+    for name, count in counts.items():
+        ctx.warn(
+            "texts beyond the limits",
+            f"{stage}: of {cuts.rows} {what}, {count} {words[name]} (the first: {cuts.first[name]})",
+        )
+    return {f"{stage}/{name}": count for name, count in counts.items()}
+
+
+def no_pairs(ctx: Context, cuts: Cuts) -> str:
+    """Why no pair of a data set is left."""
+    reasons = {
+        "whose prompt is too long": cuts.prompts_dropped,
+        "with a response that is too long": cuts.responses_dropped,
+        "with responses that are equal once cut": cuts.equal_dropped,
+    }
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return (
+        f"no pairs to label: of {cuts.rows} pairs all were dropped ({told}); write a higher task.max_prompt_tokens "
+        f"(now {ctx.cfg.task.max_prompt_tokens}) or task.max_response_tokens "
+        f"(now {ctx.cfg.task.max_response_tokens})"
+    )
