@@ -151,7 +151,12 @@ class OpenAIBackend:
         """What the server turned out to do and to refuse, for the summary; None where nothing was asked."""
         if self.capabilities is None:
             return None
-        return "; ".join([str(self.capabilities), *self._server.remarks])
+        return "; ".join([str(self.capabilities), *self.remarks])
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the server refused and was left out, and why answers hold no text."""
+        return () if self.capabilities is None else tuple(self._server.remarks)
 
     @cached_property
     def _server(self) -> Server:

@@ -258,6 +258,10 @@ class Context:
             self._servers[settings] = openai_backend(node, self.cache_dir)
         return self._servers[settings]
 
+    def server_remarks(self, key: str) -> tuple[str, ...]:
+        """What the server of the labeler at `key` turned out to refuse or to leave out; nothing for other engines."""
+        return self._server().remarks if self.cfg[key].backend == "openai" else ()
+
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain values."""
         return plain(self.cfg)
