@@ -331,6 +331,11 @@ class ArtifactStore:
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
 
 
+def finished_folder(partial: Path) -> Path:
+    """Where the artifact that is built in `partial` will be, and may be already when it is built anew."""
+    return partial.with_name(partial.name.removeprefix(PARTIAL_PREFIX))
+
+
 def artifact_name(folder: Path) -> str:
     """`<kind>-<digest>` of a final, partial or trash folder."""
     name = folder.name

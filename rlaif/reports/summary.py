@@ -118,13 +118,17 @@ def _label_rows(summary: Summary) -> list[ResultRow]:
             summary, "Labels", "label/choice_mass", "probability on the choices", "of the next token, mean"
         ),
         *_single(summary, "Labels", "label/unparsed_rate", "unparsed"),
-        *_single(summary, "Labels", "label/failed_rate", "failed calls"),
+        *_single(summary, "Labels", "label/failed_rate", "failed calls", _retry_note(summary)),
         *_some(
             summary, "label/empty_rate", "empty response in the pair", "it loses to any text; no one is asked"
         ),
-        *_some(summary, "label/asked_again", "asked again", "stored answers, by labeler.retry"),
+        *_some(summary, "label/asked_again", "asked again", "answers"),
         *_cost_rows(summary),
     ]
+
+
+def _retry_note(summary: Summary) -> str:
+    return "labeler.retry=failed asks them again" if number(summary, "label/failed_rate") else ""
 
 
 def _some(summary: Summary, name: str, label: str, note: str, stage: str = "Labels") -> list[ResultRow]:

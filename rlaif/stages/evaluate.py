@@ -70,7 +70,7 @@ def _judge(
         references=[p.reference for p in policy],
     )
     if ctx.cfg.judge.retry is not None:
-        logger.info("judge.retry: %d stored answers were asked again", judged.counters["asked_again"])
+        logger.info("judge.retry: %d answers were asked again", judged.counters["asked_again"])
     counts = {"eval/asked_again": judged.counters["asked_again"]}
     return comparisons, counts | cost_metrics(ctx, "judge", judged.counters, "eval")
 

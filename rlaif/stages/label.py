@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlaif.artifacts import Artifact
+from rlaif.artifacts import Artifact, finished_folder
 from rlaif.backends.openai import OpenAIBackend
 from rlaif.errors import UserError
 from rlaif.evaluation import alignment_items, alignment_report, confidence_bins, length_bins, reliability
@@ -32,6 +32,7 @@ GOLD_JUDGEMENTS_FILE = "gold_judgements.jsonl"
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
+    earlier = (folder / JUDGEMENTS_FILE).exists() or finished_folder(folder).exists()
     pairs = _training_pairs(parents["sample"])
     gold_pairs = ctx.encoder.fitting(ctx.task.gold_pairs)
     started = time.perf_counter()
@@ -42,14 +43,15 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     report: dict[str, Any] = alignment_report(both, result.preferences, result.judgements)
     report |= cost_metrics(ctx, "labeler", result.counters, "label")
     report["label/reused"] = result.counters["reused"]
-    report["label/asked_again"] = result.counters["asked_again"]
+    # Where the same labels were made before, all that is not reused is asked again: calls that failed then.
+    report["label/asked_again"] = result.counters["asked" if earlier else "asked_again"]
     report["label/pairs_per_s"] = len(both) / seconds if result.counters["asked"] else 0.0
     report["label/n"] = len(pairs)
     said = labeler.backend.said() if isinstance(labeler.backend, OpenAIBackend) else None
     if said is not None:
         report["label/server"] = said
     if ctx.cfg.labeler.retry is not None:
-        logger.info("labeler.retry: %d stored answers were asked again", result.counters["asked_again"])
+        logger.info("labeler.retry: %d answers were asked again", report["label/asked_again"])
     check_unread(ctx, "labeler", result.unread, "the labeler's judgements")
     return report
 
