@@ -184,6 +184,11 @@ class OpenAIBackend:
 
     # Generation.
 
+    def alteration(self, temperature: float) -> str:
+        """What the server would decode by now in place of `temperature`; asked of it if it was not yet."""
+        self._probed()
+        return self._server.parameters.alteration(temperature)
+
     def generate(
         self,
         prompts: Sequence[Message],
@@ -206,7 +211,8 @@ class OpenAIBackend:
                 )
             except (Refused, Unavailable) as error:
                 return Generation("", False, 0, 0, error=str(error))
-            return Generation(answer.text, answer.finished, **_spent([answer]))
+            altered = self._server.parameters.alteration(temperature)
+            return Generation(answer.text, answer.finished, **_spent([answer]), altered=altered)
 
         texts = [self._text(prompt) for prompt in prompts]
         asking = gather_what_is_done(ask(text, seed) for text, seed in zip(texts, seeds, strict=True))
