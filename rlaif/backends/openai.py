@@ -128,6 +128,7 @@ class OpenAIBackend:
         self.capabilities: Capabilities | None = None
         self._choices: dict[str, _Choice] = {}
         self._anchor: tuple[int, ...] | None = None
+        self._few_ids = False
         self._ten_is_one_token: bool | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -439,11 +440,23 @@ class OpenAIBackend:
         self, can: Capabilities, prompt: str, choices: Sequence[_Choice], used: list[Answer]
     ) -> tuple[Candidate, ...]:
         """Candidates for the next token: the choices' first ones and their spellings, or the likeliest."""
-        fields = self._server.logprob_fields(can.top)
-        if can.level == "token_ids":
-            first = [choice.tokens[0][0] for choice in choices]
-            spelled = [one for choice in choices for one in choice.spellings]
-            fields = self._server.token_id_fields([one for one in [*first, *spelled] if one is not None])
+        first = [choice.tokens[0][0] for choice in choices]
+        spelled = [one for choice in choices for one in choice.spellings]
+        if can.level == "token_ids" and spelled and not self._few_ids:
+            try:
+                return await self._asked(prompt, self._id_fields([*first, *spelled]), used)
+            except Refused:
+                # A server may bound how many it takes. Where it refuses the bare ones too, it minds something else.
+                found = await self._asked(prompt, self._id_fields(first), used)
+                self._few_ids = True
+                return found
+        fields = self._id_fields(first) if can.level == "token_ids" else self._server.logprob_fields(can.top)
+        return await self._asked(prompt, fields, used)
+
+    def _id_fields(self, ids: Sequence[int | None]) -> dict[str, Any]:
+        return self._server.token_id_fields([one for one in ids if one is not None])
+
+    async def _asked(self, prompt: str, fields: dict[str, Any], used: list[Answer]) -> tuple[Candidate, ...]:
         tokens = _CHAT_TOKENS if self._options.api == "chat" else 1
         used.append(await self._server.complete(prompt, max_tokens=tokens, temperature=0.0, seed=0, **fields))
         return used[-1].candidates
