@@ -39,6 +39,7 @@ from rlaif.backends.spellings import (
 from rlaif.backends.wire import Api, Server
 from rlaif.errors import UserError
 from rlaif.io import digest
+from rlaif.tokens import render_chat
 
 _ANCHOR = "="  # some tokenizers put a space before a text's first word, but not after this
 _COUNT_ON = "Go on with the next number and nothing else: 6, 7, 8, 9,"  # shows whether "10" is one token
@@ -86,8 +87,7 @@ class ChatTemplate:
         ]
 
         def render(user: str) -> str:
-            turn = [{"role": "user", "content": user}]
-            text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            text = render_chat(tokenizer, user)
             return text.removeprefix(tokenizer.bos_token) if adds_bos else text
 
         return cls(render, digest(tokenizer.chat_template, 16))

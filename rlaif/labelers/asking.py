@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -25,6 +26,8 @@ from rlaif.io import digest
 from rlaif.labelers.answers import Answer, checked, from_row, to_row
 from rlaif.labelers.cost import Meter
 from rlaif.labelers.store import LabelStore
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """(phase, done, total), called when a phase begins (done = 0) and after each batch."""
@@ -113,6 +116,7 @@ class Asker:
         self._meter = meter
         self._identity = backend.identity()
         self.counters = Counters()
+        self._waited = False
 
     def quiet(self) -> Asker:
         """This asker without progress, for calls inside a phase that reports its own."""
@@ -299,6 +303,7 @@ class Asker:
             after(claim.found, batch)
             return claim.found
         if not claim.granted:
+            self._say_wait(claim.held)
             self._make_room(ask.phase, 0)
             return None
         index_of = dict(zip(keys, batch, strict=True))
@@ -333,6 +338,12 @@ class Asker:
         rows = {key: to_row(answer, 0.0) for key, answer in given.items() if answer.error is None}
         self._count(ask.phase, [*rows.values()], 0.0)
         return rows
+
+    def _say_wait(self, held: str) -> None:
+        """Once: another process is asking the same."""
+        if not self._waited:
+            logger.warning("waiting for answers that %s is asking for", held)
+        self._waited = True
 
     def _make_room(self, phase: str, calls: int) -> None:
         bound = self._meter.reached(phase, calls)

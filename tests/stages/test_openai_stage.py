@@ -103,7 +103,7 @@ def test_a_plan_asks_nothing(run, pipeline, words):
         (["labeler.backend=openai"], "labeler.backend=openai .* backend=openai"),
         (
             ["backend=openai", "backend.base_url=http://127.0.0.1:1/v1", "backend.name=no/such-model"],
-            "backend.tokenizer=no/such-model .* backend.api=chat",
+            "backend.tokenizer=no/such-model: .* backend.api=chat",
         ),
     ],
 )
