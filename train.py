@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -18,15 +19,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlaif.errors import UserError
 from rlaif.stages.messages import one_sentence
+from rlaif.stages.words import expand_home
 
-CONF = Path(__file__).resolve().parent / "conf"
-failed: list[str] = []
+FAILED = "RLAIF_FAILED"  # names the file in which jobs note that they failed: launchers run them in other processes
 
 
 def report(error: Exception) -> None:
     """A user's mistake: one sentence on stderr, no traceback."""
-    failed.append(one_sentence(error, CONF))
-    print(f"error: {failed[-1]}", file=sys.stderr)
+    sentence = one_sentence(error)
+    print(f"error: {sentence}", file=sys.stderr)
+    with open(os.environ[FAILED], "a", encoding="utf-8") as notes:
+        notes.write(f"{sentence}\n")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -45,8 +48,12 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OmegaConfBaseException, HydraException) as error:
-        report(error)
+    sys.argv[1:] = map(expand_home, sys.argv[1:])
+    with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
+        os.environ[FAILED] = str(Path(folder) / "failed")
+        try:
+            main()
+        except (UserError, OmegaConfBaseException, HydraException) as error:
+            report(error)
+        failed = Path(os.environ[FAILED]).exists()
     sys.exit(2 if failed else 0)

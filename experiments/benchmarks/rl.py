@@ -57,7 +57,7 @@ from rlaif.stages.training import ReleaseMemory, quiet_lightning
 CONF = Path(__file__).parents[2] / "conf"
 SIDES = ("full/separate", "full/shared", "top:4/shared", "lora:8/shared")
 PARTS = ("rollout", "prepare", "update")
-NEVER = -1  # as the id of EOS: no response ends before its last token
+NEVER = ()  # as the ids that end a response: none ends before its last token
 
 
 # What both sides get.
@@ -169,7 +169,7 @@ def build_side(args: argparse.Namespace) -> PPOModule:
         encoded,
         model.tokenizer.decode,
         Decoding(args.new_tokens, 1.0),
-        eos_id=NEVER,
+        eos_ids=NEVER,
         samples_per_prompt=1,
         max_rows=args.batch,
         seed=0,
@@ -281,7 +281,7 @@ class Generators:
     def ours(self, temperature: float) -> list[list[int]]:
         """With the trunk's features of all tokens, as RL needs them."""
         seeds, decoding = range(len(self.prompts)), Decoding(self.new, temperature)
-        options: dict[str, Any] = {"eos_id": NEVER, "max_rows": len(self.prompts), "keep_features": True}
+        options: dict[str, Any] = {"eos_ids": NEVER, "max_rows": len(self.prompts), "keep_features": True}
         return [list(got.ids) for got in sample(self.top, self.prompts, seeds, decoding, **options)]
 
     @torch.inference_mode()

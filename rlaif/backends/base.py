@@ -35,6 +35,7 @@ class Ended(UserError):
 class Generation:
     """A sampled continuation. `finished` says whether the model ended it itself.
 
+    `altered` names what the engine decoded by in place of what was asked, where that changes the text.
     `usage_estimated`, here and below: the engine did not tell its tokens, so that they are an estimate.
     """
 
@@ -45,6 +46,7 @@ class Generation:
     tokens_cached: int = 0
     error: str | None = None
     usage_estimated: bool = False
+    altered: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,3 +122,12 @@ class BatchInvariant(Protocol):
     """
 
     batch_invariant: Literal[True]
+
+
+@runtime_checkable
+class Altering(Protocol):
+    """A mark of engines that may have to decode otherwise than asked, and may not have to at another time."""
+
+    def alteration(self, temperature: float) -> str:
+        """What a `Generation` at this temperature would be `altered` by now. UserError if the engine is away."""
+        ...

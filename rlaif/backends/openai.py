@@ -39,6 +39,7 @@ from rlaif.backends.spellings import (
 from rlaif.backends.wire import Api, Server
 from rlaif.errors import UserError
 from rlaif.io import digest
+from rlaif.tokens import render_chat
 
 _ANCHOR = "="  # some tokenizers put a space before a text's first word, but not after this
 _COUNT_ON = "Go on with the next number and nothing else: 6, 7, 8, 9,"  # shows whether "10" is one token
@@ -86,8 +87,7 @@ class ChatTemplate:
         ]
 
         def render(user: str) -> str:
-            turn = [{"role": "user", "content": user}]
-            text: str = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            text = render_chat(tokenizer, user)
             return text.removeprefix(tokenizer.bos_token) if adds_bos else text
 
         return cls(render, digest(tokenizer.chat_template, 16))
@@ -128,6 +128,7 @@ class OpenAIBackend:
         self.capabilities: Capabilities | None = None
         self._choices: dict[str, _Choice] = {}
         self._anchor: tuple[int, ...] | None = None
+        self._few_ids = False
         self._ten_is_one_token: bool | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -151,7 +152,12 @@ class OpenAIBackend:
         """What the server turned out to do and to refuse, for the summary; None where nothing was asked."""
         if self.capabilities is None:
             return None
-        return "; ".join([str(self.capabilities), *self._server.remarks])
+        return "; ".join([str(self.capabilities), *self.remarks])
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the server refused and was left out, and why answers hold no text."""
+        return () if self.capabilities is None else tuple(self._server.remarks)
 
     @cached_property
     def _server(self) -> Server:
@@ -179,6 +185,11 @@ class OpenAIBackend:
 
     # Generation.
 
+    def alteration(self, temperature: float) -> str:
+        """What the server would decode by now in place of `temperature`; asked of it if it was not yet."""
+        self._probed()
+        return self._server.parameters.alteration(temperature)
+
     def generate(
         self,
         prompts: Sequence[Message],
@@ -201,7 +212,8 @@ class OpenAIBackend:
                 )
             except (Refused, Unavailable) as error:
                 return Generation("", False, 0, 0, error=str(error))
-            return Generation(answer.text, answer.finished, **_spent([answer]))
+            altered = self._server.parameters.alteration(temperature)
+            return Generation(answer.text, answer.finished, **_spent([answer]), altered=altered)
 
         texts = [self._text(prompt) for prompt in prompts]
         asking = gather_what_is_done(ask(text, seed) for text, seed in zip(texts, seeds, strict=True))
@@ -428,11 +440,23 @@ class OpenAIBackend:
         self, can: Capabilities, prompt: str, choices: Sequence[_Choice], used: list[Answer]
     ) -> tuple[Candidate, ...]:
         """Candidates for the next token: the choices' first ones and their spellings, or the likeliest."""
-        fields = self._server.logprob_fields(can.top)
-        if can.level == "token_ids":
-            first = [choice.tokens[0][0] for choice in choices]
-            spelled = [one for choice in choices for one in choice.spellings]
-            fields = self._server.token_id_fields([one for one in [*first, *spelled] if one is not None])
+        first = [choice.tokens[0][0] for choice in choices]
+        spelled = [one for choice in choices for one in choice.spellings]
+        if can.level == "token_ids" and spelled and not self._few_ids:
+            try:
+                return await self._asked(prompt, self._id_fields([*first, *spelled]), used)
+            except Refused:
+                # A server may bound how many it takes. Where it refuses the bare ones too, it minds something else.
+                found = await self._asked(prompt, self._id_fields(first), used)
+                self._few_ids = True
+                return found
+        fields = self._id_fields(first) if can.level == "token_ids" else self._server.logprob_fields(can.top)
+        return await self._asked(prompt, fields, used)
+
+    def _id_fields(self, ids: Sequence[int | None]) -> dict[str, Any]:
+        return self._server.token_id_fields([one for one in ids if one is not None])
+
+    async def _asked(self, prompt: str, fields: dict[str, Any], used: list[Answer]) -> tuple[Candidate, ...]:
         tokens = _CHAT_TOKENS if self._options.api == "chat" else 1
         used.append(await self._server.complete(prompt, max_tokens=tokens, temperature=0.0, seed=0, **fields))
         return used[-1].candidates

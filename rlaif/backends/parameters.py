@@ -52,6 +52,17 @@ class Parameters:
             fields["temperature"] = max(wanted, self._least_temperature)
         return fields
 
+    def alteration(self, temperature: float) -> str:
+        """What text asked for at this temperature is decoded by instead; empty where nothing changes it."""
+        changes = []
+        if "temperature" in self._left_out:
+            changes.append("temperature left out")
+        elif self._temperature not in (None, temperature):
+            changes.append(f"temperature {self._temperature:g}")
+        if "top_p" in self._left_out and (temperature > 0 or changes):
+            changes.append("top_p left out")
+        return ", ".join(changes)
+
     def learn(self, refusal: Refusal, sent: Mapping[str, Any]) -> str | None:
         """Take the refusal of `sent` to heart. A sentence if it is about a field that can be done without."""
         name = _named(refusal, sent)

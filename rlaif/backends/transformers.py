@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
 from rlaif.inference.packing import SharedPrefix
@@ -13,7 +17,12 @@ from rlaif.inference.warm import WarmPrompts, warm_next_token_logprobs
 from rlaif.io import release_free_memory
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Top
+from rlaif.tokens import chat_ids, inner_ids, render_chat, text_ids
 
+# Rises when the same model gives other answers to the same prompts: how text becomes tokens, what counts as a choice.
+READS = 2
+# Log-probability of a space before the choice below which what stands behind it is not looked at.
+LEAST_GAP = math.log(0.01)
 # Tokens of suffixes that share one packed row.
 PACKED_TOKENS = 256
 # Memory for the prompts of the last generation, from which verdicts go on.
@@ -31,6 +40,48 @@ def _parts(indices: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
         parts[-1].append(index)
         room -= length
     return parts
+
+
+@dataclass(frozen=True)
+class Spellings:
+    """How a model may write each choice right behind a prompt, as token ids: `plain`, and with a space before it.
+
+    `spaced` is empty where it cannot be told from `plain`, or where choices begin with each other's tokens ("1" and
+    "10") in another way than the plain ones do, since readouts subtract by that.
+    """
+
+    plain: tuple[tuple[int, ...], ...]
+    spaced: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, choices: Sequence[str]) -> Spellings:
+        plain = tuple(tuple(inner_ids(tokenizer, choice)) for choice in choices)
+        spaced = tuple(tuple(inner_ids(tokenizer, f" {choice}")) for choice in choices)
+        usable = set(spaced).isdisjoint(plain) and _nested(spaced) == _nested(plain)
+        return cls(plain, spaced if usable else ())
+
+    @property
+    def gap(self) -> int | None:
+        """The token of the space where it is one of its own before every choice; None where it is not."""
+        first = {ids[0] for ids in self.spaced if len(ids) > 1}
+        apart = all(s[1:] == p for s, p in zip(self.spaced, self.plain, strict=False))
+        return first.pop() if self.spaced and apart and len(first) == 1 else None
+
+
+def _sequence_rows(
+    top: Top, prompts: Sequence[list[int]], suffixes: Sequence[tuple[int, ...]]
+) -> list[list[float]]:
+    groups = [SharedPrefix(tuple(ids), tuple(suffixes)) for ids in prompts]
+    return [list(row) for row in sequence_logprobs(top, groups)]
+
+
+def _nested(tokens: Sequence[tuple[int, ...]]) -> list[list[bool]]:
+    return [[one != other and other[: len(one)] == one for other in tokens] for one in tokens]
+
+
+def _added(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Log-probabilities of choices whose spellings exclude each other."""
+    return torch.tensor([one, other], dtype=torch.float64).logsumexp(0).tolist()
 
 
 class TransformersBackend:
@@ -56,7 +107,7 @@ class TransformersBackend:
         self._warm = WarmPrompts(0)
 
     def identity(self) -> dict[str, Any]:
-        return {"engine": "transformers", **self._identity}
+        return {"engine": "transformers", "reads": READS, **self._identity}
 
     def _ready(self) -> tuple[LanguageModel, Top]:
         if self._model is None or self._top is None:
@@ -68,18 +119,13 @@ class TransformersBackend:
     def _encode(self, message: Message) -> list[int]:
         model, _ = self._ready()
         tokenizer = model.tokenizer
-        if not message.chat:
-            return tokenizer.encode(message.user + message.assistant, add_special_tokens=False) or [
-                self._start(model)
-            ]
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": message.user}], tokenize=False, add_generation_prompt=True
-        )
-        return tokenizer.encode(text + message.assistant, add_special_tokens=False)
+        if message.chat:
+            return chat_ids(tokenizer, render_chat(tokenizer, message.user) + message.assistant)
+        return text_ids(tokenizer, message.user + message.assistant) or [self._start(model)]
 
     @staticmethod
     def _start(model: LanguageModel) -> int:
-        """What stands before an empty prompt: the tokenizer's BOS, or EOS where it has none."""
+        """What stands before an empty prompt where the tokenizer puts nothing: its BOS, or EOS without one."""
         bos = model.tokenizer.bos_token_id
         return model.eos_id if bos is None else bos
 
@@ -112,7 +158,7 @@ class TransformersBackend:
             [encoded[i] for i in fit],
             [seeds[i] for i in fit],
             Decoding(max_new_tokens, temperature, top_k),
-            eos_id=model.eos_id,
+            eos_ids=model.eos_ids,
             max_rows=self._max_rows,
             warm=self._warm,
             progress=self._progress,
@@ -130,15 +176,16 @@ class TransformersBackend:
         return results
 
     def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
+        """A choice's two spellings count together: as it stands behind the prompt, and with a space before it."""
         release_free_memory()
         model, top = self._ready()
         encoded = [self._encode(p) for p in prompts]
-        tokens = [model.tokenizer.encode(c, add_special_tokens=False) for c in choices]
-        errors = [self._check_length(ids, max(len(t) for t in tokens)) for ids in encoded]
+        spelled = Spellings.of(model.tokenizer, choices)
+        errors = [self._check_length(ids, max(map(len, spelled.plain + spelled.spaced))) for ids in encoded]
         fit = [i for i, error in enumerate(errors) if error is None]
-        scores, saved = self._choice_scores(top, [encoded[i] for i in fit], tokens)
+        scores, saved = self._choice_scores(top, [encoded[i] for i in fit], spelled)
         answers = dict(zip(fit, scores, strict=True))
-        counts, cached = tuple(len(choice) for choice in tokens), saved // max(len(fit), 1)
+        counts, cached = tuple(map(len, spelled.plain)), saved // max(len(fit), 1)
         results = []
         for index, (ids, error) in enumerate(zip(encoded, errors, strict=True)):
             logprobs = (None,) * len(choices) if error else tuple(answers[index])
@@ -146,18 +193,36 @@ class TransformersBackend:
         return results
 
     def _choice_scores(
-        self, top: Top, prompts: list[list[int]], tokens: list[list[int]]
+        self, top: Top, prompts: list[list[int]], spelled: Spellings
     ) -> tuple[list[list[float]], int]:
+        """Log-probabilities of each prompt's choices, and prompt tokens that were not run again."""
         if not prompts:
             return [], 0
-        if all(len(choice) == 1 for choice in tokens):
-            single = [choice[0] for choice in tokens]
-            warm, self._warm = self._warm, WarmPrompts(0)  # a verdict is read once: the memory goes back
-            known = warm_next_token_logprobs(top, prompts, single, warm)
-            return known or next_token_logprobs(top, prompts, single)
-        suffixes = tuple(tuple(choice) for choice in tokens)
-        groups = [SharedPrefix(tuple(ids), suffixes) for ids in prompts]
-        return [list(row) for row in sequence_logprobs(top, groups)], 0
+        plain, spaced, size = spelled.plain, spelled.spaced, len(spelled.plain)
+        if any(len(ids) > 1 for ids in plain):
+            rows = _sequence_rows(top, prompts, plain + spaced)
+            return [_added(row[:size], row[size:]) if spaced else row for row in rows], 0
+        singles = [ids[0] for ids in plain]
+        if all(len(ids) == 1 for ids in spaced):
+            rows, saved = self._next_rows(top, prompts, singles + [ids[0] for ids in spaced])
+            return [_added(row[:size], row[size:]) if spaced else row for row in rows], saved
+        if spelled.gap is None:
+            return self._next_rows(top, prompts, singles)
+        rows, saved = self._next_rows(top, prompts, [*singles, spelled.gap])
+        scores = [row[:size] for row in rows]
+        # A second look only where the model would really write the space first.
+        opening = [i for i, row in enumerate(rows) if row[size] > LEAST_GAP]
+        behind = _sequence_rows(top, [prompts[i] for i in opening], spaced) if opening else []
+        for i, row in zip(opening, behind, strict=True):
+            scores[i] = _added(scores[i], row)
+        return scores, saved
+
+    def _next_rows(
+        self, top: Top, prompts: list[list[int]], tokens: list[int]
+    ) -> tuple[list[list[float]], int]:
+        warm, self._warm = self._warm, WarmPrompts(0)  # a verdict is read once: the memory goes back
+        known = warm_next_token_logprobs(top, prompts, tokens, warm)
+        return known or next_token_logprobs(top, prompts, tokens)
 
     def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
         """Items with the same prompt share its forward pass, wherever they stand in `items`."""
@@ -170,7 +235,7 @@ class TransformersBackend:
             if message not in prompts:
                 prompts[message] = self._encode(message)
             members.setdefault(message, []).append(index)
-            suffixes.append(tuple(model.tokenizer.encode(continuation, add_special_tokens=False)))
+            suffixes.append(tuple(inner_ids(model.tokenizer, continuation)))
         results: list[SequenceScore | None] = [None] * len(items)
         groups, owners = [], []
         for message, indices in members.items():

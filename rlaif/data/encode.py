@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from rlaif.errors import UserError
 from rlaif.records import Pair, Prompt
+from rlaif.tokens import chat_ids, inner_ids, lead_ids, render_chat, text_ids
 
 Row = TypeVar("Row", Prompt, Pair)
 
@@ -37,11 +38,13 @@ class Cuts:
 class Encoder:
     """Encodes prompts and responses for the policy and the reward model.
 
-    A prompt is `prefix + text + suffix`, wrapped by the model's chat template if `chat`. A response is its
-    text (after `separator`) and EOS. Prompt and response are tokenised apart, so that a response has the
-    same ids whether it was sampled or read. Markers such as `<|im_end|>` inside a text are read as plain
-    characters, except in a chat prompt, which is tokenised as its template renders it.
+    A prompt is `prefix + text + suffix`, wrapped by the model's chat template if `chat`, else begun as the
+    tokenizer begins a text (with BOS, say). A response is its text (after `separator`) and EOS. Prompt and response
+    are tokenised apart, so that a response has the same ids whether it was sampled or read: those that it has behind
+    other text. Markers such as `<|im_end|>` inside a text are read as plain characters, except in a chat prompt,
+    which is tokenised as its template renders it.
 
+    `eos_id` ends the responses that are trained on; `eos_ids` are all tokens that end one (only `eos_id` if empty).
     `too_long` rules prompts beyond `max_prompt_tokens`, `too_long_responses` references and responses of
     pairs beyond `max_response_tokens`; `places` tell, by a row's id, where it stands in its file.
     """
@@ -55,6 +58,7 @@ class Encoder:
     max_response_tokens: int
     too_long: str
     eos_id: int
+    eos_ids: tuple[int, ...] = ()
     too_long_responses: str = "truncate"
     places: Mapping[str, str] = field(default_factory=dict)
 
@@ -67,19 +71,21 @@ class Encoder:
         """The prompt's ids, however long."""
         full = self.prefix + text + self.suffix
         if self.chat:
-            full = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": full}], tokenize=False, add_generation_prompt=True
-            )
-        elif any(marker in text for marker in self.tokenizer.all_special_tokens):
-            # Prefix and suffix may hold markers on purpose, the text may not.
-            parts = self._marked(self.prefix), self._plain(text), self._marked(self.suffix)
-            return [token for part in parts for token in part]
-        return self._marked(full)
+            return chat_ids(self.tokenizer, render_chat(self.tokenizer, full))
+        if any(marker in text for marker in self.tokenizer.all_special_tokens):
+            return self._with_plain(text)
+        return text_ids(self.tokenizer, full)
 
-    def _marked(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def _with_plain(self, text: str) -> list[int]:
+        """Prefix and suffix may hold markers on purpose, the text may not."""
+        first = text_ids(self.tokenizer, self.prefix) if self.prefix else list(lead_ids(self.tokenizer))
+        middle = self._plain(text) if self.prefix else self._opening(text)
+        return [*first, *middle, *inner_ids(self.tokenizer, self.suffix)]
 
     def _plain(self, text: str) -> list[int]:
+        return inner_ids(self.tokenizer, text, plain=True)
+
+    def _opening(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def prompt(self, text: str) -> list[int]:
@@ -115,7 +121,8 @@ class Encoder:
 
     def decode(self, ids: Iterable[int]) -> str:
         """A response's text: without EOS, separator and surrounding space."""
-        return self.tokenizer.decode([i for i in ids if i != self.eos_id], skip_special_tokens=True).strip()
+        ends = self.eos_ids or (self.eos_id,)
+        return self.tokenizer.decode([i for i in ids if i not in ends], skip_special_tokens=True).strip()
 
     def fitting(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import torch
 from rlaif.errors import UserError
 from rlaif.inference.batches import length_buckets
 from rlaif.inference.scorer import MAX_ROWS, MAX_TOKENS
-from rlaif.io import digest, sha256_file
-from rlaif.models.load import describe_pretrained, ensure_pad
+from rlaif.models.checkpoint import read_config, reading
+from rlaif.models.load import describe_pretrained
+from rlaif.tokens import choose_pad
 
 logger = logging.getLogger(__name__)
+
+KEY = "reward.name"
+# Where transformers' models keep learned absolute positions.
+_TABLES = re.compile(r"(?:^|\.)(?:position_embeddings|embed_positions|wpe|position_embed)$")
 
 
 @dataclass(frozen=True)
@@ -33,24 +39,11 @@ class ClassifierSpec:
     def describe(self, cache_dir: Path) -> dict[str, Any]:
         """What its scores depend on, without loading it. Raises UserError where it does not exist."""
         found = describe_pretrained("reward.name", self.name, self.revision, cache_dir)
-        return {**found, "reads": self._reads(), "dtype": self.dtype, "max_tokens": self.max_tokens}
-
-    def _reads(self) -> str | None:
-        """What a folder's tokenizer and chat template are; a hub id's revision stands for them."""
-        folder = Path(self.name).expanduser()
-        if not folder.is_dir():
-            return None
-        files = sorted(f for f in folder.iterdir() if f.suffix in (".json", ".jinja", ".txt", ".model"))
-        return digest([[file.name, sha256_file(file)] for file in files], 16)
+        return {**found, "dtype": self.dtype, "max_tokens": self.max_tokens}
 
     def check(self) -> None:
         """Raises UserError for anything but a classifier with one label, by its configuration alone."""
-        from transformers import AutoConfig
-
-        try:
-            config = AutoConfig.from_pretrained(self.name, **self.origin)
-        except (OSError, ValueError) as error:
-            raise self._not_loaded(error) from error
+        config = self._config()
         kinds = config.architectures or []
         if not any(kind.endswith("ForSequenceClassification") for kind in kinds) or config.num_labels != 1:
             raise UserError(
@@ -63,6 +56,9 @@ class ClassifierSpec:
         """What every `from_pretrained` of it gets."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
+    def _config(self) -> Any:
+        return read_config(KEY, self.name, **self.origin)
+
     def load(self) -> TextClassifier:
         """Raises UserError where it cannot be loaded, or was never trained to score."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -70,27 +66,54 @@ class ClassifierSpec:
 
         hf_logging.disable_progress_bar()
         hf_logging.set_verbosity_error()
-        try:
+        config = self._config()
+        text = config.get_text_config()
+        if text.pad_token_id is not None and not 0 <= text.pad_token_id < text.vocab_size:
+            text.pad_token_id = None  # -1, or past the vocabulary: no pad at all
+        with reading(KEY, self.name):
             tokenizer = AutoTokenizer.from_pretrained(self.name, truncation_side="left", **self.origin)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 self.name,
+                config=config,
                 dtype=getattr(torch, self.dtype),
                 use_safetensors=True,
                 output_loading_info=True,
                 **self.origin,
             )
-        except (OSError, ValueError) as error:
-            raise self._not_loaded(error) from error
+        if info["mismatched_keys"]:
+            raise UserError(
+                f"reward.name={self.name}: {_first(info['mismatched_keys'])} has another shape in the checkpoint than "
+                "by its config.json: the two are of different models"
+            )
         if info["missing_keys"]:
             raise UserError(
                 f"reward.name={self.name} is no trained reward model: its file lacks "
                 f"{min(info['missing_keys'])}, which would be random"
             )
-        _agree_on_pad(tokenizer, model.config.get_text_config())
-        return TextClassifier(model, tokenizer, self)
+        if info["unexpected_keys"]:
+            logger.warning(
+                "%s=%s: unused weights of the checkpoint: %s", KEY, self.name, _first(info["unexpected_keys"])
+            )
+        odd = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+        if odd:
+            raise UserError(
+                f"reward.name={self.name}: {odd[0]} holds values that are not finite (NaN or infinity)"
+            )
+        _agree_on_pad(tokenizer, model, self.name)
+        return TextClassifier(model, tokenizer, self._bounded(model, tokenizer))
 
-    def _not_loaded(self, error: Exception) -> UserError:
-        return UserError(f"reward.name={self.name} could not be loaded: {str(error).splitlines()[0]}")
+    def _bounded(self, model: Any, tokenizer: Any) -> ClassifierSpec:
+        """With no more tokens than the model has positions for, and its tokenizer room for."""
+        limits = [limit for limit in (_positions(model), tokenizer.model_max_length) if limit]
+        if self.max_tokens <= min(limits, default=self.max_tokens):
+            return self
+        logger.warning(
+            "reward.max_tokens=%d is more than reward.name=%s can read: it reads %d",
+            self.max_tokens,
+            self.name,
+            min(limits),
+        )
+        return replace(self, max_tokens=min(limits))
 
 
 class TextClassifier:
@@ -131,13 +154,22 @@ class TextClassifier:
 
     @torch.no_grad()
     def scores(self, rows: Sequence[dict[str, list[int]]]) -> list[float]:
-        """The logit of each row, with the shift that a model exported here names."""
+        """The logit of each row, with the shift that a model exported here names.
+
+        Raises UserError for a score that is not finite.
+        """
         out = torch.zeros(len(rows))
         lengths = [len(row["input_ids"]) for row in rows]
         for batch in length_buckets(lengths, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
             padded = self.tokenizer.pad([rows[i] for i in batch], padding_side="right", return_tensors="pt")
             logits = self._model(**padded.to(self._spec.device)).logits
             out[batch] = logits[:, 0].float().cpu()
+        odd = int((~out.isfinite()).sum())
+        if odd:
+            raise UserError(
+                f"reward.name={self._spec.name} gave {odd} of {len(rows)} texts a score that is not finite: try "
+                "reward.dtype=float32, or another reward model"
+            )
         return [score + self._shift for score in out.tolist()]
 
     def _last(self, row: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -155,10 +187,35 @@ class TextClassifier:
         self._warned = True
 
 
-def _agree_on_pad(tokenizer: Any, config: Any) -> None:
+def _agree_on_pad(tokenizer: Any, model: Any, name: str) -> None:
     """Pad as the model was made to find the end of its text; decoders read their score there."""
-    if config.pad_token_id is not None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(config.pad_token_id)
+    config = model.config.get_text_config()
+    token = None if config.pad_token_id is None else tokenizer.convert_ids_to_tokens(config.pad_token_id)
+    if token is not None:
+        tokenizer.pad_token = token
     else:
-        ensure_pad(tokenizer)
-        config.pad_token_id = tokenizer.pad_token_id
+        pad = choose_pad(tokenizer, {tokenizer.eos_token_id}, model.get_input_embeddings().num_embeddings)
+        if pad is None:
+            raise UserError(
+                f"{KEY}={name} has no token that can pad without being EOS: add a pad token to it"
+            )
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        config.pad_token_id = pad
+    model.config.pad_token_id = config.pad_token_id
+
+
+def _positions(model: Any) -> int | None:
+    """Tokens that a model can tell the places of; None where its positions are not learned, or have no bound.
+
+    A table of positions has rows for the padding's too where it has a padding index (RoBERTa counts from
+    behind it).
+    """
+    tables = [m for n, m in model.named_modules() if _TABLES.search(n) and isinstance(m, torch.nn.Embedding)]
+    rooms = [t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables]
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(rooms) if rooms else stated
+
+
+def _first(names: Any) -> str:
+    first = min(names)
+    return str(first[0] if isinstance(first, tuple) else first)

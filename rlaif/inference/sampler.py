@@ -6,7 +6,7 @@ sorting, dropping finished rows or splitting a batch over processes changes noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sampled response: its ids (EOS included where `finished`) and, if asked for, its features.
+    """A sampled response: its ids (the one that ended it included where `finished`) and, if asked for, its features.
 
     `features` (P + R, D) are the trunk's activations of prompt and response (ids if the model is `full`);
     the last response token's are included.
@@ -170,7 +170,7 @@ class _Batch:
 
 @torch.inference_mode()
 def _decode(
-    batch: _Batch, uniforms: Tensor, decoding: Decoding, eos_id: int
+    batch: _Batch, uniforms: Tensor, decoding: Decoding, eos_ids: Collection[int]
 ) -> tuple[list[list[int]], list[bool]]:
     rows = len(batch.lengths)
     responses: list[list[int]] = [[] for _ in range(rows)]
@@ -184,7 +184,7 @@ def _decode(
         for row, token in zip(live.tolist(), tokens.tolist(), strict=True):
             if not finished[row]:
                 responses[row].append(token)
-                finished[row] = token == eos_id
+                finished[row] = token in eos_ids
         last_round = position + 1 == decoding.max_new_tokens
         # The last token's features are wanted too (PPO reads its reward there), its logits are not.
         if batch.features is not None or not last_round:
@@ -206,7 +206,7 @@ def sample(
     seeds: Sequence[int],
     decoding: Decoding,
     *,
-    eos_id: int,
+    eos_ids: Collection[int],
     max_rows: int,
     prefill_tokens: int = 2048,
     keep_features: bool = False,
@@ -217,6 +217,7 @@ def sample(
 
     Args:
         seeds: one integer a row; it alone decides that row's noise.
+        eos_ids: tokens that end a response, each.
         max_rows: rows decoded at once at most; fewer where their keys and values would take too much memory.
         keep_features: return the trunk's activations of prompt and response.
         warm: takes the prompts' keys and values, for calls that go on from them.
@@ -235,7 +236,7 @@ def sample(
             top, chosen, len(chosen[0]) + decoding.max_new_tokens, keep_features, prefill_tokens, warm
         )
         uniforms = row_uniforms([seeds[i] for i in indices], decoding.max_new_tokens)
-        responses, finished = _decode(batch, uniforms, decoding, eos_id)
+        responses, finished = _decode(batch, uniforms, decoding, eos_ids)
         for row, index in enumerate(indices):
             features = None
             if batch.features is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.backends.base import (
+    Altering,
     Backend,
     BatchInvariant,
     ChoiceScores,
@@ -19,10 +21,13 @@ from rlaif.backends.base import (
     Message,
     SequenceScore,
 )
+from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers.answers import Answer, checked, from_row, to_row
 from rlaif.labelers.cost import Meter
 from rlaif.labelers.store import LabelStore
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """(phase, done, total), called when a phase begins (done = 0) and after each batch."""
@@ -111,6 +116,7 @@ class Asker:
         self._meter = meter
         self._identity = backend.identity()
         self.counters = Counters()
+        self._waited = False
 
     def quiet(self) -> Asker:
         """This asker without progress, for calls inside a phase that reports its own."""
@@ -151,7 +157,15 @@ class Asker:
                 seeds=[0 if greedy else seeds[index] for index in batch],
             )
 
-        return self._resolve(phase, "generate", keys, groups, compute, Generation, follow)
+        def altered() -> str | None:
+            if not isinstance(self._backend, Altering):
+                return None
+            try:
+                return self._backend.alteration(sampling.temperature)
+            except UserError:
+                return None  # the engine is away: what it said before stands
+
+        return self._resolve(phase, "generate", keys, groups, compute, Generation, follow, altered=altered)
 
     def choices(
         self,
@@ -207,8 +221,9 @@ class Asker:
         follow: Follow | None = None,
         *,
         choices: int = 0,
+        altered: Callable[[], str | None] | None = None,
     ) -> list[Answered]:
-        ask = _Ask(phase, kind, compute, answer_type, choices)
+        ask = _Ask(phase, kind, compute, answer_type, choices, altered)
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         unique = [index for index, key in enumerate(keys) if first[key] == index]
         waiting = deque(self._batches(unique, [groups[index] for index in unique], alone=choices > 2))
@@ -247,9 +262,20 @@ class Asker:
             return [list(unique[:1])] * bool(unique) + fixed_batches(unique[1:], groups[1:], self._batch_size)
         return fixed_batches(unique, groups, self._batch_size)
 
-    def _stale(self, ask: _Ask, row: dict[str, Any], key: str) -> bool:
-        """Whether a stored answer counts as missing: it is none, or it is to be asked again."""
+    def _altered_now(self, ask: _Ask, keys: Sequence[str]) -> str | None:
+        """How the engine alters answers by now; asked of it only where a stored one is altered."""
+        if ask.altered is None or self._store is None:
+            return None
+        return ask.altered() if any(row.get("altered") for row in self._store.get(keys).values()) else None
+
+    def _stale(self, ask: _Ask, row: dict[str, Any], key: str, now: str | None) -> bool:
+        """Whether a stored answer counts as missing: it is none, or it is to be asked again.
+
+        So is text that was not decoded as asked, once the engine decodes otherwise (`now`).
+        """
         answer, _ = from_row(row, ask.answer_type)
+        if now is not None and row.get("altered") not in (None, "", now):
+            return True
         if checked(answer, choices=ask.choices).error is not None:
             return True
         return self._unwanted is not None and key not in self._renewed and self._unwanted(ask.phase, answer)
@@ -270,12 +296,14 @@ class Asker:
             computed = self._compute(ask, keys, batch)
             after(computed, batch)
             return computed
-        claim = self._store.claim(keys, stale=lambda key, row: self._stale(ask, row, key))
+        now = self._altered_now(ask, keys)
+        claim = self._store.claim(keys, stale=lambda key, row: self._stale(ask, row, key, now))
         if len(claim.found) == len(keys):
             self.counters.reused += len(keys)
             after(claim.found, batch)
             return claim.found
         if not claim.granted:
+            self._say_wait(claim.held)
             self._make_room(ask.phase, 0)
             return None
         index_of = dict(zip(keys, batch, strict=True))
@@ -310,6 +338,12 @@ class Asker:
         rows = {key: to_row(answer, 0.0) for key, answer in given.items() if answer.error is None}
         self._count(ask.phase, [*rows.values()], 0.0)
         return rows
+
+    def _say_wait(self, held: str) -> None:
+        """Once: another process is asking the same."""
+        if not self._waited:
+            logger.warning("waiting for answers that %s is asking for", held)
+        self._waited = True
 
     def _make_room(self, phase: str, calls: int) -> None:
         bound = self._meter.reached(phase, calls)
@@ -355,6 +389,7 @@ class _Ask:
     compute: Callable[[list[int]], Sequence[Any]]
     answer_type: type[Any]
     choices: int
+    altered: Callable[[], str | None] | None
 
 
 class _NoRoom(Exception):

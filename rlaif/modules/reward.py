@@ -14,7 +14,7 @@ from rlaif.data.datamodule import PreferenceBatch
 from rlaif.models.attention import pair_attention
 from rlaif.models.flat import hidden_at
 from rlaif.models.split import ScalarHead, Top
-from rlaif.modules.optim import OptimOptions, build_optimizer, take_step
+from rlaif.modules.optim import OptimOptions, build_optimizer, require_finite, take_step
 from rlaif.ops import bradley_terry_loss, total
 
 
@@ -153,7 +153,7 @@ class RewardModule(pl.LightningModule):
                     counts[index] += added
                     yield loss / weights[index]
 
-        take_step(self, losses(), self._optim.gradient_clip)
+        take_step(self, losses(), self._optim.gradient_clip, "rm")
         pairs = sum(len(batch.p_a) for batch in step)
         self._log_means("rm/loss", "rm/train_accuracy", total(counts)[running], pairs)
 
@@ -170,6 +170,9 @@ class RewardModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         running = self._running()
+        require_finite(
+            self._validation[running], "validation loss", f"rm after epoch {self.current_epoch + 1}"
+        )
         self._log_means("rm/val_loss", "rm/val_accuracy", self._validation[running], 1)
         self.epochs = self.current_epoch + 1
         if self.current_epoch >= self._choose_from:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlaif.data.datamodule import TokenBatch
 from rlaif.models.split import Top
-from rlaif.modules.optim import OptimOptions, build_optimizer, response_logprobs, take_step
+from rlaif.modules.optim import OptimOptions, build_optimizer, require_finite, response_logprobs, take_step
 from rlaif.ops import sft_loss, total
 
 
@@ -36,7 +36,7 @@ class SFTModule(pl.LightningModule):
         none = torch.zeros((), dtype=torch.long, device=self.device)
         tokens = total(sum((batch.response_mask.sum() for batch in step), none))
         losses = (self._loss(batch, tokens)[0] for batch in step)
-        loss = take_step(self, losses, self._optim.gradient_clip)
+        loss = take_step(self, losses, self._optim.gradient_clip, "sft")
         self.log("sft/loss", loss, prog_bar=True, batch_size=sum(len(batch.ids) for batch in step))
 
     def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
@@ -44,7 +44,12 @@ class SFTModule(pl.LightningModule):
         self.log("sft/val_loss", loss, batch_size=int(metrics["tokens"]), on_epoch=True, prog_bar=True)
 
     def on_train_epoch_end(self) -> None:
-        self.metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        measured = self.trainer.callback_metrics
+        if "sft/val_loss" in measured:
+            require_finite(
+                measured["sft/val_loss"], "validation loss", f"sft after epoch {self.current_epoch + 1}"
+            )
+        self.metrics = {name: float(value) for name, value in measured.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sft_metrics"] = self.metrics

@@ -83,7 +83,10 @@ def _place(rows: Mapping[str, Row], note: str) -> Graph:
 
 
 def _parents(row: Row, rows: Mapping[str, Row]) -> tuple[str, ...]:
-    return tuple(str(parent) for parent in row.get("parents") or () if str(parent) in rows)
+    """Digests of the parents that are drawn; the artifact store lists a parent as its kind and digest."""
+    listed = (parent for parent in row.get("parents") or () if isinstance(parent, Mapping))
+    digests = (str(parent.get("digest")) for parent in listed)
+    return tuple(digest for digest in digests if digest in rows)
 
 
 def _depths(rows: Mapping[str, Row]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,13 +69,13 @@ class RolloutCollector:
         decode: Callable[[Sequence[int]], str],
         decoding: Decoding,
         *,
-        eos_id: int,
+        eos_ids: Collection[int],
         samples_per_prompt: int,
         max_rows: int,
         seed: int,
     ) -> None:
         self._prompts, self._encoded, self._decode, self._decoding = prompts, encoded, decode, decoding
-        self._eos_id, self._samples, self._max_rows, self._seed = eos_id, samples_per_prompt, max_rows, seed
+        self._eos_ids, self._samples, self._max_rows, self._seed = eos_ids, samples_per_prompt, max_rows, seed
 
     def collect(self, policy: Top, indices: Sequence[int], iteration: int) -> Rollout:
         """Sample for the prompts at `indices`; the rows of one prompt stand together.
@@ -96,7 +96,7 @@ class RolloutCollector:
                 own_share(encoded),
                 own_share(seeds),
                 self._decoding,
-                eos_id=self._eos_id,
+                eos_ids=self._eos_ids,
                 max_rows=self._max_rows,
                 keep_features=True,
             )

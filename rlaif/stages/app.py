@@ -30,16 +30,17 @@ from rlaif.stages.arms import Arm, read_arms
 from rlaif.stages.clean import clean
 from rlaif.stages.compare import compare_arms
 from rlaif.stages.context import Context, apply_engine, apply_seed, require_values
+from rlaif.stages.disk import written_below
 from rlaif.stages.doctor import doctor
 from rlaif.stages.export import export_model
 from rlaif.stages.graph import Graph, Planned
 from rlaif.stages.items import item_rows
-from rlaif.stages.messages import wrong_kind
 from rlaif.stages.plan import merge_plans, plan_table, total_seconds
 from rlaif.stages.registry import STAGES
 from rlaif.stages.report import choose_runs, write_comparison, write_report
+from rlaif.stages.schema import check_settings
 from rlaif.stages.terminal import console
-from rlaif.tracking import Run, WandbOptions, run_directory
+from rlaif.tracking import Run, WandbOptions, check_environment, run_directory
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,11 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
     apply_engine(cfg)
     prepare_torch(cfg)
     OmegaConf.resolve(cfg)
+    with written_below(cfg.paths.root):
+        return _run(cfg, overrides, group)
+
+
+def _run(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Path | None:
     if cfg.plan and cfg.stage != "clean":
         print_plan(Context(cfg, None, overrides))
         return None
@@ -89,7 +95,7 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         overrides=list(overrides),
         group=cfg.tracking.group or group,
-        name=cfg.tracking.name or _job_name(cfg, overrides),
+        name=cfg.tracking.name or os.environ.get("WANDB_NAME") or _job_name(cfg, overrides),
         wandb_options=wandb_options,
     ) as run:
         ctx = Context(cfg, run, overrides)
@@ -102,11 +108,7 @@ def _check_config(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """What can be refused before anything is opened or written."""
     if cfg.force not in (True, False, "all"):
         raise UserError(f"force={cfg.force} is not known: write true, false or all")
-    for key in {override.split("=")[0].lstrip("+") for override in overrides} - {"force"}:
-        value = None if "@" in key or "/" in key else OmegaConf.select(cfg, key)
-        wrong = wrong_kind(key, value, Path(cfg.paths.code) / "conf")
-        if wrong and not OmegaConf.is_config(value):
-            raise UserError(wrong)
+    check_settings(cfg)
     if cfg.stage not in ("compare", "report", "clean"):
         require_values(cfg)
     if cfg.export and cfg.stage not in ("sft", "rm", "ppo"):
@@ -119,13 +121,33 @@ def _job_name(cfg: DictConfig, overrides: Sequence[str]) -> str:
 
 
 def _wandb_options(cfg: DictConfig, group: str | None) -> WandbOptions | None:
-    node = cfg.tracking
+    """What the configuration says, else W&B's own variables, else our defaults. Raises UserError for bad ones."""
+    node, env = cfg.tracking, os.environ
     if node.mode == "disabled":
         return None
     upload: Any = node.upload or ("text" if cfg.task.public else "metrics")
-    return WandbOptions(
-        node.project, node.mode, node.entity, node.group or group, cfg.stage, tuple(node.tags), upload
+    options = WandbOptions(
+        project=node.project or env.get("WANDB_PROJECT") or "rlaif",
+        mode=node.mode,
+        entity=node.entity or env.get("WANDB_ENTITY") or None,
+        group=node.group or env.get("WANDB_RUN_GROUP") or group,
+        job_type=cfg.stage,
+        tags=_tags(node.tags),
+        upload=upload,
     )
+    check_environment(options.mode)
+    return options
+
+
+def _tags(value: Any) -> tuple[str, ...]:
+    """A text is one tag; without any, those of WANDB_TAGS, which commas part. Raises UserError for an odd one."""
+    stated = [value] if isinstance(value, str) else [str(tag) for tag in value or ()]
+    if not stated:
+        stated = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    odd = [tag for tag in stated if not 1 <= len(tag.strip()) <= 64]
+    if odd:
+        raise UserError(f"tracking.tags has {odd[0]!r}: a tag is a text of 1 to 64 characters")
+    return tuple(dict.fromkeys(stated))
 
 
 def print_plan(ctx: Context) -> None:

@@ -16,6 +16,7 @@ from rlaif.errors import UserError
 from rlaif.reports import ROLES
 from rlaif.stages.context import Context, apply_engine, apply_seed, plain, require_values
 from rlaif.stages.registry import STAGES
+from rlaif.stages.schema import check_settings
 from rlaif.tracking.glossary import unknown
 
 _ABSENT = object()
@@ -96,6 +97,7 @@ def _runs(ctx: Context, overrides: Sequence[str], repeats: Sequence[Mapping[str,
     # A key that the arm sets itself is the arm's: a sweep over it would otherwise be undone silently.
     base = [override for override in ctx.overrides if _key(override) not in own]
     composed = compose(HydraConfig.get().job.config_name, overrides=[*base, *overrides])
+    check_settings(composed)
     require_values(composed)
     runs = {}
     for seeds in repeats:

@@ -8,6 +8,7 @@ from typing import Any
 from rlaif.data.encode import Encoder
 from rlaif.errors import UserError
 from rlaif.inference.classifier import ClassifierSpec, TextClassifier
+from rlaif.models.checkpoint import expanded
 from rlaif.models.load import resolve_device, resolve_dtype
 from rlaif.records import Sample
 from rlaif.stages.context import Context
@@ -19,7 +20,7 @@ Row = dict[str, list[int]]
 def _spec(ctx: Context) -> ClassifierSpec:
     node, device = ctx.cfg.reward, resolve_device(ctx.cfg.trainer.accelerator)
     return ClassifierSpec(
-        name=node.name,
+        name=expanded(str(node.name)),
         revision=node.revision,
         dtype=resolve_dtype(node.dtype, device, "reward.dtype"),
         device=device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,19 @@ from rlaif.errors import UserError
 from rlaif.inference.features import FeatureCache
 from rlaif.io import digest
 from rlaif.labelers import Labeler, LabelerOptions, LabelStore, Price, TemplateSet, check_retry
+from rlaif.models.checkpoint import expanded
 from rlaif.models.load import (
     LanguageModel,
     ModelSpec,
+    check_model,
+    default_trainable,
     describe_model,
     load_model,
     resolve_device,
     resolve_dtype,
 )
 from rlaif.models.lora import parse_lora
-from rlaif.models.split import check_trainable
+from rlaif.models.split import check_trainable, parse_trainable
 from rlaif.records import TaskData
 from rlaif.stages.cost import meter_of, price_of, priced_as
 from rlaif.stages.messages import missing_value
@@ -168,29 +172,76 @@ class Context:
     @cached_property
     def encoder(self) -> Encoder:
         model = self.model()
-        return Encoder(model.tokenizer, eos_id=model.eos_id, places=self.task.places, **self.encoding)
+        ends: dict[str, Any] = {"eos_id": model.eos_id, "eos_ids": model.eos_ids}
+        return Encoder(model.tokenizer, places=self.task.places, **ends, **self.encoding)
 
     # Models.
 
-    def _spec(self, node: DictConfig) -> ModelSpec:
-        """The model of `node` (`model` or `backend`), split as `model` is: if it is the same, it is loaded once."""
-        trainable = str(self.cfg.model.trainable)
+    def _spec(self, group: str, trainable: str) -> ModelSpec:
+        """The model of `group` (`model` or `backend`) with `trainable` as its split."""
+        node, tiny = self.cfg[group], self.cfg.models.tiny
         device = resolve_device(self.cfg.trainer.accelerator)
-        tiny = self.cfg.models.tiny
         return ModelSpec(
             source="tiny" if tiny else node.source,
-            name="tiny" if tiny else node.name,
+            name="tiny" if tiny else expanded(str(node.name)),
             revision=None if tiny else node.revision,
-            trainable="top:1" if tiny and trainable.startswith("top:") else trainable,
-            dtype="float32" if tiny else resolve_dtype(node.dtype, device),
+            trainable=trainable,
+            dtype="float32" if tiny else resolve_dtype(node.dtype, device, f"{group}.dtype"),
             device=device,
             trust_remote_code=node.trust_remote_code,
             lora_alpha=self.cfg.model.lora_alpha if trainable.startswith("lora:") else None,
+            key=f"{group}.name",
+            chat_template=None if tiny else node.chat_template,
         )
 
     @cached_property
     def model_spec(self) -> ModelSpec:
-        return self._spec(self.cfg.model)
+        """The base model of policy and reward model. `model.trainable=auto` is resolved here."""
+        wanted = str(self.cfg.model.trainable)
+        if self.cfg.models.tiny:
+            return self._spec("model", "top:1" if wanted == "auto" or wanted.startswith("top:") else wanted)
+        spec = self._spec("model", wanted)
+        if wanted != "auto":
+            return spec
+        found = default_trainable(spec)
+        if found != "top:4":
+            logger.info("model.name=%s is small: model.trainable=auto is %s", spec.name, found)
+        return replace(spec, trainable=found)
+
+    @cached_property
+    def labeler_spec(self) -> ModelSpec:
+        """The model of a labeler in this process: if it is the policy's base, split like it, so loaded once.
+
+        Any other has no trainable part, and the split means nothing.
+        """
+        policy, own = self.model_spec, self._spec("backend", "auto")
+        twin = replace(own, trainable=policy.trainable, lora_alpha=policy.lora_alpha)
+        return twin if twin == policy else replace(own, trainable=default_trainable(own))
+
+    @cached_property
+    def _checked(self) -> set[ModelSpec]:
+        return set()
+
+    def check_model(self) -> None:
+        """Raises UserError for a base model that could not be loaded, split, or given texts as long as the task's."""
+        spec = self.model_spec
+        if spec in self._checked:
+            return
+        check_trainable(spec.trainable)
+        sizes = check_model(spec, chat=self.cfg.task.chat)
+        if sizes is not None:
+            parse_trainable(spec.trainable, sizes.num_layers)
+            self._check_context(sizes.max_positions)
+        self._checked.add(spec)
+
+    def _check_context(self, positions: int) -> None:
+        prompt, response = self.cfg.task.max_prompt_tokens, self.cfg.task.max_response_tokens
+        if prompt + response > positions:
+            raise UserError(
+                f"task.max_prompt_tokens={prompt} and task.max_response_tokens={response} make texts of "
+                f"{prompt + response} tokens, but model.name={self.model_spec.name} has a context of {positions}: "
+                "write lower limits"
+            )
 
     @cached_property
     def model_identity(self) -> dict[str, Any]:
@@ -212,7 +263,9 @@ class Context:
 
     def model(self) -> LanguageModel:
         """The base model of policy and reward model."""
-        return self.load(self.model_spec)
+        model = self.load(self.model_spec)
+        self._check_context(model.trunk.config.max_positions)  # of one whose sizes were not known before
+        return model
 
     @cached_property
     def features(self) -> FeatureCache:
@@ -228,7 +281,7 @@ class Context:
         )
         options = LabelerOptions.from_mapping(node, seed=seed)
         return Labeler(
-            self._backend(node),
+            self._backend(node, templates),
             templates,
             options,
             store=self.label_store if stored else None,
@@ -248,9 +301,9 @@ class Context:
 
     @cached_property
     def label_store(self) -> LabelStore:
-        return LabelStore(self.root / "labels.sqlite", claim_seconds=900.0)
+        return LabelStore(self.root / "labels.sqlite", claim_seconds=60.0)
 
-    def _backend(self, node: dict[str, Any]) -> Backend:
+    def _backend(self, node: dict[str, Any], templates: TemplateSet) -> Backend:
         wanted, have = node["backend"], self.cfg.backend.engine
         if wanted == "scripted":
             return ScriptedBackend(**node["scripted"])
@@ -261,7 +314,10 @@ class Context:
             )
         if wanted == "openai":
             return self._server()
-        spec = self._spec(self.cfg.backend)
+        spec = self.labeler_spec
+        if spec not in self._checked:
+            check_model(spec, chat=templates.chat)
+            self._checked.add(spec)
         identity = {**describe_model(spec, self.cache_dir), "dtype": spec.dtype}
         return TransformersBackend(identity, lambda: self.load(spec), max_rows=self.cfg.backend.max_rows)
 
@@ -272,6 +328,10 @@ class Context:
         if settings not in self._servers:
             self._servers[settings] = openai_backend(node, self.cache_dir)
         return self._servers[settings]
+
+    def server_remarks(self, key: str) -> tuple[str, ...]:
+        """What the server of the labeler at `key` turned out to refuse or to leave out; nothing for other engines."""
+        return self._server().remarks if self.cfg[key].backend == "openai" else ()
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain values."""

@@ -106,6 +106,7 @@ class Graph:
 
     def check(self, kind: str) -> None:
         """Raise UserError for options that `kind` or an ancestor would refuse, before anything is built."""
+        self.ctx.check_model()
         stage = self.stages[kind]
         stage.check(self.ctx)
         stage.config(self.ctx)

@@ -105,15 +105,15 @@ def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
     """
     node = ctx.cfg[key]
     if unread.rate > node.max_unparsed:
-        raise UserError(
-            unread.sentence(
-                key,
-                what,
-                limit=node.max_unparsed,
-                min_mass=node.min_mass,
-                hints=low_mass_hints(ctx, key),
-            )
+        sentence = unread.sentence(
+            key,
+            what,
+            limit=node.max_unparsed,
+            min_mass=node.min_mass,
+            hints=low_mass_hints(ctx, key),
         )
+        remarks = ctx.server_remarks(key)
+        raise UserError(f"{sentence}. Of the server: {'; '.join(remarks)}" if remarks else sentence)
 
 
 def low_mass_hints(ctx: Context, key: str) -> list[str]:

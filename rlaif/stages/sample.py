@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +13,7 @@ from rlaif.errors import UserError
 from rlaif.inference.sampler import Decoding, Sampled, sample
 from rlaif.io import digest, write_records
 from rlaif.models.split import Top
-from rlaif.records import Pair, Prompt, Sample
+from rlaif.records import Pair, Prompt, Sample, is_empty
 from rlaif.stages.context import Context, plain
 from rlaif.stages.cuts import cut_metrics, no_pairs
 from rlaif.stages.graph import Parents, Stage, Work
@@ -56,7 +56,7 @@ def draw(
     encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]
     with ctx.progress.task(f"sampling ({what})", len(prompts)) as advance:
         return sample(
-            top, encoded, seeds, decoding, eos_id=ctx.model().eos_id, max_rows=max_rows, progress=advance
+            top, encoded, seeds, decoding, eos_ids=ctx.model().eos_ids, max_rows=max_rows, progress=advance
         )
 
 
@@ -66,51 +66,64 @@ def to_sample(ctx: Context, prompt: Prompt, drawn: Sampled) -> Sample:
     return Sample(prompt.id, prompt.prompt, text, len(drawn.ids), drawn.finished, prompt.reference)
 
 
+Slot = tuple[Prompt, int, str]
+"""A response to be drawn: its prompt, which of the prompt's pairs it is in, and the side, a or b."""
+
+
 def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
-    """Pairs of different responses; equal ones are redrawn `max_redraws` times, then dropped and counted."""
+    """Pairs of different responses.
+
+    Equal ones, and responses that are empty, are redrawn `max_redraws` times. Pairs that are equal then are dropped
+    and counted; an empty response beside a text is kept, as the bad answer that it is.
+    """
     node, seed = ctx.cfg.sample, ctx.cfg.seeds.sample
     prompts = rl_prompts(ctx, node.num_prompts)
     decoding = Decoding(ctx.cfg.task.max_response_tokens, node.temperature, node.top_k)
-    slots = [(p, n, side) for p in prompts for n in range(node.num_samples) for side in "ab"]
-    texts: dict[tuple[str, int, str], Sample] = {}
-    pending, redrawn = slots, 0
+    places = [(p, n) for p in prompts for n in range(node.num_samples)]
+    drawn: dict[tuple[str, int, str], Sample] = {}
+    pending: list[Slot] = [(p, n, side) for p, n in places for side in "ab"]
+    redrawn = 0
     for attempt in range(node.max_redraws + 1):
         keys = [[seed, p.id, n, side, attempt] for p, n, side in pending]
-        drawn = draw(ctx, top, [p for p, _, _ in pending], keys, decoding, node.max_rows, "pairs")
-        for (prompt, n, side), got in zip(pending, drawn, strict=True):
-            texts[prompt.id, n, side] = to_sample(ctx, prompt, got)
-        equal = [
-            (p, n)
-            for p in prompts
-            for n in range(node.num_samples)
-            if texts[p.id, n, "a"].response == texts[p.id, n, "b"].response
-        ]
-        if not equal or attempt == node.max_redraws:
+        got = draw(ctx, top, [p for p, _, _ in pending], keys, decoding, node.max_rows, "pairs")
+        for (prompt, n, side), one in zip(pending, got, strict=True):
+            drawn[prompt.id, n, side] = to_sample(ctx, prompt, one)
+        pending = [slot for p, n in places for slot in _again(p, n, drawn)]
+        if not pending or attempt == node.max_redraws:
             break
-        pending = [(p, n, "b") for p, n in equal]
         redrawn += len(pending)
-    dropped = {(p.id, n) for p, n in equal}
     pairs = [
         Pair(
             f"{p.id}#{n}",
             p.id,
             p.prompt,
-            texts[p.id, n, "a"].response,
-            texts[p.id, n, "b"].response,
+            drawn[p.id, n, "a"].response,
+            drawn[p.id, n, "b"].response,
             "policy",
         )
-        for p in prompts
-        for n in range(node.num_samples)
-        if (p.id, n) not in dropped
+        for p, n in places
     ]
-    every = list(texts.values())
+    kept = [pair for pair in pairs if not _equal(pair.response_a, pair.response_b)]
+    every = list(drawn.values())
     metrics = {
         "sample/redrawn": redrawn,
-        "sample/identical_dropped": len(dropped),
+        "sample/identical_dropped": len(pairs) - len(kept),
+        "sample/empty_rate": fmean(is_empty(s.response) for s in every) if every else 0.0,
         "sample/mean_tokens": fmean(s.tokens for s in every) if every else 0.0,
         "sample/eos_rate": fmean(s.finished for s in every) if every else 0.0,
     }
-    return pairs, metrics
+    return kept, metrics
+
+
+def _again(prompt: Prompt, n: int, drawn: Mapping[tuple[str, int, str], Sample]) -> list[Slot]:
+    """The sides of a pair that are worth another draw."""
+    a, b = (drawn[prompt.id, n, side].response for side in "ab")
+    empty = [(prompt, n, side) for side, text in (("a", a), ("b", b)) if is_empty(text)]
+    return empty or ([(prompt, n, "b")] if a == b else [])
+
+
+def _equal(a: str, b: str) -> bool:
+    return a == b or (is_empty(a) and is_empty(b))
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
@@ -124,11 +137,29 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     else:
         pairs, metrics = _draw_pairs(ctx, policy_top(ctx, parents).frozen_copy())
     if not pairs:
-        raise UserError(
-            "no pairs to label: every prompt was too long or every pair identical; see task.max_prompt_tokens"
-        )
+        raise UserError(_no_pairs(ctx, metrics))
     write_records(folder / PAIRS_FILE, pairs)
     return {"sample/n": len(pairs), **metrics}
+
+
+def _no_pairs(ctx: Context, metrics: Mapping[str, Any]) -> str:
+    """Why there is nothing to label."""
+    if metrics.get("sample/empty_rate") == 1.0:
+        model = ctx.model()
+        ends = ", ".join(f"{model.tokenizer.convert_ids_to_tokens(i)} ({i})" for i in model.eos_ids)
+        return (
+            f"100% of the responses are empty: the policy ends at once with {ends}; fine-tune it first "
+            "(sft.enabled=true, more sft.num_epochs), or check what ends a response in generation_config.json"
+        )
+    if metrics.get("sample/identical_dropped"):
+        return (
+            "no pairs to label: both responses of every prompt are the same; write a higher sample.temperature or "
+            "task.max_response_tokens"
+        )
+    return (
+        f"no pairs to label: no prompt fits task.max_prompt_tokens={ctx.cfg.task.max_prompt_tokens}; write a higher "
+        "limit, or task.too_long=truncate"
+    )
 
 
 def _parents(ctx: Context) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from rlaif.backends.http import HttpOptions
 from rlaif.backends.openai import ChatTemplate, OpenAIBackend, OpenAIOptions
 from rlaif.errors import UserError
+from rlaif.models.checkpoint import expanded, require_source
 from rlaif.models.load import ModelSpec, load_tokenizer
 
 _HTTP_KEYS = (
@@ -42,13 +43,23 @@ def openai_backend(node: Mapping[str, Any], cache_dir: Path) -> OpenAIBackend:
 
 def _template(name: str, cache_dir: Path) -> ChatTemplate:
     source = "embedded" if name == "embedded" else "hub"
-    spec = ModelSpec(source, name, None, "full", "float32", "cpu", trust_remote_code=False)
+    spec = ModelSpec(
+        source,
+        expanded(name),
+        None,
+        "full",
+        "float32",
+        "cpu",
+        trust_remote_code=False,
+        key="backend.tokenizer",
+    )
     instead = "write the hub id or the folder of the served model, or backend.api=chat"
     try:
+        if source == "hub":
+            require_source(spec.key, spec.name)
         tokenizer = load_tokenizer(spec, cache_dir)
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"backend.tokenizer={name} could not be loaded ({why}): {instead}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {instead}") from None
     if tokenizer.chat_template is None:
         raise UserError(f"backend.tokenizer={name} has no chat template: {instead}")
     return ChatTemplate.of(tokenizer)

@@ -105,7 +105,7 @@ def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> T
         [ctx.encoder.prompt(p.prompt) for p in prompts],
         ctx.encoder.decode,
         Decoding(ctx.cfg.task.max_response_tokens, temperature),
-        eos_id=ctx.model().eos_id,
+        eos_ids=ctx.model().eos_ids,
         samples_per_prompt=1,
         max_rows=ctx.cfg.rl.max_rows,
         seed=ctx.cfg.seeds.rl,

@@ -74,6 +74,20 @@ class EpochCheckpoint(ModelCheckpoint):
         )
 
 
+class KeepCurve(pl.Callback):
+    """What was logged goes into the checkpoint, so that a resumed run's history holds the whole curve."""
+
+    KEY = "curve"
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        if isinstance(trainer.logger, RunLogger):
+            checkpoint[self.KEY] = list(trainer.logger.rows)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.replay(checkpoint.get(self.KEY, ()))
+
+
 class ReleaseMemory(pl.Callback):
     """Gives freed memory back every few steps: batches without padding all differ in size."""
 
@@ -108,7 +122,7 @@ def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, l
     quiet_lightning()
     callbacks: list[pl.Callback] = [ReleaseMemory()]
     if not follows():
-        callbacks.insert(0, EpochCheckpoint(work / "checkpoints"))
+        callbacks = [EpochCheckpoint(work / "checkpoints"), KeepCurve(), *callbacks]
     if ctx.progress.bars:
         callbacks.append(RichProgressBar(leave=False))
     return pl.Trainer(

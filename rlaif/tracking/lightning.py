@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
@@ -11,11 +12,15 @@ from rlaif.tracking.run import Run
 
 
 class RunLogger(Logger):
-    """Forwards a Trainer's metrics to a `Run`; the run itself is opened and closed by its owner."""
+    """Forwards a Trainer's metrics to a `Run`; the run itself is opened and closed by its owner.
+
+    `rows` are those of the fit so far: (step, metrics).
+    """
 
     def __init__(self, run: Run) -> None:
         super().__init__()
         self._run = run
+        self.rows: list[tuple[int, dict[str, float]]] = []
 
     @property
     def name(self) -> str:
@@ -37,7 +42,16 @@ class RunLogger(Logger):
         """Log all but `epoch`, which Lightning adds to every row and no metric of ours is."""
         kept = {name: float(value) for name, value in metrics.items() if name != "epoch"}
         if kept:
-            self._run.log(kept, step=0 if step is None else step)
+            self._log(0 if step is None else step, kept)
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        self.rows.append((step, metrics))
+        self._run.log(metrics, step=step)
+
+    def replay(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
+        """Log what the killed run of a resumed fit had logged up to its checkpoint: the curve begins where it did."""
+        for step, metrics in rows:
+            self._log(step, metrics)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -9,6 +9,7 @@ import logging
 import subprocess
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,8 +35,12 @@ def run_directory(root: Path, stage: str) -> Path:
     path = root / "runs" / stage / name
     try:
         path.mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError(f"run directory {path} already exists; start the command again") from error
+    except OSError as error:
+        if path.is_dir():
+            raise UserError(f"run directory {path} already exists; start the command again") from error
+        raise UserError(
+            f"paths.root={root} cannot be written to ({error.strerror}: {error.filename}): write another directory"
+        ) from error
     return path
 
 
@@ -70,6 +75,7 @@ class Run:
             self._options = replace(wandb_options, group=group)
         self._summary: dict[str, Any] = {}
         self._alerts: set[tuple[str, str]] = set()
+        self._mirror_failed = False
         self._started = time.monotonic()
         self._meta: dict[str, Any] = {
             "stage": stage,
@@ -107,9 +113,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self.wandb_run is not None:
-                # Not through the W&B run's own __exit__: that one prints the traceback of a user's mistake.
-                self.wandb_run.finish(exit_code=0 if error is None else 1)
+            # Not through the W&B run's own __exit__: that one prints the traceback of a user's mistake.
+            self._mirror(lambda run: run.finish(exit_code=0 if error is None else 1))
         finally:
             self._finish(error)
 
@@ -121,10 +126,8 @@ class Run:
         row = json_ready(metrics)
         seconds = round(time.monotonic() - self._started, 3)
         append_jsonl(self.directory / "history.jsonl", {"step": int(step), "time": seconds} | row)
-        if self.wandb_run is not None:
-            self.wandb_run.log(
-                {name: _wandb_number(value) for name, value in row.items()} | {"step": int(step)}
-            )
+        numbers = {name: _wandb_number(value) for name, value in row.items()} | {"step": int(step)}
+        self._mirror(lambda run: run.log(numbers))
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows to `tables/<name>.jsonl`, and to W&B unless its upload policy is metrics only."""
@@ -133,31 +136,32 @@ class Run:
             raise ValueError(f"table name {name!r} leaves the tables folder")
         plain = [json_ready(row) for row in rows]
         write_jsonl(path, plain)
-        if self.wandb_run is not None and self._uploads("text", "weights") and plain:
-            self.wandb_run.log({name: as_table(plain)})
+        if self._uploads("text", "weights") and plain:
+            self._mirror(lambda run: run.log({name: as_table(plain)}))
 
     def lineage(self, rows: list[dict[str, Any]]) -> None:
         """Write `lineage.json`: the artifacts that this run stands on, as the artifact store lists them."""
         write_json(self.directory / "lineage.json", json_ready(rows))
-        if self.wandb_run is not None:
-            names = [f"{row['kind']}-{row['digest']}" for row in rows]
-            self.wandb_run.config.update({"artifacts": names}, allow_val_change=True)
+        names = [f"{row['kind']}-{row['digest']}" for row in rows]
+        self._mirror(lambda run: run.config.update({"artifacts": names}, allow_val_change=True))
 
     def artifact(self, *, name: str, kind: str, path: Path, metadata: dict[str, Any]) -> None:
         """Mirror an artifact to W&B: name and metadata always, its files where the policy is weights.
 
         With policy text a reference tells where the files lie, without a copy.
         """
-        if self.wandb_run is None:
-            return
-        import wandb
 
-        mirror = wandb.Artifact(name=name, type=kind, metadata=redact(json_ready(metadata)))
-        if self._uploads("weights"):
-            mirror.add_dir(str(path))
-        elif self._uploads("text"):
-            mirror.add_reference(path.resolve().as_uri(), checksum=False)
-        self.wandb_run.log_artifact(mirror)
+        def send(run: Any) -> None:
+            import wandb
+
+            mirror = wandb.Artifact(name=name, type=kind, metadata=redact(json_ready(metadata)))
+            if self._uploads("weights"):
+                mirror.add_dir(str(path))
+            elif self._uploads("text"):
+                mirror.add_reference(path.resolve().as_uri(), checksum=False)
+            run.log_artifact(mirror)
+
+        self._mirror(send)
 
     def summary(self, metrics: dict[str, Any]) -> None:
         """Merge `name: number or text` into `summary.json` (NaN becomes null)."""
@@ -167,8 +171,7 @@ class Run:
             raise ValueError(f"summary value {nested[0]!r} is not a number or text; the summary is flat")
         self._summary |= plain
         write_json(self.summary_path, self._summary)
-        if self.wandb_run is not None:
-            self.wandb_run.summary.update(plain)
+        self._mirror(lambda run: run.summary.update(plain))
 
     def alert(self, title: str, text: str) -> None:
         """Record a warning about this run in `alerts.jsonl` and the log; online, W&B notifies its owner.
@@ -181,8 +184,18 @@ class Run:
         self._alerts.add((title, text))
         append_jsonl(self.directory / "alerts.jsonl", {"time": _now(), "title": title, "text": text})
         logger.warning("%s: %s", title, text)
-        if self.wandb_run is not None and not self.wandb_run.offline:
-            self.wandb_run.alert(title=title, text=text)
+        self._mirror(lambda run: None if run.offline else run.alert(title=title, text=text))
+
+    def _mirror(self, send: Callable[[Any], object]) -> None:
+        """Send something to W&B. What fails there is said once and costs nothing else: all is in the folder."""
+        if self.wandb_run is None:
+            return
+        try:
+            send(self.wandb_run)
+        except Exception as error:  # its own types are many
+            if not self._mirror_failed:
+                logger.warning("W&B does not take this run's data (%s): the run goes on", redact(str(error)))
+            self._mirror_failed = True
 
     def _open_wandb(self) -> None:
         if self._options is None:

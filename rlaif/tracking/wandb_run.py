@@ -1,6 +1,7 @@
-"""Opens one Weights & Biases run with explicit settings, never through the environment.
+"""Opens one Weights & Biases run with explicit settings.
 
-Setting WANDB_MODE, or reusing the process-wide run, would leak from one job of a multirun into the next.
+W&B's own environment variables are read and honoured where the configuration says nothing; none is ever set, and the
+process-wide run is never reused: both would leak from one job of a multirun into the next.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from rlaif.errors import UserError
 
@@ -22,6 +25,8 @@ Upload = Literal["metrics", "text", "weights"]
 # W&B serves its public cloud under the first name and accepts a login stored for the second.
 _PUBLIC_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 _CONNECT_SECONDS = 30.0
+_REACH_SECONDS = 3.0
+_TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,13 @@ def has_login() -> bool:
 def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
     """The mode that `mode` stands for on this machine.
 
-    auto follows a WANDB_MODE that the user has set, and otherwise is online exactly if a login exists.
+    auto follows WANDB_DISABLED and WANDB_MODE where the user has set them, and otherwise is online exactly if a login
+    exists.
     """
     if mode != "auto":
         return mode
+    if os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+        return "disabled"
     asked = os.environ.get("WANDB_MODE", "").lower()
     if asked in ("offline", "dryrun"):
         return "offline"
@@ -79,31 +87,65 @@ def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
     return "online" if has_login() else "offline"
 
 
+def check_environment(mode: Mode) -> None:
+    """Raises UserError, before any work, for a W&B variable that W&B itself would fail over later."""
+    if resolve_mode(mode) == "disabled":
+        return
+    import wandb
+
+    try:
+        wandb.Settings().update_from_env_vars(dict(os.environ))
+    except Exception as error:  # its validation's own types
+        lines = str(error).splitlines()
+        field = lines[1].strip() if len(lines) > 2 else ""
+        why = lines[2].strip().split(" [type=")[0] if len(lines) > 2 else " ".join(lines)
+        name = f"WANDB_{field.upper()}"
+        shown = f"{name}={os.environ[name]}" if name in os.environ else "a WANDB_ variable of the environment"
+        raise UserError(
+            f"{shown} cannot be used ({why}): correct or unset it, or write tracking=none"
+        ) from None
+
+
 def open_run(options: WandbOptions, *, directory: Path, name: str, config: dict[str, Any]) -> Any | None:
     """A new W&B run with its files below `directory`, or None if disabled. The caller finishes it.
 
-    An unreachable server makes mode auto go offline with a warning.
-    Raises UserError if mode is online and the server cannot be reached or refuses the login.
+    Where W&B cannot start a run, mode auto goes on offline, and without W&B if even that fails, with a warning.
+    Raises UserError if another mode was asked for.
     """
     mode = resolve_mode(options.mode)
     if mode == "disabled":
         return None
-    import wandb  # costs most of a second: only where it is used
-
     try:
+        if mode == "online":
+            _reach()
         run = _init(options, mode, directory=directory, name=name, config=config)
-    except (wandb.errors.CommError, wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+    except Exception as error:  # W&B's own types are many, and tracking must not cost a run
         sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if options.mode != "auto" or mode == "offline":
+        if options.mode != "auto":
             raise UserError(
                 f"tracking.mode={options.mode}: W&B could not start a run ({sentence}); "
                 "write tracking.mode=offline to track without the server"
             ) from error
+        if mode == "offline":
+            logger.warning("W&B could not start a run (%s): going on without it", sentence)
+            return None
         logger.warning("W&B is not reachable (%s): tracking offline, `wandb sync` uploads it later", sentence)
         run = _init(options, "offline", directory=directory, name=name, config=config)
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _reach() -> None:
+    """Raises OSError where W&B's server does not take a connection: its own client would try for a minute."""
+    address = urlsplit(os.environ.get("WANDB_BASE_URL") or f"https://{_PUBLIC_HOSTS[0]}")
+    if getproxies() or not address.hostname:
+        return  # behind a proxy only a request would tell
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname, port), timeout=_REACH_SECONDS).close()
+    except OSError as error:
+        raise OSError(f"{address.hostname}:{port} takes no connection: {error}") from None
 
 
 def _init(
@@ -120,7 +162,7 @@ def _init(
         silent=True,
         quiet=True,
         console="off",
-        init_timeout=_CONNECT_SECONDS,
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or _CONNECT_SECONDS),
         reinit="create_new",  # never the open run of an earlier job
         disable_git=True,
         disable_code=True,

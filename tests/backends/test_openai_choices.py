@@ -84,6 +84,23 @@ def test_spellings_are_asked_for_by_their_ids():
     assert server.asked("/v1/completions")[-1]["logprob_token_ids"] == [ord("1"), ord("2"), 1000]
 
 
+def test_a_server_that_takes_few_ids_is_asked_for_the_bare_ones():
+    def twist(path, body, status, answer):
+        many = (
+            len(body.get("logprob_token_ids", ())) > 3
+            or len(body.get("logprob_token_ids", ())) == 3
+            and ("3, 1, 2, 3" not in body["prompt"])
+        )
+        return (400, {"error": "too many ids"}) if many else (status, answer)
+
+    with LocalServer(ALL, distribution=lambda _: {" 1": 0.1, "1": 0.6, "2": 0.3}) as server:
+        server.twist = twist
+        engine = backend(server.base_url)
+        for _ in range(2):
+            assert engine.choice_logprobs([ASK], ["1", "2"])[0].logprobs == _logs(0.6, 0.3)
+        assert sum(len(body["logprob_token_ids"]) == 3 for body in server.asked("/v1/completions")) == 1
+
+
 def test_mutation_the_bare_tokens_alone_are_a_tail(monkeypatch):
     monkeypatch.setattr(module, "says", lambda texts: lambda text, choice: text == choice)
     scores = _score({"top_k"}, distribution=lambda _: {" 1": 0.9, " 2": 0.05, "1": 0.002, "2": 0.004})[0]

@@ -217,3 +217,38 @@ def test_answers_by_other_rules_are_asked_again_where_they_matter(server, store,
     assert _label(backend(server.base_url), store).counters["reused"] == 0
     assert _label(backend(server.base_url), store).counters["asked"] == 0
     assert _label(backend(server.base_url), store, **text).counters["asked"] == 0
+
+
+def test_text_that_was_not_greedy_is_asked_again_once_the_server_takes_the_temperature(store):
+    def refusing(path, body, status, answer):
+        if body.get("temperature", 1) != 1:
+            return 400, {
+                "error": {"message": "'temperature' does not support 0. Only the default (1) is supported."}
+            }
+        return status, answer
+
+    changes = {"readout_kind": "text", "top_k": 0, "readout_max_tokens": 1, "count": 2}
+    with LocalServer({"sample"}, distribution=lambda _: {"1": 0.6, "2": 0.4}) as server:
+        server.twist = refusing
+        first = _label(backend(server.base_url), store, **changes)
+        before = len(server.asked("/v1/completions"))
+        same = _label(backend(server.base_url), store, **changes)
+        assert same.counters["asked"] == 0 and len(server.asked("/v1/completions")) == before
+        server.twist = lambda path, body, status, answer: (status, answer)
+        greedy = _label(backend(server.base_url), store, **changes)
+        assert greedy.counters["asked"] == first.counters["asked"] == 4
+        assert {judgement.text for judgement in greedy.judgements} == {"1"}
+        known = len(server.requests)
+        assert _label(backend(server.base_url), store, **changes).counters["asked"] == 0
+        assert len(server.requests) == known, "nothing is altered any more, and nothing is asked"
+
+
+def test_altered_text_stands_while_the_server_is_away(store):
+    changes = {"readout_kind": "text", "top_k": 0, "readout_max_tokens": 1, "count": 2}
+    with LocalServer({"sample"}, distribution=lambda _: {"1": 1.0}) as server:
+        server.twist = lambda path, body, status, answer: (
+            (400, {"message": "temperature is not supported"}) if "temperature" in body else (status, answer)
+        )
+        _label(backend(server.base_url), store, **changes)
+        address = server.base_url
+    assert _label(backend(address), store, **changes).counters["asked"] == 0

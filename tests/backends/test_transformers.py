@@ -1,10 +1,12 @@
 """The in-process engine against plain forward passes of the same tiny model."""
 
+import math
+
 import pytest
 import torch
 
 from rlaif.backends.base import Message
-from rlaif.backends.transformers import TransformersBackend
+from rlaif.backends.transformers import LEAST_GAP, READS, TransformersBackend
 from rlaif.inference.sampler import Decoding, sample
 
 TEXTS = ("How are you?", "b", "Which one is better: 1 or 2? Say it.", "a rather long question " * 3)
@@ -37,6 +39,14 @@ def _logprob(model, top, message, continuation):
     return sum(logits[len(prefix) + i - 1, token].item() for i, token in enumerate(suffix))
 
 
+def _choice_logprob(model, top, message, choice, *, single=True):
+    """Of both spellings; the one behind a space of its own counts for single tokens where the space is likely."""
+    plain, spaced = (_logprob(model, top, message, text) for text in (choice, f" {choice}"))
+    if single and _logprob(model, top, message, " ") <= LEAST_GAP:
+        return plain
+    return math.log(math.exp(plain) + math.exp(spaced))
+
+
 def _generate(backend, prompts, seeds, temperature=1.0, top_k=0, new=9):
     return backend.generate(prompts, max_new_tokens=new, temperature=temperature, top_k=top_k, seeds=seeds)
 
@@ -49,7 +59,7 @@ def test_identity_needs_no_weights():
         raise AssertionError("loaded")
 
     backend = TransformersBackend({"name": "x", "weights": "abc", "dtype": "float32"}, load, max_rows=4)
-    expected = {"engine": "transformers", "name": "x", "weights": "abc", "dtype": "float32"}
+    expected = {"engine": "transformers", "reads": READS, "name": "x", "weights": "abc", "dtype": "float32"}
     assert backend.identity() == expected
 
 
@@ -76,7 +86,7 @@ def test_generate_equals_the_sampler(engine, temperature):
         [_ids(model, message) for message in MESSAGES],
         seeds,
         Decoding(9, temperature),
-        eos_id=model.eos_id,
+        eos_ids=model.eos_ids,
         max_rows=1,
     )
     with torch.no_grad():
@@ -128,7 +138,8 @@ def test_choices_equal_plain_passes(engine, choices):
     scores = backend.choice_logprobs(MESSAGES, choices)
     with torch.no_grad():
         for message, got in zip(MESSAGES, scores, strict=True):
-            expected = [_logprob(model, top, message, choice) for choice in choices]
+            single = max(map(len, choices)) == 1
+            expected = [_choice_logprob(model, top, message, choice, single=single) for choice in choices]
             assert got.logprobs == pytest.approx(expected, abs=1e-4)
             assert got.token_counts == tuple(len(choice) for choice in choices)
             assert got.tokens_in == len(_ids(model, message))
@@ -144,7 +155,7 @@ def test_a_shared_start_runs_once_and_changes_nothing(engine):
     scores = backend.choice_logprobs(prompts, ["1", "2"])
     with torch.no_grad():
         for message, got in zip(prompts, scores, strict=True):
-            expected = [_logprob(model, top, message, choice) for choice in "12"]
+            expected = [_choice_logprob(model, top, message, choice) for choice in "12"]
             assert got.logprobs == pytest.approx(expected, abs=1e-4)
     # 34 shared bytes, run once instead of four times: 34 * 3 / 4 = 25 a prompt.
     assert [got.tokens_cached for got in scores] == [25] * 4
@@ -219,7 +230,8 @@ def test_too_long_prompts_fail_alone(engine):
     for choices in (["1", "2"], ["1", "10"]):
         scores = backend.choice_logprobs([fine, long], choices)
         with torch.no_grad():
-            expected = [_logprob(model, top, fine, choice) for choice in choices]
+            single = max(map(len, choices)) == 1
+            expected = [_choice_logprob(model, top, fine, choice, single=single) for choice in choices]
         assert scores[0].logprobs == pytest.approx(expected, abs=1e-4)
         assert scores[1].logprobs == (None, None)
         assert limit in scores[1].error

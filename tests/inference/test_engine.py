@@ -34,7 +34,7 @@ def test_greedy_decoding_equals_transformers_generate(tiny_model, trainable):
     hf = LlamaForCausalLM(config).eval()
     hf.load_state_dict(tiny_state(config))
     prompts = _prompts(50)
-    ours = sample(top, prompts, [0] * 50, Decoding(12, 0.0), eos_id=model.eos_id, max_rows=16)
+    ours = sample(top, prompts, [0] * 50, Decoding(12, 0.0), eos_ids=model.eos_ids, max_rows=16)
     for prompt, got in zip(prompts, ours, strict=True):
         expected = hf.generate(
             torch.tensor([prompt]),
@@ -51,13 +51,13 @@ def test_samples_do_not_depend_on_the_batch(tiny_model):
     model = tiny_model("top:1")
     top = model.trunk.new_top()
     prompts, seeds, decoding = _prompts(20), list(range(20)), Decoding(10, 1.0)
-    together = sample(top, prompts, seeds, decoding, eos_id=model.eos_id, max_rows=20)
+    together = sample(top, prompts, seeds, decoding, eos_ids=model.eos_ids, max_rows=20)
     alone = [
-        sample(top, [p], [s], decoding, eos_id=model.eos_id, max_rows=1)[0]
+        sample(top, [p], [s], decoding, eos_ids=model.eos_ids, max_rows=1)[0]
         for p, s in zip(prompts, seeds, strict=True)
     ]
     assert [s.ids for s in together] == [s.ids for s in alone]
-    other = sample(top, prompts, [s + 100 for s in seeds], decoding, eos_id=model.eos_id, max_rows=20)
+    other = sample(top, prompts, [s + 100 for s in seeds], decoding, eos_ids=model.eos_ids, max_rows=20)
     assert [s.ids for s in together] != [s.ids for s in other]
 
 
@@ -73,7 +73,7 @@ def test_kept_features_are_those_of_a_fresh_pass(tiny_model, trainable):
             prompts,
             list(range(9)),
             Decoding(6, 1.0),
-            eos_id=model.eos_id,
+            eos_ids=model.eos_ids,
             max_rows=4,
             keep_features=True,
         ),
@@ -172,9 +172,9 @@ def test_samples_of_one_prompt_share_its_pass_and_change_nothing(tiny_model):
     top = model.trunk.new_top()
     prompts = [p for p in _prompts(5) for _ in range(3)]
     seeds, decoding = list(range(15)), Decoding(8, 1.0)
-    shared = sample(top, prompts, seeds, decoding, eos_id=model.eos_id, max_rows=15, keep_features=True)
+    shared = sample(top, prompts, seeds, decoding, eos_ids=model.eos_ids, max_rows=15, keep_features=True)
     for prompt, seed, got in zip(prompts, seeds, shared, strict=True):
-        alone = sample(top, [prompt], [seed], decoding, eos_id=model.eos_id, max_rows=1, keep_features=True)
+        alone = sample(top, [prompt], [seed], decoding, eos_ids=model.eos_ids, max_rows=1, keep_features=True)
         assert alone[0].ids == got.ids
         torch.testing.assert_close(alone[0].features, got.features, rtol=0, atol=1e-5)
 
@@ -190,7 +190,7 @@ def test_prompts_that_begin_alike_share_that_and_change_nothing(tiny_model, trai
 
     def draw(rows, **options):
         chosen = [prompts[i] for i in rows]
-        return sample(top, chosen, rows, decoding, eos_id=model.eos_id, keep_features=True, **options)
+        return sample(top, chosen, rows, decoding, eos_ids=model.eos_ids, keep_features=True, **options)
 
     for tokens in (64, 4096):
         together = draw(list(range(9)), max_rows=9, prefill_tokens=tokens)
@@ -204,8 +204,10 @@ def test_prompts_that_begin_alike_share_that_and_change_nothing(tiny_model, trai
 def test_nothing_is_drawn_after_the_end_of_a_row_that_is_not_dropped_yet(tiny_model):
     top = tiny_model("top:1").trunk.new_top()
     prompts, seeds, decoding = _prompts(20, seed=9), list(range(20)), Decoding(10, 1.0)
-    free = [d.ids for d in sample(top, prompts, seeds, decoding, eos_id=-1, max_rows=20)]
+    free = [d.ids for d in sample(top, prompts, seeds, decoding, eos_ids=(), max_rows=20)]
     end = free[0][2]  # one row of twenty ends here: too few to be dropped
-    for ids, got in zip(free, sample(top, prompts, seeds, decoding, eos_id=end, max_rows=20), strict=True):
+    for ids, got in zip(
+        free, sample(top, prompts, seeds, decoding, eos_ids=(end,), max_rows=20), strict=True
+    ):
         assert got.ids == (ids[: ids.index(end) + 1] if end in ids else ids)
         assert got.finished == (end in ids)

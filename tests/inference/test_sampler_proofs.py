@@ -76,7 +76,7 @@ def test_whole_responses_come_as_often_as_they_should():
         prompts * draws,
         range(2 * draws),
         Decoding(3, temperature),
-        eos_id=2,
+        eos_ids=(2,),
         max_rows=1000,
     )
     for place, prompt in enumerate(prompts):
@@ -98,7 +98,7 @@ def test_the_probabilities_it_draws_by_are_those_of_a_fresh_pass(tiny_model, mon
     with torch.no_grad():
         top.norm.weight.mul_(10)
     prompts, seeds, seen = _prompts(24), range(24), {}
-    end = sample(top, prompts, seeds, Decoding(new, temperature), eos_id=-1, max_rows=9)[0].ids[3]
+    end = sample(top, prompts, seeds, Decoding(new, temperature), eos_ids=(), max_rows=9)[0].ids[3]
     pick = sampler.pick_tokens
 
     def spy(logits, uniforms, **options):
@@ -107,7 +107,7 @@ def test_the_probabilities_it_draws_by_are_those_of_a_fresh_pass(tiny_model, mon
         return pick(logits, uniforms, **options)
 
     monkeypatch.setattr(sampler, "pick_tokens", spy)
-    rows = sample(top, prompts, seeds, Decoding(new, temperature), eos_id=end, max_rows=9)
+    rows = sample(top, prompts, seeds, Decoding(new, temperature), eos_ids=(end,), max_rows=9)
     assert any(row.finished for row in rows) and not all(row.finished for row in rows)
     noise, off_by_one = row_uniforms(seeds, new), []
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_keys_and_values_are_allocated_once_and_rows_come_longest_first(tiny_mod
     monkeypatch.setattr(sampler, "KVCache", Counted)
     monkeypatch.setattr(sampler._Batch, "step", spy)
     prompts = _prompts(20)
-    sample(top, prompts, range(20), Decoding(new, 1.0), eos_id=-1, max_rows=8)
+    sample(top, prompts, range(20), Decoding(new, 1.0), eos_ids=(), max_rows=8)
     lengths = sorted(map(len, prompts), reverse=True)
     assert made == [(rows, lengths[start] + new) for rows, start in ((8, 0), (8, 8), (4, 16))]
     assert len(steps) == 3 * (new - 1), "the last token's logits are not needed"
@@ -171,7 +171,7 @@ def test_dropping_sorting_and_batching_rows_change_nothing(ending, monkeypatch):
             [prompts[i] for i in order],
             [seeds[i] for i in order],
             decoding,
-            eos_id=model.eos_id,
+            eos_ids=model.eos_ids,
             max_rows=max_rows,
             keep_features=True,
         )
@@ -212,7 +212,7 @@ def test_greedy_decoding_of_the_embedded_model_equals_generate(request):
     ]
     prompts, new = [model.tokenizer.encode(text) for text in texts], 8
     top = model.trunk.new_top().frozen_copy()
-    rows = sample(top, prompts, [0] * 3, Decoding(new, 0.0), eos_id=model.eos_id, max_rows=3)
+    rows = sample(top, prompts, [0] * 3, Decoding(new, 0.0), eos_ids=model.eos_ids, max_rows=3)
     for prompt, row in zip(prompts, rows, strict=True):
         expected = plain.generate(
             torch.tensor([prompt]),

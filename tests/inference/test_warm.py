@@ -16,7 +16,9 @@ def generated(model, top, *, max_bytes: int, max_rows: int):
     prompts = [lead + [draw.randrange(10, 60) for _ in range(draw.randrange(1, 25))] for _ in range(7)]
     warm = WarmPrompts(max_bytes)
     decoding = Decoding(6, 1.0)
-    drawn = sample(top, prompts, list(range(7)), decoding, eos_id=model.eos_id, max_rows=max_rows, warm=warm)
+    drawn = sample(
+        top, prompts, list(range(7)), decoding, eos_ids=model.eos_ids, max_rows=max_rows, warm=warm
+    )
     return [
         [*p, *d.ids, 5, 6, 7][: len(p) + draw.randrange(2, 9)] for p, d in zip(prompts, drawn, strict=True)
     ], warm

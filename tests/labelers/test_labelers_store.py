@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -351,3 +352,35 @@ def test_a_process_takes_over_what_a_killed_neighbour_had_claimed(tmp_path):
     expected = direct(None)
     assert rows == json.loads(json.dumps([vars(j) for j in timeless(expected.judgements)]))
     assert preferences == [vars(preference) for preference in expected.preferences]
+
+
+def test_a_living_holder_keeps_its_claim_and_one_of_another_host_that_died_loses_it(tmp_path, monkeypatch):
+    path = tmp_path / "labels.sqlite"
+    with LabelStore(path, claim_seconds=0.4) as one, LabelStore(path, claim_seconds=0.4) as two:
+        assert one.claim(["a"]).granted
+        time.sleep(1.0)
+        refused = two.claim(["a"])
+        assert not refused.granted, "renewed: it is computing still"
+        assert refused.held.startswith(f"process {os.getpid()} on {socket.gethostname()} (for 0 s yet")
+    monkeypatch.setattr(socket, "gethostname", lambda: "a-container")
+    dead = LabelStore(path, claim_seconds=0.4)
+    assert dead.claim(["b"]).granted
+    dead._closed.set()  # as kill -9 ends it: no more renewals, its claim stays behind
+    monkeypatch.undo()
+    with LabelStore(path, claim_seconds=0.4) as next_one:
+        assert not next_one.claim(["b"]).granted
+        time.sleep(0.6)
+        assert next_one.claim(["b"]).granted
+
+
+def test_a_wait_for_another_process_is_said(tmp_path, caplog):
+    path = tmp_path / "labels.sqlite"
+    with LabelStore(path, claim_seconds=0.3) as store:
+        labeler = Labeler(scripted(), templates(), options(), store=store, progress=None)
+        labeler.label(pairs(1))
+        keys = [row[0] for row in store._connection.execute("SELECT key FROM answers")]
+        store._connection.execute("DELETE FROM answers")
+        rows = [(key, "elsewhere|7|x", time.time() + 0.3) for key in keys]
+        store._connection.executemany("INSERT INTO claims VALUES (?, ?, ?)", rows)
+        assert labeler.label(pairs(1)).counters["asked"] == len(keys)
+    assert caplog.text.count("waiting for answers that process 7 on elsewhere") == 1

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlaif.errors import UserError
-from rlaif.models.load import ModelSpec, describe_model, ensure_pad, load_model, resolve_dtype
+from rlaif.models.load import ModelSpec, describe_model, load_model, resolve_dtype
 from rlaif.models.split import parse_trainable
 from rlaif.models.tiny import tiny_config, tiny_state, tiny_tokenizer
 from rlaif.models.weights import export_policy, load_modules, save_modules
@@ -128,13 +128,6 @@ def test_bad_specs_are_refused(tmp_path):
             describe_model(ModelSpec("hub", name, None, "full", "float32", "cpu", False), tmp_path)
     with pytest.raises(UserError, match=r"model\.dtype"):
         resolve_dtype("float16", "cpu")
-
-
-def test_pad_is_never_eos():
-    tokenizer = tiny_tokenizer()
-    tokenizer.pad_token = tokenizer.eos_token
-    ensure_pad(tokenizer)
-    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
 
 
 @pytest.mark.parametrize("trainable", ["full", "top:1", "top:2", "lora:2"])

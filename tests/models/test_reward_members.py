@@ -164,3 +164,25 @@ def test_a_pad_that_is_eos_would_read_the_wrong_token(tiny_model, tmp_path) -> N
         wrong = loaded(**padded(rows, model.eos_id)).logits.squeeze(-1)
     gap = (wrong - own_scores(model, made[0], rows)).abs()
     assert gap[::2].min() > 1e-2 and gap[1::2].max() < 1e-5, "wrong exactly where the text ends in EOS"
+
+
+def test_an_export_leaves_no_member_of_a_larger_one(tiny_model, tmp_path) -> None:
+    model = tiny_model("top:1")
+    export_reward(tmp_path, model, members(model, 2))
+    (tmp_path / "member9").mkdir()
+    (tmp_path / "member9" / "notes.txt").write_text("somebody's own")
+    export_reward(tmp_path, model, members(model, 1))
+    assert sorted(folder.name for folder in tmp_path.glob("member*")) == ["member9"]
+
+
+def test_an_export_gets_a_pad_where_no_token_is_free_for_it(tiny_model, tmp_path) -> None:
+    """Every token of the model could end a text: one more row of the embedding, and the scores stay."""
+    model = replace(tiny_model("top:1"), pad_id=None)
+    made, rows = members(model, 1), texts(model)
+    export_reward(tmp_path, model, made)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.pad_token_id == len(model.tokenizer) and model.tokenizer.pad_token_id == 0
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        exported = loaded(**padded(rows, tokenizer.pad_token_id)).logits.squeeze(-1)
+    torch.testing.assert_close(exported, own_scores(model, made[0], rows), rtol=0, atol=1e-5)

@@ -121,7 +121,7 @@ def make_module(
         [model.tokenizer.encode(p.prompt) for p in PROMPTS],
         model.tokenizer.decode,
         Decoding(NEW_TOKENS, options.temperature),
-        eos_id=model.eos_id,
+        eos_ids=model.eos_ids,
         samples_per_prompt=options.samples_per_prompt,
         max_rows=64,
         seed=options.seed,

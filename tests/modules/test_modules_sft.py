@@ -30,7 +30,7 @@ def test_sft_overfits_eight_rows(tiny_model, encode_row, make_bare_trainer, trai
     assert float(trainer.callback_metrics["sft/loss"]) < 0.1
     assert float(trainer.callback_metrics["sft/val_loss"]) < 0.1
     prompts = [row.ids[: row.prompt_length].tolist() for row in rows]
-    said = sample(top, prompts, [0] * 8, Decoding(12, 0.0), eos_id=model.eos_id, max_rows=8)
+    said = sample(top, prompts, [0] * 8, Decoding(12, 0.0), eos_ids=model.eos_ids, max_rows=8)
     assert tuple(model.tokenizer.decode(got.ids[:-1]) for got in said) == TARGETS
     assert all(got.finished for got in said), "EOS is learnt as well"
 

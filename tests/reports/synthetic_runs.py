@@ -121,7 +121,7 @@ LINEAGE = [
     {
         "kind": "sft",
         "digest": "5f7a" * 16,
-        "parents": ["da7a" * 16],
+        "parents": [{"kind": "data", "digest": "da7a" * 16}],
         "seed": 0,
         "seconds": 61,
         "bytes": 28_000_000,
@@ -129,7 +129,7 @@ LINEAGE = [
     {
         "kind": "pairs",
         "digest": "9a1b" * 16,
-        "parents": ["da7a" * 16],
+        "parents": [{"kind": "data", "digest": "da7a" * 16}],
         "seed": 0,
         "seconds": 8,
         "bytes": 1_200_000,
@@ -137,7 +137,7 @@ LINEAGE = [
     {
         "kind": "labels",
         "digest": "1abe" * 16,
-        "parents": ["9a1b" * 16],
+        "parents": [{"kind": "pairs", "digest": "9a1b" * 16}],
         "seed": 0,
         "seconds": 240,
         "bytes": 600_000,
@@ -145,7 +145,7 @@ LINEAGE = [
     {
         "kind": "rm",
         "digest": "4e0d" * 16,
-        "parents": ["1abe" * 16],
+        "parents": [{"kind": "labels", "digest": "1abe" * 16}],
         "seed": 1,
         "seconds": 55,
         "bytes": 28_000_000,
@@ -153,7 +153,7 @@ LINEAGE = [
     {
         "kind": "ppo",
         "digest": "bb00" * 16,
-        "parents": ["5f7a" * 16, "4e0d" * 16],
+        "parents": [{"kind": "sft", "digest": "5f7a" * 16}, {"kind": "rm", "digest": "4e0d" * 16}],
         "seed": 1,
         "seconds": 312,
         "bytes": 28_000_000,
@@ -161,7 +161,7 @@ LINEAGE = [
     {
         "kind": "eval",
         "digest": "e0a1" * 16,
-        "parents": ["bb00" * 16, "5f7a" * 16],
+        "parents": [{"kind": "ppo", "digest": "bb00" * 16}, {"kind": "sft", "digest": "5f7a" * 16}],
         "seed": 0,
         "seconds": 70,
         "bytes": 90_000,

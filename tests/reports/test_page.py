@@ -190,8 +190,8 @@ def test_an_empty_run_and_odd_rows_are_tolerated(tmp_path):
         history=[{}, {"step": 1, "ppo/kl": -1}],
         tables={"samples": [{"policy": "only"}, {"other": 1}], "reliability": [{"n": 0}]},
         lineage=[
-            {"kind": "a", "digest": "1", "parents": ["2"]},
-            {"kind": "b", "digest": "2", "parents": ["1"]},
+            {"kind": "a", "digest": "1", "parents": [{"kind": "b", "digest": "2"}, "odd"]},
+            {"kind": "b", "digest": "2", "parents": [{"kind": "a", "digest": "1"}]},
         ],
     )
     text, _ = render(tmp_path)

@@ -67,7 +67,7 @@ def run(*rows):
 
 
 def node(digest, *parents, **more):
-    return {"kind": "k", "digest": digest, "parents": list(parents), **more}
+    return {"kind": "k", "digest": digest, "parents": [{"kind": "k", "digest": p} for p in parents], **more}
 
 
 def test_lineage_puts_parents_left_and_unites_runs():

@@ -18,7 +18,7 @@ def _collector(model, *, samples=1, max_rows=64, seed=0, new=6, prompts=PROMPTS)
         [model.tokenizer.encode(p.prompt) for p in prompts],
         model.tokenizer.decode,
         Decoding(new, 1.0),
-        eos_id=model.eos_id,
+        eos_ids=model.eos_ids,
         samples_per_prompt=samples,
         max_rows=max_rows,
         seed=seed,

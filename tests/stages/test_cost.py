@@ -67,7 +67,8 @@ def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(run, pipeline, copied
     )
     assert told and "higher bound" in said and "\n" not in said
     done, total, spent = int(told[1]), int(told[2]), float(told[3])
-    assert 0 < done < total and 1.0 < spent <= 2.0 and done % 4 == 0
+    assert 0 < done < total and done % 4 == 0
+    assert 1.0 < spent < 2.0 + spent * 4 / done, "passed by one batch at most, whose cost is the mean's"
     assert not list((root / "artifacts").glob("label-*"))
 
     rest = run(*words, "labeler.budget_usd=2000", root=root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def save_decoder(folder: Path, *, labels: int = 1, template: str | None = TEMPLA
     return str(folder)
 
 
-def save_encoder(folder: Path) -> str:
+def save_encoder(folder: Path, **settings: Any) -> str:
     """A random BERT."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -92,6 +93,7 @@ def save_encoder(folder: Path) -> str:
         num_attention_heads=4,
         num_labels=1,
         initializer_range=0.3,
+        **settings,
     )
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -151,7 +153,10 @@ def test_policy_format_is_what_the_policy_writes_in_other_tokens(raw, tmp_path) 
     folder = save_decoder(tmp_path, template=None)
     got = text_scorer(raw(folder, "reward.format=policy"))(SAMPLES)
     ends = ["</s>" if sample.finished else "" for sample in SAMPLES]
-    rows = [words_of(f"{s.prompt} code {s.response} {end}") for s, end in zip(SAMPLES, ends, strict=True)]
+    # Begun as the tokenizer begins a text.
+    rows = [
+        words_of(f"[CLS] {s.prompt} code {s.response} {end}") for s, end in zip(SAMPLES, ends, strict=True)
+    ]
     assert got == pytest.approx([alone(folder, row) for row in rows], abs=1e-5)
     assert alone(folder, [*rows[2], 4]) != pytest.approx(got[2], abs=1e-2), "a cut response has no end"
 
@@ -244,7 +249,7 @@ def test_the_digest_knows_weights_tokenizer_and_format(context, tmp_path) -> Non
         ("decoder", ["reward.format=xml"], "reward.format=xml is not known: write one of chat, pair, policy"),
         ("decoder", ["reward.max_tokens=0"], "reward.max_tokens=0"),
         ("decoder", ["reward.normalize_rows=1"], "reward.normalize_rows=1"),
-        ("decoder", ["reward.dtype=half"], "reward.dtype=half is not known"),
+        ("decoder", ["reward.dtype=half"], "reward.dtype=half: float16 overflows"),
         ("two", [], "num_labels=2"),
         ("lm", [], "MistralForCausalLM"),
     ],
@@ -279,3 +284,78 @@ def test_a_head_that_was_never_trained_is_no_reward_model(raw, tmp_path) -> None
 def test_a_chat_needs_a_template(raw, tmp_path) -> None:
     with pytest.raises(UserError, match="no chat template: write reward.format=pair"):
         text_scorer(raw(save_decoder(tmp_path, template=None)))(SAMPLES)
+
+
+def save_positions(folder: Path, kind: str, positions: int) -> str:
+    """A random classifier with `positions` learned places, of which RoBERTa keeps those up to its pad's id."""
+    import transformers
+
+    tokenizer = word_tokenizer(None)
+    sizes = {"vocab_size": len(tokenizer), "num_labels": 1, "initializer_range": 0.3, "pad_token_id": 0}
+    if kind == "GPT2":
+        config = transformers.GPT2Config(**sizes, n_positions=positions, n_embd=32, n_layer=1, n_head=2)
+    else:
+        small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = getattr(transformers, f"{kind}Config")(**sizes, **small, max_position_embeddings=positions)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "room"), [("Bert", 24), ("Roberta", 23), ("DebertaV2", 24), ("GPT2", 24), ("Electra", 24)]
+)
+def test_no_text_is_longer_than_a_models_own_positions(raw, tmp_path, caplog, kind, room) -> None:
+    folder = save_positions(tmp_path, kind, 24)
+    long = Sample("p", "Open " * 60, "close and leave", tokens=3, finished=True)
+    with caplog.at_level(logging.WARNING):
+        scores = text_scorer(raw(folder, "reward.format=pair"))([long, *SAMPLES])
+    assert len(scores) == 5 and pstdev(scores) > 1e-3
+    assert f"it reads {room}" in caplog.text
+    cut = words_of(f"[CLS] {'Open ' * (room - 7)}code [SEP] close and leave [SEP]")
+    assert len(cut) == room
+    segments = [0] * (room - 4) + [1] * 4
+    assert scores[0] == pytest.approx(alone(folder, cut, segments), abs=1e-5)
+
+
+@pytest.mark.parametrize("pad", [-1, 999, None])
+def test_a_pad_that_nobody_has_is_no_pad(raw, tmp_path, pad) -> None:
+    import json
+
+    folder = save_decoder(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token_id": pad}))
+    got = text_scorer(raw(folder))(SAMPLES)
+    rows = [words_of(f"[CLS] user {s.prompt} code </s> [CLS] assistant {s.response} </s>") for s in SAMPLES]
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"pad_token_id": 0}))
+    assert got == pytest.approx([alone(folder, row) for row in rows], abs=1e-5)
+
+
+def test_a_reward_model_that_cannot_be_read_is_one_sentence(raw, tmp_path) -> None:
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    folder, weights = save_decoder(tmp_path), tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    found = {name: value.clone() for name, value in load_file(weights).items()}
+    weights.write_bytes(whole[:900])
+    with pytest.raises(UserError, match=r"reward\.name=.*could not be loaded"):
+        text_scorer(raw(folder))
+    found["model.norm.weight"][0] = float("nan")
+    save_file(found, weights, metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"reward\.name=.*model\.norm\.weight holds values that are not finite"
+    ):
+        text_scorer(raw(folder))
+    found["model.norm.weight"][:] = 1e38
+    save_file(found, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"reward\.name=.* gave [34] of 4 texts a score that is not finite"):
+        text_scorer(raw(folder))(SAMPLES)
+    config = tmp_path / "config.json"
+    stated = json.loads(config.read_text())
+    config.write_text(json.dumps(stated | {"quantization_config": {"quant_method": "awq"}}))
+    with pytest.raises(UserError, match=r"reward\.name=.* is quantised \(awq\)"):
+        text_scorer(raw(folder))

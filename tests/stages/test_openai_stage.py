@@ -54,6 +54,35 @@ def test_labels_by_a_server_that_moves(run, copied_root, pipeline, words):
     assert len(written) > 20 and not [file for file in written if KEY.encode() in file.read_bytes()]
 
 
+def test_an_unreadable_server_is_said_to_give_no_text_and_estimates_are_marked(
+    run, copied_root, pipeline, words
+):
+    """No text, no log-probabilities, no usage, and no seed taken: each is named where the run ends."""
+
+    def mute(path, body, status, answer):
+        if "seed" in body:
+            return 400, [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}]
+        if status == 200 and "choices" in answer:
+            answer = {"choices": [{"message": {"role": "assistant"}, "finish_reason": "length"}]}
+        return status, answer
+
+    root = copied_root(["sft", "sample"])
+    with LocalServer({"sample"}, distribution=_shares) as server:
+        server.twist = mute
+        with pytest.raises(UserError) as caught:
+            run("stage=label", *words(server), "backend.choice_samples=1", root=root)
+        said = str(caught.value)
+        assert (
+            "100.0%" in said
+            and "some answers hold no text" in said
+            and "seed is refused and left out" in said
+        )
+        server.twist = lambda path, body, status, answer: (status, {**answer, "usage": None})
+        server.abilities = frozenset({"top_k"})
+        record = run("stage=label", *words(server), "backend.revision=other", root=root)
+    assert record.summary["label/usage_estimated"] == 1.0 and record.summary["label/tokens_in"] > 1000
+
+
 def test_the_doctor_describes_the_server(run, pipeline, words, capsys):
     with LocalServer({"top_k"}, distribution=_shares) as server:
         run("stage=doctor", *words(server), "doctor.injection_pairs=0")
@@ -74,7 +103,7 @@ def test_a_plan_asks_nothing(run, pipeline, words):
         (["labeler.backend=openai"], "labeler.backend=openai .* backend=openai"),
         (
             ["backend=openai", "backend.base_url=http://127.0.0.1:1/v1", "backend.name=no/such-model"],
-            "backend.tokenizer=no/such-model .* backend.api=chat",
+            "backend.tokenizer=no/such-model: .* backend.api=chat",
         ),
     ],
 )
