@@ -89,7 +89,7 @@ def test_a_task_without_references_says_so_when_it_is_to_be_fine_tuned(run) -> N
         ),
         (
             ["task=helpful", SOURCES["helpful"], "task.gold_fraction=2"],
-            "task.gold_fraction=2 must be a fraction",
+            "task.gold_fraction=2 is out of range",
         ),
     ],
 )
