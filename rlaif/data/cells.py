@@ -50,9 +50,9 @@ class Cells(Mapping[str, Any]):
         except Exception as error:  # Arrow and datasets raise their own, and OverflowError, ValueError ...
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise UserError(f"{self.where}: column '{column}' cannot be read ({reason}).") from error
-        fault = _fault(value)
-        if fault:
-            raise UserError(f"{self.where}: column '{column}' {fault}.")
+        found = fault(value)
+        if found:
+            raise UserError(f"{self.where}: column '{column}' {found}.")
         return value
 
     def __contains__(self, column: object) -> bool:
@@ -65,7 +65,7 @@ class Cells(Mapping[str, Any]):
         return len(self._values)
 
 
-def _fault(value: Any) -> str | None:
+def fault(value: Any) -> str | None:
     """What makes a value unusable, for a message; None where it is fine."""
     if isinstance(value, str):
         if value.isascii():
@@ -75,9 +75,9 @@ def _fault(value: Any) -> str | None:
     if isinstance(value, Mapping):
         if isinstance(value, JsonObject) and value.repeated:
             return f"holds the key '{value.repeated[0]}' twice; keep one of them"
-        return next(filter(None, map(_fault, [*value.keys(), *value.values()])), None)
+        return next(filter(None, map(fault, [*value.keys(), *value.values()])), None)
     if isinstance(value, list):
-        return next(filter(None, map(_fault, value)), None)
+        return next(filter(None, map(fault, value)), None)
     return None
 
 

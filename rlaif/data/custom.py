@@ -110,6 +110,11 @@ def _resolve_columns(
     for name in LOGICAL_COLUMNS:
         wanted = columns.get(name, name)
         found = wanted in present
+        if name == "prompt" and wanted is None:
+            raise UserError(
+                f"task.columns.prompt=null leaves out the prompt, which every row needs; {path} has the columns "
+                f"{', '.join(present)}."
+            )
         if not found and (name == "prompt" or wanted not in (name, None)):
             raise UserError(
                 f"{path} has no column '{wanted or name}' for {name} (it has: {', '.join(present)}); "

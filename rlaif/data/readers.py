@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlaif.data.cells import ArrowColumns, ArrowRow, Cells, JsonObject, json_integer, json_object
+from rlaif.data.cells import ArrowColumns, ArrowRow, Cells, JsonObject, fault, json_integer, json_object
 from rlaif.errors import UserError
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
@@ -129,6 +129,9 @@ def _parse_json(text: str, where: str) -> Any:
 def _object_row(value: Any, place: str, file: Path) -> Row:
     if not isinstance(value, dict):
         raise UserError(f'{file}, {place}: must be a JSON object such as {{"prompt": "..."}}.')
+    odd = next(filter(None, map(fault, value)), None)
+    if odd:
+        raise UserError(f"{file}, {place}: the name of a column {odd}.")
     repeated = value.repeated if isinstance(value, JsonObject) else ()
     if repeated:
         raise UserError(f"{file}, {place}: has the column '{repeated[0]}' twice; keep one of them.")
@@ -198,7 +201,7 @@ def _parquet(file: Path) -> list[Row]:
 
 def _read_hub(path: str, name: str, config: str | None, hub: HubPart) -> list[Row]:
     try:
-        dataset = _load_hub(name, config, hub)
+        rows = list(_load_hub(name, config, hub))
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
@@ -207,7 +210,7 @@ def _read_hub(path: str, name: str, config: str | None, hub: HubPart) -> list[Ro
         ) from error
     return [
         Row(f"row {number}", Cells(values, f"{path}, row {number}"))
-        for number, values in enumerate(dataset, start=1)
+        for number, values in enumerate(rows, start=1)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -35,6 +35,8 @@ REASONS = {
     "untrusted_gold_pairs_dropped": "held out for gold without a (sure) label",
 }
 """A note's count of dropped rows, and what these rows are."""
+
+SHOWN = 20
 
 NEARNESS = 0.8  # "responce_a" and "response_1" are near response_a, "source" is near nothing
 
@@ -96,13 +98,13 @@ def report_lines(task: TaskData) -> tuple[list[str], list[str]]:
         return [], []
     told = [
         f"{metrics['data/rows_read']} rows read as {notes['schema']} (columns "
-        f"{', '.join(notes['columns_read'])}), {metrics['data/rows_kept']} kept"
+        f"{_listed(notes['columns_read'])}), {metrics['data/rows_kept']} kept"
     ]
     if notes["columns_not_read"]:
-        told.append(f"columns not read: {', '.join(notes['columns_not_read'])}")
+        told.append(f"columns not read: {_listed(notes['columns_not_read'])}")
     warned = [
         f"{notes[name]} of {metrics['data/rows_read']} rows dropped: rows {what} "
-        f"(the first: {task.examples[name]})"
+        f"(such as {task.examples[name]})"
         for name, what in REASONS.items()
         if notes.get(name) and name != "beyond_max_rows_dropped"  # that was asked for
     ]
@@ -114,3 +116,9 @@ def report_lines(task: TaskData) -> tuple[list[str], list[str]]:
             "it in task.columns"
         )
     return told, warned
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first `SHOWN` of the names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

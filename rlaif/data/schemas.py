@@ -70,8 +70,10 @@ def _preferences(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]
         elif isinstance(chosen, str) and isinstance(rejected, str):
             texts = _texts(prompt, chosen, rejected, where)
         else:
+            held = f"chosen: {_held(chosen)}, rejected: {_held(rejected)}"
             raise UserError(
-                f"{where}: columns 'chosen' and 'rejected' must both hold a dialogue as text, or both as messages."
+                f"{where}: columns 'chosen' and 'rejected' must both hold a dialogue as text, or both as messages "
+                f"({held})."
             )
         if isinstance(texts, str):
             drops.add(texts, where)
@@ -87,6 +89,14 @@ def _preferences(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]
             "if the prompt has a column of its own, write task.columns.prompt=NAME."
         )
     return found
+
+
+def _held(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return (
+        "text" if isinstance(value, str) else "messages" if is_conversation(value) else type(value).__name__
+    )
 
 
 def _texts(prompt: Any, chosen: str, rejected: str, where: str) -> tuple[str, str, str] | str:

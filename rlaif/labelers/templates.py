@@ -104,7 +104,14 @@ class TemplateSet:
         or not the template fences them.
         """
         safe = {key: neutralise(value) if key in _JUDGED else value for key, value in values.items()}
-        return self.templates[name].render(safe).strip("\n")
+        try:
+            return self.templates[name].render(safe).strip("\n")
+        except Exception as error:  # a template is a program: on some text it may raise anything
+            shown = "".join(f", {key} {safe[key][:40]!r}" for key in sorted(_JUDGED & safe.keys()))
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{self.directory / name}.j2 cannot be filled in ({why}{shown}); mend it"
+            ) from error
 
 
 _JUDGED = frozenset({"context", "response", "response_1", "response_2"})

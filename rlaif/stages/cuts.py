@@ -29,7 +29,7 @@ def cut_metrics(
     for name, count in counts.items():
         ctx.warn(
             "texts beyond the limits",
-            f"{stage}: of {cuts.rows} {what}, {count} {words[name]} (the first: {cuts.first[name]})",
+            f"{stage}: of {cuts.rows} {what}, {count} {words[name]} (such as {cuts.first[name]})",
         )
     return {f"{stage}/{name}": count for name, count in counts.items()}
 

@@ -60,6 +60,11 @@ def golds(task):
         ("r.csv", "prompt,label\nQ,1,2\n", ["r.csv, row 1: has not as many cells as the header (2) but 3"]),
         ("i.jsonl", f'{{{PAIR}, "label": Infinity}}', ["line 1: column 'label' is inf"]),
         ("b.csv", "prompt,response_a,response_b,label\nQ,x,y,2\n", ["row 1: column 'label' is '2'"]),
+        (
+            "k.jsonl",
+            '{"prompt": "Q", "me\\ud83dta": 1}',
+            ["k.jsonl, line 1: the name of a column holds half"],
+        ),
         ("p.csv", b"PAR1\x00\xff\xfe", ["p.csv is not UTF-8 text"]),
     ],
 )

@@ -142,6 +142,7 @@ def test_ties_and_missing_judgements_are_no_verdict(tmp_path):
     ("row", "words"),
     [
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, ["line 1: column 'prompt' must hold text"]),
+        ({"prompt": "Q", "chosen": "a", "rejected": None}, ["line 1: columns", "rejected: nothing)"]),
         ({"prompt": "Q", "chosen": "a", "rejected": GOOD}, ["line 1: columns 'chosen' and 'rejected'"]),
         ({"prompt": "Q", "chosen": USER + GOOD, "rejected": USER + BAD}, ["line 1: column 'prompt' is not"]),
         (

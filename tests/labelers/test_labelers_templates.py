@@ -221,3 +221,17 @@ def test_identity_follows_every_file(tmp_path):
             stream.write("\n# x\n")
         seen.add(TemplateSet.load(tmp_path / "t").identity)
     assert len(seen) == 1 + len(VARIABLES) + 2
+
+
+def test_a_template_that_fails_on_some_text_is_named_with_that_text(tmp_path):
+    """It loads, since the sample values do not trip it."""
+    folder = tmp_path / "own"
+    shutil.copytree(DOCS, folder)
+    (folder / "pair.j2").write_text("{{ context }} {{ 1 // (response_1|length - 4) }} {{ response_2 }}")
+    own = TemplateSet.load(folder)
+    assert own.render("pair", context="c", response_1="r", response_2="s")
+    with pytest.raises(UserError) as caught:
+        own.render("pair", context="What is it?", response_1="four", response_2="s")
+    said = str(caught.value)
+    assert said.startswith(f"{folder / 'pair.j2'} cannot be filled in (") and "'What is it?'" in said
+    assert "'four'" in said and "\n" not in said

@@ -40,7 +40,7 @@ def test_the_report_stands_in_terminal_summary_and_page(run, tmp_path, caplog) -
     )
     assert found["label/n"] == min(24, found["data/pairs"])
     assert "31 rows read as chosen and rejected (TRL, Anthropic)" in caplog.text
-    assert "1 of 31 rows dropped: rows with two equal responses (the first: " in caplog.text
+    assert "1 of 31 rows dropped: rows with two equal responses (such as " in caplog.text
     assert "line 31)" in caplog.text and "Label (label?)" in caplog.text
     (page,) = (tmp_path / "root" / "reports").glob("label-*.html")
     text = page.read_text()
