@@ -18,18 +18,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from rlaif.errors import UserError
+from rlaif.stages.disk import not_written
 from rlaif.stages.messages import one_sentence
 from rlaif.stages.words import expand_home
 
-FAILED = "RLAIF_FAILED"  # names the file in which jobs note that they failed: launchers run them in other processes
+FAILED = "RLAIF_FAILED"  # names the file in which jobs note that they failed: some launchers start processes
 
 
 def report(error: Exception) -> None:
     """A user's mistake: one sentence on stderr, no traceback."""
-    sentence = one_sentence(error)
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {one_sentence(error)}", file=sys.stderr)
     with open(os.environ[FAILED], "a", encoding="utf-8") as notes:
-        notes.write(f"{sentence}\n")
+        notes.write(f"{one_sentence(error)}\n")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -55,5 +55,7 @@ if __name__ == "__main__":
             main()
         except (UserError, OmegaConfBaseException, HydraException) as error:
             report(error)
+        except OSError as error:  # Hydra's own folders
+            report(not_written(error))
         failed = Path(os.environ[FAILED]).exists()
     sys.exit(2 if failed else 0)

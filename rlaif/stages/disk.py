@@ -10,30 +10,36 @@ from pathlib import Path
 from rlaif.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextmanager
 def written_below(root: str) -> Iterator[None]:
-    """Make the directory `root`; what cannot be written within becomes a UserError that says what helps.
+    """What cannot be written below the directory `root` becomes a UserError that says what helps.
 
     Artifacts are renamed into place when whole, and partial ones go on: once there is room, the same command gives
     the same numbers.
     """
     folder = Path(root).expanduser().absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        place = error.filename or folder
-        if error.errno in _FULL:
-            raise UserError(
-                f"{place} could not be written ({error.strerror}): make room, or write another paths.root; the same "
-                "command goes on from there"
-            ) from error
-        if error.errno in _CLOSED and Path(str(place)).is_relative_to(folder):
-            raise UserError(
-                f"{place} could not be written ({error.strerror}): paths.root={root} must be a directory that can be "
-                "written to"
-            ) from error
-        raise
+        if error.filename and not folder.is_dir():
+            raise UserError(f"{_closed(folder, error)} (paths.root={root})") from error
+        raise not_written(error) from error
+
+
+def not_written(error: OSError) -> UserError:
+    """The sentence for a file that could not be written. Any other failure is raised as it is."""
+    if error.errno in _FULL:
+        return UserError(
+            f"{error.filename or 'a file'} could not be written ({error.strerror}): make room, or write another "
+            "paths.root; the same command goes on from there"
+        )
+    if error.errno in _CLOSED and error.filename:
+        return UserError(_closed(error.filename, error))
+    raise error
+
+
+def _closed(place: object, error: OSError) -> str:
+    return f"{place} could not be written ({error.strerror}): paths.root must be a directory that can be written to"

@@ -35,12 +35,10 @@ def run_directory(root: Path, stage: str) -> Path:
     path = root / "runs" / stage / name
     try:
         path.mkdir(parents=True)
-    except OSError as error:
-        if path.is_dir():
-            raise UserError(f"run directory {path} already exists; start the command again") from error
-        raise UserError(
-            f"paths.root={root} cannot be written to ({error.strerror}: {error.filename}): write another directory"
-        ) from error
+    except FileExistsError as error:
+        if not path.is_dir():
+            raise
+        raise UserError(f"run directory {path} already exists; start the command again") from error
     return path
 
 
