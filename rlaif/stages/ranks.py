@@ -56,8 +56,6 @@ def follows() -> bool:
 def check_devices(ctx: Context, key: str, rows: int) -> None:
     """Raises UserError for processes that there cannot be; `rows` under `key` are what they share of a step."""
     node = ctx.cfg.trainer
-    if type(node.devices) is not int or node.devices < 1:
-        raise UserError(f"trainer.devices={node.devices} is no number of processes: write 1 or more")
     if node.strategy not in ("auto", "ddp"):
         raise UserError(f"trainer.strategy={node.strategy} is not known: write auto or ddp, which are one")
     if node.devices > rows:

@@ -23,7 +23,7 @@ from rlaif.stages.reward_measures import measure_and_save
 from rlaif.stages.sample import source
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import pair_tokens, prompt_tokens, response_tokens
-from rlaif.stages.training import check_training, fit, is_count, make_trainer, optim_options
+from rlaif.stages.training import check_training, fit, make_trainer, optim_options
 
 MEMBER_SEEDS = 1_000_003  # between the seeds of two members' heads
 
@@ -108,7 +108,6 @@ def _check(ctx: Context) -> None:
         raise UserError(f"rm.init={ctx.cfg.rm.init} is not known: write sft or base")
     check_training("rm", ctx.cfg.rm)
     check_devices(ctx, "rm.batch_size", ctx.cfg.rm.batch_size)
-    _check_ensemble(ctx)
     check_labels(ctx)
     _check_loss(ctx)
     if ctx.cfg.rm.normalize_rows < 2:
@@ -117,25 +116,12 @@ def _check(ctx: Context) -> None:
         )
 
 
-def _check_ensemble(ctx: Context) -> None:
-    node = ctx.cfg.rm
-    if node.ensemble < 1:
-        raise UserError(f"rm.ensemble={node.ensemble} is no number of reward models: write 1 or more")
-    if node.patience is not None and not is_count(node.patience):
-        raise UserError(f"rm.patience={node.patience} is no number of epochs: write one from 1, or null")
-
-
 def _check_loss(ctx: Context) -> None:
     node = ctx.cfg.rm
-    if node.label_temperature <= 0:
-        raise UserError(f"rm.label_temperature={node.label_temperature} must be above 0: 1 leaves the labels")
     if not 0 <= node.label_smoothing < 0.5:
         raise UserError(
             f"rm.label_smoothing={node.label_smoothing} would leave no preference: write 0 or more, below 0.5"
         )
-    for name in ("margin", "centering"):
-        if node[name] < 0:
-            raise UserError(f"rm.{name}={node[name]} works against the labels: write 0 or more")
 
 
 def _gate(ctx: Context, built: Parents) -> dict[str, Any]:

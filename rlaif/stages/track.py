@@ -20,7 +20,6 @@ from rlaif.stages.graph import Work
 from rlaif.stages.label import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.rewards import Reward
 from rlaif.stages.sizes import prompt_tokens, response_tokens
-from rlaif.stages.training import is_count
 
 JUDGES = ("rouge", "judge")
 KEEP = ("last", "best")
@@ -40,9 +39,6 @@ def check_track(ctx: Context) -> None:
                 "write rl.track.every=2, say"
             )
         return
-    for key in ("every", "num_prompts", "patience"):
-        if not is_count(node[key]) and not (key == "patience" and node[key] is None):
-            raise UserError(f"rl.track.{key}={node[key]} is no count: write 1 or more")
     if not _candidates(ctx):
         raise UserError(
             f"rl.track.every={node.every} needs validation prompts{_with_references(ctx)}, of which task "

@@ -204,10 +204,6 @@ def is_count(value: Any) -> bool:
 def check_training(key: str, node: Any) -> None:
     """Raises UserError for numbers under `key` (a stage's configuration) that no training can have."""
     size, micro = node.batch_size, node.micro_batch_size
-    if node.num_epochs < 1:
-        raise UserError(f"{key}.num_epochs={node.num_epochs} trains nothing: write 1 or more")
-    if size < 1:
-        raise UserError(f"{key}.batch_size={size} is no batch: write 1 or more")
     if micro is not None and not (is_count(micro) and micro <= size):
         raise UserError(
             f"{key}.micro_batch_size={micro} is no part of {key}.batch_size={size}: write 1 to {size}, or null"

@@ -183,7 +183,7 @@ def test_the_embedded_model_not_installed(sentence, monkeypatch, tmp_path) -> No
 
 def test_a_prompt_that_is_too_long(sentence, run, custom, tmp_path) -> None:
     """`error` names the row and its size; `drop` and `truncate` do what they say."""
-    rows = [*GOOD, GOOD[0] | {"id": "long", "prompt": "word " * 300, "response_a": "x"}]
+    rows = [*GOOD, GOOD[0] | {"id": "long", "prompt": "long " * 300, "response_a": "x"}]
     words = [*custom(_lines(rows)), "task.gold_fraction=0.4", "task.test_fraction=0.4", "sft.enabled=false"]
     said = sentence(*words)
     assert (

@@ -90,7 +90,7 @@ def test_a_process_that_fails_is_told_of(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "word", "said"),
     [
-        ("sft", "trainer.devices=0", r"trainer\.devices=0 is no number"),
+        ("sft", "trainer.devices=0", r"trainer\.devices=0 is out of range: write a whole number from 1"),
         ("sft", "trainer.devices=9", r"sft\.batch_size=8: write trainer\.devices=8"),
         ("rm", "trainer.strategy=fsdp", r"trainer\.strategy=fsdp is not known"),
         ("ppo", "trainer.devices=5", r"rl\.minibatch_rollouts=4: write trainer\.devices=4"),

@@ -94,9 +94,15 @@ def test_the_plan_counts_the_measurements(pipeline, run, capsys) -> None:
         (["rl.track.every=2", "rl.track.keep=first"], "rl.track.keep=first is not known: write last or best"),
         (["rl.track.patience=2"], "write rl.track.every=2, say"),
         (["rl.track.keep=best"], "write rl.track.every=2, say"),
-        (["rl.track.every=-1"], "rl.track.every=-1 is no count: write 1 or more"),
-        (["rl.track.every=2", "rl.track.num_prompts=0"], "rl.track.num_prompts=0 is no count"),
-        (["rl.track.every=2", "rl.track.patience=0"], "rl.track.patience=0 is no count"),
+        (["rl.track.every=-1"], "rl.track.every=-1 is out of range: write a whole number from 1, or null"),
+        (
+            ["rl.track.every=2", "rl.track.num_prompts=0"],
+            "rl.track.num_prompts=0 is out of range",
+        ),
+        (
+            ["rl.track.every=2", "rl.track.patience=0"],
+            "rl.track.patience=0 is out of range",
+        ),
     ],
 )
 def test_options_that_cannot_be_had_are_refused(words, sentence, run, tmp_path) -> None:
