@@ -32,6 +32,17 @@ def json_integer(text: str) -> int | Decimal:
         return Decimal(text)
 
 
+def kind_of(value: Any) -> str:
+    """What a value is, in words for a message: `a number`, `nothing` ..."""
+    if value is None:
+        return "nothing"
+    kinds = {str: "text", bool: "true or false", Mapping: "an object", list: "a list"}
+    kinds |= {int: "a number", float: "a number", Decimal: "a number"}
+    return next(
+        (word for kind, word in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}"
+    )
+
+
 class Cells(Mapping[str, Any]):
     """The values of one row by column. What cannot be read raises UserError with file, row and column.
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rlaif.data.cells import kind_of
 from rlaif.data.conversations import is_conversation, prompt_text, response_text
 from rlaif.data.readers import HubPart, Row, columns_of, read_rows
 from rlaif.data.report import columns_notes
@@ -40,6 +41,7 @@ def load_custom(
     present = columns_of(raw)
     schema = _schema(columns, present)
     if schema is None:
+        _refuse_mixed(raw, columns, present, path)
         resolved = _resolve_columns(columns, present, path)
         read, name = [column for column in resolved.values() if column], "the task's own columns"
     else:
@@ -65,6 +67,27 @@ def _schema(columns: Mapping[str, str | None], present: Sequence[str]) -> Schema
         return None
     left_out = {name for name in LOGICAL_COLUMNS if columns.get(name, name) is None}
     return recognise([name for name in present if name not in left_out], _prompt_column(columns, present))
+
+
+def _refuse_mixed(
+    raw: Sequence[Row], columns: Mapping[str, str | None], present: Sequence[str], path: str
+) -> None:
+    """Raise UserError for a row whose pair stands in a published schema's columns and not in the task's own."""
+    own = [columns.get(name, name) for name in ("response_a", "response_b")]
+    other = recognise(present, _prompt_column(columns, present))
+    if other is None or len(other.columns) < 2 or not set(own) & set(present):
+        return
+    unread = [name for name in other.columns if name not in ("prompt", "label", *own)]
+    for row in raw:
+        if (
+            all(row.values.get(str(name)) is None for name in own)
+            and unread
+            and all(row.values.get(name) is not None for name in unread)
+        ):
+            raise UserError(
+                f"{path}, {row.place}: has nothing in {' and '.join(map(str, own))}, but {', '.join(unread)}; a "
+                "file is read in one schema: split it, or bring its rows into the same columns."
+            )
 
 
 def _prompt_column(columns: Mapping[str, str | None], present: Sequence[str]) -> str | None:
@@ -162,8 +185,7 @@ def _texts(
             values[name] = text(values[name], f"{path}, {row.place}: column '{columns[name]}'")
         if values[name] is not None and not isinstance(values[name], str):
             raise UserError(
-                f"{path}, {row.place}: column '{columns[name]}' must hold text, "
-                f"not a {type(values[name]).__name__}."
+                f"{path}, {row.place}: column '{columns[name]}' must hold text, not {kind_of(values[name])}."
             )
     prompt, response_a, response_b = values["prompt"], values["response_a"], values["response_b"]
     if not (prompt or "").strip():

@@ -15,7 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlaif.data.cells import ArrowColumns, ArrowRow, Cells, JsonObject, fault, json_integer, json_object
+from rlaif.data.cells import (
+    ArrowColumns,
+    ArrowRow,
+    Cells,
+    JsonObject,
+    fault,
+    json_integer,
+    json_object,
+    kind_of,
+)
 from rlaif.errors import UserError
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
@@ -110,7 +119,7 @@ def _json_array(text: str, file: Path) -> Iterator[Row]:
         return
     values = _parse_json(text, str(file))
     if not isinstance(values, list):
-        raise UserError(f"{file} must hold one JSON array of objects, not a {type(values).__name__}.")
+        raise UserError(f"{file} must hold one JSON array of objects, not {kind_of(values)}.")
     for number, value in enumerate(values, start=1):
         yield _object_row(value, f"row {number}", file)
 
@@ -158,7 +167,7 @@ def _csv(text: str, file: Path) -> Iterator[Row]:
                     f"{file}, row {number}: has not as many cells as the header ({len(header)}) but "
                     f"{len(cells)}; quote cells that hold commas."
                 )
-            values = {name: cell or None for name, cell in zip(header, cells, strict=True) if name}
+            values = {name: cell or None for name, cell in zip(header, cells, strict=True)}
             yield Row(f"row {number}", Cells(values, f"{file}, row {number}"))
     except csv.Error as error:
         raise UserError(f"{file}, line {reader.line_num}: not valid CSV ({error}).") from error
@@ -170,10 +179,10 @@ def _delimiter(text: str) -> str:
 
 
 def _csv_header(names: list[str], file: Path) -> list[str]:
-    """The columns' names without spaces around them; a column without a name is read by nobody."""
+    """The columns' names without spaces around them; a column without one is called by its place."""
     header = [name.strip() for name in names]
     _refuse_repeated(filter(None, header), file)
-    return header
+    return [name or f"(column {number})" for number, name in enumerate(header, start=1)]
 
 
 def _refuse_repeated(names: Iterable[str], file: Path) -> None:

@@ -58,14 +58,17 @@ def columns_notes(
 
 
 def _near(name: str, read: Collection[str]) -> str | None:
-    """`name (label?)` for a column that nobody reads, where it is or resembles one that has a meaning."""
+    """`name (label?)` for a column not read that resembles one which has a meaning; `name`, where it is one."""
     plain = {known.replace("_", ""): known for known in NAMES}
     word = "".join(c for c in name.casefold() if c.isalnum())
     for number, letter in ("1", "a"), ("2", "b"):
         word = word.removesuffix(number) + letter if word.endswith(number) else word
     open_names = [known for known in plain if plain[known] not in read]
     found = [word] if word in plain else get_close_matches(word, open_names, n=1, cutoff=NEARNESS)
-    return f"{name} ({plain[found[0]]}?)" if found and found[0] in open_names else None
+    if not found or found[0] not in open_names:
+        return None
+    known = plain[found[0]]
+    return name if name == known else f"{name} ({known}?)"
 
 
 def report_metrics(task: TaskData) -> dict[str, Any]:

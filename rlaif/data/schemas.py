@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
 
+from rlaif.data.cells import kind_of
 from rlaif.data.conversations import is_conversation, prompt_text, response_text, shared_turns
 from rlaif.data.hh import ASSISTANT, split_dialogue
 from rlaif.data.readers import Row
@@ -92,11 +93,7 @@ def _preferences(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]
 
 
 def _held(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    return (
-        "text" if isinstance(value, str) else "messages" if is_conversation(value) else type(value).__name__
-    )
+    return "messages" if is_conversation(value) else kind_of(value)
 
 
 def _texts(prompt: Any, chosen: str, rejected: str, where: str) -> tuple[str, str, str] | str:
@@ -104,7 +101,7 @@ def _texts(prompt: Any, chosen: str, rejected: str, where: str) -> tuple[str, st
     if prompt is not None:
         text = prompt_text(prompt, f"{where}: column 'prompt'") if is_conversation(prompt) else prompt
         if not isinstance(text, str):
-            raise UserError(f"{where}: column 'prompt' must hold text, not a {type(text).__name__}.")
+            raise UserError(f"{where}: column 'prompt' must hold text, not {kind_of(text)}.")
         return text, chosen.strip(), rejected.strip()
     split = split_dialogue(chosen, rejected)
     if split is not None:
@@ -259,7 +256,7 @@ def _unpaired(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]:
         value = row.values.get("completion")
         text = response_text(value, f"{where}: column 'completion'") if is_conversation(value) else value
         if not isinstance(text, str):
-            raise UserError(f"{where}: column 'completion' must hold text, not a {type(text).__name__}.")
+            raise UserError(f"{where}: column 'completion' must hold text, not {kind_of(text)}.")
         side = good if label in (True, 1) or str(label).lower() == "true" else bad
         side[_prompt(row, source, where)].append((row, text.strip()))
     found = []
@@ -285,7 +282,7 @@ def _prompt(row: Row, source: Source, where: str) -> str:
     if is_conversation(value):
         return prompt_text(value, f"{where}: column '{source.prompt}'")
     if not isinstance(value, str):
-        raise UserError(f"{where}: column '{source.prompt}' must hold text, not a {type(value).__name__}.")
+        raise UserError(f"{where}: column '{source.prompt}' must hold text, not {kind_of(value)}.")
     return value
 
 
@@ -298,7 +295,7 @@ def _instruction(values: Values, where: str) -> str:
 def _text(values: Values, name: str, where: str) -> str:
     value = values.get(name)
     if not isinstance(value, str):
-        raise UserError(f"{where}: column '{name}' must hold text, not a {type(value).__name__}.")
+        raise UserError(f"{where}: column '{name}' must hold text, not {kind_of(value)}.")
     return value
 
 

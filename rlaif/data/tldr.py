@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from rlaif.data.cells import kind_of
 from rlaif.data.readers import HubPart, columns_of, read_rows
 from rlaif.data.report import columns_notes
 from rlaif.data.rows import Drops, Splitting, TaskRow, content_id, group_of, task_from_rows
@@ -172,11 +173,11 @@ def _post(values: Values, where: str) -> str:
 def _text(values: Values, name: str, where: str) -> str:
     value = values.get(name)
     if not isinstance(value, str):
-        raise UserError(f"{where}: '{name}' must hold text, not a {type(value).__name__}.")
+        raise UserError(f"{where}: '{name}' must hold text, not {kind_of(value)}.")
     return value.strip()
 
 
 def _mapping(value: Any, name: str, where: str) -> Values:
     if not isinstance(value, Mapping):
-        raise UserError(f"{where}: column '{name}' must hold objects, not a {type(value).__name__}.")
+        raise UserError(f"{where}: column '{name}' must hold objects, not {kind_of(value)}.")
     return value

@@ -128,6 +128,9 @@ def _equal(a: str, b: str) -> bool:
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
+    if "error" in (ctx.encoder.too_long, ctx.encoder.too_long_responses):
+        # What labeling would refuse is refused before anything is kept.
+        ctx.encoder.fitting(ctx.task.gold_pairs)
     if source(ctx) == "dataset":
         cuts = Cuts()
         pairs = ctx.encoder.fitting(ctx.task.pairs, limit=ctx.cfg.sample.num_prompts, cuts=cuts)

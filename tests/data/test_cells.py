@@ -106,6 +106,11 @@ def test_every_way_to_write_a_csv_reads_the_same(text, tmp_path):
     assert golds(load(written(tmp_path, "w.csv", text))) == {"Q": ("x", "y", 0.25)}
 
 
+def test_a_column_without_a_name_is_told_by_its_place(tmp_path):
+    task = load(written(tmp_path, "u.csv", "prompt,response_a,response_b,label,\nQ,x,y,1,a note\n"))
+    assert golds(task) == {"Q": ("x", "y", 1.0)} and task.notes["columns_not_read"] == ["(column 5)"]
+
+
 def test_quoted_cells_keep_newlines_and_marks(tmp_path):
     text = 'prompt,response_a,response_b,label\n"Q;1\nsecond","x, ""y""",z,1\n'
     assert golds(load(written(tmp_path, "q.csv", text))) == {"Q;1\nsecond": ('x, "y"', "z", 1.0)}

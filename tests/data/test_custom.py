@@ -252,7 +252,7 @@ PAIR = {"prompt": "Q", "response_a": "a", "response_b": "b"}
         ),
         ("w.csv", "prompt,response_a,response_b\nQ,a,\n", {}, ["row 1", "without a response_b"]),
         ("q.jsonl", '{"prompt": "Q"}\n{"prompt": " "}', {}, ["q.jsonl, line 2: column 'prompt' is empty"]),
-        ("n.jsonl", '{"prompt": 3}', {}, ["line 1: column 'prompt' must hold text, not a int"]),
+        ("n.jsonl", '{"prompt": 3}', {}, ["line 1: column 'prompt' must hold text, not a number"]),
         (
             "i.jsonl",
             '{"prompt": "Q", "id": "k"}\n{"prompt": "R", "id": "k"}',

@@ -179,6 +179,14 @@ def test_helpful_sends_an_explicit_prompt_to_custom(tmp_path):
     assert f"task=custom task.path={path} reads prompt, chosen and rejected" in str(caught.value)
 
 
+def test_a_file_of_two_schemas_is_refused_at_the_row_that_would_be_lost(tmp_path):
+    own = {"prompt": "Q", "response_a": "x", "response_b": "y", "label": 1}
+    with pytest.raises(UserError, match=r"line 2: has nothing in response_a and response_b, but chosen, rej"):
+        load(tmp_path, [own, {"prompt": "R", "chosen": "c", "rejected": "d"}])
+    bare = load(tmp_path, [own, {"prompt": "R", "worker": "c"}])
+    assert preferred(bare) == {("Q", "x", "y")} and references(bare) == {("Q", None), ("R", None)}
+
+
 def test_own_columns_win_and_an_own_mapping_too(tmp_path):
     both = {"prompt": "Q", "response_a": "x", "response_b": "y", "label": 1, "chosen": "c", "rejected": "d"}
     assert preferred(load(tmp_path, [both])) == {("Q", "x", "y")}
