@@ -198,17 +198,14 @@ class TransformersBackend:
         """Log-probabilities of each prompt's choices, and prompt tokens that were not run again."""
         if not prompts:
             return [], 0
-        plain, spaced, size = spelled.plain, spelled.spaced, len(spelled.plain)
-        if any(len(ids) > 1 for ids in plain):
-            rows = _sequence_rows(top, prompts, plain + spaced)
-            return [_added(row[:size], row[size:]) if spaced else row for row in rows], 0
-        singles = [ids[0] for ids in plain]
-        if all(len(ids) == 1 for ids in spaced):
-            rows, saved = self._next_rows(top, prompts, singles + [ids[0] for ids in spaced])
+        plain, spaced, gap, size = spelled.plain, spelled.spaced, spelled.gap, len(spelled.plain)
+        first = plain + (spaced if gap is None else ((gap,),))
+        if all(len(ids) == 1 for ids in first):
+            rows, saved = self._next_rows(top, prompts, [ids[0] for ids in first])
+        else:
+            rows, saved = _sequence_rows(top, prompts, first), 0
+        if gap is None:
             return [_added(row[:size], row[size:]) if spaced else row for row in rows], saved
-        if spelled.gap is None:
-            return self._next_rows(top, prompts, singles)
-        rows, saved = self._next_rows(top, prompts, [*singles, spelled.gap])
         scores = [row[:size] for row in rows]
         # A second look only where the model would really write the space first.
         opening = [i for i, row in enumerate(rows) if row[size] > LEAST_GAP]

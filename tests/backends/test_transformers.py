@@ -39,10 +39,10 @@ def _logprob(model, top, message, continuation):
     return sum(logits[len(prefix) + i - 1, token].item() for i, token in enumerate(suffix))
 
 
-def _choice_logprob(model, top, message, choice, *, single=True):
-    """Of both spellings; the one behind a space of its own counts for single tokens where the space is likely."""
+def _choice_logprob(model, top, message, choice):
+    """Of both spellings; the one behind a space, which is a token of its own, counts where the space is likely."""
     plain, spaced = (_logprob(model, top, message, text) for text in (choice, f" {choice}"))
-    if single and _logprob(model, top, message, " ") <= LEAST_GAP:
+    if _logprob(model, top, message, " ") <= LEAST_GAP:
         return plain
     return math.log(math.exp(plain) + math.exp(spaced))
 
@@ -138,8 +138,7 @@ def test_choices_equal_plain_passes(engine, choices):
     scores = backend.choice_logprobs(MESSAGES, choices)
     with torch.no_grad():
         for message, got in zip(MESSAGES, scores, strict=True):
-            single = max(map(len, choices)) == 1
-            expected = [_choice_logprob(model, top, message, choice, single=single) for choice in choices]
+            expected = [_choice_logprob(model, top, message, choice) for choice in choices]
             assert got.logprobs == pytest.approx(expected, abs=1e-4)
             assert got.token_counts == tuple(len(choice) for choice in choices)
             assert got.tokens_in == len(_ids(model, message))
@@ -230,8 +229,7 @@ def test_too_long_prompts_fail_alone(engine):
     for choices in (["1", "2"], ["1", "10"]):
         scores = backend.choice_logprobs([fine, long], choices)
         with torch.no_grad():
-            single = max(map(len, choices)) == 1
-            expected = [_choice_logprob(model, top, fine, choice, single=single) for choice in choices]
+            expected = [_choice_logprob(model, top, fine, choice) for choice in choices]
         assert scores[0].logprobs == pytest.approx(expected, abs=1e-4)
         assert scores[1].logprobs == (None, None)
         assert limit in scores[1].error
@@ -271,3 +269,30 @@ def test_verdicts_go_on_from_the_prompts_of_their_rationales(engine):
             expected = [_logprob(model, top, message, choice) for choice in ("1", "2")]
             assert one.logprobs == pytest.approx(expected, abs=1e-4)
             assert other.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("choices", [("1", "2"), ("1", "10")])
+def test_an_answer_behind_a_space_is_read_where_it_was_said(engine, choices):
+    """A model that writes a space first: nearly all of the next token, and the choice stands behind it."""
+    model, top, _ = engine
+    (space,) = model.tokenizer.encode(" ")
+
+    class Spaced(TransformersBackend):
+        def _ready(self):
+            return model, top
+
+    prompt = [Message("Which one?", "Answer=")]
+    before = Spaced({}, lambda: model, max_rows=3).choice_logprobs(prompt, choices)[0]
+    with torch.no_grad():
+        hidden = top(model.trunk(torch.tensor([_ids(model, prompt[0])])))[0, -1]
+        head = top._head_weight()
+        head[space] = hidden / hidden.norm() * 30 / hidden.norm()
+    after = Spaced({}, lambda: model, max_rows=3).choice_logprobs(prompt, choices)[0]
+    with torch.no_grad():
+        expected = [_choice_logprob(model, top, prompt[0], choice) for choice in choices]
+        plain = [_logprob(model, top, prompt[0], choice) for choice in choices]
+    assert after.logprobs == pytest.approx(expected, abs=1e-4)
+    assert max(abs(e - p) for e, p in zip(expected, plain, strict=True)) > 0.5, (
+        "more than half of it stands behind the space"
+    )
+    assert before.logprobs != pytest.approx(after.logprobs, abs=1e-2)
