@@ -22,7 +22,13 @@ FACTS: tuple[Fact, ...] = (
     ("Dropped", "data/untrusted_gold_pairs_dropped", "held out without a sure label"),
     *(
         (f"Beyond the limits ({what})", f"{stage}/{name}", label)
-        for stage, what in (("sft", "training rows"), ("sample", "pairs"), ("label", "gold pairs"))
+        for stage, what in (
+            ("sft", "training rows"),
+            ("sample", "pairs"),
+            ("label", "gold pairs"),
+            ("ppo", "RL"),
+            ("eval", "evaluation"),
+        )
         for name, label in (
             ("prompts_cut", "prompts cut"),
             ("prompts_dropped", "dropped, prompt too long"),

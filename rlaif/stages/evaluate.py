@@ -11,6 +11,7 @@ import torch
 
 from rlaif.artifacts import Artifact
 from rlaif.data.datamodule import EncodedRow, collate_sequences
+from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.evaluation import compare, text_items, text_report, win_rate_items, win_rate_report
 from rlaif.inference.sampler import Decoding
@@ -21,6 +22,7 @@ from rlaif.models.weights import load_top
 from rlaif.modules.optim import response_logprobs
 from rlaif.records import Comparison, Pair, Sample
 from rlaif.stages.context import Context, plain
+from rlaif.stages.cuts import cut_metrics
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.label import (
     check_unread,
@@ -43,9 +45,9 @@ logger = logging.getLogger(__name__)
 COMPARISONS_FILE = "comparisons.jsonl"
 
 
-def _responses(ctx: Context, top: Top, what: str) -> list[Sample]:
+def _responses(ctx: Context, top: Top, what: str, cuts: Cuts) -> list[Sample]:
     node = ctx.cfg.eval
-    prompts = ctx.encoder.fitting(ctx.task.test)[: node.num_prompts]
+    prompts = ctx.encoder.fitting(ctx.task.test, limit=node.num_prompts, cuts=cuts)
     decoding = Decoding(ctx.cfg.task.max_response_tokens, node.temperature, node.top_k)
     # Both policies draw with the same noise: the comparison is of the policies, not of their luck.
     keys = [[ctx.cfg.seeds.eval, p.id] for p in prompts]
@@ -99,10 +101,12 @@ def _kl(
 
 def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, reward: Reward) -> dict[str, Any]:
     """Head-to-head of two policies with every measure of the result table; writes the comparisons."""
-    new, old = _responses(ctx, policy, "policy"), _responses(ctx, baseline, "baseline")
+    cuts = Cuts()
+    new, old = _responses(ctx, policy, "policy", cuts), _responses(ctx, baseline, "baseline", Cuts())
     comparisons, cost = _judge(ctx, new, old)
     write_records(folder / COMPARISONS_FILE, comparisons)
     metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.cfg.seeds.eval) | cost
+    metrics |= cut_metrics(ctx, "eval", cuts, "prompts")
     for who, samples in (("policy", new), ("baseline", old)):
         for name, value in text_report(samples, "eval").items():
             measure = name.removeprefix("eval/")

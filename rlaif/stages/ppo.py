@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from rlaif.data.datamodule import PromptCursor
+from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.evaluation import copy_rate, distinct_ngram_share
 from rlaif.inference.sampler import Decoding
@@ -22,6 +23,7 @@ from rlaif.stages.alarms import (
     write_history,
 )
 from rlaif.stages.context import Context, plain
+from rlaif.stages.cuts import cut_metrics
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.ranks import check_devices, training_together
 from rlaif.stages.rewards import check_reward, make_reward, reward_config, reward_parents, reward_work
@@ -57,10 +59,10 @@ def _check(ctx: Context) -> None:
     check_track(ctx)
 
 
-def _module(ctx: Context, parents: Parents) -> tuple[PPOModule, Tracker | None, int]:
+def _module(ctx: Context, parents: Parents, cuts: Cuts) -> tuple[PPOModule, Tracker | None, int]:
     """The PPO module with its collector, its tracker, and the number of iterations."""
     node, model = ctx.cfg.rl, ctx.model()
-    prompts = rl_prompts(ctx, node.num_prompts)
+    prompts = rl_prompts(ctx, node.num_prompts, cuts)
     if not prompts:
         raise UserError("no prompt fits task.max_prompt_tokens: write a higher limit")
     count, rollouts = iterations(ctx, len(prompts)), node.prompts_per_iteration * node.samples_per_prompt
@@ -105,7 +107,9 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    module, tracker, count = _module(ctx, parents)
+    cuts = Cuts()
+    module, tracker, count = _module(ctx, parents, cuts)
+    cut = cut_metrics(ctx, "ppo", cuts, "prompts")
     trainer = make_trainer(
         ctx,
         folder / "work",
@@ -134,7 +138,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     metrics["ppo/iterations"] = len(history)
     if "ppo/usd" in metrics:
         metrics["ppo/usd"] = sum(row["ppo/usd"] for row in history)
-    return metrics
+    return metrics | cut
 
 
 def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str, Any]]:

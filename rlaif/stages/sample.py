@@ -37,9 +37,12 @@ def source(ctx: Context) -> str:
     return ("dataset" if ctx.task.pairs else "policy") if wanted == "auto" else wanted
 
 
-def rl_prompts(ctx: Context, limit: int | None) -> list[Prompt]:
-    """Training prompts for sampling and RL, taken from the end of the split: the rows that SFT saw last, if at all."""
-    return ctx.encoder.fitting(reversed(ctx.task.train), limit=limit)
+def rl_prompts(ctx: Context, limit: int | None, cuts: Cuts) -> list[Prompt]:
+    """Training prompts for sampling and RL, taken from the end of the split: the rows that SFT saw last, if at all.
+
+    `cuts` counts those that are cut or left out.
+    """
+    return ctx.encoder.fitting(reversed(ctx.task.train), limit=limit, cuts=cuts)
 
 
 def draw(
@@ -77,7 +80,8 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
     and counted; an empty response beside a text is kept, as the bad answer that it is.
     """
     node, seed = ctx.cfg.sample, ctx.cfg.seeds.sample
-    prompts = rl_prompts(ctx, node.num_prompts)
+    cuts = Cuts()
+    prompts = rl_prompts(ctx, node.num_prompts, cuts)
     decoding = Decoding(ctx.cfg.task.max_response_tokens, node.temperature, node.top_k)
     places = [(p, n) for p in prompts for n in range(node.num_samples)]
     drawn: dict[tuple[str, int, str], Sample] = {}
@@ -112,7 +116,7 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
         "sample/mean_tokens": fmean(s.tokens for s in every) if every else 0.0,
         "sample/eos_rate": fmean(s.finished for s in every) if every else 0.0,
     }
-    return kept, metrics
+    return kept, metrics | cut_metrics(ctx, "sample", cuts, "prompts")
 
 
 def _again(prompt: Prompt, n: int, drawn: Mapping[tuple[str, int, str], Sample]) -> list[Slot]:

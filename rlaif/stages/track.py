@@ -92,7 +92,7 @@ def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> T
     node = ctx.cfg.rl.track
     if not node.every:
         return None
-    prompts = ctx.encoder.fitting(_candidates(ctx))[: node.num_prompts]
+    prompts = ctx.encoder.fitting(_candidates(ctx), limit=node.num_prompts)
     if not prompts:
         raise UserError("no validation prompt fits task.max_prompt_tokens: write a higher limit")
     temperature = ctx.cfg.rl.temperature

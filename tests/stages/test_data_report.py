@@ -97,3 +97,22 @@ def test_references_outside_of_train_and_validation_are_told_apart_from_none(run
     words = [*_lines(tmp_path, rows), "sft.enabled=true", "stage=sft"]
     with pytest.raises(UserError, match=r"0 in validation.*task\.validation_fraction=0"):
         run(*words, "task.validation_fraction=0", root=tmp_path / "root")
+
+
+def test_prompts_that_are_too_long_are_counted_wherever_policies_answer(run, tmp_path, caplog) -> None:
+    rows = [
+        {"prompt": f"Question {i}? " + "word " * (300 if i % 2 else 1), "completion": "ok"} for i in range(40)
+    ]
+    words = [
+        *_lines(tmp_path, rows),
+        "task.too_long_prompts=drop",
+        "task.test_fraction=0.4",
+        "stage=pipeline",
+    ]
+    found = run(
+        *words, "judge=scripted", "rm.test_fraction=0.3", "rm.validation_fraction=0.3", root=tmp_path / "root"
+    ).summary
+    for stage in ("sample", "ppo", "eval"):
+        assert found[f"{stage}/prompts_dropped"] > 0, stage
+        assert f"{stage}: of " in caplog.text
+    assert found["eval/n"] == min(8, found["data/n_test"] - found["eval/prompts_dropped"])
