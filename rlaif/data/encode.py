@@ -24,7 +24,7 @@ class Cuts:
     prompts_dropped: int = 0
     responses_cut: int = 0
     responses_dropped: int = 0
-    equal_dropped: int = 0
+    equal_cut: int = 0
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, what: str, place: str, count: int = 1) -> None:
@@ -134,8 +134,9 @@ class Encoder:
     ) -> list[Row]:
         """The first `limit` rows that fit: their prompt, both responses of a pair and, if asked, the reference.
 
-        Pairs whose responses are equal once they are cut are left out. `cuts` counts what was cut or left
-        out. Raises UserError for the first row that does not fit under `error`.
+        Pairs whose responses are equal once they are cut are kept, since a labeler reads them whole, and counted:
+        no reward model can tell them apart. `cuts` counts what was cut or left out. Raises UserError for the
+        first row that does not fit under `error`.
         """
         kept: list[Row] = []
         cuts, strict = cuts or Cuts(), "error" in (self.too_long, self.too_long_responses)
@@ -190,7 +191,6 @@ class Encoder:
             cuts.add("responses_dropped", self.place(row))
             return False
         if len(ids) == 2 and ids[0][:limit] == ids[1][:limit]:
-            cuts.add("equal_dropped", self.place(row))
-            return False
+            cuts.add("equal_cut", self.place(row))
         cuts.add("responses_cut", self.place(row), sum(len(one) > limit for one in ids))
         return True

@@ -34,7 +34,8 @@ FACTS: tuple[Fact, ...] = (
             ("prompts_dropped", "dropped, prompt too long"),
             ("responses_cut", "responses cut, without EOS"),
             ("responses_dropped", "dropped, response too long"),
-            ("equal_dropped", "dropped, responses equal once cut"),
+            ("equal_cut", "with responses equal once cut"),
+            ("equal_dropped", "not trained on, responses equal once cut"),
         )
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlaif.data.encode import Cuts
 from rlaif.stages.context import Context
 
-COUNTS = ("prompts_cut", "prompts_dropped", "responses_cut", "responses_dropped", "equal_dropped")
+COUNTS = ("prompts_cut", "prompts_dropped", "responses_cut", "responses_dropped", "equal_cut")
 
 
 def cut_metrics(
@@ -15,7 +15,7 @@ def cut_metrics(
 
     `shown_whole`: the stage shows texts that are too long without a cut, so that none is counted.
     """
-    names = [name for name in COUNTS if not (shown_whole and name.endswith("_cut"))]
+    names = [name for name in COUNTS if not (shown_whole and name.endswith("s_cut"))]
     counts = {name: getattr(cuts, name) for name in names if getattr(cuts, name)}
     prompt_limit = f"task.max_prompt_tokens={ctx.cfg.task.max_prompt_tokens}"
     limit = f"task.max_response_tokens={ctx.cfg.task.max_response_tokens}"
@@ -24,7 +24,7 @@ def cut_metrics(
         "prompts_dropped": f"are dropped, their prompt longer than {prompt_limit}",
         "responses_cut": f"responses are cut to {limit} and lose their end (EOS)",
         "responses_dropped": f"are dropped, a response longer than {limit}",
-        "equal_dropped": f"are dropped, their responses equal once cut to {limit}",
+        "equal_cut": f"have responses that are equal once cut to {limit}: no reward model is trained on them",
     }
     for name, count in counts.items():
         ctx.warn(
@@ -39,7 +39,6 @@ def no_pairs(ctx: Context, cuts: Cuts) -> str:
     reasons = {
         "whose prompt is too long": cuts.prompts_dropped,
         "with a response that is too long": cuts.responses_dropped,
-        "with responses that are equal once cut": cuts.equal_dropped,
     }
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     return (

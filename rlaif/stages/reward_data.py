@@ -79,7 +79,8 @@ def check_labels(ctx: Context) -> None:
 def reward_data(ctx: Context, parents: Parents) -> RewardData:
     """Rows of the `sample` artifact's pairs, with the `label` artifact's preferences where there is one."""
     chosen = label_source(ctx)
-    parts = _split(ctx, _labelled(ctx, parents, chosen))
+    labelled, equal = _labelled(ctx, parents, chosen)
+    parts = _split(ctx, labelled)
     train = {one.pair.id: one for one in parts["train"]}
     labels = training_labels({pair_id: one.p_a for pair_id, one in train.items()}, chosen)
     _alert_of_few(ctx, len(train))
@@ -90,7 +91,7 @@ def reward_data(ctx: Context, parents: Parents) -> RewardData:
         ],
         validation=parts["validation"],
         test=parts["test"],
-        counts=_counts(labels, train),
+        counts=_counts(labels, train) | equal,
     )
 
 
@@ -102,8 +103,11 @@ def _weight(ctx: Context, label: TrainingLabel) -> float | tuple[float, ...]:
     return tuple(label.weight * count for count in counts)
 
 
-def _labelled(ctx: Context, parents: Parents, chosen: LabelSource) -> list[Labelled]:
-    pairs = read_records(parents["sample"].file(PAIRS_FILE), Pair)
+def _labelled(ctx: Context, parents: Parents, chosen: LabelSource) -> tuple[list[Labelled], dict[str, float]]:
+    """The labelled pairs that differ within the limits, and the count of those that do not, if any."""
+    every = read_records(parents["sample"].file(PAIRS_FILE), Pair)
+    pairs = [pair for pair in every if _differ(ctx, pair)]
+    equal = _say_equal(ctx, len(every) - len(pairs), len(every))
     asked = read_records(parents["label"].file(PREFERENCES_FILE), Preference) if "label" in parents else []
     own = own_labels(pairs, {preference.pair_id: preference for preference in asked}, chosen)
     rows = []
@@ -113,7 +117,28 @@ def _labelled(ctx: Context, parents: Parents, chosen: LabelSource) -> list[Label
             label = for_loss(pair.id, own[pair.id], chosen)
             row = PreferenceRow(texts.prompt, texts.a, texts.b, p_a=label.p_a, weight=label.weight)
             rows.append(Labelled(pair, own[pair.id], row))
-    return rows
+    return rows, equal
+
+
+def _differ(ctx: Context, pair: Pair) -> bool:
+    return ctx.encoder.response(pair.response_a) != ctx.encoder.response(pair.response_b)
+
+
+def _say_equal(ctx: Context, equal: int, every: int) -> dict[str, float]:
+    """Raises UserError where no pair is left."""
+    limit = f"task.max_response_tokens={ctx.cfg.task.max_response_tokens}"
+    if equal == every:
+        raise UserError(
+            f"all {every} pairs have responses that are equal once cut to {limit}, so there is nothing to train a "
+            "reward model on: write a higher limit"
+        )
+    if not equal:
+        return {}
+    ctx.warn(
+        "texts beyond the limits",
+        f"rm: {equal} of {every} pairs are not trained on, their responses equal once cut to {limit}",
+    )
+    return {"rm/equal_dropped": equal}
 
 
 def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[str, list[Labelled]]:

@@ -193,4 +193,4 @@ def _check(ctx: Context) -> None:
     source(ctx)
 
 
-STAGE = Stage("sample", 2, "sample", _parents, _config, _build, _work, _check)
+STAGE = Stage("sample", 3, "sample", _parents, _config, _build, _work, _check)

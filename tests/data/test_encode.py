@@ -152,12 +152,12 @@ LONG_PAIRS = [
 ]
 
 
-def test_responses_beyond_the_limit_are_cut_and_counted_and_pairs_that_are_then_equal_left_out():
+def test_responses_beyond_the_limit_are_cut_and_counted_and_so_are_pairs_that_are_then_equal():
     cuts = Cuts()
     encoder = _encoder(too_long_responses="truncate", places={"same": "f.jsonl, line 4"})
-    assert [p.id for p in encoder.fitting(LONG_PAIRS, cuts=cuts)] == ["short", "one", "both"]
-    assert (cuts.rows, cuts.responses_cut, cuts.equal_dropped, cuts.responses_dropped) == (4, 3, 1, 0)
-    assert cuts.first == {"responses_cut": "one", "equal_dropped": "f.jsonl, line 4"}
+    assert [p.id for p in encoder.fitting(LONG_PAIRS, cuts=cuts)] == ["short", "one", "both", "same"]
+    assert (cuts.rows, cuts.responses_cut, cuts.equal_cut, cuts.responses_dropped) == (4, 5, 1, 0)
+    assert cuts.first == {"responses_cut": "one", "equal_cut": "f.jsonl, line 4"}
     assert (
         EOS not in encoder.response("0123456789")
         and encoder.response("0123456")[:7] == (encoder.response("0123456 and on")[:7])
@@ -167,7 +167,7 @@ def test_responses_beyond_the_limit_are_cut_and_counted_and_pairs_that_are_then_
 def test_responses_beyond_the_limit_are_dropped_or_named():
     cuts = Cuts()
     assert [p.id for p in _encoder(too_long_responses="drop").fitting(LONG_PAIRS, cuts=cuts)] == ["short"]
-    assert cuts.responses_dropped == 3 and cuts.equal_dropped == 0
+    assert cuts.responses_dropped == 3 and cuts.equal_cut == 0
     strict = _encoder(too_long_responses="error", places={"one": "f.jsonl, line 2"})
     with pytest.raises(UserError) as caught:
         strict.fitting(LONG_PAIRS, limit=1)

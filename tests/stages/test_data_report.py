@@ -47,19 +47,23 @@ def test_the_report_stands_in_terminal_summary_and_page(run, tmp_path, caplog) -
     assert "<h2>Data</h2>" in text and "two equal responses" in text and "Label (label?)" in text
 
 
-def test_pairs_that_are_equal_once_cut_reach_neither_labeler_nor_reward_model(run, tmp_path, caplog) -> None:
+def test_pairs_that_are_equal_once_cut_are_labelled_but_never_trained_on(run, tmp_path, caplog) -> None:
     same = _preferences(20, PREFIX + "good {}", PREFIX + "bad")
     own = [{**row, "prompt": f"Other {i}?"} for i, row in enumerate(_preferences(20))]
     words = [*_lines(tmp_path, same + own), "task.max_response_tokens=32", "sample.num_prompts=40"]
-    record = run(*words, "stage=rm", "rm.labels=gold", root=tmp_path / "root")
-    dropped = record.summary["sample/equal_dropped"]
-    assert 10 <= dropped <= 20
-    assert record.summary["sample/n"] == record.summary["data/pairs"] - dropped
-    assert (
-        f"{dropped} are dropped, their responses equal once cut to task.max_response_tokens=32" in caplog.text
-    )
-    with pytest.raises(UserError, match="pairs all were dropped .* equal once cut"):
-        run(*_lines(tmp_path, same), "task.max_response_tokens=32", "stage=label", root=tmp_path / "root")
+    summary = run(*words, "stage=rm", "rm.labels=gold", root=tmp_path / "root").summary
+    equal = summary["sample/equal_cut"]
+    assert 10 <= equal <= 20 and summary["rm/equal_dropped"] == equal
+    assert summary["sample/n"] == summary["data/pairs"]
+    parts = ("rm/train_pairs", "rm/validation_pairs", "rm/test_pairs")
+    assert sum(summary[part] for part in parts if part in summary) <= summary["data/pairs"] - equal
+    assert f"{equal} have responses that are equal once cut to task.max_response_tokens=32" in caplog.text
+    assert f"rm: {equal} of" in caplog.text and "are not trained on" in caplog.text
+    alone = (*_lines(tmp_path, same), "task.max_response_tokens=32")
+    labels = run(*alone, "stage=label", root=tmp_path / "root").summary
+    assert labels["label/n"] == labels["data/pairs"], "a labeler reads them whole"
+    with pytest.raises(UserError, match="all .* pairs have responses that are equal once cut"):
+        run(*alone, "stage=rm", "rm.labels=gold", root=tmp_path / "root")
 
 
 def test_references_that_are_cut_are_counted(run, tmp_path, caplog) -> None:
