@@ -54,8 +54,9 @@ class _TokenLogprobs(torch.autograd.Function):
         return result, None
 
 
-# Rows whose logits exist at once in `head_logprobs`: few enough to stay in a processor's caches.
-_HEAD_ROWS = 128
+# Rows whose logits exist at once in `head_logprobs`: few enough to stay in a processor's caches, or many enough
+# to fill an accelerator.
+_HEAD_ROWS = {"cpu": 128, "cuda": 2048}
 
 
 def head_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -82,7 +83,8 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> Tensor:
         values, directions = [], []
-        for part, chosen in zip(hidden.split(_HEAD_ROWS), ids.unsqueeze(-1).split(_HEAD_ROWS), strict=True):
+        rows = _HEAD_ROWS[hidden.device.type]
+        for part, chosen in zip(hidden.split(rows), ids.unsqueeze(-1).split(rows), strict=True):
             logits = _upcast(part @ weight.T)
             if temperature != 1.0:
                 logits.div_(temperature)
