@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
+import torch
 from scipy.special import expit
 
 from rlaif.evaluation.joining import agreement
 from rlaif.models.weights import Normalization
-from rlaif.records import Pair
+from rlaif.ops import empty_last
+from rlaif.records import Pair, is_empty
 
 Scores = Sequence[tuple[float, float]]
 
@@ -19,7 +21,8 @@ Scores = Sequence[tuple[float, float]]
 class ScoredPair:
     """One pair. `p_a` (the label) and `gold` are probabilities that a is better, None where not known.
 
-    Rewards are normalised and averaged over the members, as RL maximises them; `logit` is their difference
+    Rewards are normalised and averaged over the members, as RL maximises them (an empty response has less than
+    every text, and as much as another empty one); `logit` is their difference
     on the scale of training, so that sigmoid(logit) is the model's own probability that a is better.
     `disagreement` is the standard deviation of that probability over the members (None for one alone).
     """
@@ -75,15 +78,26 @@ def scored_pairs(
     if len({pair.id for pair in pairs}) != len(pairs):
         raise ValueError("pair ids repeat")
     scale = fmean(n.scale for n in normalization)
-    rows = []
-    for pair, label, (tokens_a, tokens_b), *scores in zip(pairs, labels, lengths, *members, strict=True):
-        a, b = (
-            fmean(n.scale * score[side] + n.shift for n, score in zip(normalization, scores, strict=True))
-            for side in (0, 1)
-        )
+    rows, rewards = [], _rewards(pairs, members, normalization)
+    columns = zip(pairs, labels, lengths, rewards, *members, strict=True)
+    for pair, label, (tokens_a, tokens_b), (a, b), *scores in columns:
         spread = pstdev(float(expit(x - y)) for x, y in scores) if len(scores) > 1 else None
         logit = (a - b) / scale
         rows.append(
             ScoredPair(pair.id, pair.prompt_id, label, pair.gold, a, b, logit, spread, tokens_a, tokens_b)
         )
     return rows
+
+
+def _rewards(
+    pairs: Sequence[Pair], members: Sequence[Scores], normalization: Sequence[Normalization]
+) -> list[tuple[float, float]]:
+    """Rewards of each pair's (a, b), normalised and averaged, an empty response's below every text's."""
+    if not pairs:
+        return []
+    parts = [
+        n.scale * torch.tensor(scores, dtype=torch.float64) + n.shift
+        for n, scores in zip(normalization, members, strict=True)
+    ]
+    empty = torch.tensor([[is_empty(pair.response_a), is_empty(pair.response_b)] for pair in pairs])
+    return [(a, b) for a, b in empty_last(torch.stack(parts).mean(dim=0), empty).tolist()]

@@ -112,7 +112,8 @@ def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str
     The interval is Wilson's where no prompt repeats and nothing is tied, otherwise a bootstrap over
     prompts; `eval/p_value` is the exact sign test of wins against losses by prompt.
     `eval/win_rate_worst` and `_best` count unparsed and failed comparisons as lost and as won; `eval/win_rate_lc`
-    is the win rate at equal length (NaN where it cannot be fitted). Lengths are mean tokens.
+    is the win rate at equal length (NaN where it cannot be fitted), fitted as AlpacaEval's is: to the judge's
+    preferences in [0, 1], not to the verdicts that they round to. Lengths are mean tokens.
     """
     parsed = [x for x in comparisons if x.outcome in _VALUE]
     states = [x.outcome for x in comparisons]
@@ -121,7 +122,8 @@ def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str
     rate = proportion_interval(values, prompts, seed=seed)
     policy_tokens = [x.policy_tokens for x in parsed]
     baseline_tokens = [x.baseline_tokens for x in parsed]
-    controlled = length_controlled_win_rate(values, policy_tokens, baseline_tokens, prompts, seed=seed)
+    preferences = [x.p_policy for x in parsed if x.p_policy is not None]  # all that are parsed have one
+    controlled = length_controlled_win_rate(preferences, policy_tokens, baseline_tokens, prompts, seed=seed)
     report: dict[str, float] = {
         "eval/n": len(parsed),
         "eval/win_rate": rate.estimate,

@@ -32,17 +32,18 @@ from rlaif.ops.masks import (
     zero_masked,
 )
 from rlaif.ops.ranks import by_first, joined, own_share, rank, ranks, total
-from rlaif.ops.rewards import MemberRule, combine_members, length_reward, score_reward
+from rlaif.ops.rewards import MemberRule, combine_members, empty_last, length_reward, score_reward
 
 __all__ = [
     "KLKind",
-    "MemberRule",
     "LossMean",
+    "MemberRule",
     "adapted_beta",
     "bradley_terry_loss",
     "by_first",
     "combine_members",
     "confidence_weight",
+    "empty_last",
     "gae",
     "grpo_advantages",
     "harden",

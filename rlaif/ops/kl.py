@@ -17,8 +17,11 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind) -> Tensor:
 
     With d = log policy - log reference of the sampled token: k1 = d (unbiased, signed),
     k2 = d^2 / 2 (biased, non-negative), k3 = exp(-d) - 1 + d (unbiased, non-negative).
-    As a loss over on-policy samples, k2 has the gradient of KL(policy || reference) and k3 that of
-    KL(reference || policy), while that of k1 is zero in expectation: k1 belongs into the reward.
+    As a loss over on-policy samples, k2 has the gradient of KL(policy || reference) of each token given what stands
+    before it, and k3 that of KL(reference || policy), while that of k1 is zero in expectation. That is token by token
+    only: how the policy's choice leads to other contexts is not differentiated, so that summed over a response it is
+    not the gradient of the responses' KL. k1 in the reward has that one; k2 and k3 in the reward have neither: their
+    size is of second order near the reference, and their sign may be wrong.
     Raises ValueError for another `kind`. Source: Schulman, "Approximating KL divergence" (checklist 23).
     """
     log_ratio = logprobs - ref_logprobs

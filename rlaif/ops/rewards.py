@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+EMPTY_MARGIN = 1e-3  # of a reward's scale: standard deviations over references, where it is standardised
 
 MemberRule = Literal["mean", "min", "mean_minus_variance"]
 
@@ -37,3 +40,18 @@ def length_reward(tokens: Tensor, *, limit: int, target: int | None) -> Tensor:
     """
     aim = limit if target is None else target
     return 1 - (tokens - aim).abs() / limit
+
+
+def empty_last(rewards: Tensor, empty: Tensor) -> Tensor:
+    """`rewards` (any shape) with those of `empty` responses (bool, same shape) below every other one, all alike.
+
+    An empty response loses to any text and ties with another empty one, whatever a model says of a bare end of text:
+    all get the least of their own rewards and of the texts', the latter less a margin that any comparison sees.
+    """
+    if not empty.any():
+        return rewards
+    floor = rewards[empty].amin()
+    if not empty.all():
+        least = rewards[~empty].amin()
+        floor = torch.minimum(floor, least - EMPTY_MARGIN * least.abs().clamp(min=1.0))
+    return rewards.masked_fill(empty, float(floor))

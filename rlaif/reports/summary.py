@@ -18,7 +18,10 @@ ROUGE: Sides = ("eval/rouge_l_policy", "eval/rouge_l_baseline")
 LENGTH: Sides = ("eval/length_policy", "eval/length_baseline")
 COPY: Sides = ("eval/copy_rate_policy", "eval/copy_rate_baseline")
 EOS: Sides = ("eval/eos_rate_policy", "eval/eos_rate_baseline")
+EMPTY: Sides = ("eval/empty_rate_policy", "eval/empty_rate_baseline")
 REWARD: Sides = ("eval/reward_policy", "eval/reward_baseline")
+
+_EMPTY = "they lose to any text"
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def _label_rows(summary: Summary) -> list[ResultRow]:
     count = number(summary, "label/alignment_n")
     note = f"with gold preferences, n = {plain(count)}" if count else "with gold preferences"
     return [
+        *_some(summary, "sample/empty_rate", "empty responses sampled", _EMPTY),
         *_single(summary, "Labels", "label/alignment", "labeler alignment", note),
         *_single(
             summary, "Labels", "label/same_position_rate", "same position in both orders", "position bias"
@@ -173,6 +177,7 @@ def _rl_rows(summary: Summary, history: Sequence[Row]) -> list[ResultRow]:
         *rows,
         *_single(summary, "RL", "ppo/kl", "KL from the reference", "nats per response"),
         *_single(summary, "RL", "ppo/eos_rate", "ends by itself"),
+        *_some(summary, "ppo/empty_rate", "empty responses", _EMPTY, "RL"),
     ]
 
 
@@ -195,6 +200,7 @@ def _evaluation_rows(summary: Summary) -> list[ResultRow]:
         *_versus(summary, "length", LENGTH),
         *_versus(summary, "copy rate", COPY),
         *_versus(summary, "ends by itself", EOS),
+        *(_versus(summary, "empty responses", EMPTY, _EMPTY) if any(both_sides(summary, EMPTY)) else []),
     ]
 
 

@@ -8,7 +8,7 @@ import re
 EN_DASH, MINUS = "\u2013", "\u2212"
 MISSING = EN_DASH
 _PERCENT = re.compile(
-    r"(accuracy|alignment|win_rate|win_rate_lc|_rate|clip_fraction|choice_mass|parity)(_ci_low|_ci_high)?$"
+    r"(accuracy|alignment|win_rate|win_rate_lc|_rate|empty_rate_policy|empty_rate_baseline|clip_fraction|choice_mass|parity)(_ci_low|_ci_high)?$"
     r"|^label/alignment[/_]"
 )
 _DIFFERENCE = re.compile(r"(verbosity|length_only)_gap$")

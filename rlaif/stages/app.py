@@ -57,6 +57,7 @@ EVAL_METRICS = [
     "eval/win_rate_lc",
     "eval/rouge_l_policy",
     "eval/kl",
+    "eval/log_ratio",
     "rm/accuracy",
     "label/alignment",
 ]

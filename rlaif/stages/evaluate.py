@@ -78,11 +78,21 @@ def _judge(
     return comparisons, counts | cost_metrics(ctx, "judge", judged.counters, "eval")
 
 
+def _divergence_name(ctx: Context) -> str:
+    """`eval/kl` where responses are drawn from the very distribution whose probabilities are read.
+
+    Greedy and truncated responses are not: the mean of their log-ratios has no bound below, and is no KL.
+    """
+    node, vocabulary = ctx.cfg.eval, ctx.model().trunk.config.vocab_size
+    whole = node.temperature > 0 and not 0 < node.top_k < vocabulary
+    return "eval/kl" if whole else "eval/log_ratio"
+
+
 @torch.no_grad()
-def _kl(
+def _log_ratio(
     ctx: Context, policy: Top, baseline: Top, pairs: Sequence[Pair], encoded: Sequence[EncodedPair]
 ) -> float:
-    """KL(policy || baseline) in nats a response, estimated on the policy's own samples: the pairs' a."""
+    """Mean over the policy's own responses (the pairs' a) of log pi(response) - log pi_baseline(response), nats."""
     encoder, temperature, total = ctx.encoder, ctx.cfg.eval.temperature or 1.0, 0.0
     rows = [
         EncodedRow(
@@ -118,7 +128,7 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
         for p, b in zip(new, old, strict=True)
     ]
     encoded = encode_pairs(ctx, pairs, "evaluation")
-    metrics["eval/kl"] = _kl(ctx, policy, baseline, pairs, encoded)
+    metrics[_divergence_name(ctx)] = _log_ratio(ctx, policy, baseline, pairs, encoded)
     metrics |= _rewards(reward.of_pairs((new, old), encoded), ctx.cfg.seeds.eval)
     return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
 
@@ -227,4 +237,4 @@ def _parents(ctx: Context) -> tuple[str, ...]:
     return ("ppo", *reward_parents(ctx), *sft_parent(ctx))
 
 
-STAGE = Stage("eval", 3, "eval", _parents, eval_config, _build, _work, _check, _gate, again=_again)
+STAGE = Stage("eval", 4, "eval", _parents, eval_config, _build, _work, _check, _gate, again=_again)

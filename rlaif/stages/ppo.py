@@ -14,6 +14,7 @@ from rlaif.inference.sampler import Decoding
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import TOP_FILE, save_modules
 from rlaif.modules import PPOModule, Tracker
+from rlaif.records import is_empty
 from rlaif.rollout import Rollout, RolloutCollector
 from rlaif.stages.alarms import (
     HISTORY_FILE,
@@ -48,6 +49,7 @@ def _diagnose(rollout: Rollout) -> dict[str, float]:
     return {
         "ppo/copy_rate": fmean(copy_rate(response, prompt.prompt) for response, prompt in pairs),
         "ppo/distinct_3": distinct_ngram_share(rollout.responses, 3),
+        "ppo/empty_rate": fmean(is_empty(response) for response in rollout.responses),
     }
 
 
@@ -183,4 +185,4 @@ def _parents(ctx: Context) -> tuple[str, ...]:
     return (*reward_parents(ctx), *sft_parent(ctx))
 
 
-STAGE = Stage("ppo", 4, "rl", _parents, _config, _build, _work, _check, review=review_policy)
+STAGE = Stage("ppo", 5, "rl", _parents, _config, _build, _work, _check, review=review_policy)

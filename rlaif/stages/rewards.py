@@ -18,8 +18,8 @@ from rlaif.labelers import Labeler, LabelerOptions, Unread
 from rlaif.labelers.readouts import Reading
 from rlaif.models.weights import Normalization, RewardMember, load_reward
 from rlaif.modules.reward import sequence_scores
-from rlaif.ops import MemberRule, combine_members, length_reward, score_reward
-from rlaif.records import Sample
+from rlaif.ops import MemberRule, combine_members, empty_last, length_reward, score_reward
+from rlaif.records import Sample, is_empty
 from rlaif.rollout import Rollout
 from rlaif.stages.classifier import check_classifier, classifier_identity, text_scorer
 from rlaif.stages.context import Context, plain
@@ -35,7 +35,11 @@ Sides = tuple[Sequence[Sample], Sequence[Sample]]
 
 
 class Reward(Protocol):
-    """Gives each response a number. `measures` are `ppo/*` metrics of the last rollout."""
+    """Gives each response a number. `measures` are `ppo/*` metrics of the last rollout.
+
+    Where it is a judgement (of a model, not a formula), an empty response gets less than every text beside it, and as
+    much as another empty one.
+    """
 
     measures: dict[str, float]
 
@@ -72,12 +76,13 @@ class ModelReward:
         rewards = torch.stack(rows)
         if len(rows) > 1:
             self.measures = {"ppo/reward_disagreement": float(rewards.std(dim=0, correction=0).mean())}
-        return self._combine(rewards)
+        return empty_last(self._combine(rewards), _empties(rollout.responses).to(rewards.device))
 
     def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
         scores = torch.tensor(score_pairs(self._ctx, [(m.top, m.head) for m in self._members], encoded))
         shifts = torch.tensor([member.shift for member in self._members])
-        return [(a, b) for a, b in self._combine(scores + shifts[:, None, None]).tolist()]
+        empty = torch.stack([_empties([s.response for s in side]) for side in sides], dim=1)
+        return [(a, b) for a, b in empty_last(self._combine(scores + shifts[:, None, None]), empty).tolist()]
 
 
 Rule = Callable[[Sequence[Sample], Sequence[Any]], list[float | None]]
@@ -85,17 +90,24 @@ Rule = Callable[[Sequence[Sample], Sequence[Any]], list[float | None]]
 
 
 class RuleReward:
-    """A reward of the response's text or length alone. Every rollout must have one."""
+    """A reward of the response's text or length alone. Every rollout must have one.
 
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
+    `judges` says that the rule is a model's judgement: then an empty response gets the least.
+    """
+
+    def __init__(self, rule: Rule, *, judges: bool = False) -> None:
+        self._rule, self._judges = rule, judges
         self.measures: dict[str, float] = {}
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        return torch.tensor(self._rule(rollout.samples(), rollout.seeds))
+        rewards = torch.tensor(self._rule(rollout.samples(), rollout.seeds))
+        return empty_last(rewards, _empties(rollout.responses)) if self._judges else rewards
 
     def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
-        return _of_both(lambda side: self._rule(side, [[s.prompt_id, s.response] for s in side]), sides)
+        def score(side: Sequence[Sample]) -> list[float | None]:
+            return self._rule(side, [[s.prompt_id, s.response] for s in side])
+
+        return _of_both(score, sides, judges=self._judges)
 
 
 class LabelerReward:
@@ -126,10 +138,11 @@ class LabelerReward:
         self._check(unread)
         if not read:
             raise UserError("reward=direct: none of an iteration's responses has a score that could be read")
-        return torch.tensor([min(read) if score is None else score for score in scores])
+        rewards = torch.tensor([min(read) if score is None else score for score in scores])
+        return empty_last(rewards, _empties(rollout.responses))
 
     def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
-        return _of_both(self._scores, sides)
+        return _of_both(self._scores, sides, judges=True)
 
     def _readings(self, samples: Sequence[Sample]) -> list[Reading]:
         return self._labeler.readings([(sample.prompt, sample.response) for sample in samples])
@@ -142,10 +155,20 @@ class LabelerReward:
 
 
 def _of_both(
-    score: Callable[[Sequence[Sample]], list[float | None]], sides: Sides
+    score: Callable[[Sequence[Sample]], list[float | None]], sides: Sides, *, judges: bool
 ) -> list[tuple[float, float]]:
-    rows = zip(*(score(side) for side in sides), strict=True)
-    return [(a, b) for a, b in rows if a is not None and b is not None]
+    both = zip(*(zip(score(side), side, strict=True) for side in sides), strict=True)
+    rows = [(a, b, x, y) for (a, x), (b, y) in both if a is not None and b is not None]
+    if not rows or not judges:
+        return [(a, b) for a, b, _, _ in rows]
+    empty = torch.stack([_empties([row[side].response for row in rows]) for side in (2, 3)], dim=1)
+    rewards = torch.tensor([row[:2] for row in rows], dtype=torch.float64)
+    return [(a, b) for a, b in empty_last(rewards, empty).tolist()]
+
+
+def _empties(responses: Sequence[str]) -> Tensor:
+    """Which of the responses (N,) are empty."""
+    return torch.tensor([is_empty(response) for response in responses], dtype=torch.bool)
 
 
 # Reward models.
@@ -261,7 +284,7 @@ def _hub(ctx: Context, parents: Parents) -> Reward:
     def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
         return [normalization.apply(value) for value in score(samples)]
 
-    return RuleReward(rule)
+    return RuleReward(rule, judges=True)
 
 
 def _check_hub(ctx: Context) -> None:

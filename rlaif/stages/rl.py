@@ -112,6 +112,12 @@ def _check_kl(node: Any) -> None:
             "rl.kl_estimator=k1 has no gradient on average as a loss: write rl.kl_estimator=k2 or k3, or "
             "rl.kl=reward"
         )
+    if node.kl == "reward" and node.kl_estimator != "k1" and (node.beta or node.kl_controller == "adaptive"):
+        raise UserError(
+            f"rl.kl_estimator={node.kl_estimator} as a reward hardly holds the policy back: its gradient is a few "
+            "hundredths to two fifths of the KL's, and may point away from the reference: write rl.kl_estimator=k1, "
+            "or rl.kl=loss"
+        )
     if node.convex_kl and (node.beta >= 1 or node.kl_controller == "adaptive"):
         raise UserError(
             "rl.convex_kl=true weighs the score by 1 - beta, so that beta must stay below 1: write a rl.beta "

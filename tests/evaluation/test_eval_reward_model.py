@@ -269,3 +269,26 @@ def test_columns_must_fit() -> None:
     with pytest.raises(ValueError, match="repeat"):
         scored_pairs([pair, pair], [0.9, 0.9], [[(1.0, 0.0)] * 2], [AS_TRAINED], [(1, 1)] * 2)
     assert reward_report([], temperature=None) == {"rm/n": 0}
+
+
+def test_an_empty_response_loses_to_any_text_whatever_its_scores() -> None:
+    """Two members that like a bare end of text best; labels by the rule, and two empty ones that tie."""
+    texts = [("", "A text."), ("A text.", " \n"), ("", "\u200b"), ("Good.", "Bad.")]
+    pairs = [
+        Pair(str(i), f"prompt-{i}", "p", *two, "dataset", g, "human")
+        for i, (two, g) in enumerate(zip(texts, (0.0, 1.0, 1.0, 1.0)))
+    ]
+    members = [
+        [(5.0, 0.0), (1.0, 4.0), (3.0, 2.0), (2.0, 1.0)],
+        [(7.0, 1.0), (0.5, 6.0), (2.0, 3.0), (1.0, 0.0)],
+    ]
+    rows = scored_pairs(
+        pairs, [0.0, 1.0, 0.5, 0.9], members, [AS_TRAINED, Normalization(2.0, -1.0)], [(1, 3)] * 4
+    )
+    assert [row.gold_right for row in rows] == [1.0, 1.0, 0.5, 1.0]
+    assert reward_report(rows, temperature=None)["rm/accuracy"] == 1.0
+    assert rows[2].reward_a == rows[2].reward_b and rows[2].logit == 0.0
+    # Texts keep the members' mean: (5 - ... ) by hand for the last pair, (2 + 2 * 1 - 1) / 2 and (1 + 2 * 0 - 1) / 2.
+    assert (rows[3].reward_a, rows[3].reward_b) == (1.5, 0.0)
+    least = min(rows[0].reward_b, rows[1].reward_a, 0.0)
+    assert rows[0].reward_a == rows[1].reward_b == rows[2].reward_a < least

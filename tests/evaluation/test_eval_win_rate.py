@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
+from scipy.special import expit
 
 from rlaif.evaluation import compare, outcome_of, win_rate_report
 from rlaif.records import Comparison, Pair, Preference
@@ -81,7 +83,7 @@ def test_wilson_without_ties_and_length_control() -> None:
     expected = wilson_interval(14, 20)
     assert (report["eval/win_rate_ci_low"], report["eval/win_rate_ci_high"]) == (expected.low, expected.high)
     controlled = length_controlled_win_rate(
-        [1.0] * 14 + [0.0] * 6,
+        p,
         [x.policy_tokens for x in items], [x.baseline_tokens for x in items],
         [x.prompt_id for x in items], seed=0,
     )  # fmt: skip
@@ -124,3 +126,25 @@ def test_nothing_parsed() -> None:
     assert report["eval/n"] == 0 and math.isnan(report["eval/win_rate"])
     assert (report["eval/win_rate_worst"], report["eval/win_rate_best"]) == (0.0, 1.0)
     assert win_rate_report([], seed=0)["eval/n"] == 0
+
+
+def test_the_length_controlled_rate_is_fitted_to_preferences_as_alpacaeval_does() -> None:
+    """AlpacaEval regresses the annotator's preference; verdicts would be another rate, with wider bounds."""
+    rng = np.random.default_rng(4)
+    n = 200
+    tokens = rng.integers(10, 60, (n, 2))
+    difference = tokens[:, 0] - tokens[:, 1]
+    x = np.tanh(difference / difference.std())
+    p = expit(0.25 + 0.8 * x + 0.3 * rng.normal(size=n))
+    made = compare(*make(list(p)), [tuple(row) for row in tokens.tolist()], tie_margin=0.02)
+    report = win_rate_report(made, seed=0)
+    fit = sm.GLM(p, sm.add_constant(x), family=sm.families.Binomial()).fit(tol=1e-12)
+    assert report["eval/win_rate_lc"] == pytest.approx(float(expit(fit.params[0])), abs=1e-8)
+    assert report["eval/win_rate_lc"] == pytest.approx(expit(0.25), abs=0.02), "what was put in"
+    verdicts = [{"win": 1.0, "tie": 0.5, "loss": 0.0}[one.outcome] for one in made]
+    coarse = length_controlled_win_rate(verdicts, *tokens.T, range(n), seed=0)
+    assert abs(coarse.estimate - report["eval/win_rate_lc"]) > 0.03
+    width = report["eval/win_rate_lc_ci_high"] - report["eval/win_rate_lc_ci_low"]
+    assert coarse.high - coarse.low > 1.5 * width
+    # The rate itself still counts verdicts.
+    assert report["eval/win_rate"] == pytest.approx(np.mean(verdicts))

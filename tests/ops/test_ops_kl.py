@@ -146,3 +146,37 @@ def test_shaped_rewards_against_a_loop(seed: int) -> None:
             want += scores[b].item() if t == last else 0.0
             assert rewards[b, t].item() == pytest.approx(want, abs=1e-12)
     assert [max(t for t in range(6) if mask[b, t]) for b in range(4)] == last_index(mask).tolist()
+
+
+def test_as_a_penalty_in_the_reward_only_k1_has_the_gradient_of_the_kl() -> None:
+    """By enumeration of all responses of two tokens out of three: REINFORCE with each estimator to go."""
+    size, g = 3, torch.Generator().manual_seed(2)
+    reference, change = (torch.randn(size + size**2, generator=g, dtype=torch.float64) for _ in range(2))
+
+    def logprobs(logits: torch.Tensor) -> torch.Tensor:
+        """(responses, 2): log-probability of each token given what stands before it."""
+        first, second = logits[:size].log_softmax(-1), logits[size:].view(size, size).log_softmax(-1)
+        return torch.stack([torch.stack([first[a], second[a, b]]) for a in range(size) for b in range(size)])
+
+    ref, mask = logprobs(reference), torch.ones(size**2, 2, dtype=torch.bool)
+
+    def compared(kind: str, step: float) -> tuple[float, float]:
+        """Size and cosine of the penalty's gradient against that of the KL over whole responses."""
+        logits = (reference + step * change).requires_grad_()
+        own = logprobs(logits)
+        exact = torch.autograd.grad((own.sum(1).exp() * (own - ref).sum(1)).sum(), logits, retain_graph=True)[
+            0
+        ]
+        weight = own.sum(1).exp().detach()
+        penalty = -kl_shaped_rewards(
+            torch.zeros(len(own)).double(), own.detach(), ref, mask, beta=1.0, kind=kind
+        )
+        to_go = penalty.flip(1).cumsum(1).flip(1)
+        (got,) = torch.autograd.grad((weight[:, None] * own * to_go).sum(), logits)
+        return float(got.norm() / exact.norm()), float(got @ exact / (got.norm() * exact.norm()))
+
+    for step in (0.1, 1.0):
+        assert compared("k1", step) == pytest.approx((1.0, 1.0), abs=1e-9)
+    for kind in ("k2", "k3"):
+        assert compared(kind, 0.1)[0] < 0.2, "next to nothing near the reference"
+        assert max(compared(kind, step)[1] for step in (0.1, 1.0)) < 0.9, "and not the way back"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from statistics import fmean, pvariance, variance
 
 import pytest
 import torch
 
-from rlaif.ops import combine_members, length_reward, score_reward
+from rlaif.ops import combine_members, empty_last, length_reward, score_reward
 
 # Three members and two responses.
 MEMBERS = torch.tensor([[1.0, -2.0], [2.0, 0.0], [6.0, 2.0]])
@@ -60,3 +61,22 @@ def test_length_by_hand() -> None:
     assert length_reward(tokens, limit=32, target=None).tolist() == [1 / 32, 0.25, 0.5, 1.0]
     assert length_reward(tokens, limit=32, target=16).tolist() == [17 / 32, 0.75, 1.0, 0.5]
     assert length_reward(tokens, limit=32, target=1).tolist() == [1.0, 25 / 32, 17 / 32, 1 / 32]
+
+
+def test_an_empty_response_is_below_every_text_and_as_good_as_another() -> None:
+    rewards = torch.tensor([[0.4, 3.0], [-1.2, 0.0], [2.0, -0.3]])
+    empty = torch.tensor([[False, True], [False, True], [True, False]])
+    got = empty_last(rewards, empty)
+    assert torch.equal(got[~empty], rewards[~empty]), "texts keep theirs"
+    assert len(set(got[empty].tolist())) == 1 and float(got[empty][0]) == pytest.approx(-1.2012, abs=1e-6)
+    lower = empty_last(torch.tensor([-9.0, 1.0, 5.0]), torch.tensor([True, False, True]))
+    assert lower.tolist() == [-9.0, 1.0, -9.0], "nor is its own judgement lifted"
+    # A large scale, at which fp32 has no thousandths.
+    large = empty_last(torch.tensor([2e6, -3e6, 4e6]), torch.tensor([False, False, True]))
+    assert large[2] < large[1]
+    for all_or_none in (torch.zeros(3, 2, dtype=torch.bool), torch.ones(3, 2, dtype=torch.bool)):
+        wanted = rewards if not all_or_none.any() else torch.full((3, 2), -1.2)
+        assert torch.equal(empty_last(rewards, all_or_none), wanted)
+    assert empty_last(torch.tensor([math.nan, 1.0]), torch.tensor([False, True])).isnan().all(), (
+        "seen as broken"
+    )

@@ -11,9 +11,11 @@ import torch
 
 from rlaif.errors import UserError
 from rlaif.evaluation import rouge_l
+from rlaif.models.split import ScalarHead
+from rlaif.models.weights import Normalization, RewardMember
 from rlaif.records import Prompt
 from rlaif.rollout import Rollout
-from rlaif.stages.rewards import make_reward, reward_config
+from rlaif.stages.rewards import ModelReward, make_reward, reward_config
 from rlaif.tracking.glossary import unknown
 
 CODE = Path(__file__).resolve().parents[2]
@@ -159,6 +161,67 @@ def test_random_noise_belongs_to_seed_and_draw_alone(context) -> None:
     pairs = reward.of_pairs(sides, [])
     assert reward.of_pairs(sides, []) == pairs and all(a != b for a, b in pairs)
     assert all(a == b for a, b in reward.of_pairs((sides[0], sides[0]), []))
+
+
+# Empty responses.
+
+TEXTS = ["A text.", "", "Another, longer text.", " \u200b\n", "ok"]
+
+
+def assert_empty_last(rewards: list[float], case: str) -> None:
+    """Those of TEXTS: the empty ones alike and below every text."""
+    assert rewards[1] == rewards[3] < min(rewards[0], rewards[2], rewards[4]), case
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["labeler=score"], ["labeler=likelihood", "labeler.readout.direction=reverse"]],
+    ids=["score", "reverse"],
+)
+def test_a_labelers_reward_of_an_empty_response_is_below_every_texts(words, context) -> None:
+    ctx = context(*words, "reward=direct", "labeler.backend=scripted", "labeler.scripted.rule=shorter")
+    reward = make_reward(ctx, {})
+    own = rollout(
+        [Prompt(f"p{i}", f"def f{i}(x): return x", "Return x.") for i in range(5)], TEXTS, [0, 1, 2, 3, 4]
+    )
+    assert_empty_last(reward(own).tolist(), "of a rollout")
+    sides = own.samples(), own.samples()[1:] + own.samples()[:1]
+    pairs = reward.of_pairs(sides, [])
+    assert_empty_last([a for a, _ in pairs], "of both sides")
+    assert pairs[0][0] > pairs[0][1] and pairs[1][0] < pairs[1][1], "text against empty, empty against text"
+    both = own.samples()[1:2], own.samples()[3:4]
+    assert len({*reward.of_pairs(both, [])[0]}) == 1, "two empty ones tie"
+
+
+def test_a_reward_model_that_likes_the_bare_end_of_text_best_gives_it_the_least(context, monkeypatch) -> None:
+    ctx = context()
+    # What a head over tied embeddings may well learn: the shorter, the better.
+    monkeypatch.setattr("rlaif.stages.rewards.score_pairs", lambda ctx, members, rows: [rows])
+    monkeypatch.setattr(
+        "rlaif.stages.rewards.sequence_scores", lambda top, head, features, last: -last.float()
+    )
+    member = RewardMember(
+        ctx.model().trunk.new_top(), ScalarHead(ctx.model().trunk.config.hidden_size), Normalization(1.0, 0.5)
+    )
+    reward = ModelReward(ctx, [member], lambda scores: scores.mean(dim=0))
+    prompts = [Prompt(f"p{i}", "def f(x): return x") for i in range(5)]
+    own = rollout([prompts[i] for i in (1, 3, 0, 2, 4)], [TEXTS[i] for i in (1, 3, 0, 2, 4)], list(range(5)))
+    got = reward(own).tolist()
+    assert_empty_last([got[2], got[0], got[3], got[1], got[4]], "of a rollout")
+    assert got[2:] == [-2.5, -3.5, -4.5], "the texts' own"
+    samples = own.samples()
+    raw = [(9.0, 1.0), (8.0, 7.0), (2.0, 9.0), (-1.0, 0.0), (0.0, 0.0)]
+    pairs = reward.of_pairs((samples, samples[2:] + samples[:2]), raw)
+    assert pairs[2:4] == [(2.5, 9.5), (-0.5, pairs[0][0])] and pairs[0][1] == 1.5
+    assert pairs[0][0] == pairs[1][0] == pairs[3][1] == pairs[4][1] < -0.5
+
+
+def test_a_formula_stays_what_it_says(context) -> None:
+    """Length and noise are controls: they judge nothing."""
+    own = rollout([Prompt(f"p{i}", "code", "Reference.") for i in range(5)], TEXTS, [0, 1, 2, 3, 4], tokens=2)
+    assert make_reward(context("reward=length"), {})(own).tolist() == pytest.approx(
+        [n / LIMIT for n in (2, 3, 4, 5, 6)]
+    )
 
 
 # The whole path.

@@ -82,6 +82,18 @@ def test_presets_of_one_size_use_equally_many_responses(node) -> None:
         ("rloo", {"gamma": 0.9}, "rl.gamma=0.9 .*: write rl.gamma=1"),
         ("rloo", {"ppo_epochs": 4}, "rl.ppo_epochs=4 .*: write rl.ppo_epochs=1 or rl.loss=clip"),
         ("ppo", {"kl": "loss"}, "rl.kl_estimator=k1 .*: write rl.kl_estimator=k2 or k3"),
+        (
+            "ppo",
+            {"kl_estimator": "k2"},
+            "rl.kl_estimator=k2 as a reward .*: write rl.kl_estimator=k1, or rl.kl=loss",
+        ),
+        (
+            "rloo",
+            {"kl": "reward", "kl_estimator": "k3"},
+            "rl.kl_estimator=k3 as a reward .*: write rl.kl_estimator=k1",
+        ),
+        ("grpo", {"kl": "reward"}, "rl.kl_estimator=k3 as a reward"),
+        ("ppo", {"kl_estimator": "k3", "kl_controller": "adaptive"}, "rl.kl_estimator=k3 as a reward"),
         ("reinforce_lee2023", {"beta": 1.0}, "rl.convex_kl=true .*: write a rl.beta below 1"),
         ("reinforce_lee2023", {"kl_controller": "adaptive"}, "rl.convex_kl=true .* rl.kl_controller=fixed"),
         ("ppo", {"kl_controller": "adaptive", "beta": 0.0}, "rl.kl_controller=adaptive .* above 0"),
