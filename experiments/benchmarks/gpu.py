@@ -364,13 +364,14 @@ def generate(models: Models, prompts: Sequence[list[int]], new: int) -> int:
     return out[:, width:].numel()
 
 
-def rollouts(models: Models, device: Device, rows: int, new: int) -> dict[str, float]:
+def rollouts(models: Models, device: Device, rows: int, new: int, profile: bool) -> dict[str, float]:
     prompts = random_rows(rows, 16, 128, models.config.vocab_size, 0)
     found: dict[str, float] = {}
     for trainable in ("full", "top:4"):
         trunk = models.trunk(trainable)
         top = trunk.new_top()
-        for name, replay in (("replay", None), ("one by one", False)):
+        ways = (("replay", None), ("one by one", False)) if trainable == "full" else (("replay", None),)
+        for name, replay in ways:
 
             def run(replay: bool | None = replay, top: Top = top) -> None:
                 drawn = sample(
@@ -397,7 +398,7 @@ def rollouts(models: Models, device: Device, rows: int, new: int) -> dict[str, f
                 f"first time {first:.2f} s, {device.gib():.1f} GiB)",
                 flush=True,
             )
-        if device.cuda:
+        if profile:
             step_profile(trunk, device)
         del trunk, top
     seconds = device.seconds(lambda: generate(models, prompts, new), repeats=1)
@@ -508,7 +509,7 @@ def ppo_module(
 PARTS = ("rollout", "prepare", "update")
 
 
-def ppo(models: Models, device: Device, batch: int, new: int) -> dict[str, Any]:
+def ppo(models: Models, device: Device, batch: int, new: int, profile: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for side in ("full/shared", "top:4/shared"):
         trainable, value = side.split("/")
@@ -524,7 +525,7 @@ def ppo(models: Models, device: Device, batch: int, new: int) -> dict[str, Any]:
             f"{side}: {sum(seconds.values()):.2f} s an iteration ({shown}), {device.gib():.1f} GiB",
             flush=True,
         )
-        if device.cuda:
+        if profile:
             module.to(device.name)
             module._experience, _ = module._prepare(module._collect(5), [torch.arange(batch)])
             module._sums = {}
@@ -647,7 +648,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--what", nargs="*", default=PARTS_OF_ALL, choices=PARTS_OF_ALL)
     parser.add_argument("--batch", type=int, default=64, help="rows of a rollout and a PPO update")
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=512, help="rows of an epoch of SFT and the reward model")
+    parser.add_argument("--rows", type=int, default=256, help="rows of an epoch of SFT and the reward model")
+    parser.add_argument(
+        "--profile", action="store_true", help="the kernels of a decoding step and an update (CUDA)"
+    )
     parser.add_argument("--out", type=Path, help="where the numbers go, as JSON")
     return parser.parse_args()
 
@@ -660,8 +664,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.cuda else "CPU"
     print(f"{name}, torch {torch.__version__}, model {args.model}, bf16\n", flush=True)
     work: dict[str, Callable[[Models], Any]] = {
-        "rollouts": lambda m: rollouts(m, device, args.batch, args.new_tokens),
-        "ppo": lambda m: ppo(m, device, args.batch, args.new_tokens),
+        "rollouts": lambda m: rollouts(m, device, args.batch, args.new_tokens, args.profile),
+        "ppo": lambda m: ppo(m, device, args.batch, args.new_tokens, args.profile),
         "rm": lambda m: train("rm", m, device, found["limits"]["flops"], args.rows, args.batch),
         "sft": lambda m: train("sft", m, device, found["limits"]["flops"], args.rows, args.batch),
         "label": lambda m: label(m, device, found["limits"]["flops"], args.rows // 2),

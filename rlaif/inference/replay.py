@@ -175,6 +175,7 @@ class Replays:
             object.__setattr__(trunk, "replays", Replays(trunk))
         return trunk.__dict__["replays"]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def twin(self, top: Top) -> Top:
         """A copy of `top`, in the compute dtype and at a fixed place, with the weights it has now."""
@@ -182,8 +183,7 @@ class Replays:
         known = self._twins.get(tuple(state))
         if known is None:
             # Tops whose idle adapters were dropped have fewer weights: the twin's own stay zero.
-            with torch.inference_mode(False):
-                known = Top(self._trunk, self._trunk.dtype).requires_grad_(False).eval()
+            known = Top(self._trunk, self._trunk.dtype).requires_grad_(False).eval()
             self._twins[tuple(state)] = known
         mine = known.state_dict()
         if state:
@@ -203,7 +203,7 @@ class Replays:
             return self._decoders[key]
         while len(self._decoders) >= KEPT_SHAPES:
             self._decoders.popitem(last=False)
-        fused = self._trunk.device.type == "cuda"
+        fused = self._trunk.device.type != "cpu"
         self._decoders[key] = StaticDecoder(twin, shape, fused=fused, pool=self._pool)
         return self._decoders[key]
 

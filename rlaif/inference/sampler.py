@@ -30,7 +30,9 @@ from rlaif.models.split import Top
 KEEP_SHARE = 0.85
 # Memory that the keys and values of the rows decoded at once may take on a processor.
 CACHE_BYTES = 2**29
-PREFILL_TOKENS = {"cpu": 2048, "cuda": 16384}
+# Tokens of prompts that run at once on a processor, and on an accelerator: enough to keep it busy, and few enough that
+# the rows of one pass are of similar length.
+PREFILL_TOKENS = (2048, 4096)
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,8 @@ def sample(
     """
     results: list[Sampled | None] = [None] * len(prompts)
     trunk = top.trunk
-    replays = Replays.of(trunk) if (trunk.device.type == "cuda" if replay is None else replay) else None
+    accelerated = trunk.device.type != "cpu"
+    replays = Replays.of(trunk) if (accelerated if replay is None else replay) else None
     top = replays.twin(top) if replays else top
     order = length_buckets(
         [len(p) + decoding.max_new_tokens for p in prompts],
@@ -213,7 +216,7 @@ def sample(
             chosen,
             len(chosen[0]) + decoding.max_new_tokens,
             keep_features,
-            prefill_tokens or PREFILL_TOKENS[trunk.device.type],
+            prefill_tokens or PREFILL_TOKENS[accelerated],
             warm,
         )
         uniforms = row_uniforms([seeds[i] for i in indices], decoding.max_new_tokens)

@@ -54,9 +54,10 @@ class _TokenLogprobs(torch.autograd.Function):
         return result, None
 
 
-# Rows whose logits exist at once in `head_logprobs`: few enough to stay in a processor's caches, or many enough
-# to fill an accelerator.
-_HEAD_ROWS = {"cpu": 128, "cuda": 2048}
+# Rows whose logits exist at once in `head_logprobs`: few enough to stay in a processor's caches, and so many times as
+# many to fill an accelerator.
+_HEAD_ROWS = 128
+_ACCELERATOR_SHARE = 16
 
 
 def head_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -83,7 +84,7 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> Tensor:
         values, directions = [], []
-        rows = _HEAD_ROWS[hidden.device.type]
+        rows = _HEAD_ROWS * (1 if hidden.device.type == "cpu" else _ACCELERATOR_SHARE)
         for part, chosen in zip(hidden.split(rows), ids.unsqueeze(-1).split(rows), strict=True):
             logits = _upcast(part @ weight.T)
             if temperature != 1.0:
