@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +21,8 @@ Provenance = Literal["logprob", "top_k", "frequency", "score", "likelihood", "te
 Outcome = Literal["win", "loss", "tie", "unparsed", "failed"]
 
 Record = TypeVar("Record")
+
+_ONLY_SOME = ("group", "ids", "ids_a", "ids_b")
 
 
 _BLANK = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # spaces, line ends, control and invisible characters
@@ -38,6 +41,11 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _ids(ids: Sequence[int] | None) -> tuple[int, ...] | None:
+    """As a file has them (a list), or as they are."""
+    return None if ids is None else tuple(ids)
+
+
 def _check_probability(name: str, value: float | None) -> None:
     if value is not None:
         _require(
@@ -46,13 +54,39 @@ def _check_probability(name: str, value: float | None) -> None:
         )
 
 
+class _Grouped:
+    """What a record that belongs to a prompt also belongs to, where more than the prompt goes together.
+
+    That is the conversation that the prompt is a turn of, or copies of one text. `group` is the id of its first
+    prompt (None for that prompt itself). It never lies on both sides of a split, and is resampled as a whole.
+    """
+
+    prompt_id: str
+    group: str | None
+
+    @property
+    def cluster(self) -> str:
+        """The group, or the prompt where there is none."""
+        return self.prompt_id if self.group is None else self.group
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """An input of the policy, with the author's own answer where the task has one."""
+    """An input of the policy, with the author's own answer where the task has one.
+
+    `group` is the id of another prompt that it goes together with: the first of its conversation, or of the copies of
+    its text. `cluster` names them all.
+    """
 
     id: str
     prompt: str
     reference: str | None = None
+    group: str | None = None
+
+    @property
+    def cluster(self) -> str:
+        """The group, or the prompt itself where there is none."""
+        return self.id if self.group is None else self.group
 
     def __post_init__(self) -> None:
         _require(bool(self.id), "Prompt.id is empty")
@@ -60,11 +94,12 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(_Grouped):
     """Two responses to one prompt. `gold` is the probability that response **a** is better.
 
     `construction` names how a constructed gold pair was made (for instance `mismatched`); alignment is
-    reported for each construction apart.
+    reported for each construction apart. `ids_a` and `ids_b` are the tokens of responses that a policy wrote, with the
+    one that ended it if it did end: its text is never tokenised again.
     """
 
     id: str
@@ -76,8 +111,13 @@ class Pair:
     gold: float | None = None
     gold_source: GoldSource | None = None
     construction: str | None = None
+    group: str | None = None
+    ids_a: tuple[int, ...] | None = None
+    ids_b: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("ids_a", "ids_b"):
+            object.__setattr__(self, name, _ids(getattr(self, name)))
         _require(bool(self.id), "Pair.id is empty")
         _require(self.origin in ("policy", "dataset"), f"Pair {self.id}: origin {self.origin!r}")
         _check_probability(f"Pair {self.id}: gold", self.gold)
@@ -156,8 +196,11 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One response of a policy, as text with its counts (the tensors of PPO are `rollout.Rollout`)."""
+class Sample(_Grouped):
+    """One response of a policy, as text with its counts (the tensors of PPO are `rollout.Rollout`).
+
+    `ids` are its tokens, with the one that ended it if it did (`finished`); None for a text that no policy wrote.
+    """
 
     prompt_id: str
     prompt: str
@@ -165,10 +208,15 @@ class Sample:
     tokens: int
     finished: bool
     reference: str | None = None
+    group: str | None = None
+    ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", _ids(self.ids))
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(_Grouped):
     """One held-out prompt answered by two policies and judged in both orders.
 
     `p_policy` is the judge's averaged preference for the policy's response over the baseline's.
@@ -184,6 +232,7 @@ class Comparison:
     policy_tokens: int
     baseline_tokens: int
     reference: str | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         _check_probability(f"Comparison {self.id}: p_policy", self.p_policy)
@@ -216,8 +265,14 @@ class TaskData:
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """A record as plain JSON-able data (missing values stay, as None; a log-probability of -inf becomes one)."""
+    """A record as plain JSON-able data (missing values stay, as None; a log-probability of -inf becomes one).
+
+    A group and ids, which only some records have, are left out where there are none.
+    """
     row = dataclasses.asdict(record)
+    for name in _ONLY_SOME:
+        if row.get(name, "") is None:
+            del row[name]
     if isinstance(record, Judgement):
         row["logprobs"] = [None if value == -math.inf else value for value in record.logprobs]
     return row

@@ -74,6 +74,7 @@ class GoldPairMaker:
             gold=1.0 if better_is_a else 0.0,
             gold_source="constructed",
             construction=construction,
+            group=row.group,
         )
 
     def _mismatched(self, row: Prompt) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -9,6 +10,9 @@ from rlaif.errors import UserError
 
 SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System", "developer": "System"}
 """How a turn is marked in a prompt of several turns: as in the dialogues of `helpful` and `harmless`."""
+
+_HUMAN = ("Human", "User")
+_TURN = re.compile(r"(?:\A|\n\n)(Human|User|Assistant|System):")
 
 Message = Mapping[str, Any]
 
@@ -24,6 +28,20 @@ def prompt_text(messages: Sequence[Message], where: str) -> str:
     if [speaker for speaker, _ in turns] == ["Human"]:
         return turns[0][1]
     return "\n\n".join(f"{speaker}: {text}" for speaker, text in turns)
+
+
+def opening(prompt: str) -> str:
+    """The first human turn of a prompt of marked turns, by which its conversation goes; any other prompt as it is.
+
+    The data sets compare several turns of one conversation, and a later turn's prompt quotes the earlier answers.
+    """
+    text = prompt.strip()
+    marks = list(_TURN.finditer(text))
+    if not marks or marks[0].start() > 0:
+        return text
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    turns = (text[m.end() : end].strip() for m, end in zip(marks, ends, strict=True) if m[1] in _HUMAN)
+    return next((turn for turn in turns if turn), text)
 
 
 def response_text(messages: Sequence[Message], where: str) -> str:

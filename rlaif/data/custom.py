@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlaif.data.cells import kind_of
-from rlaif.data.conversations import is_conversation, prompt_text, response_text
+from rlaif.data.conversations import is_conversation, opening, prompt_text, response_text
 from rlaif.data.readers import HubPart, Row, columns_of, read_rows
 from rlaif.data.report import columns_notes
 from rlaif.data.rows import Drops, Splitting, TaskRow, content_id, group_of, task_from_rows
@@ -172,7 +172,8 @@ def _checked_rows(raw: Iterable[Row], columns: dict[str, str | None], path: str)
         first_with_id[row_id] = row.place
         trusted = label is not None
         place = f"{path}, {row.place}"
-        checked.append(TaskRow(row_id, group_of(prompt), prompt, reference, responses, label, trusted, place))
+        group = group_of(opening(prompt))
+        checked.append(TaskRow(row_id, group, prompt, reference, responses, label, trusted, place))
     return checked
 
 

@@ -143,7 +143,7 @@ def load_docs(
 
 
 def _prompt(row: DocRow) -> Prompt:
-    return Prompt(row.id, row.prompt, row.reference)
+    return Prompt(row.id, row.prompt, row.reference, None if row.cluster == row.id else row.cluster)
 
 
 def _module(row_id: str) -> str:

@@ -129,16 +129,22 @@ def _prompts(rows: Sequence[TaskRow], drops: Drops) -> list[tuple[str, Prompt]]:
         # A reference that comes later completes the prompt instead of doubling it.
         bare = same.pop(None, None)
         same[row.reference] = Prompt(bare.id if bare else row.id, row.prompt, row.reference)
-    return [(groups[text], prompt) for text, members in found.items() for prompt in members.values()]
+    first: dict[str, str] = {}
+    prompts = []
+    for text, members in found.items():
+        for prompt in members.values():
+            leader = first.setdefault(groups[text], prompt.id)
+            prompts.append((groups[text], replace(prompt, group=None if leader == prompt.id else leader)))
+    return prompts
 
 
 def _pairs(
     rows: Sequence[TaskRow], prompts: Sequence[tuple[str, Prompt]], splitting: Splitting, drops: Drops
 ) -> tuple[list[Pair], list[Pair]]:
     """(training pairs, gold pairs); no group is in both, and prompts that differ in white space share an id."""
-    prompt_id: dict[str, str] = {}
+    leader: dict[str, Prompt] = {}
     for _, prompt in prompts:
-        prompt_id.setdefault(group_of(prompt.prompt), prompt.id)
+        leader.setdefault(group_of(prompt.prompt), prompt)
     labelled = {row.group for row in rows if row.label is not None}
     held_out = {
         group for group in labelled if split_position(group, seed=splitting.seed) < splitting.gold_fraction
@@ -153,19 +159,20 @@ def _pairs(
         elif row.group in held_out and not row.trusted:
             drops.add("untrusted_gold_pairs_dropped", row.place)
         else:
-            pair = _pair(row, row.responses, prompt_id[group_of(row.prompt)])
+            pair = _pair(row, row.responses, leader[group_of(row.prompt)])
             (gold if row.group in held_out else pairs).append(pair)
     return pairs, gold
 
 
-def _pair(row: TaskRow, responses: tuple[str, str], prompt_id: str) -> Pair:
+def _pair(row: TaskRow, responses: tuple[str, str], prompt: Prompt) -> Pair:
     return Pair(
         id=row.id,
-        prompt_id=prompt_id,
+        prompt_id=prompt.id,
         prompt=row.prompt,
         response_a=responses[0],
         response_b=responses[1],
         origin="dataset",
         gold=row.label,
         gold_source=None if row.label is None else "human",
+        group=prompt.group,
     )

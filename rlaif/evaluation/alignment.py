@@ -60,6 +60,7 @@ def alignment_items(pairs: Sequence[Pair], preferences: Sequence[Preference]) ->
         {
             "id": x.pair_id,
             "prompt_id": pair_of[x.pair_id].prompt_id,
+            **({} if (group := pair_of[x.pair_id].group) is None else {"group": group}),
             "construction": pair_of[x.pair_id].construction,
             "p_a": x.p_a,
             "gold": pair_of[x.pair_id].gold,
@@ -87,7 +88,7 @@ def _alignment(name: str, gold: Sequence[tuple[Pair, Preference]]) -> dict[str, 
         return {}
     parsed = [(pair, x.p_a) for pair, x in gold if x.p_a is not None]
     right = [agreement(p_a, pair.gold) for pair, p_a in parsed]
-    interval = proportion_interval(right, [pair.prompt_id for pair, _ in parsed], seed=_SEED)
+    interval = proportion_interval(right, [pair.cluster for pair, _ in parsed], seed=_SEED)
     unparsed = len(gold) - len(parsed)
     return {
         name: interval.estimate,

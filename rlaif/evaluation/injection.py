@@ -40,7 +40,9 @@ def attacked(pair: Pair, attack: str, labeler: Labeler) -> Pair:
     worse = pair.response_a if in_a else pair.response_b
     text = ATTACKS[attack].format(response=worse, verdict=labeler.verdict_for(first=in_a))
     probe = replace(pair, id=f"{pair.id}|{attack}")
-    return replace(probe, response_a=text) if in_a else replace(probe, response_b=text)
+    return (
+        replace(probe, response_a=text, ids_a=None) if in_a else replace(probe, response_b=text, ids_b=None)
+    )
 
 
 def injection_report(labeler: Labeler, pairs: Sequence[Pair], *, prefix: str) -> dict[str, float]:

@@ -38,10 +38,10 @@ def confidence_bins(pairs: Sequence[Pair], preferences: Sequence[Preference]) ->
         if p is None:
             continue
         if x.p_a is not None and pair.gold not in (None, 0.5):
-            right.setdefault(confidence_bin(p), []).append((pair.prompt_id, agreement(x.p_a, pair.gold)))
+            right.setdefault(confidence_bin(p), []).append((pair.cluster, agreement(x.p_a, pair.gold)))
         if x.p_ab is not None and x.p_ba is not None and x.provenance != "rule":
             flipped = float((x.p_ab - 0.5) * (x.p_ba - 0.5) < 0)
-            flips.setdefault(confidence_bin(p), []).append((pair.prompt_id, flipped))
+            flips.setdefault(confidence_bin(p), []).append((pair.cluster, flipped))
     return [
         edges
         | rate("n", "alignment", right.get(index, []))
@@ -62,7 +62,7 @@ def length_bins(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> lis
     for pair, p_a in _decided_gold(pair_of, preferences):
         a, b = len(pair.response_a), len(pair.response_b)
         name = length_bin(a, b) if p_a > 0.5 else length_bin(b, a)
-        right.setdefault(name, []).append((pair.prompt_id, agreement(p_a, pair.gold)))
+        right.setdefault(name, []).append((pair.cluster, agreement(p_a, pair.gold)))
     return [{"bin": name} | rate("n", "alignment", right[name]) for name in LENGTHS if name in right]
 
 
@@ -81,7 +81,7 @@ def verbosity(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> dict[
         return {}
     labeler = [float((p_a > 0.5) == a_longer) for _, p_a, a_longer in rows]
     gold = [agreement(float(a_longer), pair.gold) for pair, _, a_longer in rows]
-    gap, _ = paired_bootstrap(labeler, gold, [pair.prompt_id for pair, _, _ in rows], seed=_SEED)
+    gap, _ = paired_bootstrap(labeler, gold, [pair.cluster for pair, _, _ in rows], seed=_SEED)
     return {
         "label/longer_rate": fmean(labeler),
         "label/gold_longer_rate": fmean(gold),

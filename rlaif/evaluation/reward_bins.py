@@ -92,7 +92,7 @@ def _table(rows: Sequence[ScoredPair], bins: Sequence[dict[str, Any]], bin_of: B
     for row in rows:
         for found, target, right in ((own, row.p_a, row.right), (gold, row.gold, row.gold_right)):
             if target is not None and right is not None:
-                found.setdefault(bin_of(row, target), []).append((row.prompt_id, right))
+                found.setdefault(bin_of(row, target), []).append((row.cluster, right))
     table = []
     for edges in bins:
         name = edges["bin"]

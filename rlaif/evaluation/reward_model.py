@@ -66,7 +66,7 @@ def read_reward_items(items: Sequence[dict[str, Any]]) -> list[ScoredPair]:
 
 
 def _accuracy(name: str, rows: Sequence[ScoredPair], right: Sequence[float | None]) -> dict[str, float]:
-    kept = [(row.prompt_id, value) for row, value in zip(rows, right, strict=True) if value is not None]
+    kept = [(row.cluster, value) for row, value in zip(rows, right, strict=True) if value is not None]
     if not kept:
         return {}
     interval = proportion_interval([value for _, value in kept], [prompt for prompt, _ in kept], seed=_SEED)
@@ -76,7 +76,7 @@ def _accuracy(name: str, rows: Sequence[ScoredPair], right: Sequence[float | Non
 def _length_only(rows: Sequence[ScoredPair]) -> dict[str, float]:
     """The rule's own accuracy, the model's lead over it by prompts resampled, and McNemar's exact test."""
     kept = [
-        (row.prompt_id, row.right, row.longer_right)
+        (row.cluster, row.right, row.longer_right)
         for row in rows
         if row.right is not None and row.longer_right is not None
     ]

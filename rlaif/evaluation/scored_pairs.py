@@ -37,6 +37,12 @@ class ScoredPair:
     disagreement: float | None
     tokens_a: int
     tokens_b: int
+    group: str | None = None
+
+    @property
+    def cluster(self) -> str:
+        """What the pair is resampled with: its conversation, or its prompt."""
+        return self.prompt_id if self.group is None else self.group
 
     @property
     def right(self) -> float | None:
@@ -84,7 +90,19 @@ def scored_pairs(
         spread = pstdev(float(expit(x - y)) for x, y in scores) if len(scores) > 1 else None
         logit = (a - b) / scale
         rows.append(
-            ScoredPair(pair.id, pair.prompt_id, label, pair.gold, a, b, logit, spread, tokens_a, tokens_b)
+            ScoredPair(
+                pair.id,
+                pair.prompt_id,
+                label,
+                pair.gold,
+                a,
+                b,
+                logit,
+                spread,
+                tokens_a,
+                tokens_b,
+                pair.group,
+            )
         )
     return rows
 

@@ -71,7 +71,7 @@ def text_report(samples: Sequence[Sample], prefix: str) -> dict[str, float]:
     if not samples:
         return {}
     report: dict[str, float] = {f"{prefix}/n": len(samples)}
-    scored = [(rouge_l(x.response, x.reference), x.prompt_id) for x in samples if x.reference is not None]
+    scored = [(rouge_l(x.response, x.reference), x.cluster) for x in samples if x.reference is not None]
     if scored:
         interval = cluster_bootstrap_interval([v for v, _ in scored], [c for _, c in scored], seed=_SEED)
         report[f"{prefix}/rouge_l"] = interval.estimate

@@ -61,26 +61,29 @@ def compare(
             policy_tokens=policy_tokens,
             baseline_tokens=baseline_tokens,
             reference=reference,
+            group=pair.group,
         )
         comparisons.append(comparison)
     return comparisons
 
 
 def _sign_test_by_prompt(parsed: Sequence[Comparison]) -> float:
-    """Sign test with one vote for each prompt, since answers to one prompt are not independent."""
+    """Sign test with one vote for each prompt or conversation, since answers to one are not independent."""
     net: dict[str, float] = defaultdict(float)
     for comparison in parsed:
-        net[comparison.prompt_id] += _VALUE[comparison.outcome] - 0.5
+        net[comparison.cluster] += _VALUE[comparison.outcome] - 0.5
     return sign_test(sum(v > 0 for v in net.values()), sum(v < 0 for v in net.values()))
+
+
+def _of(x: Comparison) -> dict[str, Any]:
+    """What an item is resampled with."""
+    group = {} if x.group is None else {"group": x.group}
+    return {"id": x.id, "prompt_id": x.prompt_id, **group}
 
 
 def win_rate_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """A row for each comparison with a verdict; the mean of its `eval/win_rate` is the report's."""
-    return [
-        {"id": x.id, "prompt_id": x.prompt_id, "eval/win_rate": _VALUE[x.outcome]}
-        for x in comparisons
-        if x.outcome in _VALUE
-    ]
+    return [{**_of(x), "eval/win_rate": _VALUE[x.outcome]} for x in comparisons if x.outcome in _VALUE]
 
 
 def text_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
@@ -92,8 +95,7 @@ def text_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     rows = []
     for x, other in zip(comparisons, [*comparisons[1:], *comparisons[:1]], strict=True):
         row: dict[str, Any] = {
-            "id": x.id,
-            "prompt_id": x.prompt_id,
+            **_of(x),
             "eval/length_policy": x.policy_tokens,
             "eval/length_baseline": x.baseline_tokens,
         }
@@ -118,7 +120,7 @@ def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str
     parsed = [x for x in comparisons if x.outcome in _VALUE]
     states = [x.outcome for x in comparisons]
     values = [_VALUE[x.outcome] for x in parsed]
-    prompts = [x.prompt_id for x in parsed]
+    prompts = [x.cluster for x in parsed]
     rate = proportion_interval(values, prompts, seed=seed)
     policy_tokens = [x.policy_tokens for x in parsed]
     baseline_tokens = [x.baseline_tokens for x in parsed]

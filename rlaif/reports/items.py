@@ -24,7 +24,10 @@ def seed_scores(tables: Sequence[Sequence[Row]], name: str) -> SeedScores:
     ]
     first, *rest = per_seed
     return {
-        key: (str(row.get("prompt_id", key)), tuple(float(rows[key][name]) for rows in per_seed))
+        key: (
+            str(row.get("group") or row.get("prompt_id", key)),
+            tuple(float(rows[key][name]) for rows in per_seed),
+        )
         for key, row in first.items()
         if all(key in rows for rows in rest)
     }

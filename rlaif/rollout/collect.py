@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -51,9 +52,17 @@ class Rollout:
         return self.response_mask.sum(dim=1)
 
     def samples(self) -> list[Sample]:
-        """The responses as records."""
-        rows = zip(self.prompts, self.responses, self.lengths().tolist(), self.finished.tolist(), strict=True)
-        return [Sample(p.id, p.prompt, text, tokens, done, p.reference) for p, text, tokens, done in rows]
+        """The responses as records, with their ids."""
+        ids = iter(self.ids[self.response_mask].tolist())
+        rows = []
+        for prompt, text, tokens, done in zip(
+            self.prompts, self.responses, self.lengths().tolist(), self.finished.tolist(), strict=True
+        ):
+            own = tuple(islice(ids, tokens))
+            rows.append(
+                Sample(prompt.id, prompt.prompt, text, tokens, done, prompt.reference, prompt.group, own)
+            )
+        return rows
 
 
 class RolloutCollector:

@@ -64,11 +64,17 @@ def _as_text(ctx: Context, classifier: TextClassifier) -> Callable[[Sample], Row
 
 
 def _as_policy(ctx: Context, classifier: TextClassifier) -> Callable[[Sample], Row]:
-    """As the models that this project exports were trained: a response that was cut has no end of text."""
+    """As the models that this project exports were trained: a response that was cut has no end of text.
+
+    Where the classifier has the policy's own vocabulary, it reads the very tokens that the policy wrote.
+    """
     tokenizer = classifier.tokenizer
     encoder = Encoder(tokenizer, eos_id=tokenizer.eos_token_id, **ctx.encoding)
+    same = tokenizer.get_vocab() == ctx.model().tokenizer.get_vocab()
 
     def row(sample: Sample) -> Row:
+        if same and sample.ids is not None:
+            return classifier.as_tokens([*encoder.prompt(sample.prompt), *sample.ids])
         response = encoder.response(sample.response)
         cut = not sample.finished and response[-1] == encoder.eos_id
         return classifier.as_tokens(encoder.prompt(sample.prompt) + (response[:-1] if cut else response))

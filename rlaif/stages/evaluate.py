@@ -33,9 +33,9 @@ from rlaif.stages.label import (
     may_be_chance,
     warn,
 )
-from rlaif.stages.pair_rows import EncodedPair, encode_pairs
+from rlaif.stages.pair_rows import EncodedPair, encode_pairs, response_ids
 from rlaif.stages.rewards import Reward, make_reward, reward_parents
-from rlaif.stages.sample import draw, to_sample
+from rlaif.stages.sample import draw, sampled_pair, to_sample
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 from rlaif.stats import cluster_bootstrap_interval
@@ -59,10 +59,7 @@ def _judge(
     ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]
 ) -> tuple[list[Comparison], dict[str, float]]:
     """The comparisons, and what they cost. Raises UserError where more than `judge.max_unparsed` is unread."""
-    pairs = [
-        Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy")
-        for p, b in zip(policy, baseline, strict=True)
-    ]
+    pairs = [sampled_pair(p, b) for p, b in zip(policy, baseline, strict=True)]
     judged = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True).label(pairs)
     check_unread(ctx, "judge", judged.unread, "the judge's judgements")
     comparisons = compare(
@@ -96,7 +93,7 @@ def _log_ratio(
     encoder, temperature, total = ctx.encoder, ctx.cfg.eval.temperature or 1.0, 0.0
     rows = [
         EncodedRow(
-            torch.tensor([*encoder.prompt(pair.prompt), *encoder.response(pair.response_a)]),
+            torch.tensor([*encoder.prompt(pair.prompt), *response_ids(ctx, pair)[0]]),
             own.prompt,
             own.a,
         )
@@ -123,10 +120,7 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
             if measure not in ("n", "response_length"):
                 base, low, bound = measure.partition("_ci_")
                 metrics[f"eval/{base}_{who}{low}{bound}"] = value
-    pairs = [
-        Pair(p.prompt_id, p.prompt_id, p.prompt, p.response, b.response, "policy")
-        for p, b in zip(new, old, strict=True)
-    ]
+    pairs = [sampled_pair(p, b) for p, b in zip(new, old, strict=True)]
     encoded = encode_pairs(ctx, pairs, "evaluation")
     metrics[_divergence_name(ctx)] = _log_ratio(ctx, policy, baseline, pairs, encoded)
     metrics |= _rewards(reward.of_pairs((new, old), encoded), ctx.cfg.seeds.eval)

@@ -27,17 +27,18 @@ class EncodedPair:
     b: Tensor
 
 
+def response_ids(ctx: Context, pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids of (a, b): those that a policy wrote, where one did, else the text's with EOS, cut to the limit."""
+    written = ((pair.ids_a, pair.response_a), (pair.ids_b, pair.response_b))
+    a, b = (tuple(ctx.encoder.response(text)) if ids is None else ids for ids, text in written)
+    return a, b
+
+
 def encode_pairs(ctx: Context, pairs: Sequence[Pair], what: str) -> list[EncodedPair]:
     """Each pair with the trunk's features; one prompt's pass serves all its responses."""
     encoder = ctx.encoder
     prompts = {text: tuple(encoder.prompt(text)) for text in {pair.prompt for pair in pairs}}
-    groups = [
-        SharedPrefix(
-            prompts[pair.prompt],
-            (tuple(encoder.response(pair.response_a)), tuple(encoder.response(pair.response_b))),
-        )
-        for pair in pairs
-    ]
+    groups = [SharedPrefix(prompts[pair.prompt], response_ids(ctx, pair)) for pair in pairs]
     with ctx.progress.task(f"trunk pass ({what}, by prompt)", len(prompts)) as advance:
         features = ctx.features.get(ctx.model(), groups, advance)
     return [EncodedPair(own.prefix, *own.suffixes) for own in features]

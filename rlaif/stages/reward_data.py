@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Literal
 
 from rlaif.data.bootstrap import bootstrap_counts
 from rlaif.data.datamodule import PreferenceRow
@@ -23,8 +24,10 @@ from rlaif.records import Pair, Preference
 from rlaif.stages.context import Context
 from rlaif.stages.graph import Parents
 from rlaif.stages.label import PREFERENCES_FILE
-from rlaif.stages.pair_rows import encode_pairs
+from rlaif.stages.pair_rows import encode_pairs, response_ids
 from rlaif.stages.sample import PAIRS_FILE, source
+
+Part = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,8 @@ def _labelled(ctx: Context, parents: Parents, chosen: LabelSource) -> tuple[list
 
 
 def _differ(ctx: Context, pair: Pair) -> bool:
-    return ctx.encoder.response(pair.response_a) != ctx.encoder.response(pair.response_b)
+    a, b = response_ids(ctx, pair)
+    return a != b
 
 
 def _say_equal(ctx: Context, equal: int, every: int) -> dict[str, float]:
@@ -141,23 +145,22 @@ def _say_equal(ctx: Context, equal: int, every: int) -> dict[str, float]:
     return {"rm/equal_dropped": equal}
 
 
-def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[str, list[Labelled]]:
-    """train / validation (chooses the epoch) / test (is reported), by prompt.
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
-    Raises UserError where one of them would be empty.
-    """
-    node = ctx.cfg.rm
-    parts: dict[str, list[Labelled]] = {"train": [], "validation": [], "test": []}
+
+def part_of(ctx: Context, cluster: str) -> Part:
+    """Where pairs go: train, validation (chooses the epoch) or test (is reported). A conversation goes as a whole."""
+    node, place = ctx.cfg.rm, stable_uniform("rm-split", cluster)
+    if place < node.test_fraction:
+        return "test"
+    return "validation" if place < node.test_fraction + node.validation_fraction else "train"
+
+
+def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[Part, list[Labelled]]:
+    """The rows by their part. Raises UserError where one of them would be empty."""
+    parts: dict[Part, list[Labelled]] = {name: [] for name in PARTS}
     for row in rows:
-        place = stable_uniform("rm-split", row.pair.prompt_id)
-        name = (
-            "test"
-            if place < node.test_fraction
-            else "validation"
-            if place < node.test_fraction + node.validation_fraction
-            else "train"
-        )
-        parts[name].append(row)
+        parts[part_of(ctx, row.pair.cluster)].append(row)
     empty = [name for name, part in parts.items() if not part]
     if empty:
         raise UserError(

@@ -66,7 +66,31 @@ def draw(
 def to_sample(ctx: Context, prompt: Prompt, drawn: Sampled) -> Sample:
     """A drawn response as a record."""
     text = ctx.encoder.decode(drawn.ids)
-    return Sample(prompt.id, prompt.prompt, text, len(drawn.ids), drawn.finished, prompt.reference)
+    return Sample(
+        prompt.id,
+        prompt.prompt,
+        text,
+        len(drawn.ids),
+        drawn.finished,
+        prompt.reference,
+        prompt.group,
+        tuple(drawn.ids),
+    )
+
+
+def sampled_pair(a: Sample, b: Sample, id: str | None = None) -> Pair:
+    """Two policies' (or draws') responses to one prompt, with their ids."""
+    return Pair(
+        a.prompt_id if id is None else id,
+        a.prompt_id,
+        a.prompt,
+        a.response,
+        b.response,
+        "policy",
+        group=a.group,
+        ids_a=a.ids,
+        ids_b=b.ids,
+    )
 
 
 Slot = tuple[Prompt, int, str]
@@ -96,17 +120,7 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
         if not pending or attempt == node.max_redraws:
             break
         redrawn += len(pending)
-    pairs = [
-        Pair(
-            f"{p.id}#{n}",
-            p.id,
-            p.prompt,
-            drawn[p.id, n, "a"].response,
-            drawn[p.id, n, "b"].response,
-            "policy",
-        )
-        for p, n in places
-    ]
+    pairs = [sampled_pair(drawn[p.id, n, "a"], drawn[p.id, n, "b"], f"{p.id}#{n}") for p, n in places]
     kept = [pair for pair in pairs if not _equal(pair.response_a, pair.response_b)]
     every = list(drawn.values())
     metrics = {
@@ -193,4 +207,4 @@ def _check(ctx: Context) -> None:
     source(ctx)
 
 
-STAGE = Stage("sample", 3, "sample", _parents, _config, _build, _work, _check)
+STAGE = Stage("sample", 4, "sample", _parents, _config, _build, _work, _check)

@@ -13,12 +13,13 @@ from rlaif.models.split import Top
 from rlaif.modules import Tracker, TrackOptions, rollout_kl
 from rlaif.modules.tracker import point_metrics
 from rlaif.ops import by_first
-from rlaif.records import Pair, Prompt, Sample
+from rlaif.records import Prompt, Sample
 from rlaif.rollout import Rollout, RolloutCollector
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Work
 from rlaif.stages.label import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.rewards import Reward
+from rlaif.stages.sample import sampled_pair
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 
 JUDGES = ("rouge", "judge")
@@ -147,7 +148,7 @@ def _against(ctx: Context, baseline: list[Sample]) -> Gold:
 
     def win_rate(rollout: Rollout) -> float:
         sides = list(zip(rollout.samples(), baseline, strict=True))
-        pairs = [Pair(a.prompt_id, a.prompt_id, a.prompt, a.response, b.response, "policy") for a, b in sides]
+        pairs = [sampled_pair(a, b) for a, b in sides]
         judged = judge.label(pairs)
         check_unread(ctx, "judge", judged.unread, "the judge's judgements")
         comparisons = compare(

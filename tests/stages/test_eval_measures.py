@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import torch
+
+from rlaif.inference.sampler import Decoding
+from rlaif.io import read_records, write_records
+from rlaif.models.weights import load_reward
+from rlaif.records import Pair, to_dict
+from rlaif.rollout import RolloutCollector
+from rlaif.stages.graph import Graph
+from rlaif.stages.pair_rows import encode_pairs, response_ids
+from rlaif.stages.registry import STAGES
+from rlaif.stages.rewards import ModelReward, make_reward
+from rlaif.stages.sample import sampled_pair
 from rlaif.tracking.glossary import unknown
 
 JUDGED = ["stage=eval", "judge=scripted"]
@@ -22,3 +35,74 @@ def test_only_what_is_drawn_from_the_whole_distribution_gives_a_kl(words, name, 
     summary = run(*JUDGED, *words).summary
     assert [key for key in ("eval/kl", "eval/log_ratio") if key in summary] == [name]
     assert unknown(summary) == []
+
+
+def _rollout(ctx):
+    """Responses of the base model to test prompts, as RL draws them."""
+    prompts = ctx.encoder.fitting(ctx.task.test)[:12]
+    encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]
+    collector = RolloutCollector(
+        prompts,
+        encoded,
+        ctx.encoder.decode,
+        Decoding(ctx.cfg.task.max_response_tokens, 1.0),
+        eos_ids=ctx.model().eos_ids,
+        samples_per_prompt=1,
+        max_rows=64,
+        seed=0,
+    )
+    return collector.collect(ctx.model().trunk.new_top().frozen_copy(), range(len(prompts)), 0)
+
+
+def test_the_reward_that_eval_prints_is_the_one_that_rl_saw(pipeline, context) -> None:
+    """Text that is tokenised again has other ids, and an end that the policy did not write."""
+    ctx = context()
+    members = load_reward(ctx.model(), Graph(ctx, STAGES).get("rm").path)
+    reward, rollout = ModelReward(ctx, members, lambda scores: scores.mean(dim=0)), _rollout(ctx)
+    samples, pairs = rollout.samples(), [sampled_pair(s, s) for s in rollout.samples()]
+    written = [row[mask].tolist() for row, mask in zip(rollout.ids, rollout.response_mask, strict=True)]
+    assert [list(s.ids) for s in samples] == written == [list(response_ids(ctx, p)[0]) for p in pairs]
+    assert not all(s.finished for s in samples)
+    assert [s.ids[-1] in ctx.model().eos_ids for s in samples] == [s.finished for s in samples]
+    seen = reward(rollout).tolist()
+    found = reward.of_pairs((samples, samples), encode_pairs(ctx, pairs, "pairs"))
+    assert [a for a, _ in found] == pytest.approx(seen, abs=1e-5) == [b for _, b in found]
+    read_again = [replace(p, ids_a=None, ids_b=None) for p in pairs]
+    other = reward.of_pairs((samples, samples), encode_pairs(ctx, read_again, "pairs"))
+    assert max(abs(a - b) for (a, _), b in zip(other, seen, strict=True)) > 0.1, "or nothing is tested here"
+
+
+def test_sampled_pairs_keep_the_tokens_that_the_policy_wrote(pipeline, context, tmp_path) -> None:
+    ctx = context()
+    pairs = read_records(Graph(ctx, STAGES).get("sample").file("pairs.jsonl"), Pair)
+    limit, differ = ctx.cfg.task.max_response_tokens, 0
+    for pair in pairs:
+        for ids, text in ((pair.ids_a, pair.response_a), (pair.ids_b, pair.response_b)):
+            assert ids is not None and 0 < len(ids) <= limit and ctx.encoder.decode(ids) == text
+            ended = ids[-1] in ctx.model().eos_ids
+            assert ended or len(ids) == limit, "what did not end was cut at the limit"
+            differ += list(ids) != ctx.encoder.response(text)
+    assert differ > 0, "or nothing is tested here"
+    write_records(tmp_path / "pairs.jsonl", pairs)
+    assert read_records(tmp_path / "pairs.jsonl", Pair) == pairs
+    rows = encode_pairs(ctx, pairs[:3], "pairs")
+    assert [(len(row.a), len(row.b)) for row in rows] == [(len(p.ids_a), len(p.ids_b)) for p in pairs[:3]]
+
+
+def test_a_text_of_a_file_has_no_ids_and_none_in_its_records() -> None:
+    own = to_dict(Pair("x", "p", "prompt", "a", "b", "dataset"))
+    assert not {"ids_a", "ids_b", "group"} & set(own) and own["gold"] is None
+    assert to_dict(Pair("x", "p", "prompt", "a", "b", "policy", ids_a=(3, 4)))["ids_a"] == (3, 4)
+
+
+def test_an_exported_reward_model_reads_the_tokens_that_the_policy_wrote(
+    pipeline, context, run, tmp_path
+) -> None:
+    run("stage=rm", f"export={tmp_path}")
+    ctx = context()
+    rollout = _rollout(ctx)
+    words = ["reward=hub", f"reward.name={tmp_path}", "reward.format=policy", "reward.dtype=float32"]
+    hub = make_reward(context(*words, "reward.normalize_rows=0"), {})
+    members = load_reward(ctx.model(), Graph(ctx, STAGES).get("rm").path)
+    own = ModelReward(ctx, members, lambda scores: scores.mean(dim=0))
+    torch.testing.assert_close(hub(rollout), own(rollout), atol=1e-4, rtol=0)

@@ -55,10 +55,16 @@ def opened(pipeline, run, warm_root):
 
 @torch.no_grad()
 def rewards_one_by_one(ctx: Context, artifact, texts) -> list[list[float]]:
-    """Each member's normalised reward of each (prompt, response), one sequence at a time, without the cache."""
+    """Each member's normalised reward of each (prompt, response), one sequence at a time, without the cache.
+
+    A response is a text, or the ids that the policy wrote.
+    """
     model, rows = ctx.model(), []
     for member in load_reward(model, artifact.path):
-        ids = [[*ctx.encoder.prompt(p), *ctx.encoder.response(r)] for p, r in texts]
+        ids = [
+            [*ctx.encoder.prompt(p), *(ctx.encoder.response(r) if isinstance(r, str) else r)]
+            for p, r in texts
+        ]
         features = [model.trunk(torch.tensor([own])) for own in ids]
         rows.append([float(member.head(member.top(own))[0, -1]) + member.shift for own in features])
     return rows
@@ -115,7 +121,7 @@ def test_metrics_and_tables_say_the_same(run, opened, warm_root) -> None:
     rows = [row for row in record.table("items") if "rm/accuracy" in row]
     assert len(rows) == summary["rm/n"] > 0 and unknown(summary) == []
     # Rewards and their signs, from the files alone.
-    texts = [(pairs[row["id"]].prompt, pairs[row["id"]].response_a) for row in rows]
+    texts = [(pairs[row["id"]].prompt, pairs[row["id"]].ids_a) for row in rows]
     each = rewards_one_by_one(ctx, rm, texts)
     means = [fmean(own) for own in zip(*each, strict=True)]
     assert [row["reward_a"] for row in rows] == pytest.approx(means, abs=1e-4)
@@ -149,7 +155,7 @@ def _rollout(ctx: Context, pairs: list[Pair]) -> Rollout:
     """The pairs' responses a as if the policy had given them."""
     model = ctx.model()
     starts = [ctx.encoder.prompt(p.prompt) for p in pairs]
-    ids = [[*start, *ctx.encoder.response(p.response_a)] for start, p in zip(starts, pairs, strict=True)]
+    ids = [[*start, *p.ids_a] for start, p in zip(starts, pairs, strict=True)]
     width = max(map(len, ids))
     padded = torch.tensor([row + [model.pad_id] * (width - len(row)) for row in ids])
     places, ends = torch.arange(width), torch.tensor([len(row) for row in ids])
@@ -182,17 +188,17 @@ def test_rl_maximises_what_becomes_of_the_members_rewards(how, run, opened) -> N
     reward, rollout = make_reward(ctx, {"rm": rm}), _rollout(ctx, pairs)
     sides = [rewards_one_by_one(ctx, rm, texts) for texts in _texts(pairs)]
     (a, b) = ([RULES[how or "mean"](x, y) for x, y in zip(*side, strict=True)] for side in sides)
-    assert reward(rollout).tolist() == pytest.approx(a, abs=1e-4)
+    assert reward(rollout).tolist() == pytest.approx(a, abs=1e-4, rel=1e-5)
     assert a != pytest.approx(sides[0][0], abs=1e-3), "mutation: the first member alone"
     spread = [abs(x - y) / 2 for x, y in zip(*sides[0], strict=True)]
     assert reward.measures == {"ppo/reward_disagreement": pytest.approx(fmean(spread), abs=1e-4)}
     got = reward.of_pairs((rollout.samples(), rollout.samples()), encode_pairs(ctx, pairs, "pairs"))
-    assert [x for x, _ in got] == pytest.approx(a, abs=1e-4)
-    assert [y for _, y in got] == pytest.approx(b, abs=1e-4) and a != pytest.approx(b, abs=1e-3)
+    assert [x for x, _ in got] == pytest.approx(a, abs=1e-4, rel=1e-5)
+    assert [y for _, y in got] == pytest.approx(b, abs=1e-4, rel=1e-5) and a != pytest.approx(b, abs=1e-3)
 
 
 def _texts(pairs: list[Pair]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    return [(p.prompt, p.response_a) for p in pairs], [(p.prompt, p.response_b) for p in pairs]
+    return [(p.prompt, p.ids_a) for p in pairs], [(p.prompt, p.ids_b) for p in pairs]
 
 
 def test_the_cards_code_gives_our_rewards(run, opened, tmp_path) -> None:
@@ -207,7 +213,7 @@ def test_the_cards_code_gives_our_rewards(run, opened, tmp_path) -> None:
     texts = [(p.prompt, p.response_a) for p in pairs] + [(pairs[0].prompt, "a long answer " * 40)]
     got = scope["rewards"]([p for p, _ in texts], [r for _, r in texts])
     means = [fmean(own) for own in zip(*rewards_one_by_one(ctx, rm, texts), strict=True)]
-    assert got.tolist() == pytest.approx(means, abs=1e-5)
+    assert got.tolist() == pytest.approx(means, abs=1e-5, rel=1e-5)
     assert len(scope["encode_response"](texts[-1][1])) == 32, "cut, so without EOS"
     config = [json.loads((tmp_path / f / "config.json").read_text()) for f in ("", "member1")]
     stored = json.loads(rm.file("normalization.json").read_text())
