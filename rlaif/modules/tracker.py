@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from scipy.special import stdtr
 from torch import Tensor
 
 from rlaif.models.split import Top
@@ -22,9 +24,15 @@ from rlaif.rollout import Rollout
 CHUNK = 64  # rollouts whose hidden states exist at once
 
 
+LEVEL = 0.05  # the chance that a run whose held-out measure never falls is stopped at all
+
+Measured = tuple[float, float, float, Sequence[float]]
+"""Proxy reward, held-out measure, KL, and the held-out measure prompt by prompt (NaN where it could not be read)."""
+
+
 @dataclass(frozen=True)
 class TrackOptions:
-    """Measure every `every` iterations; stop after `patience` measurements without a gain (None: never)."""
+    """Measure every `every` iterations; stop after `patience` measurements below the best (None: never)."""
 
     every: int
     patience: int | None
@@ -33,12 +41,19 @@ class TrackOptions:
 
 @dataclass(frozen=True)
 class Point:
-    """The policy after `iteration` iterations: proxy reward, held-out measure, KL to the reference (nats)."""
+    """The policy after `iteration` iterations: proxy reward, held-out measure, KL to the reference (nats).
+
+    `golds` is the held-out measure of each prompt, of which `gold` is the mean; empty where only that is known.
+    """
 
     iteration: int
     proxy: float
     gold: float
     kl: float
+    golds: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "golds", tuple(self.golds))
 
 
 def best_point(points: Sequence[Point]) -> Point:
@@ -46,11 +61,36 @@ def best_point(points: Sequence[Point]) -> Point:
     return max(points, key=lambda point: -math.inf if math.isnan(point.gold) else point.gold)
 
 
-def over_optimised(points: Sequence[Point], patience: int) -> bool:
-    """Whether the held-out measure has not risen for `patience` points while the proxy did."""
+def over_optimised(points: Sequence[Point], patience: int, *, level: float = LEVEL) -> bool:
+    """Whether the held-out measure has stood below its best for `patience` points, beyond noise, as the proxy rose.
+
+    The best of several measurements is above the truth, so that later ones fall short of it by chance alone. A stop
+    needs the mean of the last `patience` points to lie below the best point, prompt by prompt, by a one-sided paired
+    t-test. Its level is shared out over all points that could have been the best and all looks, so that a run whose
+    measure never truly falls stops with a chance of at most `level`, however long it is. Where the measure is not
+    known prompt by prompt, there is no noise to judge by, and no stop.
+    """
+    candidates = len(points) - patience
     best = best_point(points)
-    since = len(points) - 1 - points.index(best)
-    return since >= patience and points[-1].proxy > best.proxy
+    if points.index(best) >= candidates or not points[-1].proxy > best.proxy:
+        return False
+    # Summed over the candidates of a look and over all looks: level * sum of 1 / (m (m + 1)) = level.
+    return _fall_p(best, points[-patience:]) < level / (candidates**2 * (candidates + 1))
+
+
+def _fall_p(best: Point, later: Sequence[Point]) -> float:
+    """One-sided p of the held-out measure's fall from `best` to the mean of `later`, paired by prompt."""
+    if any(len(point.golds) != len(best.golds) for point in later):
+        return 1.0
+    difference = np.mean([point.golds for point in later], axis=0) - np.asarray(best.golds)
+    difference = difference[np.isfinite(difference)]
+    count, differing = len(difference), int(np.count_nonzero(difference))
+    if count < 2 or not differing:
+        return 1.0
+    mean, error = float(difference.mean()), float(difference.std(ddof=1)) / math.sqrt(count)
+    p = float(stdtr(count - 1, mean / error)) if error > 0 else float(mean >= 0)
+    # No test that is symmetric in the signs of so many differences can go lower.
+    return max(p, 2.0**-differing)
 
 
 @torch.no_grad()
@@ -69,12 +109,22 @@ def rollout_kl(policy: Top, reference: Top, rollout: Rollout, temperature: float
 
 
 class Tracker:
-    """Measures `policy` by `measure`: () -> (proxy, gold, kl). Its state is part of PPO's checkpoints."""
+    """Measures `policy` by `measure` on fixed prompts. Its state is part of PPO's checkpoints.
+
+    `again` measures the policy as it stands, and the one that it started from, on other prompts: the measurement by
+    which the best policy was chosen is too good by that choice.
+    """
 
     def __init__(
-        self, policy: Top, measure: Callable[[], tuple[float, float, float]], options: TrackOptions
+        self,
+        policy: Top,
+        measure: Callable[[], Measured],
+        options: TrackOptions,
+        *,
+        again: Callable[[], tuple[Measured, Measured]] | None = None,
     ) -> None:
         self._policy, self._measure, self._options = policy, measure, options
+        self._again = again
         self.points: list[Point] = []
         self._best: dict[str, Tensor] = {}
 
@@ -99,11 +149,22 @@ class Tracker:
         return patience is not None and over_optimised(self.points, patience)
 
     def keep(self) -> Point:
-        """Put the weights of the policy to keep in place, and return its measurement."""
+        """Put the weights of the policy to keep in place, and return the measurement that it was chosen by."""
         if self._options.keep == "last":
             return self.points[-1]
         self._policy.load_state_dict(self._best)
         return best_point(self.points)
+
+    def told(self) -> tuple[Point, Point]:
+        """Put the policy to keep in place; its measurement, and that of the start, to be shown.
+
+        The last policy's are those of the fixed prompts; the best policy's are made again, on other prompts.
+        """
+        kept, start = self.keep(), self.points[0]
+        if self._options.keep == "last" or self._again is None:
+            return kept, start
+        now, before = self._again()
+        return Point(kept.iteration, *now), Point(start.iteration, *before)
 
     def state_dict(self) -> dict[str, Any]:
         return {"points": [asdict(point) for point in self.points], "best": self._best}

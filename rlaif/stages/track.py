@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -11,7 +14,7 @@ from rlaif.evaluation import compare, rouge_l, win_rate_items
 from rlaif.inference.sampler import Decoding
 from rlaif.models.split import Top
 from rlaif.modules import Tracker, TrackOptions, rollout_kl
-from rlaif.modules.tracker import point_metrics
+from rlaif.modules.tracker import Measured, point_metrics
 from rlaif.ops import by_first
 from rlaif.records import Prompt, Sample
 from rlaif.rollout import Rollout, RolloutCollector
@@ -22,9 +25,14 @@ from rlaif.stages.rewards import Reward
 from rlaif.stages.sample import sampled_pair
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 
+_ONE = (
+    "rl.track.keep=best measures the policy that it keeps again on other validation prompts, but there is only one: "
+    "write a larger task.validation_fraction, or rl.track.keep=last"
+)
 JUDGES = ("rouge", "judge")
 KEEP = ("last", "best")
-Gold = Callable[[Rollout], float]
+Gold = Callable[[Rollout], list[float]]
+"""The held-out measure of each response, NaN where it could not be read."""
 
 
 def check_track(ctx: Context) -> None:
@@ -45,6 +53,8 @@ def check_track(ctx: Context) -> None:
             f"rl.track.every={node.every} needs validation prompts{_with_references(ctx)}, of which task "
             f"{ctx.cfg.task.name} has none: write a larger task.validation_fraction, or rl.track.every=null"
         )
+    if node.keep == "best" and len({prompt.cluster for prompt in _candidates(ctx)}) < 2:
+        raise UserError(_ONE)
     if node.judge == "judge":
         labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
 
@@ -75,6 +85,8 @@ def track_work(ctx: Context, iterations: int) -> Work:
     if not node.every:
         return Work()
     prompts, times = _candidates(ctx)[: node.num_prompts], -(-iterations // node.every) + 1
+    if node.keep == "best":
+        times += 2  # the kept policy and the start, on other prompts
     tokens, responses = prompt_tokens(ctx) + response_tokens(ctx), times * len(prompts)
     work = Work(forward=3 * responses * tokens, decoded=responses * response_tokens(ctx))
     if node.judge == "rouge":
@@ -84,51 +96,102 @@ def track_work(ctx: Context, iterations: int) -> Work:
     return Work(forward=work.forward + local, decoded=work.decoded, usd=judging.usd)
 
 
-def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> Tracker | None:
-    """The configured tracker of `policy`; None where nothing is to be tracked.
+@dataclass(frozen=True)
+class _Measure:
+    """Measures a policy on fixed prompts.
 
     The noise is that of the first iteration's rollouts, keyed by the prompts: two measurements differ by what
     the policy has learnt alone. Responses are sampled as in training, so that the KL is that of training.
     """
+
+    ctx: Context
+    prompts: Sequence[Prompt]
+    reference: Top
+    reward: Reward
+
+    def draw(self, top: Top) -> Rollout:
+        """Responses of `top` to the prompts."""
+        return self._collector.collect(top.frozen_copy(), range(len(self.prompts)), 0)
+
+    def of(self, top: Top) -> Measured:
+        gold, rollout = self._gold, self.draw(top)  # processes that train together draw together
+        return by_first(lambda: self._measured(top, rollout, gold))
+
+    def _measured(self, top: Top, rollout: Rollout, gold: Gold) -> Measured:
+        golds = gold(rollout)
+        read = [value for value in golds if not math.isnan(value)]
+        if not read:
+            raise UserError(
+                "rl.track.judge=judge: none of the judge's answers could be read: choose another judge=, or "
+                "write rl.track.judge=rouge"
+            )
+        kl = rollout_kl(top, self.reference, rollout, self.ctx.cfg.rl.temperature)
+        return float(self.reward(rollout).mean()), fmean(read), kl, golds
+
+    @cached_property
+    def _collector(self) -> RolloutCollector:
+        ctx = self.ctx
+        return RolloutCollector(
+            self.prompts,
+            [ctx.encoder.prompt(p.prompt) for p in self.prompts],
+            ctx.encoder.decode,
+            Decoding(ctx.cfg.task.max_response_tokens, ctx.cfg.rl.temperature),
+            eos_ids=ctx.model().eos_ids,
+            samples_per_prompt=1,
+            max_rows=ctx.cfg.rl.max_rows,
+            seed=ctx.cfg.seeds.rl,
+        )
+
+    @cached_property
+    def _gold(self) -> Gold:
+        if self.ctx.cfg.rl.track.judge == "rouge":
+            return _rouge
+        return _against(self.ctx, self.draw(self.reference).samples())
+
+
+def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> Tracker | None:
+    """The configured tracker of `policy`, which starts as `reference`; None where nothing is to be tracked."""
     node = ctx.cfg.rl.track
     if not node.every:
         return None
-    prompts = ctx.encoder.fitting(_candidates(ctx), limit=node.num_prompts)
-    if not prompts:
-        raise UserError("no validation prompt fits task.max_prompt_tokens: write a higher limit")
-    temperature = ctx.cfg.rl.temperature
-    collector = RolloutCollector(
-        prompts,
-        [ctx.encoder.prompt(p.prompt) for p in prompts],
-        ctx.encoder.decode,
-        Decoding(ctx.cfg.task.max_response_tokens, temperature),
-        eos_ids=ctx.model().eos_ids,
-        samples_per_prompt=1,
-        max_rows=ctx.cfg.rl.max_rows,
-        seed=ctx.cfg.seeds.rl,
+    fixed, others = _tracked_prompts(ctx)
+    measure = _Measure(ctx, fixed, reference, reward)
+    other = _Measure(ctx, others, reference, reward)
+
+    def again() -> tuple[Measured, Measured]:
+        return other.of(policy), other.of(reference)
+
+    return Tracker(
+        policy,
+        lambda: measure.of(policy),
+        TrackOptions(node.every, node.patience, node.keep),
+        again=again if others else None,
     )
 
-    def draw(top: Top) -> Rollout:
-        return collector.collect(top, range(len(prompts)), 0)
 
-    gold = _rouge if node.judge == "rouge" else _against(ctx, draw(reference).samples())
+def _tracked_prompts(ctx: Context) -> tuple[list[Prompt], list[Prompt]]:
+    """The fixed prompts, and others to measure the kept policy on where it is the best of several.
 
-    def measure() -> tuple[float, float, float]:
-        rollout = draw(policy.frozen_copy())
-        return by_first(
-            lambda: (
-                float(reward(rollout).mean()),
-                gold(rollout),
-                rollout_kl(policy, reference, rollout, temperature),
-            )
-        )
-
-    return Tracker(policy, measure, TrackOptions(node.every, node.patience, node.keep))
+    They share no conversation. Half of the conversations that there are at most are fixed then.
+    """
+    node, prompts = ctx.cfg.rl.track, ctx.encoder.fitting(_candidates(ctx))
+    if not prompts:
+        raise UserError("no validation prompt fits task.max_prompt_tokens: write a higher limit")
+    if node.keep != "best":
+        return prompts[: node.num_prompts], []
+    clusters = list(dict.fromkeys(prompt.cluster for prompt in prompts))
+    first = set(clusters[: -(-len(clusters) // 2)])
+    fixed = [prompt for prompt in prompts if prompt.cluster in first][: node.num_prompts]
+    taken = {prompt.cluster for prompt in fixed}
+    others = [prompt for prompt in prompts if prompt.cluster not in taken][: node.num_prompts]
+    if not others:
+        raise UserError(_ONE)
+    return fixed, others
 
 
 def kept_metrics(tracker: Tracker) -> dict[str, float]:
     """Puts the policy to keep in place: its measurement for the summary, and where it stood."""
-    kept, start = tracker.keep(), tracker.points[0]
+    kept, start = tracker.told()
     return {
         **point_metrics(kept),
         "ppo/track_iteration": kept.iteration,
@@ -137,16 +200,16 @@ def kept_metrics(tracker: Tracker) -> dict[str, float]:
     }
 
 
-def _rouge(rollout: Rollout) -> float:
-    """Mean ROUGE-L against the references."""
-    return fmean(rouge_l(sample.response, sample.reference or "") for sample in rollout.samples())
+def _rouge(rollout: Rollout) -> list[float]:
+    """ROUGE-L against the references."""
+    return [rouge_l(sample.response, sample.reference or "") for sample in rollout.samples()]
 
 
 def _against(ctx: Context, baseline: list[Sample]) -> Gold:
-    """Win rate over the SFT policy's responses to the same prompts, as `stage=eval` counts it."""
+    """Win, tie or loss against the SFT policy's responses to the same prompts, as `stage=eval` counts them."""
     judge = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True)
 
-    def win_rate(rollout: Rollout) -> float:
+    def verdicts(rollout: Rollout) -> list[float]:
         sides = list(zip(rollout.samples(), baseline, strict=True))
         pairs = [sampled_pair(a, b) for a, b in sides]
         judged = judge.label(pairs)
@@ -157,12 +220,7 @@ def _against(ctx: Context, baseline: list[Sample]) -> Gold:
             [(a.tokens, b.tokens) for a, b in sides],
             tie_margin=ctx.cfg.eval.tie_margin,
         )
-        verdicts = [row["eval/win_rate"] for row in win_rate_items(comparisons)]
-        if not verdicts:
-            raise UserError(
-                "rl.track.judge=judge: none of the judge's answers could be read: choose another judge=, or "
-                "write rl.track.judge=rouge"
-            )
-        return fmean(verdicts)
+        read = {row["id"]: row["eval/win_rate"] for row in win_rate_items(comparisons)}
+        return [read.get(pair.id, math.nan) for pair in pairs]
 
-    return win_rate
+    return verdicts

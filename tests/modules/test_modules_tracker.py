@@ -1,7 +1,9 @@
 """The over-optimisation tracker: its rule by hand, what it measures, when it stops, and that it resumes."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from ppo_cases import equal, letter_share, make_module, policy_top, random_rollout, train, untimed
@@ -10,9 +12,19 @@ from rlaif.modules import Tracker, TrackOptions, rollout_kl
 from rlaif.modules.tracker import Point, best_point, over_optimised
 from rlaif.stages.training import CHECKPOINT
 
+PROMPTS = 16
+
+
+def _golds(mean, noise=0.01):
+    """Measures of single prompts about a mean: small differences that cancel out."""
+    return [mean + noise * (-1) ** i for i in range(PROMPTS)]
+
 
 def _points(*pairs):
-    return [Point(i, proxy, gold, 0.0) for i, (proxy, gold) in enumerate(pairs)]
+    """Points known prompt by prompt, of which every other one has noise of the other sign."""
+    return [
+        Point(i, proxy, gold, 0.0, _golds(gold, 0.01 * (-1) ** i)) for i, (proxy, gold) in enumerate(pairs)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -21,17 +33,67 @@ def _points(*pairs):
         ([(0, 0.5)], 1, False),
         ([(0, 0.5), (1, 0.6)], 1, False),
         ([(0, 0.5), (1, 0.4)], 1, True),
-        ([(0, 0.5), (1, 0.5)], 1, True),  # standing still is no rise
+        ([(0, 0.5), (1, 0.5)], 1, False),  # standing still is no fall
+        ([(0, 0.5), (1, 0.495)], 1, False),  # nor is noise
         ([(0, 0.5), (-1, 0.4)], 1, False),  # both fall: RL fails, the proxy is not gamed
         ([(0, 0.5), (1, 0.6), (2, 0.5)], 2, False),
         ([(0, 0.5), (1, 0.6), (2, 0.5), (3, 0.55)], 2, True),
         ([(0, 0.5), (1, 0.6), (2, 0.5), (0.9, 0.55)], 2, False),  # against the best point's proxy
         ([(0, 0.5), (1, 0.6), (2, 0.5), (3, 0.61)], 2, False),
-        ([(0, math.nan), (1, 0.1), (2, math.nan)], 1, True),
+        ([(0, 0.5), (1, 0.6), (2, 0.59), (3, 0.55), (4, 0.599)], 2, True),  # by the last two together
+        ([(0, math.nan), (1, 0.5), (2, math.nan)], 1, False),  # nothing was read
     ],
 )
 def test_the_rule_to_stop(pairs, patience, stops):
     assert over_optimised(_points(*pairs), patience) is stops
+
+
+def test_without_the_single_prompts_there_is_no_noise_to_judge_by():
+    known = _points((0, 0.5), (1, 0.1))
+    assert over_optimised(known, 1)
+    assert not over_optimised([replace(point, golds=()) for point in known], 1)
+    assert not over_optimised([known[0], replace(known[1], golds=known[1].golds[1:])], 1)
+
+
+def test_prompts_that_could_not_be_read_do_not_count():
+    """Two prompts lost of two read: that may be chance, whatever the others would have said."""
+    start, end = _points((0, 1.0), (1, 0.0))
+    few = [math.nan] * (PROMPTS - 2) + [0.0, 0.0]
+    assert over_optimised([start, end], 1) and not over_optimised([start, replace(end, golds=few)], 1)
+
+
+def _stopped(rng, means, patience, *, correlation, deviation=0.14, prompts=64):
+    """Whether a run with these true means stops; scores of a prompt are correlated from measurement to measurement."""
+    own = rng.normal(0, deviation * math.sqrt(correlation), prompts)
+    points = []
+    for i, mean in enumerate(means):
+        scores = mean + own + rng.normal(0, deviation * math.sqrt(1 - correlation), prompts)
+        points.append(Point(i, 0.1 * i, float(scores.mean()), float(i), scores.tolist()))
+        if i and over_optimised(points, patience):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+@pytest.mark.parametrize(("looks", "rise"), [(4, 0.027), (8, 0.027), (4, 0.0), (16, 0.0)])
+def test_a_run_that_does_not_fall_is_stopped_in_5_percent_at_most(patience, looks, rise):
+    rng, runs = np.random.default_rng(looks), 800
+    means = np.linspace(0.15, 0.15 + rise, looks)
+    early = sum(_stopped(rng, means, patience, correlation=rng.choice([0.3, 0.7])) for _ in range(runs))
+    assert early <= 0.05 * runs
+
+
+def test_a_true_fall_is_seen():
+    rng, runs = np.random.default_rng(0), 200
+    fall = [0.15, 0.2, 0.24, 0.2, 0.15, 0.1, 0.08]
+    for patience in (1, 2):
+        assert sum(_stopped(rng, fall, patience, correlation=0.5) for _ in range(runs)) > 0.9 * runs
+    # Win and loss are coarser, and seen too.
+    stopped = 0
+    for _ in range(100):
+        golds = [(rng.random(64) < p).astype(float).tolist() for p in (0.5, 0.75, 0.35)]
+        stopped += over_optimised([Point(i, i, float(np.mean(g)), 0.0, g) for i, g in enumerate(golds)], 1)
+    assert stopped > 80
 
 
 def test_the_best_point_is_the_first_of_equals():
@@ -68,9 +130,14 @@ def _module(tiny_model, golds, *, every=1, patience=None, keep="last", iteration
         def measure():
             point = len(made.points)
             asked.append({name: value.clone() for name, value in policy.state_dict().items()})
-            return float(point), golds[point], 0.25 * point
+            return float(point), golds[point], 0.25 * point, _golds(golds[point])
 
-        made = Tracker(policy, measure, TrackOptions(every, patience, keep))
+        def again():
+            """The policy as it stands, and the start, on prompts on which all is worse."""
+            asked.append({name: value.clone() for name, value in policy.state_dict().items()})
+            return (9.0, 0.2, 0.5, _golds(0.2)), (-1.0, 0.1, 0.0, _golds(0.1))
+
+        made = Tracker(policy, measure, TrackOptions(every, patience, keep), again=again)
         return made
 
     module = make_module(
@@ -108,10 +175,16 @@ def test_it_stops_by_its_rule_and_gives_the_best_policy(tiny_model, tmp_path):
     assert "ppo/ratio_first" not in module.history[4], "the last row has rollouts and no update"
     assert equal(asked[4], dict(module.policy.state_dict()))
     kept = module._tracker.keep()
-    assert kept == Point(2, 2.0, 0.6, 0.5)
+    assert kept == Point(2, 2.0, 0.6, 0.5, _golds(0.6))
     assert equal(dict(module.policy.state_dict()), asked[2]) and not equal(asked[2], asked[4])
+    told = module._tracker.told()
+    assert told == (Point(2, 9.0, 0.2, 0.5, _golds(0.2)), Point(0, -1.0, 0.1, 0.0, _golds(0.1)))
+    assert equal(asked[-1], asked[2]), "the kept policy was measured again, not the last"
     module, asked = _module(tiny_model, RISE_AND_FALL, patience=2, keep="last", iterations=6)
     train(module, tmp_path / "last", 6)
+    assert module._tracker.told() == (module._tracker.points[-1], module._tracker.points[0]), (
+        "nothing was chosen"
+    )
     assert module._tracker.keep().iteration == 4
     assert equal(dict(module.policy.state_dict()), asked[4])
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from safetensors.torch import load_file
 
 from rlaif.errors import UserError
+from rlaif.inference.sampler import Decoding, sample
+from rlaif.io import digest
+from rlaif.models.weights import load_top
+from rlaif.stages.graph import Graph
+from rlaif.stages.registry import STAGES
+from rlaif.stages.sft import policy_top
+from rlaif.stages.track import _tracked_prompts, check_track
 from rlaif.tracking.glossary import unknown
 
 TRACKED = ["stage=ppo", "rl.lr=0.03", "rl.num_epochs=2", "rl.track.every=2", "rl.track.num_prompts=4"]
@@ -55,19 +64,47 @@ def test_measuring_does_not_move_the_policy(pipeline, run, warm_root) -> None:
     )
 
 
-def test_the_best_policy_is_the_one_that_is_kept(pipeline, run, warm_root) -> None:
-    """With reward=length and the SFT policy as the best so far, keeping the best keeps where it was best."""
-    words = [*TRACKED, "reward=random", "rl.track.every=1", "rl.track.keep=best"]
+def test_the_best_policy_is_kept_and_measured_again_on_other_prompts(run, warm_root, context) -> None:
+    """Noise as a reward: where the best stands is luck, and its measurement too good by that luck."""
+    words = [*TRACKED, "reward=random", "rl.track.every=1", "rl.track.keep=best", "rl.track.num_prompts=6"]
+    words += ["rl.track.judge=judge", "judge=scripted", "judge.scripted.rule=shorter", "eval.tie_margin=0"]
+    words += [
+        "task.validation_fraction=0.3",
+        "model.trainable=full",
+        "rl.lr=0.01",
+    ]  # what learns, and is told apart
     record = run(*words)
-    rows = _measured(record)
-    best = max(rows, key=lambda row: row[2])
-    first = next(row for row in rows if row[2] == best[2])
-    assert record.summary["ppo/track_iteration"] == first[0]
-    assert record.summary["ppo/track_gold"] == best[2]
-    last = run(*words[:-1])
-    assert _measured(last) == rows
-    kept, end = _policy(warm_root, record), _policy(warm_root, last)
-    assert all((kept[name] == end[name]).all() for name in kept) == (first[0] == rows[-1][0])
+    rows, summary = _measured(record), record.summary
+    first = next(row for row in rows if row[2] == max(gold for _, _, gold, _ in rows))
+    assert summary["ppo/track_iteration"] == first[0] > 0, rows
+    # From the stored policy alone: other validation prompts, with the noise of the first iteration.
+    ctx = context(*words[1:])
+    fixed, others = _tracked_prompts(ctx)
+    assert len(others) == 6 and not {p.cluster for p in fixed} & {p.cluster for p in others}
+    assert {p.id for p in (*fixed, *others)} <= {p.id for p in ctx.task.validation}
+    graph = Graph(ctx, STAGES)
+    policy, start = load_top(ctx.model(), graph.get("ppo").path), policy_top(ctx, {"sft": graph.get("sft")})
+    encoded = [ctx.encoder.prompt(p.prompt) for p in others]
+    decoding = Decoding(ctx.cfg.task.max_response_tokens, 1.0)
+    seeds = [int(digest([0, 0, p.id, 0], 15), 16) for p in others]
+    texts = [
+        [ctx.encoder.decode(one.ids) for one in drawn]
+        for drawn in (
+            sample(top.frozen_copy(), encoded, seeds, decoding, eos_ids=ctx.model().eos_ids, max_rows=8)
+            for top in (policy, start)
+        )
+    ]
+    wanted = fmean(0.5 + 0.5 * ((len(a) < len(b)) - (len(a) > len(b))) for a, b in zip(*texts, strict=True))
+    assert summary["ppo/track_gold"] == wanted != first[2], (wanted, first)
+    assert summary["ppo/track_gold_start"] == 0.5
+
+
+def test_the_best_of_one_prompt_cannot_be_measured_again(context) -> None:
+    ctx = context(*TRACKED[1:], "rl.track.keep=best")
+    check_track(ctx)
+    ctx.task = replace(ctx.task, validation=ctx.task.validation[:1])
+    with pytest.raises(UserError, match="there is only one: write a larger task.validation_fraction"):
+        check_track(ctx)
 
 
 def test_the_plan_counts_the_measurements(pipeline, run, capsys) -> None:
