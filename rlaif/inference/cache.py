@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlaif.models.attention import Attend, Causal
+from rlaif.models.attention import Attend, Causal, masked_attention
 from rlaif.models.decoder import DecoderConfig
 
 
@@ -122,6 +122,27 @@ class Step:
         return mixed.reshape(rows, heads, 1, size)
 
 
+class StaticStep:
+    """`Step` in shapes that never change: every slot is read, those behind a row's own count nothing."""
+
+    def __init__(self, cache: KVCache, slots: Tensor) -> None:
+        self._cache, self._slots = cache, slots
+        self._rows = torch.arange(slots.shape[0], device=slots.device)
+        unseen = torch.arange(cache.slots, device=slots.device) > slots[:, None]
+        # Added to the scores: a Boolean mask would be turned into this one in every layer.
+        self._mask = torch.zeros(unseen.shape, dtype=cache.keys[0].dtype, device=slots.device)
+        self._mask = self._mask.masked_fill_(unseen, float("-inf"))[:, None, None, :]
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._rows, :, self._slots] = key[:, :, 0]
+        values[self._rows, :, self._slots] = value[:, :, 0]
+        rows, heads, _, size = query.shape
+        grouped = query.view(rows, keys.shape[1], heads // keys.shape[1], size)
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask)
+        return mixed.reshape(rows, heads, 1, size)
+
+
 class AfterPrefix:
     """Rows (B, T) that see one cached prefix (row 0 of `cache`, all its slots) and themselves causally.
 
@@ -138,6 +159,4 @@ class AfterPrefix:
         rows = key.shape[0]
         keys = torch.cat((self._cache.keys[layer].expand(rows, -1, -1, -1), key), dim=2)
         values = torch.cat((self._cache.values[layer].expand(rows, -1, -1, -1), value), dim=2)
-        return F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=self._mask, enable_gqa=key.shape[1] != query.shape[1]
-        )
+        return masked_attention(query, keys, values, self._mask)

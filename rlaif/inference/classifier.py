@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from rlaif.errors import UserError
-from rlaif.inference.batches import length_buckets
-from rlaif.inference.scorer import MAX_ROWS, MAX_TOKENS
+from rlaif.inference.batches import forward_batches
 from rlaif.models.checkpoint import read_config, reading
 from rlaif.models.load import describe_pretrained
 from rlaif.tokens import choose_pad
@@ -160,7 +159,7 @@ class TextClassifier:
         """
         out = torch.zeros(len(rows))
         lengths = [len(row["input_ids"]) for row in rows]
-        for batch in length_buckets(lengths, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
+        for batch in forward_batches(lengths, self._spec.device):
             padded = self.tokenizer.pad([rows[i] for i in batch], padding_side="right", return_tensors="pt")
             logits = self._model(**padded.to(self._spec.device)).logits
             out[batch] = logits[:, 0].float().cpu()

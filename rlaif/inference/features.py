@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlaif.inference.batches import length_buckets
+from rlaif.inference.batches import forward_batches
 from rlaif.inference.packing import SharedPrefix, pack
 from rlaif.io import digest
 from rlaif.models.load import LanguageModel
@@ -34,7 +34,6 @@ from rlaif.models.split import Trunk
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of a shard's layout and of the arithmetic that fills it
-MAX_TOKENS = 3072
 MAX_ROWS = 128
 MAX_RESPONSE_TOKENS = 1024  # behind a short prompt in one row: attention's cost grows with the square
 SHARD_BYTES = 128 * 2**20
@@ -257,7 +256,7 @@ class FeatureCache:
         """Compute rows of similar length together; whenever a shard is full, it is written."""
         parts: list[tuple[str, int]] = []
         features: list[Tensor] = []
-        for indices in length_buckets([len(r.group) for r in rows], max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
+        for indices in forward_batches([len(r.group) for r in rows], model.device, max_rows=MAX_ROWS):
             chosen = [rows[i] for i in indices]
             features.append(_compute(model.trunk, chosen, model.device))
             parts += [(key, end - start) for row in chosen for key, start, end in row.parts]

@@ -1,7 +1,6 @@
-"""Sampling from a policy: preallocated cache, rows by length, finished rows dropped, features kept.
+"""Sampling from a policy: preallocated cache, rows by length, features kept.
 
-Noise is keyed: the uniform that picks token t of a row depends on the row's own seed and t alone, so that
-sorting, dropping finished rows or splitting a batch over processes changes nothing (DESIGN 10).
+On a processor finished rows are dropped; on an accelerator one captured step is replayed (`replay.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from rlaif.inference.batches import length_buckets
 from rlaif.inference.cache import CaptureTexts, KVCache, Step
+from rlaif.inference.drawing import Decoding, pick_tokens, row_uniforms
 from rlaif.inference.packing import (
     SharedPrefix,
     group_neighbours,
@@ -22,23 +22,17 @@ from rlaif.inference.packing import (
     shared_tokens,
     text_places,
 )
+from rlaif.inference.replay import Decoded, Prefilled, Replays
 from rlaif.inference.warm import WarmPrompts
 from rlaif.models.split import Top
 
-SEED_RANGE = 2**62
 # Finished rows are dropped once no more than this share of the rows is still going: dropping copies the cache.
 KEEP_SHARE = 0.85
 # Memory that the keys and values of the rows decoded at once may take on a processor.
 CACHE_BYTES = 2**29
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are drawn: `temperature` 0 is greedy; `top_k` 0 is no limit."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int = 0
+# Tokens of prompts that run at once on a processor, and on an accelerator: enough to keep it busy, and few enough that
+# the rows of one pass are of similar length.
+PREFILL_TOKENS = (2048, 4096)
 
 
 @dataclass(frozen=True)
@@ -52,25 +46,6 @@ class Sampled:
     ids: tuple[int, ...]
     finished: bool
     features: Tensor | None = None
-
-
-def pick_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_k: int) -> Tensor:
-    """Inverse-CDF sampling: logits (B, V) and one uniform a row (B,) -> ids (B,)."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    scaled = logits.float() / temperature
-    if top_k:
-        floor = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < floor, float("-inf"))
-    cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
-    target = uniforms[:, None].to(cumulative) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
-
-
-def row_uniforms(seeds: Sequence[int], length: int) -> Tensor:
-    """(B, length) uniforms; row b depends on seeds[b] alone."""
-    rows = [torch.rand(length, generator=torch.Generator().manual_seed(seed % SEED_RANGE)) for seed in seeds]
-    return torch.stack(rows)
 
 
 def _chunks(groups: Sequence[SharedPrefix], max_tokens: int) -> Iterator[list[SharedPrefix]]:
@@ -89,7 +64,7 @@ def _chunks(groups: Sequence[SharedPrefix], max_tokens: int) -> Iterator[list[Sh
 def _cache_bytes(device: torch.device) -> int:
     """Total memory, not what is free now, decides on an accelerator: batches must not change by the hour."""
     return (
-        torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else CACHE_BYTES
+        torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else CACHE_BYTES
     )
 
 
@@ -169,9 +144,7 @@ class _Batch:
 
 
 @torch.inference_mode()
-def _decode(
-    batch: _Batch, uniforms: Tensor, decoding: Decoding, eos_ids: Collection[int]
-) -> tuple[list[list[int]], list[bool]]:
+def _decode(batch: _Batch, uniforms: Tensor, decoding: Decoding, eos_ids: Collection[int]) -> Decoded:
     rows = len(batch.lengths)
     responses: list[list[int]] = [[] for _ in range(rows)]
     finished = [False] * rows
@@ -196,7 +169,7 @@ def _decode(
             kept = torch.tensor(going, device=batch.device)
             batch.keep(kept)
             live = live[kept]
-    return responses, finished
+    return Decoded(responses, finished, batch.features)
 
 
 @torch.inference_mode()
@@ -208,10 +181,11 @@ def sample(
     *,
     eos_ids: Collection[int],
     max_rows: int,
-    prefill_tokens: int = 2048,
+    prefill_tokens: int | None = None,
     keep_features: bool = False,
     warm: WarmPrompts | None = None,
     progress: Callable[[int], None] | None = None,
+    replay: bool | None = None,
 ) -> list[Sampled]:
     """One response for each prompt (token ids), in the prompts' order.
 
@@ -219,29 +193,44 @@ def sample(
         seeds: one integer a row; it alone decides that row's noise.
         eos_ids: tokens that end a response, each.
         max_rows: rows decoded at once at most; fewer where their keys and values would take too much memory.
+        prefill_tokens: tokens of prompts that run at once; by default what suits the device.
         keep_features: return the trunk's activations of prompt and response.
         warm: takes the prompts' keys and values, for calls that go on from them.
         progress: called with the number of rows finished after each batch.
+        replay: decode in static shapes; by default on an accelerator.
     """
     results: list[Sampled | None] = [None] * len(prompts)
+    trunk = top.trunk
+    accelerated = trunk.device.type != "cpu"
+    replays = Replays.of(trunk) if (accelerated if replay is None else replay) else None
+    top = replays.twin(top) if replays else top
     order = length_buckets(
         [len(p) + decoding.max_new_tokens for p in prompts],
-        max_tokens=_cache_bytes(top.norm.weight.device)
-        // KVCache.bytes_per_token(top.trunk.config, top.trunk.dtype),
+        max_tokens=_cache_bytes(trunk.device) // KVCache.bytes_per_token(trunk.config, trunk.dtype),
         max_rows=max_rows,
     )
     for indices in order:
         chosen = [tuple(prompts[i]) for i in indices]
         batch = _Batch(
-            top, chosen, len(chosen[0]) + decoding.max_new_tokens, keep_features, prefill_tokens, warm
+            top,
+            chosen,
+            len(chosen[0]) + decoding.max_new_tokens,
+            keep_features,
+            prefill_tokens or PREFILL_TOKENS[accelerated],
+            warm,
         )
         uniforms = row_uniforms([seeds[i] for i in indices], decoding.max_new_tokens)
-        responses, finished = _decode(batch, uniforms, decoding, eos_ids)
+        if replays:
+            start = Prefilled(batch.cache, batch.lengths, batch.logits, batch.features)
+            decoder = replays.decoder(top, len(indices), batch.cache.slots, decoding, eos_ids, keep_features)
+            decoded = decoder.run(start, uniforms)
+        else:
+            decoded = _decode(batch, uniforms, decoding, eos_ids)
         for row, index in enumerate(indices):
             features = None
-            if batch.features is not None:
-                features = batch.features[row, : len(chosen[row]) + len(responses[row])].clone()
-            results[index] = Sampled(tuple(responses[row]), finished[row], features)
+            if decoded.features is not None:
+                features = decoded.features[row, : len(chosen[row]) + len(decoded.responses[row])].clone()
+            results[index] = Sampled(tuple(decoded.responses[row]), decoded.finished[row], features)
         if progress:
             progress(len(indices))
     return [result for result in results if result is not None]

@@ -12,13 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from rlaif.inference.batches import length_buckets
+from rlaif.inference.batches import forward_batches
 from rlaif.inference.cache import KVCache
 from rlaif.inference.packing import SharedPrefix, group_neighbours, pack, run_prefix, shared_tokens
 from rlaif.models.split import Top
-
-MAX_TOKENS = 3072
-MAX_ROWS = 64
 
 
 def _device(top: Top) -> torch.device:
@@ -47,9 +44,9 @@ def _sums(top: Top, groups: Sequence[SharedPrefix]) -> list[float]:
     return [float(part.double().sum()) for part in scores.split(lengths)]
 
 
-def batches_of_groups(groups: Sequence[SharedPrefix]) -> Iterable[list[int]]:
+def batches_of_groups(top: Top, groups: Sequence[SharedPrefix]) -> Iterable[list[int]]:
     """Batches of group indices by total length; a group is never split."""
-    return length_buckets([len(g) for g in groups], max_tokens=MAX_TOKENS, max_rows=MAX_ROWS)
+    return forward_batches([len(g) for g in groups], _device(top))
 
 
 @torch.inference_mode()
@@ -58,7 +55,7 @@ def sequence_logprobs(
 ) -> list[tuple[float, ...]]:
     """Sum of log-probabilities (nats) of every suffix given its prefix, group by group."""
     results: list[tuple[float, ...]] = [()] * len(groups)
-    for indices in batches_of_groups(groups):
+    for indices in batches_of_groups(top, groups):
         chosen = [groups[i] for i in indices]
         sums = iter(_sums(top, chosen))
         for index, group in zip(indices, chosen, strict=True):
@@ -92,7 +89,7 @@ def next_token_logprobs(
     groups, owners = group_neighbours([prompt[shared:] for prompt in prompts])
     wanted = torch.tensor(tokens, device=_device(top))
     results: list[list[float]] = [[]] * len(prompts)
-    for indices in batches_of_groups(groups):
+    for indices in batches_of_groups(top, groups):
         last = _last_hidden(top, [groups[i] for i in indices], before)
         scores = top.choice_logprobs(last, wanted).tolist()
         for owner, row in zip((o for i in indices for o in owners[i]), scores, strict=True):

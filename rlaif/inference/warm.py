@@ -12,12 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlaif.inference.batches import length_buckets, pad_right
+from rlaif.inference.batches import forward_batches, pad_right
 from rlaif.inference.cache import KVCache
 from rlaif.models.split import Top
-
-MAX_TOKENS = 3072
-MAX_ROWS = 64
 
 
 class WarmPrompts:
@@ -82,7 +79,7 @@ def warm_next_token_logprobs(
     for cache in dict.fromkeys(cache for cache, _, _ in places):
         own = [i for i, place in enumerate(places) if place[0] is cache]
         rest = [len(prompts[i]) - places[i][2] for i in own]
-        for batch in length_buckets(rest, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
+        for batch in forward_batches(rest, top.trunk.device):
             chosen = [own[i] for i in batch]
             scores = _continued(top, [prompts[i] for i in chosen], [places[i] for i in chosen], tokens)
             for index, row in zip(chosen, scores, strict=True):

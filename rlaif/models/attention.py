@@ -23,6 +23,27 @@ class Attend(Protocol):
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
 
 
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
+    """Attention (B, H, R, E) where `seen` (B or 1, 1, R, T) is True.
+
+    An accelerator's fused kernel that takes a mask does not share key heads.
+    """
+    if query.shape[1] == key.shape[1]:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    if query.device.type != "cpu":
+        return folded_attention(query, key, value, seen)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True)
+
+
+def folded_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
+    """`masked_attention` with the query heads that share a key head folded into the query length: it is exact."""
+    count, heads, length, size = query.shape
+    folded = query.reshape(count, key.shape[1], -1, size)
+    mask = seen.repeat(1, 1, heads // key.shape[1], 1)
+    mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
+    return mixed.reshape(count, heads, length, size)
+
+
 class Causal:
     """Each position sees itself and what stands before it.
 
@@ -45,9 +66,7 @@ class MaskedCausal:
         self._mask = (causal & ~blocked).unsqueeze(1)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=self._mask, enable_gqa=key.shape[1] != query.shape[1]
-        )
+        return masked_attention(query, key, value, self._mask)
 
 
 class AttendRows(ABC):
@@ -58,6 +77,21 @@ class AttendRows(ABC):
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
     ) -> Tensor:
         """As `Attend`; `rows` (B, R) names the positions that queries (B, H, R, E) stand at."""
+
+
+class FusedCausal(AttendRows):
+    """Causal attention by the fused kernels, for training on an accelerator."""
+
+    def __init__(self) -> None:
+        self._causal = Causal()
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        if rows is None:
+            return self._causal(layer, query, key, value)
+        keys = torch.arange(key.shape[2], device=key.device)
+        return masked_attention(query, key, value, (keys <= rows[:, :, None])[:, None])
 
 
 class DenseCausal(AttendRows):
@@ -204,8 +238,40 @@ def pair_parts(
     return pair, (places >= inside[:, 1]).long() + (places >= inside[:, 2])
 
 
+class PaddedPairs(AttendRows):
+    """`PairCausal` for accelerators: pairs lie beside each other, padded, for the attention alone.
+
+    Layers run on the flat row, without padding. Nothing is compiled, and no mask is larger than the pairs.
+    """
+
+    def __init__(self, spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> None:
+        self._spans = spans
+        starts = torch.tensor(spans, device=device)
+        first, a, b, end = (starts[:, i, None] for i in range(4))
+        places = torch.arange(max(stop - start for start, *_, stop in spans), device=device)
+        inside = places < end - first
+        self._index = torch.where(inside, first + places, 0).flatten()
+        self._back = inside.flatten().nonzero().squeeze(1)
+        in_a, in_b = (places >= a - first) & (places < b - first), places >= b - first
+        seen = (places[None, :, None] >= places[None, None, :]) & ~(in_b[:, :, None] & in_a[:, None, :])
+        self._seen = seen[:, None]
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        if rows is not None:
+            seen = pair_mask(self._spans, rows[0], key.shape[2])
+            return masked_attention(query, key, value, seen[None, None])
+        mixed = masked_attention(self._beside(query), self._beside(key), self._beside(value), self._seen)
+        return mixed.transpose(0, 1).flatten(1, 2).index_select(1, self._back)[None]
+
+    def _beside(self, flat: Tensor) -> Tensor:
+        """(1, heads, N, E) -> (pairs, heads, T, E)."""
+        return flat[0].index_select(1, self._index).unflatten(1, (len(self._spans), -1)).transpose(0, 1)
+
+
 class FlexPairs(AttendRows):
-    """`PairCausal` by flex attention, for accelerators: blocks that nobody sees are not computed."""
+    """`PairCausal` by flex attention, for long pairs on accelerators: blocks that nobody sees are not computed."""
 
     def __init__(self, spans: Sequence[tuple[int, int, int, int]]) -> None:
         self._spans = spans
@@ -216,7 +282,7 @@ class FlexPairs(AttendRows):
     ) -> Tensor:
         if rows is not None:
             seen = pair_mask(self._spans, rows[0], key.shape[2])
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, enable_gqa=True)
+            return masked_attention(query, key, value, seen[None, None])
         if self._mask is None:
             self._mask = self._block_mask(key.shape[2], key.device)
         return _flex_kernel(key.device)(query, key, value, block_mask=self._mask, enable_gqa=True)
@@ -243,6 +309,18 @@ def _compiled_flex() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=True)
 
 
+# Tokens of the longest pair from which on a mask of all its places costs more than compiling a kernel does.
+LONG_PAIR = 2048
+
+
 def pair_attention(spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> AttendRows:
     """The pattern of a flat row of pairs that suits `device`."""
-    return PairCausal(spans) if device.type == "cpu" else FlexPairs(spans)
+    if device.type == "cpu":
+        return PairCausal(spans)
+    long = max(end - start for start, *_, end in spans) > LONG_PAIR
+    return FlexPairs(spans) if long else PaddedPairs(spans, device)
+
+
+def causal_attention(device: torch.device) -> AttendRows:
+    """Plain causal attention for training that suits `device`."""
+    return DenseCausal() if device.type == "cpu" else FusedCausal()

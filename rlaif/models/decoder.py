@@ -276,10 +276,11 @@ class Rope(nn.Module):
 
     def forward(self, positions: Tensor, dtype: torch.dtype, length: int) -> tuple[Tensor, Tensor]:
         """Tables (B or 1, 1, T, E) for `positions` (B or 1, T), all below `length`."""
-        cos, sin = self._upto(length, positions.device, dtype)
+        cos, sin = self.tables(length, positions.device, dtype)
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
-    def _upto(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def tables(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (at least `length`, E) of the positions from 0 on."""
         table = self._tables.get((device, dtype))
         if table is None or table[0].shape[0] < length:
             size = 1 << max(length - 1, 127).bit_length()

@@ -80,7 +80,8 @@ class Adapted(nn.Module):
     def draw(self, generator: torch.Generator) -> None:
         """Start afresh: A uniform within 1 / sqrt(in) (Kaiming's bound for a linear layer), B zero."""
         bound = self.base.in_features**-0.5
-        self.a.uniform_(-bound, bound, generator=generator)
+        drawn = torch.empty(self.a.shape).uniform_(-bound, bound, generator=generator)
+        self.a.copy_(drawn)  # the same numbers on every device
         self.b.zero_()
 
     def merged(self) -> Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlaif.errors import UserError
-from rlaif.models.attention import Attend, Causal, DenseCausal
+from rlaif.models.attention import Attend, Causal, causal_attention
 from rlaif.models.decoder import Block, DecoderConfig, Norm, Rope, run_blocks
 from rlaif.models.lora import Lora, adapt, adapted_layers, drop_idle
 from rlaif.ops import head_logprobs, token_logprobs
@@ -57,6 +57,7 @@ class Trunk(nn.Module):
     embedding: nn.Parameter
     head: nn.Parameter
     norm: Norm
+    _place: Tensor
 
     def __init__(
         self,
@@ -73,9 +74,12 @@ class Trunk(nn.Module):
         self.full = top_layers == config.num_layers  # tops run every layer: features are the ids
         self.first_top = config.num_layers - top_layers
         self.rope = Rope(hf_config)
-        self.blocks = nn.ModuleList(
-            Block(config) for _ in range(config.num_layers if lora else self.first_top)
-        )
+        # Its own parameters may be none: what it carries always is a place, which `.to` moves.
+        self.register_buffer("_place", torch.empty(0), persistent=False)
+        with torch.device("meta"):
+            self.blocks = nn.ModuleList(
+                Block(config) for _ in range(config.num_layers if lora else self.first_top)
+            )
         self._initial = {k: v for k, v in state.items() if self._belongs_to_top(k)}
         if lora or not self.full:
             self._load_frozen(state)
@@ -91,12 +95,16 @@ class Trunk(nn.Module):
         layers = {
             k.removeprefix("model.layers."): v for k, v in state.items() if k.startswith("model.layers.")
         }
-        own = {k: v for k, v in layers.items() if int(k.split(".")[0]) < len(self.blocks)}
-        self.blocks.load_state_dict(own)
-        self.blocks.to(dtype)
+        own = {k: v.to(dtype) for k, v in layers.items() if int(k.split(".")[0]) < len(self.blocks)}
+        self.blocks.load_state_dict(own, assign=True)
         if self.lora:
             self.norm = Norm(config.hidden_size, config.norm_eps).to(dtype)
             self.norm.load_state_dict({"weight": state["model.norm.weight"]})
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and where its tops are made."""
+        return self._place.device
 
     def _belongs_to_top(self, name: str) -> bool:
         if self.lora:
@@ -152,21 +160,28 @@ class Top(nn.Module):
     embedding: nn.Parameter | None
     head: nn.Parameter | None
 
-    def __init__(self, trunk: Trunk) -> None:
+    def __init__(self, trunk: Trunk, dtype: torch.dtype = torch.float32) -> None:
+        """On the trunk's device, in `dtype`. Weights are not set yet; adapters add nothing."""
         super().__init__()
-        config = trunk.config
         # The trunk is shared: kept out of this module's parameters and checkpoints.
         object.__setattr__(self, "trunk", trunk)
-        if trunk.lora is not None:
-            blocks: Iterable[Block] = trunk.blocks  # type: ignore[assignment]
-            self.layers = nn.ModuleList(adapt(block, config, trunk.lora) for block in blocks)
-            object.__setattr__(self, "norm", trunk.norm)
+        self.embedding = self.head = None
+        if trunk.lora is None:
+            self._make_layers(trunk.config, dtype)
         else:
+            blocks: Iterable[Block] = trunk.blocks  # type: ignore[assignment]
+            self.layers = nn.ModuleList(adapt(block, trunk.config, trunk.lora) for block in blocks)
+            object.__setattr__(self, "norm", trunk.norm)
+            self.to(trunk.device, dtype)
+
+    def _make_layers(self, config: DecoderConfig, dtype: torch.dtype) -> None:
+        trunk, size = self.trunk, (config.vocab_size, config.hidden_size)
+        with torch.device("meta"):  # initial values would be drawn for nothing
             self.layers = nn.ModuleList(Block(config) for _ in range(trunk.top_layers))
             self.norm = Norm(config.hidden_size, config.norm_eps)
-        whole, size = trunk.full and trunk.lora is None, (config.vocab_size, config.hidden_size)
-        self.embedding = nn.Parameter(torch.empty(size)) if whole else None
-        self.head = nn.Parameter(torch.empty(size)) if whole and not config.tied else None
+            self.embedding = nn.Parameter(torch.empty(size)) if trunk.full else None
+            self.head = nn.Parameter(torch.empty(size)) if trunk.full and not config.tied else None
+        self.to(dtype).to_empty(device=trunk.device)
 
     def load_hf(self, state: dict[str, Tensor]) -> None:
         """Take this top's weights out of a state dict with transformers' names."""
@@ -213,7 +228,7 @@ class Top(nn.Module):
     ) -> Tensor:
         """Normalised hidden states (B, T, D) over the trunk's features; (B, R, D) at `rows` (B, R) alone.
 
-        Without `attend` attention is causal by matrix products (see `DenseCausal`).
+        Without `attend` attention is causal (see `causal_attention`).
         """
         trunk = self.trunk
         hidden = run_blocks(
@@ -221,7 +236,7 @@ class Top(nn.Module):
             self._embed(features) if trunk.full else features,
             trunk.rope,
             first_layer=trunk.first_top,
-            attend=DenseCausal() if attend is None else attend,
+            attend=causal_attention(features.device) if attend is None else attend,
             positions=positions,
             max_position=max_position,
             rows=rows,
@@ -258,9 +273,8 @@ class Top(nn.Module):
 
     def frozen_copy(self) -> Top:
         """An independent copy that never moves, kept in the compute dtype (a reference policy)."""
-        twin = Top(self.trunk)
+        twin = Top(self.trunk, self.trunk.dtype)
         twin.load_state_dict(self.state_dict())
-        twin.to(self.norm.weight.device, self.trunk.dtype)
         drop_idle(twin)
         return twin.requires_grad_(False).eval()
 

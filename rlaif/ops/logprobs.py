@@ -54,8 +54,10 @@ class _TokenLogprobs(torch.autograd.Function):
         return result, None
 
 
-# Rows whose logits exist at once in `head_logprobs`: few enough to stay in a processor's caches.
+# Rows whose logits exist at once in `head_logprobs`: few enough to stay in a processor's caches, and so many times as
+# many to fill an accelerator.
 _HEAD_ROWS = 128
+_ACCELERATOR_SHARE = 16
 
 
 def head_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
@@ -82,7 +84,8 @@ class _HeadLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> Tensor:
         values, directions = [], []
-        for part, chosen in zip(hidden.split(_HEAD_ROWS), ids.unsqueeze(-1).split(_HEAD_ROWS), strict=True):
+        rows = _HEAD_ROWS * (1 if hidden.device.type == "cpu" else _ACCELERATOR_SHARE)
+        for part, chosen in zip(hidden.split(rows), ids.unsqueeze(-1).split(rows), strict=True):
             logits = _upcast(part @ weight.T)
             if temperature != 1.0:
                 logits.div_(temperature)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rlaif.data.datamodule import PreferenceRow, collate_preferences
-from rlaif.inference.batches import length_buckets
-from rlaif.inference.features import MAX_ROWS, MAX_TOKENS
+from rlaif.inference.batches import forward_batches
+from rlaif.inference.features import MAX_ROWS
 from rlaif.inference.packing import SharedPrefix
 from rlaif.models.split import ScalarHead, Top
 from rlaif.modules.reward import pair_scores
@@ -55,7 +55,7 @@ def score_pairs(
     frozen = [(top.frozen_copy().to(device), head.to(device)) for top, head in members]
     scores = [[(0.0, 0.0)] * len(rows) for _ in members]
     lengths = [len(row.prompt) + len(row.a) + len(row.b) for row in rows]
-    for indices in length_buckets(lengths, max_tokens=MAX_TOKENS, max_rows=MAX_ROWS):
+    for indices in forward_batches(lengths, device, max_rows=MAX_ROWS):
         chosen = [PreferenceRow(rows[i].prompt, rows[i].a, rows[i].b, p_a=0.5, weight=1.0) for i in indices]
         batch = collate_preferences(chosen).to(device)
         for own, (top, head) in zip(scores, frozen, strict=True):

@@ -7,7 +7,6 @@ accelerator's own kernels, their rounding and their speed it says nothing.
 
 from __future__ import annotations
 
-import math
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -173,23 +172,8 @@ class PretendAccelerator(Accelerator):
         return NAME
 
 
-def _block_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, block_mask: Any, enable_gqa: bool
-) -> Tensor:
-    """What flex attention computes, by plain products: its kernels know no pretended device."""
-    assert enable_gqa and block_mask.kv_indices.device == query.device
-    places = torch.arange(query.shape[2], device=query.device)
-    zero = torch.zeros((), dtype=torch.long, device=query.device)
-    seen = block_mask.mask_mod(zero, zero, places[:, None], places[None, :])
-    groups = query.shape[1] // key.shape[1]
-    keys, values = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    scores = (query @ keys.transpose(2, 3) / math.sqrt(query.shape[3])).masked_fill(~seen, -math.inf)
-    return scores.softmax(dim=-1) @ values
-
-
 def install() -> None:
     """Make the device known to torch, Lightning and rlaif; in a process of its own, since nothing takes it back."""
-    import rlaif.models.attention
     import rlaif.stages.classifier
     import rlaif.stages.context
 
@@ -197,7 +181,6 @@ def install() -> None:
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) passes the mode too
     AcceleratorRegistry.register(NAME, PretendAccelerator, description="a device that is not there")
     _AcceleratorConnector._choose_strategy = lambda _: SingleDeviceStrategy(torch.device(NAME, 0))
-    rlaif.models.attention._flex_kernel = lambda _: _block_attention
     for module in (rlaif.stages.context, rlaif.stages.classifier):
         module.resolve_device = lambda _: NAME
 

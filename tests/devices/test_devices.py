@@ -12,6 +12,7 @@ SMOKE = (
     "tracking=none",
     "model.dtype=float32",
     "sample.num_prompts=10",
+    "rm.test_fraction=0.3",
     "rl.num_prompts=8",
     "eval.num_prompts=4",
 )

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rlaif.data.datamodule import PreferenceRow, collate_preferences
+from rlaif.inference import batches as batches_module
 from rlaif.inference import features as module
 from rlaif.inference.batches import length_buckets
 from rlaif.inference.features import FeatureCache
@@ -231,14 +232,14 @@ def test_pairs_are_collated_out_of_the_cache(tiny_model, cache):
 # Shards, and what a killed process leaves.
 
 
-SMALL = {"SHARD_BYTES": 4096, "MAX_TOKENS": 64}
+SMALL = {(module, "SHARD_BYTES"): 4096, (batches_module, "FORWARD_TOKENS"): 64}
 
 
 @pytest.fixture
 def small_shards(monkeypatch):
     """Shards of 4 KiB, computed 64 tokens at a time."""
-    for name, value in SMALL.items():
-        monkeypatch.setattr(module, name, value)
+    for (where, name), value in SMALL.items():
+        monkeypatch.setattr(where, name, value)
 
 
 def test_shards_are_bounded(tiny_model, cache, small_shards):
@@ -253,7 +254,8 @@ def test_shards_are_bounded(tiny_model, cache, small_shards):
 
 def _tiny_alone(folder):
     """The tiny model in a process of its own, with small shards."""
-    vars(module).update(SMALL)
+    for (where, name), value in SMALL.items():
+        setattr(where, name, value)
     torch.set_num_threads(1)
     return load_model(ModelSpec("tiny", "tiny", None, "top:1", "float32", "cpu", False), folder)
 

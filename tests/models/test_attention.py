@@ -7,7 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.models.attention import FlexPairs, PairCausal, pair_attention, pair_mask
+from rlaif.models.attention import (
+    DenseCausal,
+    FlexPairs,
+    FusedCausal,
+    PaddedPairs,
+    PairCausal,
+    folded_attention,
+    masked_attention,
+    pair_attention,
+    pair_mask,
+)
 
 HEADS, GROUPS, SIZE = 4, 2, 16
 SPANS = ((0, 3, 5, 9), (9, 10, 14, 15), (15, 19, 21, 21))
@@ -54,7 +64,11 @@ def test_pairs_attend_as_the_definition_says(spans, seed):
     torch.testing.assert_close(PairCausal(spans)(0, query, key, value), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("pattern", [PairCausal, FlexPairs])
+def _padded(spans):
+    return PaddedPairs(spans, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("pattern", [PairCausal, FlexPairs, _padded])
 def test_patterns_agree_with_the_definition_everywhere_and_at_chosen_rows(pattern):
     query, key, value = _inputs(SPANS[-1][3])
     expected = _by_loops(SPANS, query, key, value)
@@ -74,12 +88,42 @@ def test_the_comparison_sees_a_pattern_in_which_b_reads_a():
     assert (PairCausal(joined)(0, query, key, value) - expected).abs().max() > 1e-2
 
 
-def test_gradients_stay_inside_a_pair():
+@pytest.mark.parametrize("pattern", [PairCausal, _padded])
+def test_gradients_stay_inside_a_pair(pattern):
     query, key, value = (x.requires_grad_() for x in _inputs(SPANS[-1][3]))
-    PairCausal(SPANS)(0, query, key, value)[:, :, 9:15].square().sum().backward()
+    pattern(SPANS)(0, query, key, value)[:, :, 9:15].square().sum().backward()
     for gradient in (query.grad, key.grad, value.grad):
         assert gradient[:, :, :9].abs().max() == 0 and gradient[:, :, 15:].abs().max() == 0
         assert gradient[:, :, 9:15].abs().max() > 1e-3
+
+
+def test_gradients_of_both_layouts_are_the_same():
+    found = []
+    for pattern in (PairCausal, _padded):
+        inputs = [x.requires_grad_() for x in _inputs(SPANS[-1][3])]
+        pattern(SPANS)(0, *inputs).pow(3).sum().backward()
+        found.append([x.grad for x in inputs])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_fused_causal_attention_is_the_dense_one_everywhere_and_at_chosen_rows():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, n, 7, SIZE, generator=generator) for n in (HEADS, GROUPS, GROUPS))
+    dense, fused = DenseCausal(), FusedCausal()
+    torch.testing.assert_close(fused(0, query, key, value), dense(0, query, key, value), rtol=0, atol=1e-5)
+    rows = torch.tensor([[0, 6], [3, 1], [5, 5]])
+    some = query.gather(2, rows[:, None, :, None].expand(-1, HEADS, -1, SIZE))
+    found, expected = (attend(0, some, key, value, rows) for attend in (fused, dense))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_folded_heads_attend_as_shared_ones():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, n, 5, SIZE, generator=generator) for n in (HEADS, GROUPS, GROUPS))
+    seen = (torch.rand(2, 1, 5, 5, generator=generator) > 0.4) | torch.eye(5, dtype=torch.bool)
+    found, expected = (attend(query, key, value, seen) for attend in (folded_attention, masked_attention))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_mask_of_chosen_rows_by_hand():
