@@ -7,7 +7,7 @@ remembers. Here it is measured on validation prompts whose conversations it neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
@@ -42,15 +42,21 @@ class HeldOut:
     reward: Reward
     every: int
     iterations: int
+    _start: list[float] = field(default_factory=list)
 
     def at(self, iteration: int) -> dict[str, float]:
         """Metrics of the policy as it stands before `iteration`, where a measurement is due; else none."""
-        due = iteration % self.every == 0 or iteration == self.iterations - 1
-        return {NAME: fmean(self._rewards(self.policy))} if due else {}
+        if iteration % self.every and iteration != self.iterations - 1:
+            return {}
+        rewards = self._rewards(self.policy)
+        if iteration == 0:
+            self._start[:] = rewards
+        return {NAME: fmean(rewards)}
 
     def told(self) -> dict[str, float]:
         """The summary's metrics of the policy as it stands: its reward, the start's, and the gain with its interval."""
-        end, start = self._rewards(self.policy), self._rewards(self.reference)
+        end = self._rewards(self.policy)
+        start = self._start or self._rewards(self.reference)  # a resumed run has not seen its start
         gain = cluster_bootstrap_interval(
             [b - a for a, b in zip(start, end, strict=True)],
             [prompt.cluster for prompt in self.prompts],

@@ -27,7 +27,12 @@ from rlaif.tracking.glossary import unknown
 NAME = "ppo/reward_held_out"
 # What learns, quickly.
 LEARNS = ["stage=ppo", "model.trainable=full", "rl.lr=0.03", "rl.ppo_epochs=1", "rl.prompts_per_iteration=4"]
-LEARNS += ["task.validation_fraction=0.3", "rl.held_out.num_prompts=6", "rl.num_epochs=1.5"]
+LEARNS += [
+    "task.validation_fraction=0.3",
+    "rl.held_out.num_prompts=6",
+    "rl.held_out.every=4",
+    "rl.num_epochs=1.5",
+]
 
 
 def _file(path: Path, conversations: int = 60) -> list[str]:
