@@ -60,6 +60,7 @@ _FIRST_CURVES = (
     "accuracy",
     "gold_accuracy",
     "reward",
+    "reward_held_out",
     "kl",
     "entropy",
     "response_length",

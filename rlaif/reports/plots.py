@@ -305,7 +305,7 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
     """Proxy reward over sqrt(KL) above the judge's win rate over the same axis (Gao et al. 2023, figure 1).
 
     `paths`: label to history rows with `ppo/kl` and `ppo/reward`; `points`: judged policies. Empty when
-    neither has a KL.
+    neither has a KL. Dashed beside the proxy is the one on prompts that the reward model was not trained on.
     """
     tracks = {label: _track(rows) for label, rows in paths.items()}
     tracks = {label: track for label, track in tracks.items() if len(track) > 1}
@@ -318,10 +318,14 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
         colours = _colours([*tracks, *(point.label for point in usable)])
         for label, track in tracks.items():
             top.plot(*zip(*track, strict=True), color=colours[label], label=label)
+            if held_out := _track(paths[label], "ppo/reward_held_out"):
+                top.plot(*zip(*held_out, strict=True), "--o", color=colours[label], markersize=4)
         for point in usable:
             _judged(top, bottom, point, colours[point.label])
         bottom.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-        top.set_title("proxy: reward that RL maximised")
+        measured = any(_track(paths[label], "ppo/reward_held_out") for label in tracks)
+        dashed = " (dashed: on held-out prompts)" if measured else ""
+        top.set_title(f"proxy: reward that RL maximised{dashed}")
         bottom.margins(y=0.15)
         bottom.set_title("judge: win rate over the baseline")
         _percent_axis(bottom.yaxis)
@@ -372,8 +376,8 @@ def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
     return _svg(draw, 9.4, 3.0 + (0.25 if len(tracks) > 2 else 0), title)
 
 
-def _track(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    rewards = dict(zip(*series(rows, "ppo/reward"), strict=True))
+def _track(rows: Sequence[Row], name: str = "ppo/reward") -> list[tuple[float, float]]:
+    rewards = dict(zip(*series(rows, name), strict=True))
     divergences = zip(*series(rows, "ppo/kl"), strict=True)
     return [(math.sqrt(max(kl, 0.0)), rewards[step]) for step, kl in divergences if step in rewards]
 

@@ -175,10 +175,23 @@ def _rl_rows(summary: Summary, history: Sequence[Row]) -> list[ResultRow]:
         rows += _single(summary, "RL", "ppo/reward", "reward (proxy)", "at the end")
     return [
         *rows,
+        *_held_out_rows(summary),
         *_single(summary, "RL", "ppo/kl", "KL from the reference", "nats per response"),
         *_single(summary, "RL", "ppo/eos_rate", "ends by itself"),
         *_some(summary, "ppo/empty_rate", "empty responses", _EMPTY, "RL"),
     ]
+
+
+def _held_out_rows(summary: Summary) -> list[ResultRow]:
+    """The proxy on prompts that the reward model was not trained on, with the interval of its gain."""
+    name = "ppo/reward_held_out"
+    start, end = both_sides(summary, (f"{name}_start", name))
+    gain, found = number(summary, f"{name}_gain"), interval(summary, f"{name}_gain")
+    if start is None or end is None or gain is None:
+        return []
+    bounds = f", 95% interval {signed(found.low)} to {signed(found.high)}" if found else ""
+    value, note = f"{plain(start)} → {plain(end)}", f"{signed(gain)}{bounds}"
+    return [ResultRow("RL", "reward (proxy), prompts new to it", name, value, note=note)]
 
 
 def _evaluation_rows(summary: Summary) -> list[ResultRow]:

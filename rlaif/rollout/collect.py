@@ -97,6 +97,14 @@ class RolloutCollector:
         for i in indices:
             rows += [(i, drawn_before[i] + s) for s in range(self._samples)]
             drawn_before[i] += self._samples
+        return self._drawn(policy, rows, iteration)
+
+    def each(self, policy: Top) -> Rollout:
+        """One response to every prompt, for measurements: the noise is always that of the first iteration."""
+        return self._drawn(policy, [(i, 0) for i in range(len(self._prompts))], 0)
+
+    def _drawn(self, policy: Top, rows: Sequence[tuple[int, int]], iteration: int) -> Rollout:
+        """Responses to the rows' (prompt's place, sample)."""
         seeds = [int(digest([self._seed, iteration, self._prompts[i].id, s], 15), 16) for i, s in rows]
         encoded = [list(self._encoded[i]) for i, _ in rows]
         drawn = joined(

@@ -26,6 +26,7 @@ from rlaif.stages.alarms import (
 from rlaif.stages.context import Context, plain
 from rlaif.stages.cuts import cut_metrics
 from rlaif.stages.graph import Parents, Stage, Work
+from rlaif.stages.held_out import HeldOut, held_out_work, make_held_out
 from rlaif.stages.ranks import check_devices, training_together
 from rlaif.stages.rewards import Reward, check_reward, make_reward, reward_config, reward_parents, reward_work
 from rlaif.stages.rl import check_rl, rl_options
@@ -63,8 +64,8 @@ def _check(ctx: Context) -> None:
 
 def _module(
     ctx: Context, parents: Parents, cuts: Cuts, reward: Reward
-) -> tuple[PPOModule, Tracker | None, int]:
-    """The PPO module with its collector, its tracker, and the number of iterations."""
+) -> tuple[PPOModule, Tracker | None, HeldOut | None, int]:
+    """The PPO module with its collector, what measures it on held-out prompts, and the number of iterations."""
     node, model = ctx.cfg.rl, ctx.model()
     prompts = rl_prompts(ctx, node.num_prompts, cuts)
     if not prompts:
@@ -84,24 +85,33 @@ def _module(
     policy = policy_top(ctx, parents)
     reference = policy_top(ctx, parents).frozen_copy()
     tracker = make_tracker(ctx, policy, reference, reward)
+    held_out = make_held_out(ctx, policy, reference, reward, count)
+    current = [0]
+
+    def collect(iteration: int) -> Rollout:
+        current[0] = iteration
+        # A copy in the compute dtype decodes without casting the masters at every token.
+        return collector.collect(policy.frozen_copy(), cursor.indices(iteration), iteration)
+
+    def diagnose(rollout: Rollout) -> dict[str, float]:
+        own = _diagnose(rollout) | reward.measures  # before the reward reads others
+        return own | (held_out.at(current[0]) if held_out is not None else {})
+
     module = PPOModule(
         policy,
         None if node.value == "none" else ScalarHead(model.trunk.config.hidden_size),
         policy_top(ctx, parents) if node.value == "separate" else None,
         reference,
-        # A copy in the compute dtype decodes without casting the masters at every token.
-        collect=lambda iteration: collector.collect(
-            policy.frozen_copy(), cursor.indices(iteration), iteration
-        ),
+        collect=collect,
         reward=reward,
-        diagnose=lambda rollout: _diagnose(rollout) | reward.measures,
+        diagnose=diagnose,
         watch=lambda history: raise_alarms(ctx, history),
         tracker=tracker,
         rollouts_per_iteration=rollouts,
         options=rl_options(ctx),
         optim=optim_options(node, count * node.ppo_epochs * rollouts // node.minibatch_rollouts),
     )
-    return module, tracker, count
+    return module, tracker, held_out, count
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -112,7 +122,7 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     cuts, reward = Cuts(), make_reward(ctx, parents)
-    module, tracker, count = _module(ctx, parents, cuts, reward)
+    module, tracker, held_out, count = _module(ctx, parents, cuts, reward)
     cut = cut_metrics(ctx, "ppo", cuts, "prompts")
     trainer = make_trainer(
         ctx,
@@ -134,6 +144,8 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     if tracker is not None:
         rows += _measured_end(ctx, tracker, len(updated))
         tracked = kept_metrics(tracker)
+    if held_out is not None:
+        tracked |= held_out.told()  # of the policy that is kept
     save_modules(folder / TOP_FILE, {"top": module.policy})
     write_history(folder / HISTORY_FILE, rows)
     metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:]), **tracked}
@@ -176,10 +188,14 @@ def _work(ctx: Context) -> Work:
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
     passes = node.ppo_epochs + 1  # scoring by policy, reference and reward model costs about one update
     scoring, tracking = reward_work(ctx, rollouts), track_work(ctx, count)
+    held_out = held_out_work(ctx, count)
     usd = None if None in (scoring.usd, tracking.usd) else (scoring.usd or 0.0) + (tracking.usd or 0.0)
     return Work(
-        forward=rollouts * prompt + (scoring.forward if scoring.seconds is None else 0.0) + tracking.forward,
-        decoded=rollouts * response + tracking.decoded,
+        forward=rollouts * prompt
+        + (scoring.forward if scoring.seconds is None else 0.0)
+        + tracking.forward
+        + held_out.forward,
+        decoded=rollouts * response + tracking.decoded + held_out.decoded,
         trained=rollouts * (prompt + response) * passes,
         usd=usd,
     )

@@ -274,6 +274,8 @@ _NODES: dict[str, dict[str, Rule]] = {
         "length_penalty": FROM_0,
         "max_kl": _or_null(POSITIVE),
         "max_rows": COUNT,
+        "held_out.every": _or_null(COUNT),
+        "held_out.num_prompts": COUNT,
         "track.every": _or_null(COUNT),
         "track.judge": TEXT,
         "track.num_prompts": COUNT,

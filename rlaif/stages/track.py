@@ -20,6 +20,7 @@ from rlaif.records import Prompt, Sample
 from rlaif.rollout import Rollout, RolloutCollector
 from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Work
+from rlaif.stages.held_out import unseen
 from rlaif.stages.label import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.rewards import Reward
 from rlaif.stages.sample import sampled_pair
@@ -50,7 +51,7 @@ def check_track(ctx: Context) -> None:
         return
     if not _candidates(ctx):
         raise UserError(
-            f"rl.track.every={node.every} needs validation prompts{_with_references(ctx)}, of which task "
+            f"rl.track.every={node.every} needs validation prompts{_with_references(ctx)}{_new(ctx)}, of which task "
             f"{ctx.cfg.task.name} has none: write a larger task.validation_fraction, or rl.track.every=null"
         )
     if node.keep == "best" and len({prompt.cluster for prompt in _candidates(ctx)}) < 2:
@@ -64,8 +65,14 @@ def _with_references(ctx: Context) -> str:
     return " with references" if needed else ""
 
 
+def _new(ctx: Context) -> str:
+    known = len(unseen(ctx, ctx.task.validation)) < len(ctx.task.validation)
+    return " that the reward model was not trained on" if known else ""
+
+
 def _candidates(ctx: Context) -> list[Prompt]:
-    return [p for p in ctx.task.validation if p.reference or not _with_references(ctx)]
+    """Validation prompts whose conversations the reward model, where there is one, was not trained on."""
+    return [p for p in unseen(ctx, ctx.task.validation) if p.reference or not _with_references(ctx)]
 
 
 def track_config(ctx: Context) -> dict[str, Any]:
@@ -111,7 +118,7 @@ class _Measure:
 
     def draw(self, top: Top) -> Rollout:
         """Responses of `top` to the prompts."""
-        return self._collector.collect(top.frozen_copy(), range(len(self.prompts)), 0)
+        return self._collector.each(top.frozen_copy())
 
     def of(self, top: Top) -> Measured:
         gold, rollout = self._gold, self.draw(top)  # processes that train together draw together

@@ -19,6 +19,7 @@ from rlaif.reports.plots import (
     rising_pieces,
 )
 from rlaif.reports.runs import RunRecord
+from rlaif.reports.summary import result_rows
 from rlaif.reports.text import duration, metric_value, p_text, percent, plain, signed, size
 
 
@@ -51,6 +52,29 @@ def test_proxy_axis_is_the_root_of_kl():
     svg = proxy_vs_judge({"a": rows}, [JudgedPoint("a", 4.0, 2.0, 0.6, 0.5, 0.7)], title="t")
     assert "judge: win rate over the baseline" in texts(svg)
     assert proxy_vs_judge({}, [], title="t") == ""
+
+
+def test_the_proxy_on_held_out_prompts_is_dashed_beside_it(monkeypatch):
+    drawn, plot = [], Axes.plot
+
+    def spied(axes, *arguments, **options):
+        drawn.append([list(arguments[0]), list(arguments[1]), arguments[2:]])
+        return plot(axes, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "plot", spied)
+    rows = [{"step": i, "ppo/kl": float(i * i), "ppo/reward": 0.5 * i} for i in range(4)]
+    rows[0]["ppo/reward_held_out"], rows[3]["ppo/reward_held_out"] = 0.1, 0.2
+    assert "proxy: reward that RL maximised (dashed: on held-out prompts)" in texts(
+        proxy_vs_judge({"a": rows}, [], title="t")
+    )
+    assert drawn == [[[0, 1, 2, 3], [0, 0.5, 1, 1.5], ()], [[0, 3], [0.1, 0.2], ("--o",)]]
+    known = {
+        f"ppo/reward_held_out{end}": value for end, value in (("", 0.2), ("_start", 0.1), ("_gain", 0.1))
+    }
+    bounds = {"ppo/reward_held_out_gain_ci_low": -0.3, "ppo/reward_held_out_gain_ci_high": 0.5}
+    (row,) = result_rows({**known, **bounds})
+    minus = signed(-1.0)[0]
+    assert (row.value, row.note) == ("0.100 → 0.200", f"+0.100, 95% interval {minus}0.300 to +0.500")
 
 
 def test_reliability_leaves_out_empty_bins():

@@ -58,7 +58,5 @@ def test_a_reward_of_length_makes_responses_longer_for_all_that_a_missing_end_co
     lengths = lengths_of(model, short_task("reward=length"), tmp_path / "scaled")
     assert fmean(lengths[-4:]) > lengths[0] + 4
     # From 0 to 1, as it comes, a third of a response's length weighs a ninth of its missing end.
-    lengths = lengths_of(
-        name, model, short_task("reward=length", "reward.normalize_rows=0"), tmp_path / "raw"
-    )
+    lengths = lengths_of(model, short_task("reward=length", "reward.normalize_rows=0"), tmp_path / "raw")
     assert fmean(lengths[-4:]) < lengths[0] - 1
