@@ -32,7 +32,7 @@ from rlaif.ops.masks import (
     zero_masked,
 )
 from rlaif.ops.ranks import by_first, joined, own_share, rank, ranks, total
-from rlaif.ops.rewards import MemberRule, combine_members, empty_last, length_reward, score_reward
+from rlaif.ops.rewards import MemberRule, combine_members, empty_last, length_reward
 
 __all__ = [
     "KLKind",
@@ -69,7 +69,6 @@ __all__ = [
     "reinforce_advantages",
     "reinforce_loss",
     "rloo_advantages",
-    "score_reward",
     "sft_loss",
     "token_entropy",
     "token_logprobs",

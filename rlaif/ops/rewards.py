@@ -1,4 +1,4 @@
-"""From raw numbers to rewards: an ensemble's members, a labeler's score, a response's length."""
+"""From raw numbers to rewards: an ensemble's members, a response's length, and what an empty one gets."""
 
 from __future__ import annotations
 
@@ -26,11 +26,6 @@ def combine_members(rewards: Tensor, how: MemberRule, *, coefficient: float) -> 
     if how == "mean_minus_variance":
         return rewards.mean(dim=0) - coefficient * rewards.var(dim=0, correction=0)
     raise ValueError(f"how={how!r} is no rule for the members of an ensemble")
-
-
-def score_reward(score: float) -> float:
-    """A score from 1 to 10 on the scale from -1 to 1 (direct RLAIF, paper section 4)."""
-    return (score - 5.5) / 4.5
 
 
 def length_reward(tokens: Tensor, *, limit: int, target: int | None) -> Tensor:

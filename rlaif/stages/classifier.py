@@ -41,11 +41,6 @@ def check_classifier(ctx: Context) -> None:
     node = ctx.cfg.reward
     if node.format not in FORMATS:
         raise UserError(f"reward.format={node.format} is not known: write one of {', '.join(FORMATS)}")
-    if node.normalize_rows < 0 or node.normalize_rows == 1:
-        raise UserError(
-            f"reward.normalize_rows={node.normalize_rows} gives no spread to normalise by: write 2 or more, or 0 "
-            "for scores as they come"
-        )
     classifier_identity(ctx)
     _spec(ctx).check()
 

@@ -28,7 +28,7 @@ from rlaif.stages.cuts import cut_metrics
 from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.held_out import HeldOut, held_out_work, make_held_out
 from rlaif.stages.ranks import check_devices, training_together
-from rlaif.stages.rewards import check_reward, make_reward, reward_config, reward_parents, reward_work
+from rlaif.stages.rewards import Reward, check_reward, make_reward, reward_config, reward_parents, reward_work
 from rlaif.stages.rl import check_rl, rl_options
 from rlaif.stages.sample import rl_prompts
 from rlaif.stages.sft import policy_top, sft_parent
@@ -63,7 +63,7 @@ def _check(ctx: Context) -> None:
 
 
 def _module(
-    ctx: Context, parents: Parents, cuts: Cuts
+    ctx: Context, parents: Parents, cuts: Cuts, reward: Reward
 ) -> tuple[PPOModule, Tracker | None, HeldOut | None, int]:
     """The PPO module with its collector, what measures it on held-out prompts, and the number of iterations."""
     node, model = ctx.cfg.rl, ctx.model()
@@ -82,7 +82,7 @@ def _module(
         seed=ctx.cfg.seeds.rl,
     )
     cursor = PromptCursor(len(prompts), node.prompts_per_iteration, ctx.cfg.seeds.rl)
-    policy, reward = policy_top(ctx, parents), make_reward(ctx, parents)
+    policy = policy_top(ctx, parents)
     reference = policy_top(ctx, parents).frozen_copy()
     tracker = make_tracker(ctx, policy, reference, reward)
     held_out = make_held_out(ctx, policy, reference, reward, count)
@@ -121,8 +121,8 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    cuts = Cuts()
-    module, tracker, held_out, count = _module(ctx, parents, cuts)
+    cuts, reward = Cuts(), make_reward(ctx, parents)
+    module, tracker, held_out, count = _module(ctx, parents, cuts, reward)
     cut = cut_metrics(ctx, "ppo", cuts, "prompts")
     trainer = make_trainer(
         ctx,
@@ -154,7 +154,9 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     metrics["ppo/iterations"] = len(history)
     if "ppo/usd" in metrics:
         metrics["ppo/usd"] = sum(row["ppo/usd"] for row in history)
-    return metrics | cut
+    if reward.scale.problem:
+        ctx.warn("reward without a scale", reward.scale.problem)
+    return metrics | reward.scale.metrics() | cut
 
 
 def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str, Any]]:
@@ -203,4 +205,4 @@ def _parents(ctx: Context) -> tuple[str, ...]:
     return (*reward_parents(ctx), *sft_parent(ctx))
 
 
-STAGE = Stage("ppo", 5, "rl", _parents, _config, _build, _work, _check, review=review_policy)
+STAGE = Stage("ppo", 6, "rl", _parents, _config, _build, _work, _check, review=review_policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +17,9 @@ from rlaif.evaluation import rouge_l
 from rlaif.io import stable_uniform
 from rlaif.labelers import Labeler, LabelerOptions, Unread
 from rlaif.labelers.readouts import Reading
-from rlaif.models.weights import Normalization, RewardMember, load_reward
+from rlaif.models.weights import RewardMember, load_reward
 from rlaif.modules.reward import sequence_scores
-from rlaif.ops import MemberRule, combine_members, empty_last, length_reward, score_reward
+from rlaif.ops import MemberRule, combine_members, empty_last, length_reward
 from rlaif.records import Sample, is_empty
 from rlaif.rollout import Rollout
 from rlaif.stages.classifier import check_classifier, classifier_identity, text_scorer
@@ -26,6 +27,14 @@ from rlaif.stages.context import Context, plain
 from rlaif.stages.graph import Parents, Work
 from rlaif.stages.label import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.pair_rows import EncodedPair, score_pairs
+from rlaif.stages.reward_scale import (
+    UNIT,
+    RewardScale,
+    anchor_count,
+    check_scale,
+    scale_of_models,
+    standardised,
+)
 from rlaif.stages.training import is_count
 
 CHUNK = 64  # rollouts whose hidden states exist at once
@@ -42,6 +51,7 @@ class Reward(Protocol):
     """
 
     measures: dict[str, float]
+    scale: RewardScale
 
     def __call__(self, rollout: Rollout) -> Tensor:
         """Rewards (N,)."""
@@ -63,6 +73,7 @@ class ModelReward:
     ) -> None:
         self._ctx, self._combine = ctx, combine
         self._members = [member.frozen_copy() for member in members]
+        self.scale = scale_of_models([member.normalization for member in members])
         self.measures: dict[str, float] = {}
 
     @torch.no_grad()
@@ -86,28 +97,31 @@ class ModelReward:
 
 
 Rule = Callable[[Sequence[Sample], Sequence[Any]], list[float | None]]
-"""(responses, what keys each one's noise) -> rewards, None where there is none."""
+"""(responses, what keys each one's noise) -> raw rewards, None where there is none."""
 
 
 class RuleReward:
-    """A reward of the response's text or length alone. Every rollout must have one.
+    """A reward of the response's text or length alone, brought to `scale`. Every rollout must have one.
 
     `judges` says that the rule is a model's judgement: then an empty response gets the least.
     """
 
-    def __init__(self, rule: Rule, *, judges: bool = False) -> None:
-        self._rule, self._judges = rule, judges
+    def __init__(self, rule: Rule, scale: RewardScale, *, judges: bool = False) -> None:
+        self._rule, self.scale, self._judges = rule, scale, judges
         self.measures: dict[str, float] = {}
 
     def __call__(self, rollout: Rollout) -> Tensor:
-        rewards = torch.tensor(self._rule(rollout.samples(), rollout.seeds))
+        rewards = torch.tensor(self._rewards(rollout.samples(), rollout.seeds))
         return empty_last(rewards, _empties(rollout.responses)) if self._judges else rewards
 
     def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
         def score(side: Sequence[Sample]) -> list[float | None]:
-            return self._rule(side, [[s.prompt_id, s.response] for s in side])
+            return self._rewards(side, [[s.prompt_id, s.response] for s in side])
 
         return _of_both(score, sides, judges=self._judges)
+
+    def _rewards(self, samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
+        return [None if raw is None else self.scale.apply(raw) for raw in self._rule(samples, keys)]
 
 
 class LabelerReward:
@@ -117,10 +131,8 @@ class LabelerReward:
     unreadable. `check` raises UserError, with the cause, where too many cannot be read.
     """
 
-    def __init__(
-        self, labeler: Labeler, scale: Callable[[float], float], *, check: Callable[[Unread], None]
-    ) -> None:
-        self._labeler, self._scale, self._check = labeler, scale, check
+    def __init__(self, labeler: Labeler, scale: RewardScale, *, check: Callable[[Unread], None]) -> None:
+        self._labeler, self.scale, self._check = labeler, scale, check
         self.measures: dict[str, float] = {}
 
     def __call__(self, rollout: Rollout) -> Tensor:
@@ -148,7 +160,7 @@ class LabelerReward:
         return self._labeler.readings([(sample.prompt, sample.response) for sample in samples])
 
     def _scaled(self, reading: Reading) -> float | None:
-        return None if reading.value is None else self._scale(reading.value)
+        return None if reading.value is None else self.scale.apply(reading.value)
 
     def _scores(self, samples: Sequence[Sample]) -> list[float | None]:
         return [self._scaled(reading) for reading in self._readings(samples)]
@@ -220,51 +232,27 @@ def _readout(ctx: Context) -> str:
 
 def _direct(ctx: Context, parents: Parents) -> Reward:
     labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
-    scale = score_reward if _readout(ctx) == "score" else _standardised(ctx, labeler)
-    check = partial(check_unread, ctx, "labeler", what="an iteration's scores")
-    return LabelerReward(labeler, scale, check=check)
+
+    def read(samples: Sequence[Sample]) -> list[float | None]:
+        readings = labeler.readings([(sample.prompt, sample.response) for sample in samples])
+        unread = Unread.of(readings, min_mass=labeler.min_mass)
+        check_unread(ctx, "labeler", unread, "the scores that the reward is standardised on")
+        return [reading.value for reading in readings]
+
+    scale = standardised(ctx, read, own=_ONE_TO_TEN if _readout(ctx) == "score" else None)
+    return LabelerReward(
+        labeler, scale, check=partial(check_unread, ctx, "labeler", what="an iteration's scores")
+    )
 
 
-def _standardised(ctx: Context, labeler: Labeler) -> Callable[[float], float]:
-    """Brings scores to mean 0 and standard deviation 1 over the validation prompts' references."""
-    references = [(sample.prompt, sample.response) for sample in _references(ctx)]
-    readings = labeler.readings(references)
-    unread = Unread.of(readings, min_mass=labeler.min_mass)
-    check_unread(ctx, "labeler", unread, "the references' scores")
-    scores = [reading.value for reading in readings if reading.value is not None]
-    _check_references(ctx, len(scores))
-    return Normalization.of(scores).apply
-
-
-def _references(ctx: Context) -> list[Sample]:
-    """The references that scores are normalised on, as if the policy had written them."""
-    prompts = ctx.encoder.fitting([p for p in ctx.task.validation if p.reference])
-    return [
-        Sample(p.id, p.prompt, p.reference or "", tokens=0, finished=True)
-        for p in prompts[: ctx.cfg.reward.normalize_rows]
-    ]
-
-
-_INSTEAD = {"direct": "labeler=score", "hub": "reward.normalize_rows=0"}
-
-
-def _check_references(ctx: Context, count: int) -> None:
-    kind = ctx.cfg.reward.kind
-    if count < 2:
-        raise UserError(
-            f"this reward={kind} is normalised on the validation prompts' references, of which task "
-            f"{ctx.cfg.task.name} has {count} to score: write {_INSTEAD[kind]}, or a larger"
-            " task.validation_fraction"
-        )
+# Direct RLAIF's own (paper section 4).
+_ONE_TO_TEN = RewardScale("from -1 to 1: scores from 1 to 10, less 5.5, over 4.5", mean=5.5, sd=4.5)
 
 
 def _check_direct(ctx: Context) -> None:
-    rows, bound = ctx.cfg.reward.normalize_rows, ctx.cfg.labeler.min_alignment
-    if _readout(ctx) == "likelihood":
-        _check_references(ctx, sum(1 for p in ctx.task.validation if p.reference))
+    bound = ctx.cfg.labeler.min_alignment
+    check_scale(ctx, has_own=_readout(ctx) == "score")
     labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
-    if rows < 2:
-        raise UserError(f"reward.normalize_rows={rows} gives no spread to normalise by: write 2 or more")
     if bound is not None:
         raise UserError(
             f"labeler.min_alignment={bound} is not checked by reward=direct, which labels no gold pairs: look at"
@@ -277,20 +265,14 @@ def _check_direct(ctx: Context) -> None:
 
 def _hub(ctx: Context, parents: Parents) -> Reward:
     score = text_scorer(ctx)
-    normalization = Normalization(1.0, 0.0)
-    if ctx.cfg.reward.normalize_rows:
-        normalization = Normalization.of(score(_references(ctx)))
-
-    def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
-        return [normalization.apply(value) for value in score(samples)]
-
-    return RuleReward(rule, judges=True)
+    return RuleReward(
+        lambda samples, keys: [*score(samples)], standardised(ctx, score, own=None), judges=True
+    )
 
 
 def _check_hub(ctx: Context) -> None:
     check_classifier(ctx)
-    if ctx.cfg.reward.normalize_rows:
-        _check_references(ctx, sum(1 for p in ctx.task.validation if p.reference))
+    check_scale(ctx, has_own=False)
 
 
 # Programmatic rewards.
@@ -300,7 +282,7 @@ def _rouge(ctx: Context, parents: Parents) -> Reward:
     def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
         return [rouge_l(s.response, s.reference) if s.reference else None for s in samples]
 
-    return RuleReward(rule)
+    return RuleReward(rule, standardised(ctx, lambda samples: rule(samples, ()), own=UNIT, elsewhere=True))
 
 
 def _check_rouge(ctx: Context) -> None:
@@ -310,6 +292,7 @@ def _check_rouge(ctx: Context) -> None:
             f"reward=rouge needs references, but {without} of the {len(ctx.task.train)} training prompts of task "
             f"{ctx.cfg.task.name} have none: write another reward, such as reward=rm"
         )
+    check_scale(ctx, has_own=True)
 
 
 def _length(ctx: Context, parents: Parents) -> Reward:
@@ -319,7 +302,7 @@ def _length(ctx: Context, parents: Parents) -> Reward:
         tokens = torch.tensor([sample.tokens for sample in samples])
         return [*length_reward(tokens, limit=limit, target=target).tolist()]
 
-    return RuleReward(rule)
+    return RuleReward(rule, standardised(ctx, lambda samples: rule(samples, ()), own=UNIT))
 
 
 def _check_length(ctx: Context) -> None:
@@ -329,6 +312,7 @@ def _check_length(ctx: Context) -> None:
             f"reward.target={target} is no length that a response can have: write a whole number from 1 to "
             f"task.max_response_tokens={limit}, or null"
         )
+    check_scale(ctx, has_own=True)
 
 
 def _random(ctx: Context, parents: Parents) -> Reward:
@@ -337,7 +321,8 @@ def _random(ctx: Context, parents: Parents) -> Reward:
     def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
         return [2 * stable_uniform("reward", seed, key) - 1 for key in keys]
 
-    return RuleReward(rule)
+    # What noise from -1 to 1 has by itself, on any responses.
+    return RuleReward(rule, RewardScale("noise of mean 0 and standard deviation 1", sd=math.sqrt(1 / 3)))
 
 
 # The choice among them.
@@ -402,8 +387,11 @@ def reward_config(ctx: Context) -> dict[str, Any]:
 
 
 def reward_work(ctx: Context, responses: int) -> Work:
-    """What the labeler would read, and cost, to score so many responses; nothing for any other reward."""
+    """What the labeler would read, and cost, to score so many responses and those that their scale is measured on.
+
+    Nothing for any other reward.
+    """
     if not _kind(ctx).by_labeler:
         return Work()
-    prompts = islice(cycle(ctx.task.train), responses // 2)
+    prompts = islice(cycle(ctx.task.train), (responses + anchor_count(ctx)) // 2)
     return labeling_work(ctx, "labeler", ctx.cfg.seeds.label, filler_pairs(ctx, list(prompts)))

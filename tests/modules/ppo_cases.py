@@ -113,6 +113,8 @@ def make_module(
     lr=1e-3,
     watch=None,
     tracker=None,
+    eos_ids=None,
+    new_tokens=NEW_TOKENS,
 ):
     options = replace(options, samples_per_prompt=rollouts // 8)
     policy = policy_top(model)
@@ -120,8 +122,8 @@ def make_module(
         PROMPTS,
         [model.tokenizer.encode(p.prompt) for p in PROMPTS],
         model.tokenizer.decode,
-        Decoding(NEW_TOKENS, options.temperature),
-        eos_ids=model.eos_ids,
+        Decoding(new_tokens, options.temperature),
+        eos_ids=eos_ids or model.eos_ids,
         samples_per_prompt=options.samples_per_prompt,
         max_rows=64,
         seed=options.seed,

@@ -8,7 +8,7 @@ from statistics import fmean, pvariance, variance
 import pytest
 import torch
 
-from rlaif.ops import combine_members, empty_last, length_reward, score_reward
+from rlaif.ops import combine_members, empty_last, length_reward
 
 # Three members and two responses.
 MEMBERS = torch.tensor([[1.0, -2.0], [2.0, 0.0], [6.0, 2.0]])
@@ -48,12 +48,6 @@ def test_members_by_a_plain_loop(shape) -> None:
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="max"):
         combine_members(MEMBERS, "max", coefficient=0.0)
-
-
-def test_a_score_from_1_to_10_becomes_one_from_minus_1_to_1() -> None:
-    assert [score_reward(score) for score in (1, 5.5, 10)] == [-1, 0, 1]
-    steps = [score_reward(score + 1) - score_reward(score) for score in range(1, 10)]
-    assert steps == pytest.approx([2 / 9] * 9)
 
 
 def test_length_by_hand() -> None:

@@ -15,6 +15,7 @@ from rlaif.models.split import ScalarHead
 from rlaif.models.weights import Normalization, RewardMember
 from rlaif.records import Prompt
 from rlaif.rollout import Rollout
+from rlaif.stages.reward_scale import standardised
 from rlaif.stages.rewards import ModelReward, make_reward, reward_config
 from rlaif.tracking.glossary import unknown
 
@@ -22,6 +23,8 @@ CODE = Path(__file__).resolve().parents[2]
 HARMLESS = ["task=harmless", f"task.path={CODE / 'tests' / 'fixtures' / 'hh_harmless.jsonl'}"]
 BY_RULE = ["reward=direct", "labeler.backend=scripted", "labeler.scripted.rule=longer"]
 PATH = {"eval", "ppo", "sft"}
+WIDE = "task.validation_fraction=0.3"
+AS_IT_COMES = "reward.normalize_rows=0"
 LIMIT = 32  # task.max_response_tokens
 
 
@@ -65,7 +68,7 @@ def scripted_score(response: str) -> float:
 
 
 def test_direct_is_the_labelers_expected_score(context) -> None:
-    ctx, own = context("labeler=score", *BY_RULE), sized_rollout(6)
+    ctx, own = context("labeler=score", *BY_RULE, AS_IT_COMES), sized_rollout(6)
     reward = make_reward(ctx, {})
     got = reward(own).tolist()
     assert got == pytest.approx([(scripted_score(text) - 5.5) / 4.5 for text in own.responses], abs=1e-6)
@@ -81,7 +84,7 @@ def test_direct_is_the_labelers_expected_score(context) -> None:
 
 def test_direct_answers_are_kept_and_paid_once(context) -> None:
     price = "+prices.usd_per_million.scripted={in: 1000000.0, out: 0.0, cached: 0.0}"
-    ctx, own = context("labeler=score", *BY_RULE, price), sized_rollout(5)
+    ctx, own = context("labeler=score", *BY_RULE, price, AS_IT_COMES), sized_rollout(5)
     reward = make_reward(ctx, {})
     first = reward(own).tolist()
     usd, kept = reward.measures["ppo/usd"], len(ctx.label_store)
@@ -92,7 +95,7 @@ def test_direct_answers_are_kept_and_paid_once(context) -> None:
 
 
 def test_a_response_without_a_readable_score_gets_the_least(context) -> None:
-    half = ["labeler=score", *BY_RULE, "labeler.scripted.unparsed_rate=0.4"]
+    half = ["labeler=score", *BY_RULE, AS_IT_COMES, "labeler.scripted.unparsed_rate=0.4"]
     ctx, own = context(*half, "labeler.max_unparsed=0.9"), sized_rollout(12)
     reward = make_reward(ctx, {})
     got, full = reward(own).tolist(), [(scripted_score(text) - 5.5) / 4.5 for text in own.responses]
@@ -109,25 +112,10 @@ def test_a_response_without_a_readable_score_gets_the_least(context) -> None:
         make_reward(silent, {})(own)
 
 
-def test_likelihood_is_standardised_on_references(context) -> None:
-    words = ["labeler=likelihood", *BY_RULE, "task.validation_fraction=0.3"]
-    ctx = context(*words)
-    prompts = [p for p in ctx.encoder.fitting(ctx.task.validation) if p.reference]
-    own = rollout(prompts, [p.reference for p in prompts], list(range(len(prompts))))
-    got = make_reward(ctx, {})(own).tolist()
-    assert len(prompts) > 4 and fmean(got) == pytest.approx(0, abs=1e-5)
-    assert pstdev(got) == pytest.approx(1, abs=1e-5)
-    # The raw scores, and so the order, are the labeler's.
-    raw = ctx.labeler("labeler", 0, stored=False).scores([(p.prompt, p.reference) for p in prompts])
-    assert got == pytest.approx([(x - fmean(raw)) / pstdev(raw) for x in raw], abs=1e-5)
-    few = make_reward(context(*words, "reward.normalize_rows=2"), {})(own).tolist()
-    assert sorted(few[:2]) == pytest.approx([-1, 1], abs=1e-5) and fmean(few) != pytest.approx(0, abs=1e-3)
-
-
 def test_rouge_is_against_the_prompts_own_reference(context) -> None:
     texts = ["Open the file.", "Close the file and leave.", "Sum numbers."]
     prompts = [Prompt(f"p{i}", "code", text) for i, text in enumerate(texts)]
-    reward = make_reward(context("reward=rouge"), {})
+    reward = make_reward(context("reward=rouge", AS_IT_COMES), {})
     assert reward(rollout(prompts, texts, [0, 1, 2])).tolist() == [1, 1, 1]
     turned = rollout(prompts, texts[1:] + texts[:1], [0, 1, 2])
     wanted = [rouge_l(r, p.reference) for r, p in zip(turned.responses, prompts, strict=True)]
@@ -138,10 +126,10 @@ def test_rouge_is_against_the_prompts_own_reference(context) -> None:
 
 def test_length_counts_tokens(context) -> None:
     own = sized_rollout(5, tokens=3)
-    assert make_reward(context("reward=length"), {})(own).tolist() == pytest.approx(
+    assert make_reward(context("reward=length", AS_IT_COMES), {})(own).tolist() == pytest.approx(
         [n / LIMIT for n in (3, 4, 5, 6, 7)]
     )
-    aimed = make_reward(context("reward=length", "reward.target=5"), {})
+    aimed = make_reward(context("reward=length", "reward.target=5", AS_IT_COMES), {})
     assert aimed(own).tolist() == pytest.approx([1 - d / LIMIT for d in (2, 1, 0, 1, 2)])
 
 
@@ -154,13 +142,111 @@ def test_random_noise_belongs_to_seed_and_draw_alone(context) -> None:
     assert reward(rollout(prompts[::-1], texts, seeds[::-1])).tolist() == got[::-1]
     other = make_reward(context("reward=random", "seeds.rl=1"), {})(rollout(prompts, texts, seeds)).tolist()
     assert not set(got) & set(other) and len(set(got)) == 400
-    # Uniform from -1 to 1: mean 0 and variance 1/3, each within 4 standard errors.
-    assert all(-1 <= x < 1 for x in got) and abs(fmean(got)) < 4 * math.sqrt(1 / 3 / 400)
-    assert abs(pstdev(got) ** 2 - 1 / 3) < 4 * math.sqrt(4 / 45 / 400)
+    # Uniform, of mean 0 and variance 1, each within 4 standard errors.
+    assert all(abs(x) < math.sqrt(3) for x in got) and abs(fmean(got)) < 4 * math.sqrt(1 / 400)
+    assert abs(pstdev(got) ** 2 - 1) < 4 * math.sqrt(9 * 4 / 45 / 400)
+    assert "noise of mean 0 and standard deviation 1" in reward.scale.words
     sides = rollout(prompts, texts, seeds).samples(), rollout(prompts, ["same"] * 400, seeds).samples()
     pairs = reward.of_pairs(sides, [])
     assert reward.of_pairs(sides, []) == pairs and all(a != b for a, b in pairs)
     assert all(a == b for a, b in reward.of_pairs((sides[0], sides[0]), []))
+
+
+# The scale: mean 0 and standard deviation 1 over references.
+
+
+def of_references(ctx, *, turned: int = 0) -> tuple[list[Prompt], Rollout]:
+    """The validation prompts, and their references (each with that of the one `turned` places on) as written."""
+    prompts = ctx.encoder.fitting([p for p in ctx.task.validation if p.reference])
+    texts = [p.reference for p in prompts[turned:] + prompts[:turned]]
+    lengths = [len(ctx.encoder.response(text)) for text in texts]
+    mask = torch.tensor([[False] + [i < n for i in range(max(lengths))] for n in lengths])
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    ends = torch.tensor([ctx.encoder.response(text)[-1] == ctx.encoder.eos_id for text in texts])
+    seeds = tuple(range(len(texts)))
+    own = Rollout(
+        ids, ids[..., None].float(), mask, torch.tensor(lengths), ends, tuple(prompts), tuple(texts), seeds
+    )
+    return prompts, own
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reward=length"],
+        ["reward=length", "reward.target=20"],
+        [*BY_RULE, "labeler=score"],
+        [*BY_RULE, "labeler=likelihood"],
+    ],
+    ids=["length", "target", "score", "likelihood"],
+)
+def test_a_reward_is_standardised_on_references_and_says_so(words, context) -> None:
+    ctx = context(*words, WIDE, "task.max_response_tokens=80")
+    prompts, own = of_references(ctx)
+    reward = make_reward(ctx, {})
+    got = reward(own).tolist()
+    assert len(prompts) > 20
+    assert fmean(got) == pytest.approx(0, abs=1e-5) and pstdev(got) == pytest.approx(1, abs=1e-5)
+    # The raw scores, and so the order, are those that reward.normalize_rows=0 gives, up to an affine map.
+    raw = make_reward(context(*words, WIDE, "task.max_response_tokens=80", "reward.normalize_rows=0"), {})
+    told = reward.scale.metrics()
+    unit, zero = (4.5, 5.5) if "labeler=score" in words else (1.0, 0.0)
+    first = [unit * value + zero for value in raw(own).tolist()]
+    assert told["ppo/reward_raw_mean"] == pytest.approx(fmean(first), abs=1e-5)
+    assert told["ppo/reward_raw_sd"] == pytest.approx(pstdev(first), abs=1e-5)
+    assert got == pytest.approx([(x - fmean(first)) / pstdev(first) for x in first], abs=1e-4)
+    assert told["ppo/reward_scale"] == f"mean 0, standard deviation 1 on {len(prompts)} references"
+    assert raw.scale.metrics()["ppo/reward_raw_sd"] == unit and "1 on" not in raw.scale.words
+    few = make_reward(context(*words, WIDE, "task.max_response_tokens=80", "reward.normalize_rows=2"), {})(
+        own
+    )
+    assert sorted(few[:2].tolist()) == pytest.approx([-1, 1], abs=1e-5)
+    assert float(few.mean()) != pytest.approx(0, abs=1e-3)
+
+
+def test_rouge_is_standardised_on_references_of_other_prompts(context) -> None:
+    """To its own prompt every reference has 1."""
+    ctx = context("reward=rouge", WIDE)
+    prompts, own = of_references(ctx, turned=1)
+    reward = make_reward(ctx, {})
+    got = reward(own).tolist()
+    assert fmean(got) == pytest.approx(0, abs=1e-5) and pstdev(got) == pytest.approx(1, abs=1e-5)
+    assert (
+        reward.scale.words
+        == f"mean 0, standard deviation 1 on {len(prompts)} references, each of another prompt"
+    )
+    _, right = of_references(ctx)
+    sd = reward.scale.metrics()["ppo/reward_raw_sd"]
+    assert (
+        reward(right).tolist() == pytest.approx([(1 - reward.scale.mean) / sd] * len(prompts))
+        and 0 < sd < 0.3
+    )
+
+
+def test_without_references_the_preferred_responses_give_the_scale(context) -> None:
+    ctx = context("reward=length", *HARMLESS)
+    assert not any(p.reference for p in ctx.task.validation) and all(p.gold in (0, 1) for p in ctx.task.pairs)
+    texts = [p.response_a if p.gold == 1 else p.response_b for p in ctx.encoder.fitting(ctx.task.pairs)]
+    scale = make_reward(context("reward=length", *HARMLESS, "task.max_response_tokens=160"), {}).scale
+    shares = [min(len(ctx.encoder.raw_response(text)), 160) / 160 for text in texts]
+    assert (scale.mean, scale.sd) == (pytest.approx(fmean(shares)), pytest.approx(pstdev(shares)))
+    assert scale.words == f"mean 0, standard deviation 1 on {len(texts)} responses of the task's pairs"
+
+
+def test_a_reward_without_spread_keeps_the_scale_that_it_has_by_itself_or_is_refused(context) -> None:
+    """Every reference is cut to the limit: 1e6 times its rounding would be the reward."""
+    few = make_reward(context("reward=length"), {}).scale
+    assert "on 132 references" in few.words and few.sd > 0.01, (
+        "two of validation prompts, both cut: all are read"
+    )
+    scale = make_reward(context("reward=length", "task.max_response_tokens=8"), {}).scale
+    assert (scale.mean, scale.sd, scale.words) == (0, 1, "as it comes, from 0 to 1")
+    assert (
+        "reward=length gives all 132 references the same, 1: they have no spread to normalise by"
+        in scale.problem
+    )
+    with pytest.raises(UserError, match="has 1 to score; write reward.normalize_rows=0"):
+        standardised(context("reward=length"), lambda samples: [None] * (len(samples) - 1) + [0.5], own=None)
 
 
 # Empty responses.
@@ -219,7 +305,7 @@ def test_a_reward_model_that_likes_the_bare_end_of_text_best_gives_it_the_least(
 def test_a_formula_stays_what_it_says(context) -> None:
     """Length and noise are controls: they judge nothing."""
     own = rollout([Prompt(f"p{i}", "code", "Reference.") for i in range(5)], TEXTS, [0, 1, 2, 3, 4], tokens=2)
-    assert make_reward(context("reward=length"), {})(own).tolist() == pytest.approx(
+    assert make_reward(context("reward=length", AS_IT_COMES), {})(own).tolist() == pytest.approx(
         [n / LIMIT for n in (2, 3, 4, 5, 6)]
     )
 
@@ -243,10 +329,16 @@ def test_a_reward_goes_the_whole_path(words, kinds, run, pipeline) -> None:
     assert len(rows) == summary["ppo/iterations"] and unknown({*summary, *rows[0]} - {"step", "time"}) == []
     direct = "direct" in words[0]
     assert ("ppo/reward_disagreement" in summary) is not direct
+    assert "standard deviation 1 on" in summary["ppo/reward_scale"]
+    assert ("ppo/reward_raw_sd" in summary) is direct, "each member has a scale of its own"
     if direct:
-        assert (
-            -1 < summary["ppo/reward"] < 1 and summary["ppo/usd"] == summary["ppo/reward_unparsed_rate"] == 0
-        )
+        raw = summary["ppo/reward"] * summary["ppo/reward_raw_sd"] + summary["ppo/reward_raw_mean"]
+        assert 1 < raw < 10 and summary["ppo/usd"] == summary["ppo/reward_unparsed_rate"] == 0
+
+
+def raw(arm, name: str) -> float:
+    """A reward of an arm before it was standardised."""
+    return arm[name] * arm["ppo/reward_raw_sd"] + arm["ppo/reward_raw_mean"]
 
 
 def record_arms(record) -> list[str]:
@@ -264,10 +356,12 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
     assert len({row["digest"] for row in record.lineage if row["kind"] == "rm"}) == 1
     for stage, name in (("ppo", ""), ("eval", "_policy"), ("eval", "_baseline")):
         tokens = arms["length"][f"{stage}/{'response_length' if stage == 'ppo' else 'length' + name}"]
-        assert arms["length"][f"{stage}/reward{name}"] == pytest.approx(tokens / LIMIT)
+        assert raw(arms["length"], f"{stage}/reward{name}") == pytest.approx(tokens / LIMIT)
         if stage == "eval":
-            assert arms["rouge"][f"eval/reward{name}"] == pytest.approx(arms["rouge"][f"eval/rouge_l{name}"])
-    assert -1 < arms["random"]["ppo/reward"] < 1
+            assert raw(arms["rouge"], f"eval/reward{name}") == pytest.approx(
+                arms["rouge"][f"eval/rouge_l{name}"], abs=1e-7
+            )
+    assert -1 < raw(arms["random"], "ppo/reward") < 1
     # Each arm's own iterations, also of the one that was built before.
     histories = record.table("arm_histories")
     assert list(dict.fromkeys(row["arm"] for row in histories)) == list(record_arms(record))
@@ -276,8 +370,9 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
         assert [row["step"] for row in own] == list(range(int(arm["ppo/iterations"])))
         assert own[0]["ppo/reward"] == arm["ppo/reward_start"]
     duel = "reward=rouge_vs_reward=rm/eval/"
-    assert summary[f"{duel}reward_policy"] == pytest.approx(summary[f"{duel}rouge_l_policy"])
-    assert summary[f"{duel}reward_baseline"] == pytest.approx(summary[f"{duel}rouge_l_baseline"])
+    for side in ("policy", "baseline"):
+        reward = raw({**arms["rouge"], **summary}, f"{duel}reward_{side}")
+        assert reward == pytest.approx(summary[f"{duel}rouge_l_{side}"], abs=1e-6)
 
 
 def test_direct_by_likelihood_needs_no_label_and_no_reward_model(run, pipeline) -> None:
@@ -293,7 +388,8 @@ def test_only_the_direct_reward_depends_on_the_labeler(context) -> None:
         return reward_config(context(*words))
 
     assert slice_of("labeler=base") == {"kind": "rm"}
-    assert slice_of("reward=length", "labeler=base", "reward.target=4") == {"kind": "length", "target": 4}
+    length = {"kind": "length", "target": 4, "normalize_rows": 256}
+    assert slice_of("reward=length", "labeler=base", "reward.target=4") == length
     direct = slice_of("reward=direct", "labeler=score")
     assert direct == slice_of("reward=direct", "labeler=score", "labeler.batch_size=3")
     assert direct != slice_of("reward=direct", "labeler=score", "labeler.preamble=detailed")
@@ -337,7 +433,7 @@ def test_the_card_names_the_reward(run, pipeline, tmp_path) -> None:
         ),
         (["reward=direct", "labeler.min_alignment=0.6"], "labeler.min_alignment=null"),
         (["reward=direct", "reward.normalize_rows=1"], "reward.normalize_rows=1"),
-        (["reward=direct", *HARMLESS], "write labeler=score, or a larger"),
+        (["reward=length", "reward.normalize_rows=1"], "reward.normalize_rows=1 gives no spread"),
         (["reward=rouge", *HARMLESS], "reward=rouge needs references"),
         (["reward=length", "reward.target=0"], "reward.target=0"),
         (["reward=length", "reward.target=33"], "from 1 to task.max_response_tokens=32, or null"),

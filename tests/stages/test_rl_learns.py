@@ -1,0 +1,62 @@
+"""What RL learns from the rewards of the stage, with the penalties that every reward meets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from ppo_cases import ALGORITHMS, letters, make_module, train
+
+from rlaif.stages.context import Context
+from rlaif.stages.rewards import make_reward
+
+LIMIT = 24
+
+
+@pytest.fixture
+def short_task(context, tmp_path: Path) -> Callable[..., Context]:
+    """`short_task(*overrides)`: a task whose references have 4 to 16 tokens of at most 24."""
+    rows = [{"prompt": f"Say {i} letters.", "reference": "x" * (3 + i % 13)} for i in range(80)]
+    file = tmp_path / "short.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [
+        "task=custom",
+        f"task.path={file}",
+        f"task.max_response_tokens={LIMIT}",
+        "task.validation_fraction=0.5",
+    ]
+    return lambda *words: context(*own, *words)
+
+
+def lengths_of(model, ctx: Context, folder: Path) -> list[float]:
+    """Mean length in each of 12 iterations, from a policy that ends at every seventh token, under RL's own penalty."""
+    options, critic = ALGORITHMS["reinforce"]
+    module = make_module(
+        model,
+        iterations=12,
+        reward=make_reward(ctx, {}),
+        critic=critic,
+        options=replace(options, missing_eos_penalty=ctx.cfg.rl.missing_eos_penalty),
+        lr=1e-2,
+        rollouts=128,
+        eos_ids=tuple(letters(model).nonzero().flatten().tolist()),
+        new_tokens=LIMIT,
+    )
+    train(module, folder, 12)
+    assert 0.85 < module.history[0]["ppo/eos_rate"] < 0.97, "the limit is met, and the penalty paid"
+    return [row["ppo/response_length"] for row in module.history]
+
+
+def test_a_reward_of_length_makes_responses_longer_for_all_that_a_missing_end_costs(
+    short_task, tiny_model, tmp_path
+) -> None:
+    model = tiny_model("top:1")
+    lengths = lengths_of(model, short_task("reward=length"), tmp_path / "scaled")
+    assert fmean(lengths[-4:]) > lengths[0] + 4
+    # From 0 to 1, as it comes, a third of a response's length weighs a ninth of its missing end.
+    lengths = lengths_of(model, short_task("reward=length", "reward.normalize_rows=0"), tmp_path / "raw")
+    assert fmean(lengths[-4:]) < lengths[0] - 1
