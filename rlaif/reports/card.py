@@ -26,7 +26,9 @@ _REWARD = (
     ("", "rm/train_pairs", "training pairs"),
 )
 _POLICY = (
-    ("", "ppo/reward", "mean reward in the last iterations of RL"),
+    ("", "ppo/reward", "mean reward in the last iterations of RL, before penalties and KL"),
+    ("", "ppo/objective", "what RL maximised then: reward less penalties and KL"),
+    ("", "ppo/reward_raw_sd", "what 1 of the reward is, before it was standardised"),
     ("", "ppo/kl", "KL from the reference policy (nats a response)"),
     ("", "ppo/response_length", "response length (tokens)"),
     ("", "ppo/eos_rate", "responses that end by themselves"),

@@ -22,6 +22,7 @@ ARM_METRICS = (
     "rm/gold_accuracy",
     "rm/ece",
     "ppo/reward",
+    "ppo/objective",
     "ppo/kl",
     "eval/win_rate",
     "eval/win_rate_lc",

@@ -50,6 +50,7 @@ TABLE_METRICS = (
     "label/same_position_rate",
     "label/length_gap",
     "ppo/reward",
+    "ppo/objective",
     "ppo/kl",
     "ppo/response_length",
 )

@@ -325,7 +325,7 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
         bottom.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 3)))
         measured = any(_track(paths[label], "ppo/reward_held_out") for label in tracks)
         dashed = " (dashed: on held-out prompts)" if measured else ""
-        top.set_title(f"proxy: reward that RL maximised{dashed}")
+        top.set_title(f"proxy: reward, before penalties and KL{dashed}")
         bottom.margins(y=0.15)
         bottom.set_title("judge: win rate over the baseline")
         _percent_axis(bottom.yaxis)
@@ -356,7 +356,7 @@ def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
     def draw(figure: Figure) -> None:
         colours = _colours(list(tracks))
         panels = (
-            ("ppo/track_proxy", "proxy: reward that RL maximises"),
+            ("ppo/track_proxy", "proxy: reward, before penalties and KL"),
             ("ppo/track_gold", "held-out measure"),
         )
         for axes, (name, heading) in zip(figure.subplots(1, 2, sharex=True), panels, strict=True):

@@ -176,10 +176,27 @@ def _rl_rows(summary: Summary, history: Sequence[Row]) -> list[ResultRow]:
     return [
         *rows,
         *_held_out_rows(summary),
+        *_scale_rows(summary),
+        *_single(
+            summary,
+            "RL",
+            "ppo/objective",
+            "objective (RL maximises it)",
+            "reward less penalties and KL, at the end",
+        ),
         *_single(summary, "RL", "ppo/kl", "KL from the reference", "nats per response"),
         *_single(summary, "RL", "ppo/eos_rate", "ends by itself"),
         *_some(summary, "ppo/empty_rate", "empty responses", _EMPTY, "RL"),
     ]
+
+
+def _scale_rows(summary: Summary) -> list[ResultRow]:
+    """How much of the raw reward 1 is, and so 1 of every penalty."""
+    words, sd = summary.get("ppo/reward_scale"), number(summary, "ppo/reward_raw_sd")
+    if not words:
+        return []
+    value = "" if sd is None else f"{plain(sd)} raw"
+    return [ResultRow("RL", "1 of reward and penalties is", "ppo/reward_scale", value, note=str(words))]
 
 
 def _held_out_rows(summary: Summary) -> list[ResultRow]:
@@ -218,12 +235,17 @@ def _evaluation_rows(summary: Summary) -> list[ResultRow]:
 
 
 def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple[str, str, str]]:
-    """(who, measure, value) for what RL maximised beside what others say of the result."""
+    """(who, measure, value) for the reward and what RL maximised beside what others say of the result."""
     rise, win = reward_rise(summary, history), number(summary, "eval/win_rate")
     policy, baseline = both_sides(summary, ROUGE)
     cards = []
     if rise:
-        cards.append(("Proxy", "reward, the score that RL maximised", signed(rise.end - rise.start)))
+        cards.append(("Proxy", "reward, before penalties and KL", signed(rise.end - rise.start)))
+    objective = number(summary, "ppo/objective")
+    if objective is not None:
+        cards.append(
+            ("Objective", "at the end: what RL maximised, reward less penalties and KL", signed(objective))
+        )
     if win is not None:
         found = interval(summary, "eval/win_rate")
         shown = f", {metric_range('eval/win_rate', found.low, found.high)}" if found else ""

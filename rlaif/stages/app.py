@@ -48,7 +48,7 @@ OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
 MAIN_METRIC = {
     "label": ["label/alignment", "label/unparsed_rate", "label/same_position_rate", "label/length_gap"],
     "rm": ["rm/accuracy", "rm/gold_accuracy", "rm/length_only_accuracy", "rm/ece", "label/alignment"],
-    "ppo": ["ppo/reward", "ppo/kl", "ppo/response_length", "ppo/eos_rate"],
+    "ppo": ["ppo/reward", "ppo/objective", "ppo/kl", "ppo/response_length", "ppo/eos_rate"],
     "sft": ["sft/val_loss"],
     "sample": ["sample/n", "sample/mean_tokens"],
 }

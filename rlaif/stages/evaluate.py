@@ -128,7 +128,7 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
 
 
 def _rewards(rewards: Sequence[tuple[float, float]], seed: int) -> dict[str, float]:
-    """What the reward, which RL maximised, thinks of both policies; nothing where it has no opinion."""
+    """What the reward, which RL was paid, thinks of both policies; nothing where it has no opinion."""
     if not rewards:
         return {}
     policy, baseline = torch.tensor(rewards).unbind(dim=1)

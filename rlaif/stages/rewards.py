@@ -1,4 +1,4 @@
-"""What RL maximises: `reward=rm|ensemble|hub|direct|rouge|length|random`, each built from a job and its artifacts."""
+"""What RL is paid: `reward=rm|ensemble|hub|direct|rouge|length|random`, each built from a job and its artifacts."""
 
 from __future__ import annotations
 

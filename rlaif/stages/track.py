@@ -1,4 +1,4 @@
-"""What stage=ppo tracks on fixed validation prompts: the reward that RL maximises beside a held-out measure."""
+"""What stage=ppo tracks on fixed validation prompts: the reward that RL is paid beside a held-out measure."""
 
 from __future__ import annotations
 

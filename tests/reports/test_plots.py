@@ -64,7 +64,7 @@ def test_the_proxy_on_held_out_prompts_is_dashed_beside_it(monkeypatch):
     monkeypatch.setattr(Axes, "plot", spied)
     rows = [{"step": i, "ppo/kl": float(i * i), "ppo/reward": 0.5 * i} for i in range(4)]
     rows[0]["ppo/reward_held_out"], rows[3]["ppo/reward_held_out"] = 0.1, 0.2
-    assert "proxy: reward that RL maximised (dashed: on held-out prompts)" in texts(
+    assert "proxy: reward, before penalties and KL (dashed: on held-out prompts)" in texts(
         proxy_vs_judge({"a": rows}, [], title="t")
     )
     assert drawn == [[[0, 1, 2, 3], [0, 0.5, 1, 1.5], ()], [[0, 3], [0.1, 0.2], ("--o",)]]

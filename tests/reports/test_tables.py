@@ -165,3 +165,38 @@ def test_result_table_shows_the_path(tmp_path):
         "52.0–64.0%",
     ):
         assert expected in shown, expected
+
+
+def test_the_reward_and_what_rl_maximises_stand_side_by_side(tmp_path):
+    """A reward that rises while penalties and KL eat more than it gains is no gain of what RL maximises."""
+    from synthetic_runs import full_run, write_run
+
+    from rlaif.reports import comparison_markdown, load_run
+    from rlaif.reports.page import render_report
+    from rlaif.reports.summary import proxy_and_judge, result_rows
+
+    run = load_run(full_run(tmp_path))
+    own = {
+        "ppo/objective": -1.25,
+        "ppo/reward_scale": "mean 0, standard deviation 1 on 24 references",
+        "ppo/reward_raw_sd": 0.0932,
+    }
+    summary = {**run.summary, **own}
+    rows = {row.metric: row for row in result_rows(summary, run.history)}
+    assert rows["ppo/objective"].value == "-1.250" and "maximises" in rows["ppo/objective"].label
+    assert "maximis" not in rows["ppo/reward"].label
+    assert rows["ppo/reward_scale"].value == "0.0932 raw" and "24 references" in rows["ppo/reward_scale"].note
+    cards = {who: (words, value) for who, words, value in proxy_and_judge(summary, run.history)}
+    assert cards["Proxy"][0] == "reward, before penalties and KL"
+    assert "what RL maximised" in cards["Objective"][0] and cards["Objective"][1] == "\u22121.25"
+    arms = [{"arm": name, **summary} for name in "ab"]
+    history = [
+        {"step": i, "ppo/reward": 0.1 * i, "ppo/objective": -0.1 * i, "ppo/kl": 0.1 * i} for i in range(9)
+    ]
+    path = write_run(
+        tmp_path, "c", stage="compare", summary={"a/x": 1}, history=history, tables={"arms": arms}
+    )
+    text = comparison_markdown(load_run(path))
+    assert "| PPO reward | PPO objective |" in text
+    page = render_report([load_run(path)], tmp_path / "page.html", title="t").read_text(encoding="utf-8")
+    assert "PPO objective" in page and "reward that RL maximise" not in page
