@@ -3,9 +3,11 @@
 from rlaif.reports.arms import compare_items, curve_rows, mean_summary, standing
 from rlaif.reports.card import ModelCard, TextFormat, model_card
 from rlaif.reports.compare import ArmsTable, arms_table, terminal_arms
+from rlaif.reports.controls import CONTROLS
 from rlaif.reports.curve import curve_table, terminal_curve
 from rlaif.reports.diagnosis import (
     ROLES,
+    control_row,
     diagnose,
     diagnosis_table,
     diagnosis_verdict,
@@ -20,6 +22,7 @@ from rlaif.reports.tables import Table, ablation_table, terminal_table
 from rlaif.reports.verdict import Verdict, verdict
 
 __all__ = [
+    "CONTROLS",
     "ROLES",
     "ArmsTable",
     "ModelCard",
@@ -32,6 +35,7 @@ __all__ = [
     "compare_items",
     "compare_labelers",
     "comparison_markdown",
+    "control_row",
     "curve_rows",
     "curve_table",
     "diagnose",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from rlaif.reports.controls import ControlArm
 from rlaif.reports.labelers import PairRow, bare_p, pair_row
 from rlaif.reports.runs import Row, Scalar, interval, number
 from rlaif.reports.tables import ALPHA
@@ -90,6 +91,7 @@ class ArmsTable:
     tests: tuple[PairRow, ...] = ()
     main: str = ""
     caption: str = ""
+    controls: tuple[ControlArm, ...] = ()
 
     @property
     def repeated(self) -> bool:
@@ -98,13 +100,17 @@ class ArmsTable:
 
 
 def arms_table(
-    arms: Mapping[str, Mapping[str, Scalar]], verdicts: Sequence[Row], tests: Sequence[Row] = ()
+    arms: Mapping[str, Mapping[str, Scalar]],
+    verdicts: Sequence[Row],
+    tests: Sequence[Row] = (),
+    controls: Sequence[Row] = (),
 ) -> ArmsTable:
     """Per-arm rows, head-to-head rows and paired tests.
 
     `arms`: name to summary, with `seeds`, `best`, `p_holm` and `group` where there are `tests` (rows of
     `reports.arms.compare_items`). `verdicts`: rows with `first`, `second`, `win_rate` (of first over
     second), `ci_low`, `ci_high`, `p`, `p_holm`, `n` and `win_rate_lc`; what is missing prints as a dash.
+    `controls`: rows of `reports.diagnosis.control_row`.
     Where a verdict's `p_holm` is absent, Holm's correction over these rows is; one without p is tied when its
     interval holds 50%.
     """
@@ -118,6 +124,7 @@ def arms_table(
         tuple(map(pair_row, tests)),
         str(tests[0]["metric"]) if tests else "",
         _caption(tests),
+        tuple(ControlArm(str(row["arm"]), row["state"], str(row["sentence"])) for row in controls),
     )
 
 
@@ -152,7 +159,13 @@ def _caption(tests: Sequence[Row]) -> str:
 
 
 def arms_verdict(table: ArmsTable) -> Verdict | None:
-    """Which arm leads on the tested metric, else who won head to head; None where neither was tested."""
+    """Which arm leads on the tested metric, else who won head to head; None where neither was tested.
+
+    Where an arm that is a control did not do its work, that alone.
+    """
+    failures = [control.failure for control in table.controls if control.failure]
+    if failures:
+        return Verdict(" ".join(failures), "open")
     best = next((row for row in table.arms if row.best), None)
     if best is None or table.main not in table.metrics:
         return _duels_verdict(table.verdicts)
@@ -237,7 +250,9 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
 
     `*` marks the best arm, `=` those tied with it.
     """
-    arms = RichTable(title="Arms", caption=table.caption or None, header_style="bold")
+    told = [f"Control {control.arm}: {control.sentence}." for control in table.controls]
+    caption = " ".join(filter(None, (table.caption, *told)))
+    arms = RichTable(title="Arms", caption=caption or None, header_style="bold")
     if table.tests:
         arms.add_column("")
     arms.add_column("arm", overflow="fold")

@@ -2,20 +2,31 @@
 
 Beside the real reward, RL maximises one that is known to be sound (the oracle: ROUGE-L against references),
 one with nothing to learn (random) and one of length alone. Every check is a number with a 95% interval over
-the same held-out prompts, and a rule that says what the interval means.
+the same held-out prompts, and a rule that says what the interval means. From a control that did not do its work (the
+length arm did not get longer, the random arm moved) nothing is concluded.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from rlaif.reports.controls import (
+    STILL_KL,
+    STILL_LENGTH,
+    STILL_ROUGE,
+    Control,
+    length_control,
+    random_control,
+    within,
+)
 from rlaif.reports.items import SeedScores, common_items, seed_scores
 from rlaif.reports.runs import Row, Scalar, interval, number
 from rlaif.reports.tables import BOOTSTRAP_SEED
@@ -27,7 +38,7 @@ ROLES = ("real", "oracle", "random", "length")
 PARTS = ("SFT", "RL", "reward")
 ENDS = 0.5  # least share of SFT responses that must end by themselves
 
-State = Literal["yes", "no", "open"]
+State = Literal["yes", "no", "failed", "open"]
 Unit = Literal["share", "points", "number"]
 Items = Sequence[Sequence[Row]]
 Summary = Mapping[str, Scalar]
@@ -37,6 +48,7 @@ Summary = Mapping[str, Scalar]
 class Check:
     """One question with what was measured: `yes` or `no` where the interval decides, else `open`.
 
+    `failed`: the control that the answer would rest on did not do its work; `measured` and `found` are its then.
     `unit` says how numbers are written: a share, or a difference of shares (points) or of numbers.
     """
 
@@ -64,7 +76,7 @@ def diagnose(summaries: Mapping[str, Summary], items: Mapping[str, Items]) -> li
     """
     return [
         *_sft_checks(summaries["real"], items["real"]),
-        *_rl_checks(items),
+        *_rl_checks(summaries["random"], items),
         *_reward_checks(summaries["real"], items),
     ]
 
@@ -95,8 +107,8 @@ def _sft_checks(summary: Summary, items: Items) -> list[Check]:
     ]
 
 
-def _rl_checks(items: Mapping[str, Items]) -> list[Check]:
-    oracle, control = (_gain(items[role], *_ROUGE) for role in ("oracle", "random"))
+def _rl_checks(summary: Summary, items: Mapping[str, Items]) -> list[Check]:
+    oracle = _gain(items["oracle"], *_ROUGE)
     return [
         Check(
             "RL",
@@ -109,18 +121,36 @@ def _rl_checks(items: Mapping[str, Items]) -> list[Check]:
             "more iterations (rl.num_prompts, rl.num_epochs), another rl.lr, a lower rl.beta; look at ppo/kl, "
             "ppo/entropy and the alarms of that arm",
         ),
-        Check(
-            "RL",
-            "Does it stand still where nothing can be learnt?",
-            "random arm: ROUGE-L, policy minus SFT",
-            "number",
-            "0 within the interval",
-            _holds_zero(control),
-            control,
-            "lower rl.lr or raise rl.beta; penalties that go with every reward, such as rl.missing_eos_penalty, "
-            "move a policy too",
-        ),
+        _still_check(summary, items["random"]),
     ]
+
+
+def _still_check(summary: Summary, items: Items) -> Check:
+    """A random reward that moves KL or length is no control; one that moves ROUGE-L alone says no."""
+    control, rouge = arm_control("random", summary, items), _gain(items, *_ROUGE)
+    state: State = within(rouge, STILL_ROUGE)
+    measured, found = "random arm: ROUGE-L, policy minus SFT", rouge
+    if control.state == "failed" or (control.state == "open" and state == "yes"):
+        state, measured, found = control.state, f"random arm: {control.measured}", control.found
+    return Check(
+        "RL",
+        "Does it stand still where nothing can be learnt?",
+        measured,
+        "number",
+        f"length within {STILL_LENGTH:.0%} of SFT's, KL at most {STILL_KL:g}, ROUGE-L within {STILL_ROUGE:g}",
+        state,
+        found,
+        "lower rl.lr or raise rl.beta; penalties that go with every reward, such as rl.missing_eos_penalty, "
+        "move a policy too: they must be off in this arm",
+    )
+
+
+def arm_control(role: str, summary: Summary, items: Items) -> Control:
+    """Whether an arm (its summary, its rows of single prompts) did its work as a control: `length` or `random`."""
+    longer = _gain(items, *_LENGTH)
+    if role == "length":
+        return length_control(longer)
+    return random_control(longer, _mean(items, _LENGTH[1]), number(summary, "ppo/kl"))
 
 
 def _knowledge_checks(summary: Summary) -> list[Check]:
@@ -176,25 +206,52 @@ def _reward_checks(summary: Summary, items: Mapping[str, Items]) -> list[Check]:
     ]
 
 
+def control_row(name: str, kind: str, summary: Summary, items: Items) -> dict[str, Any]:
+    """An arm of a comparison that is a control (`length` or `random`), as a row of a run's table."""
+    control = arm_control(kind, summary, items)
+    return {"arm": name, "control": kind, "state": control.state, "sentence": control.sentence}
+
+
 def _length_check(summary: Summary, items: Mapping[str, Items]) -> Check:
-    """Nothing to explain without a gain; a gain that comes without longer responses is not length."""
-    won, longer = interval(summary, "eval/win_rate"), _gain(items["real"], *_LENGTH)
+    """Nothing to explain without a gain; a gain that comes without longer responses is not length.
+
+    Else the arm that is paid for length says what length alone wins, if its responses did get longer.
+    """
     beyond = _paired(*(seed_scores(items[role], "eval/win_rate") for role in ("real", "length")))
-    state = _beside(beyond, 0.0)
-    if won is None or won.low <= 0.5:
-        state = "open"
-    elif longer is not None and longer.low <= 0:
-        state = "yes"
-    return Check(
+    check = Check(
         "reward",
         "Is its gain more than length?",
         "win rate over SFT: real arm minus length arm",
         "points",
-        "win rate above 50%, and either no longer responses, or interval above 0",
-        state,
+        f"win rate above 50%, and either responses that are not longer (at most {STILL_LENGTH:.0%}), or interval above "
+        "0 beside a length arm that did get longer",
+        _beside(beyond, 0.0),
         beyond,
         "set rl.length_penalty, or label pairs of similar length; without a gain there is nothing to explain",
     )
+    won, control = interval(summary, "eval/win_rate"), arm_control("length", {}, items["length"])
+    if won is None or won.low <= 0.5:
+        return replace(check, state="open")
+    if _no_longer(items["real"]):
+        return replace(check, state="yes")
+    if control.state == "yes":
+        return check
+    return replace(
+        check,
+        measured=f"length arm: {control.measured}",
+        unit="number",
+        state=control.state,
+        found=control.found,
+        advice="let the length arm learn longer (rl.num_prompts, rl.num_epochs) or freer (a lower rl.beta)",
+    )
+
+
+def _no_longer(items: Items) -> bool:
+    """Whether responses are surely not longer by more than a stated bound, nor longer beyond noise."""
+    longer, start = _gain(items, *_LENGTH), _mean(items, _LENGTH[1])
+    if longer is None or start is None:
+        return False
+    return longer.low <= 0 and longer.high <= STILL_LENGTH * start
 
 
 _ROUGE = ("eval/rouge_l_policy", "eval/rouge_l_baseline")
@@ -215,6 +272,12 @@ def _gain(items: Items, mine: str, other: str) -> Interval | None:
     return _paired(seed_scores(items, mine), seed_scores(items, other))
 
 
+def _mean(items: Items, name: str) -> float | None:
+    """One metric over all prompts (and seeds); None where none has it."""
+    scores = [score for _, own in seed_scores(items, name).values() for score in own]
+    return fmean(scores) if scores else None
+
+
 def _paired(x: SeedScores, y: SeedScores) -> Interval | None:
     shared = common_items({"x": x, "y": y}) if x and y else []
     if not shared:
@@ -233,27 +296,35 @@ def _beside(found: Interval | None, bound: float) -> State:
     return "yes" if found.low > bound else "no" if found.high < bound else "open"
 
 
-def _holds_zero(found: Interval | None) -> State:
-    if found is None or math.isnan(found.low):
-        return "open"
-    return "yes" if found.low <= 0 <= found.high else "no"
-
-
 def diagnosis_verdict(rows: Sequence[Row]) -> Verdict:
-    """The part to look at first: the lowest one with a `no`, else the lowest with an open question.
+    """The part to look at first: the lowest one with a `no` or a control that failed, else with an open question.
 
-    `rows` are those of `Check.row`. A part stands on those before it (SFT, RL, reward).
+    `rows` are those of `Check.row`. A part stands on those before it (SFT, RL, reward), and within a part what was
+    measured without the control stands.
     """
-    for state, tone in (("no", "loss"), ("open", "open")):
-        for part in PARTS:
-            told = [row for row in rows if row["part"] == part and row["state"] == state]
-            if told:
-                return Verdict(_blame(part, state, told), tone)  # type: ignore[arg-type]
+    failed = [row for row in rows if row["state"] == "failed"]
+    for part in PARTS:
+        told = [row for row in rows if row["part"] == part and row["state"] == "no"]
+        if told:
+            more = f" {_no_control(failed)}" if failed else ""
+            return Verdict(f"{_blame(part, 'no', told)}{more}", "loss")
+        if any(row["part"] == part for row in failed):
+            return Verdict(f"{_no_control(failed)} Try: {failed[0]['advice']}.", "open")
+    for part in PARTS:
+        told = [row for row in rows if row["part"] == part and row["state"] == "open"]
+        if told:
+            return Verdict(_blame(part, "open", told), "open")
     return Verdict(
         "None of the three is to blame: the SFT policy answers its prompts, RL raises a sound reward and no "
         "other, and what the real reward pays for raises the held-out measure beyond length.",
         "win",
     )
+
+
+def _no_control(failed: Sequence[Row]) -> str:
+    """That nothing follows from controls that did not do their work."""
+    asked = " ".join(f"{row['question']} Cannot be said ({row['measured']}: {_cell(row)})." for row in failed)
+    return f"The control failed, so that nothing is concluded from it. {asked}"
 
 
 def _blame(part: str, state: str, told: Sequence[Row]) -> str:
@@ -276,7 +347,7 @@ class DiagnosisTable:
 
 
 HEADS = ("part", "question", "measured", "value", "rule", "answer")
-_ANSWERS = {"yes": "yes", "no": "no", "open": "not shown"}
+_ANSWERS = {"yes": "yes", "no": "no", "failed": "the control failed", "open": "not shown"}
 
 
 def diagnosis_table(rows: Sequence[Row]) -> DiagnosisTable | None:

@@ -14,7 +14,7 @@ from rlaif.reports.text import metric_label
 def comparison_markdown(run: RunRecord) -> str:
     """What `stage=compare` found: diagnosis, arms, head-to-heads and the points of the curve."""
     arms = {str(row["arm"]): row for row in run.table("arms")}
-    table = arms_table(arms, run.table("verdicts"), run.table("arm_tests"))
+    table = arms_table(arms, run.table("verdicts"), run.table("arm_tests"), run.table("controls"))
     parts = [f"# {run.name or run.id}"]
     diagnosis = diagnosis_table(run.table("diagnosis"))
     if diagnosis:
@@ -24,6 +24,7 @@ def comparison_markdown(run: RunRecord) -> str:
             markdown_table(HEADS, diagnosis.rows),
             "## Arms",
         ]
+    parts += [f"Control {control.arm}: {control.sentence}." for control in table.controls]
     parts.append(_arms(table))
     if table.caption:
         parts.append(table.caption)

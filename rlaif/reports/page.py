@@ -380,7 +380,9 @@ def _arms(runs: Sequence[RunRecord]) -> ArmsTable | None:
     """The tables of `stage=compare`, where a run has them."""
     arms = {str(row["arm"]): row for run in runs for row in run.table("arms") if "arm" in row}
     verdicts = [row for run in runs for row in run.table("verdicts")]
-    return arms_table(arms, verdicts, latest_table(runs, "arm_tests")) if arms or verdicts else None
+    if not arms and not verdicts:
+        return None
+    return arms_table(arms, verdicts, latest_table(runs, "arm_tests"), latest_table(runs, "controls"))
 
 
 def glossary(names: Iterable[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rlaif.errors import UserError
-from rlaif.reports import ROLES
+from rlaif.reports import CONTROLS, ROLES
 from rlaif.stages.context import Context, apply_engine, apply_seed, plain, require_values
 from rlaif.stages.registry import STAGES
 from rlaif.stages.schema import check_settings
@@ -182,6 +182,22 @@ def read_roles(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
             f"diagnose needs policies that were judged, but until={ctx.cfg.until}: write until: eval"
         )
     return roles
+
+
+def read_controls(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
+    """What each arm that is a control is one of. Raises UserError for arms and kinds that do not exist."""
+    controls: dict[str, str] = plain(ctx.cfg.controls)
+    names = [arm.name for arm in arms]
+    for name, kind in controls.items():
+        if name not in names:
+            raise UserError(f"controls: {name} is no arm: write one of {', '.join(names)}")
+        if kind not in CONTROLS:
+            raise UserError(f"controls: {name}={kind} is not known: write one of {', '.join(CONTROLS)}")
+    if controls and ctx.cfg.until != "eval":
+        raise UserError(
+            f"controls are held to their responses, but until={ctx.cfg.until}: write until: eval, or drop controls"
+        )
+    return controls
 
 
 def read_tests(ctx: Context) -> list[str]:

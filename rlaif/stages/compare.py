@@ -3,8 +3,8 @@
 An experiment file (`experiments/NAME.yaml`) gives `arms: {name: [overrides]}` or a `grid:` that makes them,
 `repeat:` the seeds that each arm is run for, `until:` the stage that each runs to, `test:` the metrics
 of single items that arms are tested on, `curve:` a plot over the arms, `diagnose:` the arms of a diagnosis by
-role, and `compare:` pairs of arms whose policies meet. Arms are composed in process, so everything that two
-have in common is built once.
+role, `controls:` arms that must have done something before anything is concluded from them, and `compare:` pairs
+of arms whose policies meet. Arms are composed in process, so everything that two have in common is built once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rlaif.reports import (
     arms_table,
     compare_items,
     compare_labelers,
+    control_row,
     curve_rows,
     curve_table,
     diagnose,
@@ -34,7 +35,16 @@ from rlaif.reports import (
 )
 from rlaif.stages import label
 from rlaif.stages.alarms import HISTORY_FILE, read_history
-from rlaif.stages.arms import Arm, Curve, read_arms, read_curve, read_roles, read_tests, setting
+from rlaif.stages.arms import (
+    Arm,
+    Curve,
+    read_arms,
+    read_controls,
+    read_curve,
+    read_roles,
+    read_tests,
+    setting,
+)
 from rlaif.stages.context import Context, plain
 from rlaif.stages.evaluate import comparison_rows, eval_config, judge_gate, judge_policies
 from rlaif.stages.graph import Graph
@@ -60,7 +70,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     """Build every arm, print arms, curve and verdicts, and return the flat summary."""
     curve, metrics = read_curve(ctx), read_tests(ctx)
     arms = read_arms(ctx)
-    roles = read_roles(ctx, arms)
+    roles, controls = read_roles(ctx, arms), read_controls(ctx, arms)
     graphs = _built(ctx, arms)
     firsts = {name: group[0] for name, group in graphs.items()}
     duels = _duels(ctx, firsts)
@@ -83,6 +93,9 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
             for (x, y), duel in duels.items()
         ],
         "diagnosis": _diagnosis(roles, summaries, items),
+        "controls": [
+            control_row(name, kind, summaries[name], items[name]) for name, kind in controls.items()
+        ],
     }
     _print(tables)
     _labelers(ctx, firsts)
@@ -94,7 +107,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     diagnosis = diagnosis_table(tables["diagnosis"])
     if diagnosis:
         flat[f"{roles['real']}/diagnosis/verdict"] = diagnosis.verdict.sentence
-    return flat
+    return flat | {f"{row['arm']}/control/verdict": row["sentence"] for row in tables["controls"]}
 
 
 def _built(ctx: Context, arms: Sequence[Arm]) -> dict[str, list[Graph]]:
@@ -146,7 +159,7 @@ def _diagnosis(
 
 def _print(tables: Mapping[str, list[dict[str, Any]]]) -> None:
     arms = {row["arm"]: row for row in tables["arms"]}
-    for part in terminal_arms(arms_table(arms, tables["verdicts"], tables["arm_tests"])):
+    for part in terminal_arms(arms_table(arms, tables["verdicts"], tables["arm_tests"], tables["controls"])):
         console().print(part)
     curve = curve_table(tables["curve"])
     if curve:

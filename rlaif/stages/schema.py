@@ -383,7 +383,7 @@ RULES: Mapping[str, Rule] = {
 }
 """What each setting may be, by its dotted key."""
 
-OPEN = ("arms", "grid", "repeat", "curve", "diagnose", "prices", "hydra")
+OPEN = ("arms", "grid", "repeat", "curve", "diagnose", "controls", "prices", "hydra")
 """Nodes whose keys are names of the user's own."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
@@ -11,6 +12,7 @@ from synthetic_runs import write_run
 from rlaif.reports.diagnosis import (
     PARTS,
     ROLES,
+    control_row,
     diagnose,
     diagnosis_table,
     diagnosis_verdict,
@@ -149,6 +151,109 @@ def test_without_gold_pairs_of_its_own_a_reward_model_is_as_good_as_its_labels()
     assert (wrong[labeler], wrong[learnt]) == ("no", "yes")
     unknown = _states(_rows({"rm/gold_accuracy": None}))  # direct RLAIF has neither
     assert (unknown[labeler], unknown[learnt]) == ("open", "open")
+
+
+FAILED = "The control failed, so that nothing is concluded from it."
+MORE, STILL = "Is its gain more than length?", "Does it stand still where nothing can be learnt?"
+CONTROLS = [
+    # (what the control did, the question, its state, what is shown instead)
+    (
+        {"length": _arm(longer=-2, win=0.46, seed=4)},
+        MORE,
+        "failed",
+        "\u22122",
+    ),  # the published run's: shorter
+    ({"length": _arm(longer=0, win=0.46, seed=4)}, MORE, "failed", "length arm: length"),
+    ({"random": _arm(longer=-3.5, seed=3)}, STILL, "failed", "\u22123.5"),
+    ({"random": _arm(longer=3.5, seed=3)}, STILL, "failed", "random arm: length"),
+    ({"kl": 0.76}, STILL, "failed", "KL from the reference"),
+    ({"kl": 0.4}, STILL, "yes", ""),
+    (
+        {"random": _arm(longer=0.6, seed=3)},
+        STILL,
+        "yes",
+        "",
+    ),  # surely, and surely within a tenth of 12 tokens
+]
+
+
+@pytest.mark.parametrize(("did", "question", "state", "shown"), CONTROLS)
+def test_nothing_is_concluded_from_a_control_that_did_not_do_its_work(did, question, state, shown) -> None:
+    summaries = dict.fromkeys(ROLES, {}) | {"real": SUMMARY, "random": {"ppo/kl": did.pop("kl", 0.1)}}
+    items = {role: [did.get(role, HEALTHY[role])] for role in ROLES}
+    rows = [check.row() for check in diagnose(summaries, items)]
+    others = {name: s for name, s in _states(rows).items() if s != "yes"}
+    assert others == ({question: state} if state != "yes" else {})
+    table = diagnosis_table(rows)
+    assert table.verdict.sentence.startswith(
+        "None of the three" if state == "yes" else f"{FAILED} {question}"
+    )
+    assert table.verdict.tone == ("win" if state == "yes" else "open") and shown in table.verdict.sentence
+    answers = [row[5] for row in table.rows if row[1] == question]
+    assert answers == ["the control failed" if state == "failed" else "yes"]
+
+
+def test_a_control_of_too_few_prompts_is_undecided() -> None:
+    """Not significantly moved is not "stayed"."""
+    rows = _rows(
+        random=[row | {"eval/length_policy": 12 + 9 * (-1) ** i} for i, row in enumerate(HEALTHY["random"])]
+    )
+    assert _states(rows)[STILL] == "open"
+    assert diagnosis_verdict(rows).sentence.startswith("Nothing is surely wrong; look at the RL first.")
+    rouge = [
+        row | {"eval/rouge_l_policy": 0.4 * (i % 2), "eval/rouge_l_baseline": 0.2}
+        for i, row in enumerate(HEALTHY["random"])
+    ]
+    assert _states(_rows(random=rouge))[STILL] == "open"
+
+
+def test_what_is_wrong_without_the_control_is_said_before_it() -> None:
+    rows = _rows(length=_arm(longer=-2, seed=4), real=_arm(-0.03, longer=3, win=0.75))
+    sentence = diagnosis_verdict(rows).sentence
+    assert (
+        sentence.startswith("It is the reward. Does the held-out measure follow? No") and FAILED in sentence
+    )
+    rows = _rows(random=_arm(longer=-3.5, seed=3), real=_arm(-0.03, longer=3, win=0.75))
+    assert diagnosis_verdict(rows).sentence.startswith(FAILED), "RL stands before the reward"
+
+
+def test_a_gain_with_a_few_more_tokens_is_not_one_without() -> None:
+    """The real arm's +0.5 tokens are no proof of none: only the length control can tell."""
+    wide = [row | {"eval/length_policy": 12.5 + 12 * (-1) ** i} for i, row in enumerate(HEALTHY["real"])]
+    assert _states(_rows(real=wide, length=_arm(longer=-2, win=0.4, seed=4)))[MORE] == "failed"
+    assert _states(_rows(real=wide))[MORE] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "longer", "kl", "state"),
+    [
+        ("length", 6.9, 2.0, "yes"),
+        ("length", 0.0, 2.0, "failed"),
+        ("length", -2.0, 2.0, "failed"),
+        ("random", 0.0, 0.1, "yes"),
+        ("random", -2.0, 0.1, "failed"),
+        ("random", 0.0, 0.9, "failed"),
+    ],
+)
+def test_a_comparison_says_what_its_control_did(kind, longer, kl, state, tmp_path) -> None:
+    row = control_row("longer", kind, {"ppo/kl": kl}, [_arm(longer=longer, seed=6)])
+    assert (row["arm"], row["state"]) == ("longer", state)
+    arms = [{"arm": name, "eval/win_rate": 0.6} for name in ("likelihood", "longer")]
+    duel = {
+        "first": "likelihood",
+        "second": "longer",
+        "win_rate": 0.7,
+        "ci_low": 0.6,
+        "ci_high": 0.8,
+        "p": 0.001,
+    }
+    tables = {"arms": arms, "verdicts": [duel], "controls": [row]}
+    record = load_run(write_run(tmp_path, "d", stage="compare", summary={"a": 1}, tables=tables))
+    page = unescape(render_report([record], tmp_path / "page.html", title="t").read_text(encoding="utf-8"))
+    top = page[: page.index("<h2>")]
+    assert ("The control failed: longer is there to be compared with" in top) is (state == "failed")
+    assert ("likelihood wins" in top) is (state == "yes")
+    assert f"Control longer: {row['sentence']}." in page and row["sentence"] in comparison_markdown(record)
 
 
 def test_no_longer_responses_cannot_owe_their_gain_to_length() -> None:

@@ -177,6 +177,11 @@ def test_policies_meet_under_the_experiments_judge(run, warm_root, pipeline, cap
     assert len(set(policies)) == 2 and set(policies) == _digests(record, "ppo")
     (verdict,) = record.table("verdicts")
     assert (verdict["first"], verdict["second"]) == ("likelihood", "longer")
+    (control,) = record.table("controls")
+    arm = next(row for row in record.table("arms") if row["arm"] == "longer")
+    rose = arm["eval/length_policy"] > arm["eval/length_baseline"]
+    assert control["control"] == "length" and (rose or control["state"] == "failed")
+    assert record.summary["longer/control/verdict"] == control["sentence"]
     rows = record.table("samples_likelihood_vs_longer")
     value = {"win": 1.0, "tie": 0.5, "loss": 0.0}
     assert fmean(value[row["outcome"]] for row in rows) == pytest.approx(verdict["win_rate"])
@@ -223,7 +228,7 @@ def test_a_diagnosis_holds_four_rewards_side_by_side(run, records, pipeline, war
     record = records["diagnose"] if "diagnose" in records else run("experiments=diagnose")
     rows = record.table("diagnosis")
     assert [row["part"] for row in rows] == ["SFT"] * 2 + ["RL"] * 2 + ["reward"] * 5
-    assert {row["state"] for row in rows} <= {"yes", "no", "open"}
+    assert {row["state"] for row in rows} <= {"yes", "no", "failed", "open"}
     arms = {row["arm"]: row for row in record.table("arms")}
     assert arms["oracle"]["eval/rouge_l_policy"] - arms["oracle"]["eval/rouge_l_baseline"] == pytest.approx(
         next(row["value"] for row in rows if row["measured"].startswith("oracle arm"))
@@ -243,6 +248,8 @@ def test_a_diagnosis_holds_four_rewards_side_by_side(run, records, pipeline, war
         (["+diagnose.other=real"], "write an arm for each of real, oracle, random, length"),
         (["diagnose.real=rm"], "diagnose: rm is no arm: write one of real, oracle, random, length"),
         (["until=ppo"], "write until: eval"),
+        (["+controls.rm=length"], "controls: rm is no arm: write one of real, oracle, random, length"),
+        (["+controls.random=noise"], "controls: random=noise is not known: write one of length, random"),
     ],
 )
 def test_a_diagnosis_that_cannot_be_made_says_so_at_once(words, sentence, run) -> None:
