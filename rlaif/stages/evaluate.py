@@ -123,17 +123,20 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
     pairs = [sampled_pair(p, b) for p, b in zip(new, old, strict=True)]
     encoded = encode_pairs(ctx, pairs, "evaluation")
     metrics[_divergence_name(ctx)] = _log_ratio(ctx, policy, baseline, pairs, encoded)
-    metrics |= _rewards(reward.of_pairs((new, old), encoded), ctx.cfg.seeds.eval)
+    rewards = reward.of_pairs((new, old), encoded)
+    # Where some pairs have no reward, it is not told which: then each is drawn by itself.
+    prompts = [pair.cluster if len(rewards) == len(pairs) else pair.id for pair in pairs][: len(rewards)]
+    metrics |= _rewards(rewards, prompts, ctx.cfg.seeds.eval)
     return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
 
 
-def _rewards(rewards: Sequence[tuple[float, float]], seed: int) -> dict[str, float]:
+def _rewards(rewards: Sequence[tuple[float, float]], prompts: Sequence[str], seed: int) -> dict[str, float]:
     """What the reward, which RL was paid, thinks of both policies; nothing where it has no opinion."""
     if not rewards:
         return {}
     policy, baseline = torch.tensor(rewards).unbind(dim=1)
     wins = (policy > baseline).float() + (policy == baseline).float() / 2
-    gain = cluster_bootstrap_interval((policy - baseline).tolist(), range(len(rewards)), seed=seed)
+    gain = cluster_bootstrap_interval((policy - baseline).tolist(), prompts, seed=seed)
     return {
         "eval/reward_gain": gain.estimate,
         "eval/reward_gain_ci_low": gain.low,

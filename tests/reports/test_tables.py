@@ -185,7 +185,7 @@ def test_the_reward_and_what_rl_maximises_stand_side_by_side(tmp_path):
     rows = {row.metric: row for row in result_rows(summary, run.history)}
     assert rows["ppo/objective"].value == "-1.250" and "maximises" in rows["ppo/objective"].label
     assert "maximis" not in rows["ppo/reward"].label
-    assert rows["ppo/reward_scale"].value == "0.0932 raw" and "24 references" in rows["ppo/reward_scale"].note
+    assert rows["ppo/reward_scale"].value == "0.093 raw" and "24 references" in rows["ppo/reward_scale"].note
     cards = {who: (words, value) for who, words, value in proxy_and_judge(summary, run.history)}
     assert cards["Proxy"][0] == "reward, before penalties and KL"
     assert "what RL maximised" in cards["Objective"][0] and cards["Objective"][1] == "\u22121.25"

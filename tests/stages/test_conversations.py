@@ -23,8 +23,9 @@ from rlaif.evaluation import (
 )
 from rlaif.evaluation.reward_model import reward_report
 from rlaif.models.weights import Normalization
-from rlaif.records import Pair, Preference
+from rlaif.records import Pair, Preference, Sample
 from rlaif.reports.items import seed_scores
+from rlaif.stages.evaluate import judge_policies
 from rlaif.stages.reward_data import Labelled, _split
 from rlaif.stats import cluster_bootstrap_interval
 
@@ -163,3 +164,23 @@ def test_every_interval_resamples_conversations() -> None:
         (win_rate_items(made), "eval/win_rate"),
     ):
         assert {cluster for cluster, _ in seed_scores([items], name).values()} == {f"c{c}" for c in range(30)}
+
+
+def test_an_evaluation_resamples_the_rewards_of_a_conversation_together(
+    context, tmp_path, monkeypatch
+) -> None:
+    """Twelve answers of three conversations; a reward that leaves some out has nothing that says which."""
+    ctx = context("judge=scripted")
+    samples = [
+        Sample(f"p{i}", f"Question {i}", f"Answer {i}", 2, True, group=f"c{i // 4}", ids=(5 + i, 6))
+        for i in range(12)
+    ]
+    monkeypatch.setattr("rlaif.stages.evaluate._responses", lambda *rest: samples)
+    top = ctx.model().trunk.new_top().frozen_copy()
+
+    def width(count: int) -> float:
+        reward = SimpleNamespace(of_pairs=lambda sides, encoded: [(float(i // 4), 0.0) for i in range(count)])
+        found = judge_policies(ctx, tmp_path, top, top, reward)
+        return found["eval/reward_gain_ci_high"] - found["eval/reward_gain_ci_low"]
+
+    assert width(12) > 1.5 * width(11) > 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
 
-from rlaif.inference.sampler import Decoding
-from rlaif.io import read_records, write_records
-from rlaif.models.weights import load_reward
+from rlaif.inference.sampler import Decoding, sample
+from rlaif.io import digest, read_records, write_records
+from rlaif.models.weights import load_reward, load_top
 from rlaif.records import Pair, to_dict
 from rlaif.rollout import RolloutCollector
 from rlaif.stages.graph import Graph
@@ -17,6 +18,7 @@ from rlaif.stages.pair_rows import encode_pairs, response_ids
 from rlaif.stages.registry import STAGES
 from rlaif.stages.rewards import ModelReward, make_reward
 from rlaif.stages.sample import sampled_pair
+from rlaif.stages.sft import policy_top
 from rlaif.tracking.glossary import unknown
 
 JUDGED = ["stage=eval", "judge=scripted"]
@@ -106,3 +108,48 @@ def test_an_exported_reward_model_reads_the_tokens_that_the_policy_wrote(
     members = load_reward(ctx.model(), Graph(ctx, STAGES).get("rm").path)
     own = ModelReward(ctx, members, lambda scores: scores.mean(dim=0))
     torch.testing.assert_close(hub(rollout), own(rollout), atol=1e-4, rtol=0)
+
+
+# What learns, quickly (as in test_held_out, whose artifacts it shares).
+LEARNS = [
+    "model.trainable=full",
+    "rl.lr=0.03",
+    "rl.ppo_epochs=1",
+    "rl.prompts_per_iteration=4",
+    "rl.num_epochs=1.5",
+]
+LEARNS += ["task.validation_fraction=0.3", "rl.held_out.num_prompts=6", "rl.held_out.every=4"]
+
+
+@torch.no_grad()
+def test_kl_and_gain_are_those_of_a_plain_loop(run, context) -> None:
+    """From the stored policies alone: direction, temperature and sign."""
+    words = [*LEARNS, "eval.temperature=0.7"]
+    summary = run(*JUDGED, *words).summary
+    ctx = context("judge=scripted", *words)
+    graph, model = Graph(ctx, STAGES), ctx.model()
+    policy, sft = load_top(model, graph.get("ppo").path), policy_top(ctx, {"sft": graph.get("sft")})
+    (member,) = load_reward(model, graph.get("rm").path)
+    prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.cfg.eval.num_prompts)
+    encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]
+    seeds = [int(digest([0, p.id], 15), 16) for p in prompts]
+    decoding = Decoding(ctx.cfg.task.max_response_tokens, 0.7)
+    written = [
+        sample(top.frozen_copy(), encoded, seeds, decoding, eos_ids=model.eos_ids, max_rows=8)
+        for top in (policy, sft)
+    ]
+    ratios, gains = [], []
+    for start, own, other in zip(encoded, *written, strict=True):
+        row, place = torch.tensor([[*start, *own.ids]]), torch.arange(len(start), len(start) + len(own.ids))
+        features = model.trunk(row)
+        new, old = (
+            (top.logits(top(features))[0] / 0.7).log_softmax(-1)[place - 1, row[0, place]]
+            for top in (policy, sft)
+        )
+        ratios.append(float((new - old).sum()))
+        sides = (torch.tensor([[*start, *one.ids]]) for one in (own, other))
+        a, b = (float(member.head(member.top(model.trunk(side)))[0, -1]) for side in sides)
+        gains.append(a - b)
+    assert summary["eval/kl"] == pytest.approx(fmean(ratios), abs=1e-3) and abs(fmean(ratios)) > 0.1
+    assert summary["eval/reward_gain"] == pytest.approx(fmean(gains), abs=1e-3) and abs(fmean(gains)) > 0.01
+    assert summary["eval/reward_win_rate"] == fmean((g > 0) + (g == 0) / 2 for g in gains)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from rlaif.errors import UserError
@@ -87,16 +88,26 @@ def test_the_best_policy_is_kept_and_measured_again_on_other_prompts(run, warm_r
     encoded = [ctx.encoder.prompt(p.prompt) for p in others]
     decoding = Decoding(ctx.cfg.task.max_response_tokens, 1.0)
     seeds = [int(digest([0, 0, p.id, 0], 15), 16) for p in others]
-    texts = [
-        [ctx.encoder.decode(one.ids) for one in drawn]
-        for drawn in (
-            sample(top.frozen_copy(), encoded, seeds, decoding, eos_ids=ctx.model().eos_ids, max_rows=8)
-            for top in (policy, start)
-        )
+    drawn = [
+        sample(top.frozen_copy(), encoded, seeds, decoding, eos_ids=ctx.model().eos_ids, max_rows=8)
+        for top in (policy, start)
     ]
+    texts = [[ctx.encoder.decode(one.ids) for one in each] for each in drawn]
     wanted = fmean(0.5 + 0.5 * ((len(a) < len(b)) - (len(a) > len(b))) for a, b in zip(*texts, strict=True))
     assert summary["ppo/track_gold"] == wanted != first[2], (wanted, first)
     assert summary["ppo/track_gold_start"] == 0.5
+    ratios = []
+    for prompt, one in zip(encoded, drawn[0], strict=True):
+        row, place = (
+            torch.tensor([[*prompt, *one.ids]]),
+            torch.arange(len(prompt), len(prompt) + len(one.ids)),
+        )
+        features = ctx.model().trunk(row)
+        logps = [
+            top.logits(top(features))[0].log_softmax(-1)[place - 1, row[0, place]] for top in (policy, start)
+        ]
+        ratios.append(float((logps[0] - logps[1]).sum()))
+    assert summary["ppo/track_kl"] == pytest.approx(fmean(ratios), abs=1e-3) and fmean(ratios) > 0.1
 
 
 def test_the_best_of_one_prompt_cannot_be_measured_again(context) -> None:
