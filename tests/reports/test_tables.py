@@ -188,7 +188,7 @@ def test_the_reward_and_what_rl_maximises_stand_side_by_side(tmp_path):
     assert rows["ppo/reward_scale"].value == "0.093 raw" and "24 references" in rows["ppo/reward_scale"].note
     cards = {who: (words, value) for who, words, value in proxy_and_judge(summary, run.history)}
     assert cards["Proxy"][0] == "reward, before penalties and KL"
-    assert "what RL maximised" in cards["Objective"][0] and cards["Objective"][1] == "\u22121.25"
+    assert "what RL maximised" in cards["Objective"][0] and cards["Objective"][1] == "\u22121.250"
     arms = [{"arm": name, **summary} for name in "ab"]
     history = [
         {"step": i, "ppo/reward": 0.1 * i, "ppo/objective": -0.1 * i, "ppo/kl": 0.1 * i} for i in range(9)
