@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,6 +37,7 @@ from rlaif.stages.sizes import prompt_tokens, response_tokens
 from rlaif.stages.track import check_track, kept_metrics, make_tracker, track_config, track_work
 from rlaif.stages.training import fit, make_trainer, optim_options
 
+FLAT = 0.98  # of the entropy of an even draw
 LAST = 3  # iterations averaged for the end's figures
 
 
@@ -154,9 +156,22 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     metrics["ppo/iterations"] = len(history)
     if "ppo/usd" in metrics:
         metrics["ppo/usd"] = sum(row["ppo/usd"] for row in history)
+    _say_flat(ctx, history[0]["ppo/entropy"])
     if reward.scale.problem:
         ctx.warn("reward without a scale", reward.scale.problem)
     return metrics | reward.scale.metrics() | cut
+
+
+def _say_flat(ctx: Context, entropy: float) -> None:
+    """Warn of a policy, such as that of profile=smoke, from which nothing can be learnt about RL."""
+    most = math.log(ctx.model().trunk.config.vocab_size)
+    if entropy > FLAT * most:
+        ctx.warn(
+            "a policy that cannot learn",
+            f"the policy draws tokens as good as evenly (entropy {entropy:.2f} of at most {most:.2f} nats a token), "
+            "as a random model does: RL shows here that commands run, and no reward can be expected to rise; write"
+            " profile=demo, or another model, to see it learn",
+        )
 
 
 def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from hydra import compose, initialize_config_dir
 
 from rlaif.data.datamodule import PromptCursor
 from rlaif.inference.sampler import Decoding
@@ -80,6 +82,13 @@ ALGORITHMS = {
         "none",
     ),
 }
+# The one setting in which every preset of conf/rl must climb the easy reward, the share of letters (a fifth by chance):
+# seconds each, and the same changes for all.
+EASY = {"missing_eos_penalty": 0.0, "missing_eos_score": None, "minibatch_rollouts": 32}
+EASY_LR, EASY_ITERATIONS = 2e-3, 24
+EASY_SCALE = 7.0  # the share's standard deviation is a seventh: rewards are on the scale of references
+CONF = Path(__file__).resolve().parents[2] / "conf"
+PRESETS = sorted(file.stem for file in (CONF / "rl").glob("[!_]*.yaml"))
 PROMPTS = [Prompt(f"p{i}", "ask" * (1 + i % 4) + str(i)) for i in range(16)]
 NEW_TOKENS = 8
 
@@ -100,6 +109,16 @@ def letters(model):
 def letter_share(model):
     chosen = letters(model)
     return lambda rollout: (chosen[rollout.ids] & rollout.response_mask).sum(1) / rollout.lengths()
+
+
+def preset(name, **changes):
+    """A preset of conf/rl in the easy setting, with further changes: (options, critic)."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose("config", overrides=[f"rl={name}"]).rl
+    options = PPOOptions(
+        **{field.name: node[field.name] for field in fields(PPOOptions) if field.name != "seed"}, seed=0
+    )
+    return replace(options, **{**EASY, **changes}), node.value
 
 
 def make_module(

@@ -32,6 +32,11 @@ def short_task(context, tmp_path: Path) -> Callable[..., Context]:
     return lambda *words: context(*own, *words)
 
 
+def test_smoke_says_that_it_cannot_learn(run, pipeline) -> None:
+    (said,) = [row["text"] for row in pipeline.alerts if row["title"] == "a policy that cannot learn"]
+    assert "entropy 5.5" in said and "of at most 5.56 nats" in said and "profile=demo" in said
+
+
 def lengths_of(model, ctx: Context, folder: Path) -> list[float]:
     """Mean length in each of 12 iterations, from a policy that ends at every seventh token, under RL's own penalty."""
     options, critic = ALGORITHMS["reinforce"]
