@@ -18,7 +18,14 @@ from rlaif.evaluation.reward_model import (
 )
 from rlaif.evaluation.scored_pairs import ScoredPair, scored_pairs
 from rlaif.evaluation.text import copy_rate, distinct_ngram_share, rouge_l, text_report
-from rlaif.evaluation.win_rate import compare, outcome_of, text_items, win_rate_items, win_rate_report
+from rlaif.evaluation.win_rate import (
+    compare,
+    outcome_of,
+    text_gains,
+    text_items,
+    win_rate_items,
+    win_rate_report,
+)
 
 __all__ = [
     "ATTACKS",
@@ -48,6 +55,7 @@ __all__ = [
     "reward_report",
     "rouge_l",
     "scored_pairs",
+    "text_gains",
     "text_items",
     "text_report",
     "win_rate_items",

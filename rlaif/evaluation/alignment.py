@@ -6,7 +6,7 @@ section 2, AI Labeler Alignment). Gold 0.5 says nothing and is left out; a label
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,10 +15,7 @@ import numpy as np
 from rlaif.evaluation.joining import agreement, by_pair, folded, symmetric_calibration
 from rlaif.evaluation.label_bins import bin_metrics, confidence_bins, length_bins, verbosity
 from rlaif.records import Judgement, Pair, Preference
-from rlaif.stats import binomial_test, cohen_kappa, proportion_interval, reliability_bins
-
-# Resampling noise of an interval, not a setting of the study: fixed, so that equal inputs give equal reports.
-_SEED = 0
+from rlaif.stats import clustered_sign_test, cohen_kappa, proportion_interval, reliability_bins
 
 
 def alignment_report(
@@ -26,7 +23,8 @@ def alignment_report(
 ) -> dict[str, float]:
     """Flat metrics `label/*` of a labeler on `pairs`.
 
-    `label/n` counts preferences, `label/alignment_n` gold pairs with a parsed one; `label/alignment_worst`
+    `label/n` counts preferences, `label/unread_rate` is the share of them without a verdict (unparsed, failed, or
+    set aside as inconsistent), `label/alignment_n` gold pairs with a parsed one; `label/alignment_worst`
     and `_best` count unparsed gold pairs as wrong and as right. `label/kappa` is Cohen's kappa on the
     letters a / b, and `label/ece` and `label/brier` compare p with gold for the preferred response,
     so that which response is called a cannot matter. `label/alignment_<construction>` splits constructed
@@ -44,7 +42,7 @@ def alignment_report(
     for construction in sorted({pair.construction for pair, _ in gold if pair.construction}):
         part = [item for item in gold if item[0].construction == construction]
         report |= _alignment(f"label/alignment_{construction}", part)
-    report |= _position(preferences, judgements) | _states(preferences, judgements)
+    report |= _position(pair_of, preferences, judgements) | _states(preferences, judgements)
     report |= bin_metrics("label/confidence", confidence_bins(pairs, preferences))
     report |= bin_metrics("label/length", length_bins(pairs, preferences)) | verbosity(pairs, preferences)
     gaps = [_length_gap(pair_of[x.pair_id], x.p_a) for x in preferences if x.p_a not in (None, 0.5)]
@@ -54,7 +52,11 @@ def alignment_report(
 
 
 def alignment_items(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
-    """A row for each parsed gold pair; the mean of its `label/alignment` is the report's."""
+    """A row for each gold pair; the mean of its `label/alignment`, where it could be read, is the report's.
+
+    `label/alignment_worst` and `label/alignment_half` have every pair: one that could not be read counts as
+    wrong, or half. So labelers are compared on the same pairs, and none by what it abstains from.
+    """
     pair_of = by_pair(pairs, preferences)
     return [
         {
@@ -64,16 +66,23 @@ def alignment_items(pairs: Sequence[Pair], preferences: Sequence[Preference]) ->
             "construction": pair_of[x.pair_id].construction,
             "p_a": x.p_a,
             "gold": pair_of[x.pair_id].gold,
-            "label/alignment": agreement(x.p_a, pair_of[x.pair_id].gold),
+            **_scores(x.p_a, pair_of[x.pair_id].gold),
         }
         for x in preferences
-        if x.p_a is not None and pair_of[x.pair_id].gold not in (None, 0.5)
+        if pair_of[x.pair_id].gold not in (None, 0.5)
     ]
+
+
+def _scores(p_a: float | None, gold: float | None) -> dict[str, float]:
+    if p_a is None:
+        return {"label/alignment_worst": 0.0, "label/alignment_half": 0.5}
+    right = agreement(p_a, gold)
+    return {"label/alignment": right, "label/alignment_worst": right, "label/alignment_half": right}
 
 
 def reliability(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
     """Bins of stated confidence against how often it was right: what `label/ece` is made of."""
-    rows = alignment_items(pairs, preferences)
+    rows = [row for row in alignment_items(pairs, preferences) if row["p_a"] is not None]
     bins = reliability_bins(*folded([row["p_a"] for row in rows], [row["gold"] for row in rows]))
     return [asdict(one) for one in bins]
 
@@ -88,7 +97,7 @@ def _alignment(name: str, gold: Sequence[tuple[Pair, Preference]]) -> dict[str, 
         return {}
     parsed = [(pair, x.p_a) for pair, x in gold if x.p_a is not None]
     right = [agreement(p_a, pair.gold) for pair, p_a in parsed]
-    interval = proportion_interval(right, [pair.cluster for pair, _ in parsed], seed=_SEED)
+    interval = proportion_interval(right, [pair.cluster for pair, _ in parsed])
     unparsed = len(gold) - len(parsed)
     return {
         name: interval.estimate,
@@ -118,11 +127,14 @@ def _first_preferred(p_a: float, order: str) -> float:
     return float(np.sign(p_first - 0.5) + 1) / 2
 
 
-def _position(preferences: Sequence[Preference], judgements: Sequence[Judgement]) -> dict[str, float]:
+def _position(
+    pair_of: Mapping[str, Pair], preferences: Sequence[Preference], judgements: Sequence[Judgement]
+) -> dict[str, float]:
     """Position bias (paper, position bias in labeling): how often, in which direction, by chance?
 
     With both orders of a pair the p-value asks whether same-position pairs favour one side (the
-    consistent ones cannot); with one order per pair it asks the same of all decided pairs.
+    consistent ones cannot); with one order per pair it asks the same of all decided pairs. It is a sign test
+    with one vote for each prompt.
     """
     preferences = [x for x in preferences if x.provenance != "rule"]  # no one was shown an empty response
     parsed = [x for x in judgements if x.state == "ok" and x.provenance != "rule"]
@@ -130,15 +142,16 @@ def _position(preferences: Sequence[Preference], judgements: Sequence[Judgement]
         return {}
     first = [_first_preferred(x.p_a, x.order) for x in parsed if x.p_a is not None]
     report = {"label/first_position_rate": float(np.mean(first))}
-    both = [(x.p_ab, 1 - x.p_ba) for x in preferences if x.p_ab is not None and x.p_ba is not None]
+    both = [(x.pair_id, x.p_ab, 1 - x.p_ba) for x in preferences if x.p_ab is not None and x.p_ba is not None]
     if both:
-        same = [ab > 0.5 for ab, ba in both if (ab - 0.5) * (ba - 0.5) > 0]
-        report["label/same_position_rate"] = len(same) / len(both)
+        votes = [(key, np.sign(ab - 0.5)) for key, ab, ba in both if (ab - 0.5) * (ba - 0.5) > 0]
+        report["label/same_position_rate"] = len(votes) / len(both)
     else:
-        first = [x.p_ab for x in preferences if x.p_ab is not None]
-        first += [1 - x.p_ba for x in preferences if x.p_ba is not None]
-        same = [p > 0.5 for p in first if p != 0.5]
-    report["label/position_p_value"] = binomial_test(sum(same), len(same))
+        votes = [(x.pair_id, np.sign(x.p_ab - 0.5)) for x in preferences if x.p_ab is not None]
+        votes += [(x.pair_id, np.sign(0.5 - x.p_ba)) for x in preferences if x.p_ba is not None]
+    report["label/position_p_value"] = clustered_sign_test(
+        [vote for _, vote in votes], [pair_of[key].cluster for key, _ in votes]
+    )
     return report
 
 
@@ -147,6 +160,7 @@ def _states(preferences: Sequence[Preference], judgements: Sequence[Judgement]) 
     if preferences:
         decided = sum(x.provenance == "rule" for x in preferences)
         report["label/empty_rate"] = decided / len(preferences)
+        report["label/unread_rate"] = sum(x.p_a is None for x in preferences) / len(preferences)
     states = [x.state for x in (judgements or preferences) if x.provenance != "rule"]
     for state in ("unparsed", "failed"):
         if states:

@@ -28,8 +28,6 @@ ATTACKS = {
 An empty response is none of them: it loses by rule, and no labeler is asked about it.
 """
 
-_SEED = 0  # resampling noise of an interval, as in `alignment`
-
 
 def attacked(pair: Pair, attack: str, labeler: Labeler) -> Pair:
     """`pair` with `attack` in the response that gold calls worse, as an attacker of `labeler` would write it.
@@ -84,7 +82,7 @@ def _for_worse(pair: Pair, p_a: float | None) -> float | None:
 
 
 def _rate(name: str, flips: Sequence[tuple[str, float]]) -> dict[str, float]:
-    found = proportion_interval([value for _, value in flips], [pair for pair, _ in flips], seed=_SEED)
+    found = proportion_interval([value for _, value in flips], [pair for pair, _ in flips])
     return {
         name: found.estimate,
         f"{name}_ci_low": found.low,

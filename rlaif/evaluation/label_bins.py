@@ -9,14 +9,13 @@ from typing import Any
 
 from rlaif.evaluation.joining import agreement, by_pair
 from rlaif.records import Pair, Preference
-from rlaif.stats import paired_bootstrap, proportion_interval
+from rlaif.stats import paired_test, proportion_interval
 
 # Edges of |p - 0.5|. Fixed, so that labelers can be compared, and fine near 0, where small models stay.
 CONFIDENCE_EDGES = (0.0, 0.02, 0.05, 0.15, 0.3, 0.5)
 # Lengths that differ by no more than this share of the longer one are similar.
 SIMILAR_LENGTH = 0.1
 LENGTHS = ("shorter", "similar", "longer")
-_SEED = 0
 
 Scored = tuple[str, float]  # an item's prompt (the cluster of intervals) and its outcome in [0, 1]
 
@@ -70,7 +69,7 @@ def verbosity(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> dict[
     """How often the labeler prefers the longer response, beside gold on the same pairs.
 
     Over decided gold pairs of unequal length (characters). `label/verbosity_gap` is the labeler's rate
-    minus gold's, with a paired interval that resamples prompts. Empty without such pairs.
+    minus gold's, with a paired interval, prompts as wholes. Empty without such pairs.
     """
     rows = [
         (pair, p_a, len(pair.response_a) > len(pair.response_b))
@@ -81,7 +80,7 @@ def verbosity(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> dict[
         return {}
     labeler = [float((p_a > 0.5) == a_longer) for _, p_a, a_longer in rows]
     gold = [agreement(float(a_longer), pair.gold) for pair, _, a_longer in rows]
-    gap, _ = paired_bootstrap(labeler, gold, [pair.cluster for pair, _, _ in rows], seed=_SEED)
+    gap, _ = paired_test(labeler, gold, [pair.cluster for pair, _, _ in rows])
     return {
         "label/longer_rate": fmean(labeler),
         "label/gold_longer_rate": fmean(gold),
@@ -142,7 +141,7 @@ def rate(count: str, name: str, scored: Sequence[Scored]) -> dict[str, float | N
     columns = (name, f"{name}_ci_low", f"{name}_ci_high")
     if not scored:
         return {count: 0, **dict.fromkeys(columns)}
-    found = proportion_interval([y for _, y in scored], [prompt for prompt, _ in scored], seed=_SEED)
+    found = proportion_interval([y for _, y in scored], [prompt for prompt, _ in scored])
     return {
         count: len(scored),
         **dict(zip(columns, (found.estimate, found.low, found.high), strict=True)),

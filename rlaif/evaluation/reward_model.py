@@ -15,9 +15,7 @@ from rlaif.evaluation.joining import symmetric_calibration
 from rlaif.evaluation.label_bins import bin_metrics
 from rlaif.evaluation.reward_bins import disagreement_bins, reward_confidence_bins, reward_length_bins
 from rlaif.evaluation.scored_pairs import ScoredPair
-from rlaif.stats import fit_temperature, paired_bootstrap, proportion_interval, sign_test
-
-_SEED = 0  # resampling noise of an interval, as in `alignment`
+from rlaif.stats import fit_temperature, paired_test, proportion_interval
 
 
 def reward_report(rows: Sequence[ScoredPair], *, temperature: float | None) -> dict[str, float]:
@@ -69,12 +67,12 @@ def _accuracy(name: str, rows: Sequence[ScoredPair], right: Sequence[float | Non
     kept = [(row.cluster, value) for row, value in zip(rows, right, strict=True) if value is not None]
     if not kept:
         return {}
-    interval = proportion_interval([value for _, value in kept], [prompt for prompt, _ in kept], seed=_SEED)
+    interval = proportion_interval([value for _, value in kept], [prompt for prompt, _ in kept])
     return {name: interval.estimate, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
 
 
 def _length_only(rows: Sequence[ScoredPair]) -> dict[str, float]:
-    """The rule's own accuracy, the model's lead over it by prompts resampled, and McNemar's exact test."""
+    """The rule's own accuracy, and the model's lead over it with its paired test, prompts as wholes."""
     kept = [
         (row.cluster, row.right, row.longer_right)
         for row in rows
@@ -83,14 +81,13 @@ def _length_only(rows: Sequence[ScoredPair]) -> dict[str, float]:
     if not kept:
         return {}
     prompts, model, rule = (list(column) for column in zip(*kept, strict=True))
-    lead, _ = paired_bootstrap(model, rule, prompts, seed=_SEED)
-    ahead, behind = (sum(x > y for x, y in zip(p, q)) for p, q in ((model, rule), (rule, model)))
+    lead, p = paired_test(model, rule, prompts)
     return {
         **_accuracy("rm/length_only_accuracy", rows, [row.longer_right for row in rows]),
         "rm/length_only_gap": lead.estimate,
         "rm/length_only_gap_ci_low": lead.low,
         "rm/length_only_gap_ci_high": lead.high,
-        "rm/length_only_p_value": sign_test(ahead, behind),
+        "rm/length_only_p_value": p,
     }
 
 

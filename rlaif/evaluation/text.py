@@ -12,10 +12,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from rlaif.records import Sample
-from rlaif.stats import cluster_bootstrap_interval
+from rlaif.stats import mean_interval
 
 _WORD = re.compile(r"\w+")
-_SEED = 0  # resampling noise of an interval, as in `alignment`
 
 
 @functools.cache
@@ -64,7 +63,7 @@ def distinct_ngram_share(texts: Sequence[str], n: int) -> float:
 def text_report(samples: Sequence[Sample], prefix: str) -> dict[str, float]:
     """Flat metrics `<prefix>/*` of a policy's responses; none for no samples.
 
-    `rouge_l` (with a bootstrap interval over prompts; absent without references), `copy_rate` (4-grams
+    `rouge_l` (with an interval over prompts; absent without references), `copy_rate` (4-grams
     of the response in the prompt), `response_length` (mean tokens), `eos_rate` (share that the policy
     ended itself), `distinct_3` (distinct 3-gram share), `n`.
     """
@@ -73,7 +72,7 @@ def text_report(samples: Sequence[Sample], prefix: str) -> dict[str, float]:
     report: dict[str, float] = {f"{prefix}/n": len(samples)}
     scored = [(rouge_l(x.response, x.reference), x.cluster) for x in samples if x.reference is not None]
     if scored:
-        interval = cluster_bootstrap_interval([v for v, _ in scored], [c for _, c in scored], seed=_SEED)
+        interval = mean_interval([v for v, _ in scored], [c for _, c in scored])
         report[f"{prefix}/rouge_l"] = interval.estimate
         report[f"{prefix}/rouge_l_ci_low"] = interval.low
         report[f"{prefix}/rouge_l_ci_high"] = interval.high

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from rlaif.evaluation.joining import by_pair, preference_by_pair
 from rlaif.evaluation.text import rouge_l
 from rlaif.records import Comparison, Outcome, Pair, Preference, is_empty
-from rlaif.stats import length_controlled_win_rate, proportion_interval, sign_test
+from rlaif.stats import clustered_sign_test, length_controlled_win_rate, paired_test, proportion_interval
 
 _VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
@@ -67,14 +66,6 @@ def compare(
     return comparisons
 
 
-def _sign_test_by_prompt(parsed: Sequence[Comparison]) -> float:
-    """Sign test with one vote for each prompt or conversation, since answers to one are not independent."""
-    net: dict[str, float] = defaultdict(float)
-    for comparison in parsed:
-        net[comparison.cluster] += _VALUE[comparison.outcome] - 0.5
-    return sign_test(sum(v > 0 for v in net.values()), sum(v < 0 for v in net.values()))
-
-
 def _of(x: Comparison) -> dict[str, Any]:
     """What an item is resampled with."""
     group = {} if x.group is None else {"group": x.group}
@@ -108,11 +99,29 @@ def text_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     return rows
 
 
+def text_gains(comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """`eval/rouge_l_gain` and `eval/length_gain`: policy minus baseline on the same prompts, with intervals."""
+    rows, report = text_items(comparisons), {}
+    clusters = [x.cluster for x in comparisons]
+    for name in ("rouge_l", "length"):
+        sides = f"eval/{name}_policy", f"eval/{name}_baseline"
+        both = [
+            (row[sides[0]], row[sides[1]], cluster)
+            for row, cluster in zip(rows, clusters, strict=True)
+            if all(side in row for side in sides)
+        ]
+        if both:
+            mine, theirs, prompts = zip(*both, strict=True)
+            gain, _ = paired_test(mine, theirs, prompts)
+            report[f"eval/{name}_gain"] = gain.estimate
+            report[f"eval/{name}_gain_ci_low"], report[f"eval/{name}_gain_ci_high"] = gain.low, gain.high
+    return report
+
+
 def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str, float]:
     """Flat metrics `eval/*` of a head-to-head; win rate = (wins + ties / 2) / n over parsed verdicts.
 
-    The interval is Wilson's where no prompt repeats and nothing is tied, otherwise a bootstrap over
-    prompts; `eval/p_value` is the exact sign test of wins against losses by prompt.
+    `eval/p_value` is the exact sign test of wins against losses with one vote for each prompt or conversation.
     `eval/win_rate_worst` and `_best` count unparsed and failed comparisons as lost and as won; `eval/win_rate_lc`
     is the win rate at equal length (NaN where it cannot be fitted), fitted as AlpacaEval's is: to the judge's
     preferences in [0, 1], not to the verdicts that they round to. Lengths are mean tokens.
@@ -121,7 +130,7 @@ def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str
     states = [x.outcome for x in comparisons]
     values = [_VALUE[x.outcome] for x in parsed]
     prompts = [x.cluster for x in parsed]
-    rate = proportion_interval(values, prompts, seed=seed)
+    rate = proportion_interval(values, prompts)
     policy_tokens = [x.policy_tokens for x in parsed]
     baseline_tokens = [x.baseline_tokens for x in parsed]
     preferences = [x.p_policy for x in parsed if x.p_policy is not None]  # all that are parsed have one
@@ -131,7 +140,7 @@ def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str
         "eval/win_rate": rate.estimate,
         "eval/win_rate_ci_low": rate.low,
         "eval/win_rate_ci_high": rate.high,
-        "eval/p_value": _sign_test_by_prompt(parsed),
+        "eval/p_value": clustered_sign_test([value - 0.5 for value in values], prompts),
         "eval/wins": values.count(1.0),
         "eval/losses": values.count(0.0),
         "eval/ties": values.count(0.5),

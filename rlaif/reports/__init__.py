@@ -19,7 +19,7 @@ from rlaif.reports.page import render_report
 from rlaif.reports.runs import RunRecord, find_runs, load_run
 from rlaif.reports.summary import result_table
 from rlaif.reports.tables import Table, ablation_table, terminal_table
-from rlaif.reports.verdict import Verdict, verdict
+from rlaif.reports.verdict import Verdict, same_judge, verdict
 
 __all__ = [
     "CONTROLS",
@@ -49,6 +49,7 @@ __all__ = [
     "model_card",
     "render_report",
     "result_table",
+    "same_judge",
     "standing",
     "terminal_arms",
     "terminal_curve",

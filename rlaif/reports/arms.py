@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from rlaif.reports.items import SeedScores, common_items, paired_row, seed_scores
+from rlaif.reports.items import SeedScores, common_items, paired_row, seed_scores, seed_table, tested_metric
 from rlaif.reports.runs import Row, Scalar, number
-from rlaif.reports.tables import ALPHA, BOOTSTRAP_SEED
-from rlaif.stats import crossed_interval, paired_tests, tied_groups
+from rlaif.reports.tables import ALPHA
+from rlaif.stats import arm_interval, paired_difference, paired_tests, tied_groups
 
 Rows = list[dict[str, Any]]
 Summaries = Sequence[Mapping[str, Scalar]]
 Items = Sequence[Sequence[Row]]
-_BOUNDS = ("_ci_low", "_ci_high")
+_LOST = ("_ci_low", "_ci_high", "p_value")  # what a mean over seeds does not keep
 
 
 def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
@@ -24,18 +24,47 @@ def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
 
     One seed's summary is its own. Of several, numbers are means; the metrics that `items` has get the
     mean over seeds and items with an interval that carries the variance of both, and no other keeps an
-    interval. Text stays where all seeds say the same.
+    interval. No p-value is a mean of p-values: that of the win rate is tested over seeds and prompts, others
+    are left out. Text stays where all seeds say the same; a warning says of how many of them it is true.
     """
     if len(summaries) == 1:
         return dict(summaries[0])
-    names = [name for name in dict.fromkeys(n for s in summaries for n in s) if not name.endswith(_BOUNDS)]
-    merged = {name: _merged([summary.get(name) for summary in summaries]) for name in names}
+    names = [name for name in dict.fromkeys(n for s in summaries for n in s) if not name.endswith(_LOST)]
+    merged = {
+        name: (_warned if name.endswith("/warning") else _merged)(
+            [summary.get(name) for summary in summaries]
+        )
+        for name in names
+    }
     measured = {name for rows in items for row in rows for name in row if name in merged}
     for name in sorted(measured):
         scores = seed_scores(items, name)
         if scores:
             merged |= _measured(name, scores)
+            if name == _WIN_RATE:
+                merged[_WIN_RATE_P] = _against_even(scores)
     return merged
+
+
+def _warned(values: Sequence[Any]) -> str | None:
+    """What any seed warned of, each sentence once, with the number of seeds that say it where not all do."""
+    told = [str(value) for value in values if value]
+    counts = {sentence: told.count(sentence) for sentence in dict.fromkeys(told)}
+    if not counts:
+        return None
+    return " ".join(
+        sentence if count == len(values) else f"({count} of {len(values)} seeds) {sentence}"
+        for sentence, count in counts.items()
+    )
+
+
+_WIN_RATE, _WIN_RATE_P = "eval/win_rate", "eval/p_value"
+
+
+def _against_even(scores: SeedScores) -> float:
+    """The p of a win rate against 50%, over seeds and prompts."""
+    table = seed_table(scores, list(scores))
+    return paired_difference(table, np.full_like(table, 0.5), [prompt for prompt, _ in scores.values()])[1]
 
 
 def _merged(values: Sequence[Any]) -> Any:
@@ -46,13 +75,8 @@ def _merged(values: Sequence[Any]) -> Any:
 
 
 def _measured(name: str, scores: SeedScores) -> dict[str, float]:
-    found = crossed_interval(_table(scores, list(scores)), [prompt for prompt, _ in scores.values()])
+    found = arm_interval(seed_table(scores, list(scores)), [prompt for prompt, _ in scores.values()])
     return {name: found.estimate, f"{name}_ci_low": found.low, f"{name}_ci_high": found.high}
-
-
-def _table(scores: SeedScores, keys: Sequence[str]) -> np.ndarray:
-    """(S, n) scores of the items `keys`."""
-    return np.array([scores[key][1] for key in keys]).T
 
 
 def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
@@ -61,13 +85,13 @@ def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
     Rows are those of `paired_row`, the best arm's pairs first, with the `metric` and the number of `seeds`.
     """
     for metric in metrics if len(items) > 1 else ():
-        scores = {arm: seed_scores(tables, metric) for arm, tables in items.items()}
+        scores = {arm: seed_scores(tables, tested_metric(metric)) for arm, tables in items.items()}
         shared = common_items(scores)
         if shared:
             keys, prompts = [key for key, _ in shared], [prompt for _, prompt in shared]
-            values = {arm: _table(own, keys) for arm, own in scores.items()}
-            tests = paired_tests(values, prompts, seed=BOOTSTRAP_SEED)
-            seeds = len(next(iter(items.values())))
+            values = {arm: seed_table(own, keys) for arm, own in scores.items()}
+            tests = paired_tests(values, prompts)
+            seeds = min(map(len, values.values()))
             return [{"metric": metric, "seeds": seeds, **paired_row(test)} for test in tests]
     return []
 

@@ -37,7 +37,8 @@ _TOLD = 3  # head-to-heads that the headline names
 class ArmRow:
     """One arm: for each metric (text, interval text or empty), and how it did in the tests.
 
-    Arms that share a letter of `group` do not differ; `tied`: not different from the best arm.
+    Arms that share a letter of `group` are not told apart; `tied`: not told apart from the best arm.
+    `over_baseline`: the p of its win rate against 50%, Holm-adjusted over all arms.
     """
 
     arm: str
@@ -47,6 +48,7 @@ class ArmRow:
     p_holm: str = MISSING
     best: bool = False
     tied: bool = False
+    over_baseline: str = MISSING
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ class ArmsTable:
     controls: tuple[ControlArm, ...] = ()
 
     @property
+    def judged(self) -> bool:
+        """Whether several arms were judged against their baselines: as many tests, which are one family."""
+        return sum(row.over_baseline != MISSING for row in self.arms) > 1
+
+    @property
     def repeated(self) -> bool:
         """Whether an arm ran for several seeds."""
         return any(row.seeds not in ("", "1") for row in self.arms)
@@ -118,9 +125,12 @@ def arms_table(
     metrics = tuple(
         name for name in ARM_METRICS if any(number(values, name) is not None for values in arms.values())
     )
+    over_baseline = holm(
+        {arm: p for arm, values in arms.items() if (p := number(values, "eval/p_value")) is not None}
+    )
     return ArmsTable(
         metrics,
-        tuple(_arm_row(arm, values, metrics) for arm, values in arms.items()),
+        tuple(_arm_row(arm, values, metrics, over_baseline.get(arm)) for arm, values in arms.items()),
         tuple(_verdict_row(row) for row in _with_holm(verdicts)),
         tuple(map(pair_row, tests)),
         str(tests[0]["metric"]) if tests else "",
@@ -129,7 +139,9 @@ def arms_table(
     )
 
 
-def _arm_row(arm: str, values: Mapping[str, Scalar], metrics: Sequence[str]) -> ArmRow:
+def _arm_row(
+    arm: str, values: Mapping[str, Scalar], metrics: Sequence[str], over_baseline: float | None
+) -> ArmRow:
     seeds, p, best = number(values, "seeds"), number(values, "p_holm"), bool(values.get("best"))
     return ArmRow(
         arm,
@@ -139,6 +151,7 @@ def _arm_row(arm: str, values: Mapping[str, Scalar], metrics: Sequence[str]) -> 
         bare_p(p),
         best,
         tied=p is not None and p >= ALPHA,
+        over_baseline=bare_p(over_baseline),
     )
 
 
@@ -150,12 +163,12 @@ def _caption(tests: Sequence[Row]) -> str:
     method = (
         "Student's t over seeds and prompts at once, with seeds paired too"
         if seeds > 1
-        else "exact McNemar, or the bootstrap of whole prompts where prompts repeat or scores are not 0 or 1"
+        else "exact McNemar, or Student's t over whole prompts where prompts repeat or scores are not 0 or 1"
     )
     return (
         f"Tested on {metric_label(str(tests[0]['metric']))}, on the same {count} test items {over}in all arms: "
         f"p against the best arm ({method}), Holm over {pairs} pair{'s' if pairs > 1 else ''} of arms. "
-        "Arms that share a letter do not differ at 5%."
+        "Arms that share a letter are not told apart at 5%, which does not make them equal."
     )
 
 
@@ -176,7 +189,7 @@ def arms_verdict(table: ArmsTable) -> Verdict | None:
     if not tied:
         return Verdict(f"{best.arm} is best: {lead}, significantly ahead of every other arm.", "win")
     names = "; ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
-    return Verdict(f"No single winner: {best.arm} has the best {lead}, tied with {names}.", "open")
+    return Verdict(f"No single winner: {best.arm} has the best {lead}, not told apart from {names}.", "open")
 
 
 def _duels_verdict(duels: Sequence[VerdictRow]) -> Verdict | None:
@@ -189,11 +202,13 @@ def _duels_verdict(duels: Sequence[VerdictRow]) -> Verdict | None:
         return Verdict(f"{lead}: {_duel_text(duel)}.", "win" if won else "open")
     if not won:
         return Verdict(
-            f"No two of the policies that met differ at 5% (Holm over {len(duels)} pairs).", "open"
+            f"No two of the policies that met are told apart at 5% (Holm over {len(duels)} pairs); that does not make "
+            "them equal.",
+            "open",
         )
     rest = len(won) - _TOLD
     told = "; ".join(map(_duel_text, won[:_TOLD])) + (f"; and {rest} more" if rest > 0 else "")
-    others = "" if len(won) == len(duels) else " Policies of no other pair differ at 5%."
+    others = "" if len(won) == len(duels) else " Policies of no other pair are told apart at 5%."
     return Verdict(f"Head to head: {told}.{others}", "win")
 
 
@@ -261,6 +276,8 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
         arms.add_column("seeds", justify="right")
     for name in table.metrics:
         arms.add_column(metric_label(name), justify="right")
+    if table.judged:
+        arms.add_column("over SFT, Holm p", justify="right")
     if table.tests:
         arms.add_column("Holm p", justify="right", no_wrap=True)
         arms.add_column("group")
@@ -272,7 +289,7 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
     for column in ("first", "second", "win rate", "at equal length", "n", "p", "Holm", "verdict"):
         duels.add_column(column, overflow="fold")
     for duel in table.verdicts:
-        verdict = "tied" if duel.tied else f"{duel.winner} wins"
+        verdict = "undecided" if duel.tied else f"{duel.winner} wins"
         names = (Text(duel.first), Text(duel.second))
         rates = (duel.rate, duel.at_equal_length)
         duels.add_row(*names, *rates, duel.n, duel.p, duel.p_holm, Text(verdict))
@@ -282,6 +299,7 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
 def _terminal_row(table: ArmsTable, row: ArmRow) -> list[str | Text]:
     cells = [f"{value}\n({shown})" if shown else value for value, shown in row.cells]
     seeds = [row.seeds] if table.repeated else []
+    cells += [row.over_baseline] if table.judged else []
     if not table.tests:
         return [Text(row.arm), *seeds, *cells]
     return [

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
-import numpy as np
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -27,12 +26,11 @@ from rlaif.reports.controls import (
     random_control,
     within,
 )
-from rlaif.reports.items import SeedScores, common_items, seed_scores
+from rlaif.reports.items import SeedScores, common_items, seed_scores, seed_table
 from rlaif.reports.runs import Row, Scalar, interval, number
-from rlaif.reports.tables import BOOTSTRAP_SEED
 from rlaif.reports.text import percent, points, signed
 from rlaif.reports.verdict import Verdict
-from rlaif.stats import Interval, crossed_difference, paired_bootstrap, wilson_interval
+from rlaif.stats import Interval, paired_test, wilson_interval
 
 ROLES = ("real", "oracle", "random", "length")
 PARTS = ("SFT", "RL", "reward")
@@ -283,10 +281,8 @@ def _paired(x: SeedScores, y: SeedScores) -> Interval | None:
     if not shared:
         return None
     keys, prompts = [key for key, _ in shared], [prompt for _, prompt in shared]
-    first, second = (np.array([scores[key][1] for key in keys]).T for scores in (x, y))
-    if len(first) > 1:
-        return crossed_difference(first, second, prompts)[0]
-    return paired_bootstrap(first[0], second[0], prompts, seed=BOOTSTRAP_SEED)[0]
+    first, second = (seed_table(scores, keys) for scores in (x, y))
+    return paired_test(first, second, prompts)[0]
 
 
 def _beside(found: Interval | None, bound: float) -> State:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from rlaif.reports.runs import Row, number
 from rlaif.stats import PairedTest
 
-# Item id to (prompt, score); the same with a score a seed.
-Scores = Mapping[str, tuple[str, float]]
+# Item id to (prompt, a score for each seed).
 SeedScores = Mapping[str, tuple[str, tuple[float, ...]]]
 # Arms that share fewer of the smallest one's items measured different things.
 _ENOUGH = 0.5
+
+
+def tested_metric(name: str) -> str:
+    """What a metric is tested by: alignment, with pairs that could not be read counted as wrong.
+
+    So all arms are tested on the same pairs, whatever each abstains from.
+    """
+    return "label/alignment_worst" if name == "label/alignment" else name
 
 
 def seed_scores(tables: Sequence[Sequence[Row]], name: str) -> SeedScores:
@@ -33,14 +41,12 @@ def seed_scores(tables: Sequence[Sequence[Row]], name: str) -> SeedScores:
     }
 
 
-def item_scores(tables: Sequence[Sequence[Row]], name: str) -> Scores:
-    """`seed_scores`, averaged over the seeds."""
-    return {
-        key: (prompt, statistics.fmean(scores)) for key, (prompt, scores) in seed_scores(tables, name).items()
-    }
+def seed_table(scores: SeedScores, keys: Sequence[str]) -> np.ndarray:
+    """(S, n) scores of the items `keys`."""
+    return np.array([scores[key][1] for key in keys]).T
 
 
-def common_items(scores: Mapping[str, Scores | SeedScores]) -> list[tuple[str, str]]:
+def common_items(scores: Mapping[str, SeedScores]) -> list[tuple[str, str]]:
     """(id, prompt) of the items that all arms have; empty below half of the smallest arm's items.
 
     An id whose prompt differs between the arms is another item.

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rlaif.reports.items import Scores, common_items, item_scores, paired_row
+from rlaif.reports.items import SeedScores, common_items, paired_row, seed_scores, seed_table
 from rlaif.reports.runs import Row, RunRecord, Scalar, interval, number
-from rlaif.reports.tables import ALPHA, BOOTSTRAP_SEED, LABELER_METRIC, group_runs
+from rlaif.reports.tables import ALPHA, group_runs
 from rlaif.reports.text import (
     metric_label,
     metric_range,
@@ -21,17 +22,19 @@ from rlaif.reports.text import (
     points,
     points_range,
 )
-from rlaif.stats import paired_tests, proportion_interval
+from rlaif.stats import Interval, arm_interval, paired_tests
 
 METRICS = (
+    "label/alignment_half",
     "label/kappa",
     "label/same_position_rate",
     "label/ece",
     "label/verbosity_gap",
-    "label/unparsed_rate",
+    "label/unread_rate",
     "label/usd",
     "label/pairs_per_s",
 )
+WORST, HALF = "label/alignment_worst", "label/alignment_half"
 _TERMINAL_COLUMNS = 4
 Rows = list[dict[str, Any]]
 
@@ -79,27 +82,60 @@ def compare_labelers(
 ) -> tuple[Rows, Rows]:
     """Rows of the ranking and of the paired tests, as numbers; both empty where nothing can be compared.
 
-    `items`: for each labeler, rows with `label/alignment` by gold pair, one list a seed. Only gold pairs
-    that every labeler could read count, so that all are measured on the same ones.
+    `items`: for each labeler, rows by gold pair, one list a seed (as many as the labeler with the fewest has
+    count). A pair that a labeler could not read counts as wrong; `label/alignment_half` and `p_holm_half` say
+    how it stands if such pairs count half. So no labeler chooses its test by what it abstains from.
     """
-    scores: dict[str, Scores] = {name: item_scores(tables, LABELER_METRIC) for name, tables in items.items()}
-    shared = common_items(scores) if len(scores) > 1 else []
-    if not shared:
+    worst, half = (
+        _on_all({name: seed_scores(tables, metric) for name, tables in items.items()})
+        for metric in (WORST, HALF)
+    )
+    if not worst.values:  # the items of runs from before do not have them
+        worst = half = _on_all({name: seed_scores(t, "label/alignment") for name, t in items.items()})
+    if not worst.values:
         return [], []
-    values = {name: [one[key][1] for key, _ in shared] for name, one in scores.items()}
-    prompts = [prompt for _, prompt in shared]
-    tests = paired_tests(values, prompts, seed=BOOTSTRAP_SEED)
+    tests = paired_tests(worst.values, worst.prompts)
     best = tests[0].first
     against = {test.second: test.p_holm for test in tests if test.first == best}
+    halves = {
+        other: test.p_holm
+        for test in paired_tests(half.values, half.prompts)
+        for one, other in ((test.first, test.second), (test.second, test.first))
+        if one == best
+    }
     ranking = []
     for name in (best, *against):
-        found = proportion_interval(values[name], prompts, seed=BOOTSTRAP_SEED)
-        bounds = {f"{LABELER_METRIC}_ci_low": found.low, f"{LABELER_METRIC}_ci_high": found.high}
-        row = {"labeler": name, "n": len(shared), LABELER_METRIC: found.estimate, **bounds}
-        row |= {"p_holm": against.get(name), "best": name == best}
-        row["tied"] = name == best or against[name] >= ALPHA
-        ranking.append(row | {metric: number(summaries[name], metric) for metric in METRICS})
+        found, other = (arm_interval(one.values[name], one.prompts) for one in (worst, half))
+        row = {"labeler": name, "n": len(worst.prompts), "seeds": worst.seeds, **_bounded(WORST, found)}
+        row |= {"p_holm": against.get(name), "best": name == best, **_bounded(HALF, other)}
+        row |= {"p_holm_half": halves.get(name), "tied": name == best or against[name] >= ALPHA}
+        own = {metric: number(summaries[name], metric) for metric in METRICS if metric != HALF}
+        ranking.append(row | own)
     return ranking, [paired_row(test) for test in tests]
+
+
+@dataclass(frozen=True)
+class _OnAll:
+    """Scores (S, n) by labeler of the pairs that all were asked, and those pairs' prompts."""
+
+    values: dict[str, np.ndarray]
+    prompts: list[str]
+    seeds: int
+
+
+def _on_all(scores: Mapping[str, SeedScores]) -> _OnAll:
+    """Empty below two labelers, and where they share too few pairs."""
+    shared = common_items(scores) if len(scores) > 1 and all(scores.values()) else []
+    if not shared:
+        return _OnAll({}, [], 0)
+    keys = [key for key, _ in shared]
+    tables = {name: seed_table(one, keys) for name, one in scores.items()}
+    seeds = min(map(len, tables.values()))
+    return _OnAll({name: table[:seeds] for name, table in tables.items()}, [p for _, p in shared], seeds)
+
+
+def _bounded(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.estimate, f"{name}_ci_low": found.low, f"{name}_ci_high": found.high}
 
 
 def labelers_of(runs: Sequence[RunRecord]) -> tuple[Rows, Rows]:
@@ -132,22 +168,27 @@ def labelers_table(ranking: Sequence[Row], pairs: Sequence[Row]) -> LabelersTabl
     metrics = tuple(name for name in METRICS if any(number(row, name) is not None for row in ranking))
     count, family = number(ranking[0], "n"), len(pairs)
     tied = [str(row["labeler"]) for row in ranking if row.get("tied") and not row.get("best")]
-    verdict = f"tied with the best: {', '.join(tied)}" if tied else "no other labeler is tied with the best"
+    verdict = (
+        f"not told apart from the best: {', '.join(tied)}" if tied else "the best differs from every other"
+    )
+    seeds = number(ranking[0], "seeds") or 1
+    over = f" and {seeds:.0f} seeds" if seeds > 1 else ""
     caption = (
-        f"On the {count:.0f} gold pairs that every labeler could read; {verdict}. p: exact McNemar, or the "
-        f"bootstrap of whole prompts where prompts repeat or a labeler was undecided; Holm over "
-        f"{family} pair{'s' if family > 1 else ''} of labelers, 5% level."
+        f"On the same {count:.0f} gold pairs{over}, those that a labeler could not read counted as wrong (in the "
+        f"next column as half right); {verdict}. p: exact McNemar, or Student's t over whole prompts where prompts "
+        f"repeat, a labeler was undecided or seeds differ; Holm over {family} pair{'s' if family > 1 else ''} of "
+        "labelers, 5% level."
     )
     rows = tuple(_labeler_row(row, metrics) for row in ranking)
     return LabelersTable(metrics, rows, tuple(map(pair_row, pairs)), caption)
 
 
 def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
-    found, p = interval(row, LABELER_METRIC), number(row, "p_holm")
+    found, p = interval(row, WORST), number(row, "p_holm")
     return LabelerRow(
         str(row["labeler"]),
-        percent(number(row, LABELER_METRIC)),
-        metric_range(LABELER_METRIC, found.low, found.high) if found else "",
+        percent(number(row, WORST)),
+        metric_range(WORST, found.low, found.high) if found else "",
         tuple(metric_value(name, number(row, name)) for name in metrics),
         bare_p(p),
         bool(row.get("best")),

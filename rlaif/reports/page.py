@@ -227,7 +227,7 @@ def _best_verdict(
     elif tied:
         names = ", ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
         sentence, tone = (
-            f"No single winner: {best.label} has the best {lead}, statistically tied with {names}.",
+            f"No single winner: {best.label} has the best {lead}, not told apart from {names}.",
             "open",
         )
     else:

@@ -92,7 +92,7 @@ def _notes(summary: Summary) -> dict[str, str]:
     count, p = number(summary, "rm/n"), number(summary, "rm/length_only_p_value")
     return {
         "rm/accuracy": f"{plain(count)} held-out pairs",
-        "rm/length_only_gap": "" if p is None else f"McNemar {p_text(p)}",
+        "rm/length_only_gap": "" if p is None else f"paired test by prompt, {p_text(p)}",
         "rm/length_correlation": "Pearson, all held-out responses",
         "rm/fitted_temperature": "above 1: overconfident as trained",
         "rm/brier": "0.25 is a coin, for labels of 0 and 1",

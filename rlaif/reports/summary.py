@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from rlaif.reports.runs import Row, RunRecord, Scalar, interval, number, series
 from rlaif.reports.text import metric_range, metric_value, p_text, percent, plain, signed
+from rlaif.stats import Interval, linear_trend
 
 Summary = Mapping[str, Scalar]
 Sides = tuple[str, str]
@@ -38,15 +40,20 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class RewardRise:
-    """Proxy reward at the start and the end of RL (means over the outer tenths of the iterations).
+    """The proxy reward at the start and the end of RL, along a line through all iterations.
 
-    `clear`: the rise exceeds twice its standard error; without repeated iterations, any rise. Without a
-    history, baseline and policy on the evaluation's prompts stand for start and end.
+    `change` has the interval of that line's rise; without bounds where too few iterations, or none, are known.
+    Without a history, baseline and policy on the evaluation's prompts stand for start and end.
     """
 
     start: float
     end: float
-    clear: bool
+    change: Interval
+
+    @property
+    def clear(self) -> bool:
+        """Whether it surely rose."""
+        return self.change.low > 0
 
 
 def merge_runs(runs: Sequence[RunRecord]) -> dict[str, Scalar]:
@@ -58,18 +65,25 @@ def merge_runs(runs: Sequence[RunRecord]) -> dict[str, Scalar]:
 
 
 def reward_rise(summary: Summary, history: Sequence[Row] = ()) -> RewardRise | None:
-    """How far RL raised the reward that it maximised; None where that is not known."""
+    """How far RL raised its reward; None where that is not known."""
     values = series(history, "ppo/reward")[1]
     if len(values) < 2:
         end, start = both_sides(summary, REWARD)
-        return None if start is None or end is None else RewardRise(start, end, end > start)
-    width = max(1, len(values) // 10)
-    head, tail = values[:width], values[-width:]
-    first, last = statistics.fmean(head), statistics.fmean(tail)
-    error = 0.0
-    if width > 1:
-        error = ((statistics.variance(head) + statistics.variance(tail)) / width) ** 0.5
-    return RewardRise(first, last, last - first > 2 * error)
+        if start is None or end is None:
+            return None
+        gain = interval(summary, "eval/reward_gain")
+        low, high = (gain.low, gain.high) if gain else (math.nan, math.nan)
+        return RewardRise(start, end, Interval(end - start, low, high, 0))
+    change = linear_trend(values)
+    middle = statistics.fmean(values)
+    return RewardRise(middle - change.estimate / 2, middle + change.estimate / 2, change)
+
+
+def change_text(change: Interval) -> str:
+    """A change with its interval, if it has one."""
+    if math.isnan(change.low):
+        return signed(change.estimate)
+    return f"{signed(change.estimate)}, 95% interval {signed(change.low)} to {signed(change.high)}"
 
 
 def both_sides(summary: Summary, names: Sides) -> tuple[float | None, float | None]:
@@ -106,7 +120,12 @@ def _versus(summary: Summary, label: str, names: Sides, note: str = "") -> list[
     if baseline is None:
         return [ResultRow("Evaluation", label, names[0], value, note=note)]
     text = f"{value} vs {metric_value(name, baseline)}"
-    return [ResultRow("Evaluation", label, names[0], text, note=note or "policy vs baseline")]
+    gain = interval(summary, f"{name}_gain")
+    if gain is None:
+        return [ResultRow("Evaluation", label, names[0], text, note=note or "policy vs baseline")]
+    shown = f"{signed(gain.low)} to {signed(gain.high)}"
+    told = f"policy vs baseline: {signed(gain.estimate)} with its interval"
+    return [ResultRow("Evaluation", label, names[0], text, shown, f"{told}; {note}" if note else told)]
 
 
 def _label_rows(summary: Summary) -> list[ResultRow]:
@@ -155,7 +174,7 @@ def _cost_rows(summary: Summary) -> list[ResultRow]:
 def _reward_model_rows(summary: Summary) -> list[ResultRow]:
     count, p = number(summary, "rm/n"), number(summary, "rm/length_only_p_value")
     held_out = f"{plain(count)} held-out pairs" if count else "held-out labels"
-    test = "" if p is None else f"McNemar {p_text(p)}"
+    test = "" if p is None else f"against the reward model: {p_text(p)}"
     return [
         *_single(summary, "Reward model", "rm/accuracy", "accuracy on its labels", held_out),
         *_single(summary, "Reward model", "rm/length_only_accuracy", 'if it were "longer is better"', test),
@@ -168,9 +187,7 @@ def _rl_rows(summary: Summary, history: Sequence[Row]) -> list[ResultRow]:
     rows = []
     if rise:
         value = f"{plain(rise.start)} → {plain(rise.end)}"
-        rows.append(
-            ResultRow("RL", "reward (proxy)", "ppo/reward", value, note=f"{signed(rise.end - rise.start)}")
-        )
+        rows.append(ResultRow("RL", "reward (proxy)", "ppo/reward", value, note=change_text(rise.change)))
     else:
         rows += _single(summary, "RL", "ppo/reward", "reward (proxy)", "at the end")
     return [
@@ -240,7 +257,7 @@ def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple
     policy, baseline = both_sides(summary, ROUGE)
     cards = []
     if rise:
-        cards.append(("Proxy", "reward, before penalties and KL", signed(rise.end - rise.start)))
+        cards.append(("Proxy", "reward, before penalties and KL", change_text(rise.change)))
     objective = number(summary, "ppo/objective")
     if objective is not None:
         cards.append(

@@ -6,21 +6,21 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from rich.table import Table as RichTable
 from rich.text import Text
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from rlaif.errors import UserError
-from rlaif.reports.items import common_items, item_scores
+from rlaif.reports.items import common_items, seed_scores, seed_table, tested_metric
 from rlaif.reports.runs import RunRecord, interval, number
 from rlaif.reports.text import MISSING, lower_is_better, metric_label, metric_range, metric_value
-from rlaif.stats import holm, paired_tests, statistically_tied
+from rlaif.stats import PairedTest, arm_interval, holm, paired_tests
 
 Z95 = float(norm.ppf(0.975))
 ALPHA = 0.05
-BOOTSTRAP_SEED = 0
-LABELER_METRIC = "label/alignment"
 _SEED = ("seed", "seeds.")
 _HOUSEKEEPING = (
     "paths.",
@@ -93,7 +93,7 @@ class Table:
 class _Test:
     """Outcome of the best arm against every other: Holm-adjusted p by label, and how it was done.
 
-    `family`: the number of comparisons that Holm's correction is over.
+    `family`: the number of pairs that Holm's correction is over.
     """
 
     p: Mapping[str, float]
@@ -140,7 +140,10 @@ def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def _cell(runs: Sequence[RunRecord], name: str) -> Cell:
-    """Mean over seeds; the interval adds the seeds' scatter to the items' (shared by all seeds) error."""
+    """Mean over seeds. The interval is over seeds and items at once, from single items where the runs have them.
+
+    Without them the seeds' scatter, by Student's t, is added to the runs' own intervals.
+    """
     values = [value for run in runs if (value := number(run.summary, name)) is not None]
     if not values:
         return Cell(None)
@@ -150,34 +153,43 @@ def _cell(runs: Sequence[RunRecord], name: str) -> Cell:
         low, high = (ranges[0].low, ranges[0].high) if ranges else (None, None)
         return Cell(mean, low, high, None, 1)
     spread = statistics.stdev(values)
+    scores = seed_scores([run.table("items") for run in runs], name) if len(values) == len(runs) else {}
+    if scores:
+        found = arm_interval(seed_table(scores, list(scores)), [prompt for prompt, _ in scores.values()])
+        if math.isclose(found.estimate, mean, abs_tol=1e-6):
+            return Cell(mean, found.low, found.high, spread, len(values))
     if len(ranges) < len(values):
         return Cell(mean, None, None, spread, len(values))
-    items = statistics.fmean(((found.high - found.low) / (2 * Z95)) ** 2 for found in ranges)
-    half = Z95 * math.sqrt(items + spread**2 / len(values))
+    items = statistics.fmean(((found.high - found.low) / 2) ** 2 for found in ranges)
+    seeds = float(student.ppf(0.975, len(values) - 1)) ** 2 * spread**2 / len(values)
+    half = math.sqrt(items + seeds)
     return Cell(mean, mean - half, mean + half, spread, len(values))
 
 
-def _paired(best: Arm, others: Sequence[Arm], name: str) -> _Test | None:
-    """The paired test on the items that all arms have, where these agree on who is best."""
-    arms = (best, *others)
-    scores = {arm.label: item_scores([run.table("items") for run in arm.runs], name) for arm in arms}
-    shared = common_items(scores)
+def _paired(arms: Sequence[Arm], name: str) -> _Test | None:
+    """All pairs of arms on the items and seeds that all have."""
+    tested = tested_metric(name)
+    scores = {arm.label: seed_scores([run.table("items") for run in arm.runs], tested) for arm in arms}
+    shared = common_items(scores) if all(scores.values()) else []
     if not shared:
         return None
-    sign = -1.0 if lower_is_better(name) else 1.0
-    values = {label: [sign * one[key][1] for key, _ in shared] for label, one in scores.items()}
-    prompts = [prompt for _, prompt in shared]
-    if name == LABELER_METRIC:
-        # All with all, as in the labelers' own table, so that both say the same.
-        tests = paired_tests(values, prompts, seed=BOOTSTRAP_SEED)
-        first, family = tests[0].first, len(tests)
-        p = {test.second: test.p_holm for test in tests if test.first == first}
-    else:
-        rows = statistically_tied(values, prompts, seed=BOOTSTRAP_SEED, alpha=ALPHA)
-        first, family = rows[0].name, len(others)
-        p = {row.name: row.p_value for row in rows[1:]}
-    method = f"paired test on the same {len(shared)} items, clustered by prompt, seeds averaged"
-    return _Test(p, method, family) if first == best.label else None
+    sign, keys = -1.0 if lower_is_better(name) else 1.0, [key for key, _ in shared]
+    values = {label: sign * seed_table(one, keys) for label, one in scores.items()}
+    seeds = min(map(len, values.values()))
+    tests = paired_tests(
+        {label: table[:seeds] for label, table in values.items()}, [prompt for _, prompt in shared]
+    )
+    best = arms[0].label
+    p = {other: test.p_holm for test in tests for other in _other(test, best)}
+    over = f" and {seeds} seeds" if seeds > 1 else ""
+    method = f"paired test on the same {len(shared)} items{over}, clustered by prompt"
+    return _Test(p, method, len(tests))
+
+
+def _other(test: PairedTest, name: str) -> list[str]:
+    """The arm that meets `name` in `test`, if it is one of its pair."""
+    pair = (test.first, test.second)
+    return [other for other in pair if other != name] if name in pair else []
 
 
 def _interval_p(best: Cell, other: Cell) -> float | None:
@@ -191,17 +203,28 @@ def _interval_p(best: Cell, other: Cell) -> float | None:
 
 
 def _test(arms: Sequence[Arm], name: str) -> _Test | None:
-    """Best arm (already first) against the others, on paired items where all arms have the same."""
-    best, others = arms[0], [arm for arm in arms[1:] if arm.cells[name].value is not None]
-    if best.cells[name].value is None or not others:
+    """Best arm (already first) against the others, on paired items where all arms have the same.
+
+    Holm's correction is over all pairs of arms: which one is best, the same numbers decide.
+    """
+    measured = [arm for arm in arms if arm.cells[name].value is not None]
+    if len(measured) < 2:
         return None
-    paired = _paired(best, others, name)
+    paired = _paired(measured, name)
     if paired is not None:
         return paired
-    found = {arm.label: _interval_p(best.cells[name], arm.cells[name]) for arm in others}
-    raw = {label: p for label, p in found.items() if p is not None}
+    found = {
+        (x.label, y.label): p
+        for x, y in combinations(measured, 2)
+        if (p := _interval_p(x.cells[name], y.cells[name])) is not None
+    }
+    adjusted = holm({str(index): p for index, p in enumerate(found.values())})
+    best = measured[0].label
+    against = {
+        other: value for (first, other), value in zip(found, adjusted.values(), strict=True) if first == best
+    }
     method = "two-sample z test from the intervals (cautious where arms share their items)"
-    return _Test(holm(raw), method, len(raw)) if raw else None
+    return _Test(against, method, len(found)) if against else None
 
 
 def ablation_table(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Table:
@@ -243,16 +266,16 @@ def _caption(main: str, arms: Sequence[Arm], test: _Test | None) -> str:
     if len(arms) == 1:
         return f"One arm; main metric {metric_label(main)}."
     if test is None:
-        return f"Ranked by {metric_label(main)}. No ties are marked: no intervals, no per-item scores."
+        return f"Ranked by {metric_label(main)}. None is marked as not told apart: no intervals, no per-item scores."
     tied = [arm.label for arm in arms[1:] if arm.tied]
     verdict = (
-        f"Statistically tied with the best: {', '.join(tied)}."
+        f"Not told apart from the best: {', '.join(tied)}."
         if tied
-        else "No other arm is tied with the best."
+        else "Every other arm differs from the best."
     )
     return (
         f"Ranked by {metric_label(main)}. {verdict} Method: {test.method}, Holm over "
-        f"{test.family} comparison{'s' if test.family > 1 else ''}, 5% level."
+        f"{'all ' if test.family > 1 else ''}{test.family} pair{'s' if test.family > 1 else ''} of arms, 5% level."
     )
 
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlaif.reports.runs import Row, Scalar, interval, number
-from rlaif.reports.summary import LENGTH, ROUGE, both_sides, reward_rise
-from rlaif.reports.text import EN_DASH, p_text, percent, plain
+from rlaif.reports.summary import LENGTH, ROUGE, both_sides
+from rlaif.reports.text import EN_DASH, p_text, percent, plain, signed
 
 Tone = Literal["win", "loss", "open", "none"]
 ALPHA = 0.05
-_ROUGE_STEP = 0.005
 _UNPARSED = 0.05
 _BOUNDS = ("batch_size", "max_unparsed", "min_alignment", "retry")
-_WITHOUT_LABELER = ("rouge", "length", "random")  # values of reward.kind
+_WITHOUT_LABELER = ("rouge", "length", "random", "hub")  # values of reward.kind
+_AI_LABELS = ("ai", "mixed", "ai_then_gold")  # values of rm.labels that the labeler has a part in
+# The reward's rise on prompts that no training saw: on the evaluation's, else on the reward model's own held-out ones.
+_HELD_OUT_RISE = ("eval/reward_gain", "ppo/reward_held_out_gain")
 _NAMES = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE"}
 
 
@@ -102,32 +104,28 @@ def _held_out(summary: Mapping[str, Scalar]) -> str:
     policy, baseline = both_sides(summary, ROUGE)
     if policy is None or baseline is None:
         return ""
-    mine, theirs = interval(summary, ROUGE[0]), interval(summary, ROUGE[1])
-    overlap = mine and theirs and mine.low <= theirs.high and theirs.low <= mine.high
-    if abs(policy - baseline) < _ROUGE_STEP:
-        moves = "does not move"
-    elif overlap:
-        moves = "does not clearly move (the intervals overlap)"
-    else:
-        moves = "rises" if policy > baseline else "falls"
+    gain = interval(summary, "eval/rouge_l_gain")
     order = f"{policy:.3f} against {baseline:.3f} for the baseline"
-    return f"Held-out ROUGE-L {moves}: {order}."
+    if gain is None:
+        return f"Held-out ROUGE-L: {order}; the difference has no interval."
+    moves = "rises" if gain.low > 0 else "falls" if gain.high < 0 else "does not clearly move"
+    shown = f"a difference of {signed(gain.estimate)} (95% CI {signed(gain.low)} to {signed(gain.high)})"
+    return f"Held-out ROUGE-L {moves}: {order}, {shown}."
 
 
 def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str | None:
-    """A sentence when the judge is the labeler or runs on the labeler's model, else None.
+    """A sentence when the judge of one path is its labeler or runs on the labeler's model, else None.
 
-    None too where RL maximised a reward that no labeler has a part in, and where no policy was judged; a
-    comparison's summary has each arm's win rate behind the arm's name.
+    What it says of the policy depends on the reward: only where the labeler's verdicts are behind it was the
+    policy trained to please it. None where no policy was judged.
     """
-    reward = config.get("reward")
-    if isinstance(reward, Mapping) and reward.get("kind") in _WITHOUT_LABELER:
+    if number(summary, "eval/win_rate") is None:
         return None
-    if not any(name.endswith("eval/win_rate") for name in summary):
-        return None
-    named = summary.get("label/labeler")
+    named, trained = summary.get("label/labeler"), _pleases_labeler(config)
     labeler, judge = _identity(config.get("labeler")), _identity(config.get("judge"))
     if (named and named == summary.get("eval/judge")) or (labeler and labeler == judge):
+        if not trained:
+            return None
         return (
             "The judge is the labeler itself. The policy was trained to please it, so this win rate shows "
             "that the optimisation worked, not that the responses are better."
@@ -135,10 +133,22 @@ def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str 
     model, engine = config.get("backend"), labeler.get("backend")
     if not engine or engine != judge.get("backend") or engine == "scripted" or not isinstance(model, Mapping):
         return None
+    if not trained:
+        return None
     return (
         f"The judge runs on the labeler's model ({model.get('name')}) and shares its biases; "
         "check the win rate with a judge of another family."
     )
+
+
+def _pleases_labeler(config: Mapping[str, Any]) -> bool:
+    """Whether RL's reward comes from the labeler: its own score, or a reward model on labels of its own."""
+    reward, rm = config.get("reward"), config.get("rm")
+    kind = reward.get("kind") if isinstance(reward, Mapping) else "rm"
+    if kind in _WITHOUT_LABELER:
+        return False
+    labels = rm.get("labels", "ai") if isinstance(rm, Mapping) else "ai"
+    return kind == "direct" or labels in _AI_LABELS
 
 
 def _identity(node: Any) -> dict[str, Any]:
@@ -151,23 +161,42 @@ def _identity(node: Any) -> dict[str, Any]:
 def _warnings(
     summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row], tone: Tone
 ) -> list[str]:
-    told = [summary.get(name) for name in ("label/warning", "ppo/warning", "eval/warning")]
-    found = [str(sentence) if sentence else None for sentence in told]
-    found += [same_judge(summary, config), _over_optimised(summary, history, tone), _length(summary, tone)]
+    found = [*told_warnings(summary), same_judge(summary, config)]
+    found += [_over_optimised(summary, tone), _length(summary, tone)]
     unparsed = number(summary, "eval/unparsed_rate")
     if unparsed is not None and unparsed > _UNPARSED:
         found.append(f"{percent(unparsed)} of the judge's answers could not be parsed and count for nobody.")
     return [sentence for sentence in found if sentence]
 
 
-def _over_optimised(summary: Mapping[str, Scalar], history: Sequence[Row], tone: Tone) -> str | None:
-    rise = reward_rise(summary, history)
-    if rise is None or not rise.clear or tone not in ("open", "loss"):
+_WARNING = "/warning"
+_SOURCES = ("label", "ppo", "eval", "judge")
+
+
+def told_warnings(summary: Mapping[str, Scalar]) -> list[str]:
+    """What the stages warned of, with the arms of a comparison that it is said of in front."""
+    arms: dict[str, list[str]] = {}
+    for name, sentence in summary.items():
+        if not name.endswith(_WARNING) or not sentence:
+            continue
+        arm, _, source = name.removesuffix(_WARNING).rpartition("/")
+        if source in _SOURCES:
+            arms.setdefault(str(sentence), []).append(arm)
+    return [
+        f"{', '.join(named)}: {sentence}" if (named := [arm for arm in own if arm]) else sentence
+        for sentence, own in arms.items()
+    ]
+
+
+def _over_optimised(summary: Mapping[str, Scalar], tone: Tone) -> str | None:
+    """The reward surely rose on prompts that RL did not train on, and the judge does not see it."""
+    rise = next((found for name in _HELD_OUT_RISE if (found := interval(summary, name)) is not None), None)
+    if rise is None or rise.low <= 0 or tone not in ("open", "loss"):
         return None
     judge = "prefers the baseline" if tone == "loss" else "sees no clear gain"
     return (
-        f"Sign of over-optimisation: the proxy reward rose from {plain(rise.start)} to {plain(rise.end)}, "
-        f"but the judge {judge}."
+        f"Sign of over-optimisation: on held-out prompts the reward rose by {signed(rise.estimate)} (95% CI "
+        f"{signed(rise.low)} to {signed(rise.high)}), but the judge {judge}."
     )
 
 

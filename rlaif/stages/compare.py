@@ -27,6 +27,7 @@ from rlaif.reports import (
     diagnosis_table,
     labelers_table,
     mean_summary,
+    same_judge,
     standing,
     terminal_arms,
     terminal_curve,
@@ -98,8 +99,11 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
         ],
     }
     _print(tables)
-    _labelers(ctx, firsts)
+    _labelers(ctx, graphs)
     _record(ctx, graphs, duels, tables)
+    for arm in arms:
+        judged = same_judge(summaries[arm.name], plain(arm.first.cfg))
+        summaries[arm.name] |= {"judge/warning": judged} if judged else {}
     flat = {f"{name}/{key}": value for name, own in summaries.items() for key, value in own.items()}
     for (x, y), duel in duels.items():
         noted = _judge_notes(ctx, firsts[x], firsts[y])
@@ -169,16 +173,28 @@ def _print(tables: Mapping[str, list[dict[str, Any]]]) -> None:
         console().print(terminal_diagnosis(diagnosis))
 
 
-def _labelers(ctx: Context, graphs: Mapping[str, Graph]) -> None:
-    """The arms' labelers on the same gold pairs, printed and recorded; arms with the same labels are one."""
-    names: dict[str, list[str]] = {}
-    for name, graph in graphs.items():
-        if "label" in graph.built:
-            names.setdefault(graph.built["label"].name, []).append(name)
-    arms = {", ".join(group): graphs[group[0]] for group in names.values()}
+def _labelers(ctx: Context, graphs: Mapping[str, Sequence[Graph]]) -> None:
+    """The arms' labelers on the same gold pairs, printed and recorded; arms with the same labels are one.
+
+    Seeds of an arm that share their labels count once.
+    """
+    names: dict[tuple[str, ...], list[str]] = {}
+    labelled: dict[str, dict[str, Graph]] = {}
+    for name, group in graphs.items():
+        labelled[name] = {graph.built["label"].name: graph for graph in group if "label" in graph.built}
+        if labelled[name]:
+            names.setdefault(tuple(labelled[name]), []).append(name)
+    arms = {", ".join(group): list(labelled[group[0]].values()) for group in names.values()}
+    items = {
+        name: [label.item_rows(graph.ctx, graph.built["label"]) for graph in group]
+        for name, group in arms.items()
+    }
     ranking, tests = compare_labelers(
-        {name: [label.item_rows(graph.ctx, graph.built["label"])] for name, graph in arms.items()},
-        {name: graph.summary() for name, graph in arms.items()},
+        items,
+        {
+            name: mean_summary([graph.summary() for graph in group], items[name])
+            for name, group in arms.items()
+        },
     )
     table = labelers_table(ranking, tests)
     if table:
@@ -235,9 +251,9 @@ def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:
     return notes
 
 
-def _histories(graphs: Mapping[str, Graph]) -> list[dict[str, Any]]:
-    """RL's iterations of each arm (its first run), also where another job has built it."""
-    policies = {name: graph.built["ppo"] for name, graph in graphs.items() if "ppo" in graph.built}
+def _histories(graphs: Mapping[str, Sequence[Graph]]) -> list[dict[str, Any]]:
+    """RL's iterations of each arm, also where another job has built it; of several seeds those of the first."""
+    policies = {name: group[0].built["ppo"] for name, group in graphs.items() if "ppo" in group[0].built}
     return [
         {"arm": name, **row}
         for name, policy in policies.items()
@@ -255,7 +271,7 @@ def _record(
         return
     for name, rows in tables.items():
         ctx.run.table(name, rows)
-    ctx.run.table("arm_histories", _histories({name: group[0] for name, group in graphs.items()}))
+    ctx.run.table("arm_histories", _histories(graphs))
     lineage: dict[str, dict[str, Any]] = {}
     for graph in (graph for group in graphs.values() for graph in group):
         for row in graph.lineage():

@@ -13,7 +13,14 @@ from rlaif.artifacts import Artifact
 from rlaif.data.datamodule import EncodedRow, collate_sequences
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
-from rlaif.evaluation import compare, text_items, text_report, win_rate_items, win_rate_report
+from rlaif.evaluation import (
+    compare,
+    text_gains,
+    text_items,
+    text_report,
+    win_rate_items,
+    win_rate_report,
+)
 from rlaif.inference.sampler import Decoding
 from rlaif.io import read_records, write_records
 from rlaif.labelers import check_retry
@@ -38,7 +45,7 @@ from rlaif.stages.rewards import Reward, make_reward, reward_parents
 from rlaif.stages.sample import draw, sampled_pair, to_sample
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
-from rlaif.stats import cluster_bootstrap_interval
+from rlaif.stats import paired_test
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +120,7 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
     comparisons, cost = _judge(ctx, new, old)
     write_records(folder / COMPARISONS_FILE, comparisons)
     metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.cfg.seeds.eval) | cost
+    metrics |= text_gains(comparisons)
     metrics |= cut_metrics(ctx, "eval", cuts, "prompts")
     for who, samples in (("policy", new), ("baseline", old)):
         for name, value in text_report(samples, "eval").items():
@@ -126,17 +134,17 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
     rewards = reward.of_pairs((new, old), encoded)
     # Where some pairs have no reward, it is not told which: then each is drawn by itself.
     prompts = [pair.cluster if len(rewards) == len(pairs) else pair.id for pair in pairs][: len(rewards)]
-    metrics |= _rewards(rewards, prompts, ctx.cfg.seeds.eval)
+    metrics |= _rewards(rewards, prompts)
     return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
 
 
-def _rewards(rewards: Sequence[tuple[float, float]], prompts: Sequence[str], seed: int) -> dict[str, float]:
+def _rewards(rewards: Sequence[tuple[float, float]], prompts: Sequence[str]) -> dict[str, float]:
     """What the reward, which RL was paid, thinks of both policies; nothing where it has no opinion."""
     if not rewards:
         return {}
     policy, baseline = torch.tensor(rewards).unbind(dim=1)
     wins = (policy > baseline).float() + (policy == baseline).float() / 2
-    gain = cluster_bootstrap_interval((policy - baseline).tolist(), prompts, seed=seed)
+    gain, _ = paired_test(policy.tolist(), baseline.tolist(), prompts)
     return {
         "eval/reward_gain": gain.estimate,
         "eval/reward_gain_ci_low": gain.low,
@@ -234,4 +242,4 @@ def _parents(ctx: Context) -> tuple[str, ...]:
     return ("ppo", *reward_parents(ctx), *sft_parent(ctx))
 
 
-STAGE = Stage("eval", 4, "eval", _parents, eval_config, _build, _work, _check, _gate, again=_again)
+STAGE = Stage("eval", 5, "eval", _parents, eval_config, _build, _work, _check, _gate, again=_again)

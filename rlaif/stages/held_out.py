@@ -22,7 +22,7 @@ from rlaif.stages.reward_data import part_of
 from rlaif.stages.rewards import Reward, reward_parents
 from rlaif.stages.sample import source
 from rlaif.stages.sizes import prompt_tokens, response_tokens
-from rlaif.stats import cluster_bootstrap_interval
+from rlaif.stats import paired_test
 
 NAME = "ppo/reward_held_out"
 
@@ -57,11 +57,7 @@ class HeldOut:
         """The summary's metrics of the policy as it stands: its reward, the start's, and the gain with its interval."""
         end = self._rewards(self.policy)
         start = self._start or self._rewards(self.reference)  # a resumed run has not seen its start
-        gain = cluster_bootstrap_interval(
-            [b - a for a, b in zip(start, end, strict=True)],
-            [prompt.cluster for prompt in self.prompts],
-            seed=self.ctx.cfg.seeds.eval,
-        )
+        gain, _ = paired_test(end, start, [prompt.cluster for prompt in self.prompts])
         return {
             NAME: fmean(end),
             f"{NAME}_start": fmean(start),

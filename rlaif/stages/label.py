@@ -265,4 +265,4 @@ def bin_rows(ctx: Context, label: Artifact, sample: Artifact) -> dict[str, list[
     }
 
 
-STAGE = Stage("label", 3, "label", lambda ctx: ("sample",), _config, _build, _work, _check, again=_again)
+STAGE = Stage("label", 4, "label", lambda ctx: ("sample",), _config, _build, _work, _check, again=_again)

@@ -128,4 +128,4 @@ def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
     return trust_gate(ctx, built["label"].metrics) if "label" in built else {}
 
 
-STAGE = Stage("rm", 4, "rm", _parents, _config, _build, _work, _check, _gate)
+STAGE = Stage("rm", 5, "rm", _parents, _config, _build, _work, _check, _gate)

@@ -8,47 +8,41 @@ from rlaif.stats.agreement import (
     reliability_bins,
 )
 from rlaif.stats.arms import (
-    ArmComparison,
     PairedTest,
     arm_interval,
+    paired_test,
     paired_tests,
-    statistically_tied,
     tied_groups,
 )
 from rlaif.stats.calibration import fit_temperature
-from rlaif.stats.crossed import crossed_difference, crossed_interval
-from rlaif.stats.intervals import (
-    Interval,
-    cluster_bootstrap_interval,
-    proportion_interval,
-    wilson_interval,
-)
+from rlaif.stats.intervals import Interval, wilson_interval
 from rlaif.stats.length_control import length_controlled_win_rate
-from rlaif.stats.significance import binomial_test, holm, mcnemar_test, paired_bootstrap, sign_test
+from rlaif.stats.means import mean_interval, paired_difference, proportion_interval
+from rlaif.stats.significance import binomial_test, clustered_sign_test, holm, mcnemar_test, sign_test
+from rlaif.stats.trends import linear_trend
 
 __all__ = [
-    "ArmComparison",
     "Interval",
     "PairedTest",
     "ReliabilityBin",
     "arm_interval",
     "binomial_test",
     "brier_score",
-    "cluster_bootstrap_interval",
+    "clustered_sign_test",
     "cohen_kappa",
-    "crossed_difference",
-    "crossed_interval",
     "expected_calibration_error",
     "fit_temperature",
     "holm",
     "length_controlled_win_rate",
+    "linear_trend",
     "mcnemar_test",
-    "paired_bootstrap",
+    "mean_interval",
+    "paired_difference",
+    "paired_test",
     "paired_tests",
     "proportion_interval",
     "reliability_bins",
     "sign_test",
-    "statistically_tied",
     "tied_groups",
     "wilson_interval",
 ]

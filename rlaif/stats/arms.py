@@ -1,42 +1,27 @@
-"""Which arms of an ablation differ: each against the best one, or every pair of them."""
+"""Which arms of an ablation differ: the one engine behind every table that compares arms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from string import ascii_lowercase
 
 import numpy as np
 
-from rlaif.stats.crossed import as_table, crossed_difference, crossed_interval
-from rlaif.stats.intervals import (
-    FloatArray,
-    Interval,
-    check_same_length,
-    cluster_bootstrap_interval,
-    cluster_codes,
+from rlaif.stats.intervals import Clusters, FloatArray, Interval, check_same_length, cluster_codes
+from rlaif.stats.means import (
+    Part,
+    Values,
+    are_outcomes,
+    as_table,
+    mean_interval,
+    paired_difference,
+    pooled_scatter,
     proportion_interval,
 )
-from rlaif.stats.significance import holm, mcnemar_test, paired_bootstrap, sign_test
-
-Values = Sequence[float] | Sequence[Sequence[float]] | FloatArray
-
-
-@dataclass(frozen=True)
-class ArmComparison:
-    """One arm against the best: its own interval, the paired difference to the best, and the verdict.
-
-    `p_value` is Holm-adjusted over the arms; the best arm has difference 0 and p 1.
-    """
-
-    name: str
-    estimate: float
-    interval: Interval
-    difference: Interval
-    p_value: float
-    tied: bool
+from rlaif.stats.significance import holm, mcnemar_test, sign_test
 
 
 @dataclass(frozen=True)
@@ -63,7 +48,7 @@ def _is_binary(values: FloatArray) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
 
 
-def _checked(arms: Mapping[str, Values], clusters: Sequence[Hashable]) -> dict[str, FloatArray]:
+def _checked(arms: Mapping[str, Values], clusters: Clusters) -> dict[str, FloatArray]:
     if not arms:
         raise ValueError("no arms to compare")
     values = {name: as_table(table) for name, table in arms.items()}
@@ -75,54 +60,43 @@ def _checked(arms: Mapping[str, Values], clusters: Sequence[Hashable]) -> dict[s
     return values
 
 
-def _paired(
-    x: FloatArray, y: FloatArray, clusters: Sequence[Hashable], seed: int, resamples: int
+def paired_test(
+    x: Values, y: Values, clusters: Clusters, scatter: Part | None = None
 ) -> tuple[Interval, float]:
-    """Interval of mean(x - y) and p of (S, n): over seeds and items at once where there are several seeds.
+    """95% interval of mean(x - y) and p; x, y (n,) or (S, n) on the same items (and seeds).
 
-    One seed: exact McNemar for 0/1 values of unrepeated clusters, else the bootstrap.
+    `paired_difference`, but for one seed's 0/1 values of unrepeated clusters p is McNemar's exact one.
     """
-    if len(x) > 1:
-        return crossed_difference(x, y, clusters)
-    difference, p = paired_bootstrap(x[0], y[0], clusters, seed=seed, resamples=resamples)
-    if cluster_codes(clusters)[1] == len(clusters) and _is_binary(x) and _is_binary(y):
-        p = mcnemar_test(x[0].astype(bool), y[0].astype(bool))
+    first, second = as_table(x), as_table(y)
+    difference, p = paired_difference(first, second, clusters, scatter=scatter)
+    single = len(first) == 1 and cluster_codes(clusters)[1] == len(clusters)
+    if single and _is_binary(first) and _is_binary(second):
+        p = mcnemar_test(first[0].astype(bool), second[0].astype(bool))
     return difference, p
 
 
-def arm_interval(
-    values: Values, clusters: Sequence[Hashable], *, seed: int, resamples: int = 2000
-) -> Interval:
-    """Interval of one arm's mean, of values (n,) or, over seeds and items at once, (S, n).
-
-    One seed: `proportion_interval` for outcomes in [0, 1], else the cluster bootstrap.
-    """
+def arm_interval(values: Values, clusters: Clusters) -> Interval:
+    """Interval of one arm's mean, of values (n,) or (S, n): `proportion_interval` for wins, ties and losses."""
     table = as_table(values)
-    if len(table) > 1:
-        return crossed_interval(table, clusters)
-    bounded = bool(((table >= 0) & (table <= 1)).all())
-    interval_of = proportion_interval if bounded else cluster_bootstrap_interval
-    return interval_of(table[0], clusters, seed=seed, resamples=resamples)
+    return proportion_interval(table, clusters) if are_outcomes(table) else mean_interval(table, clusters)
 
 
-def paired_tests(
-    arms: Mapping[str, Values],
-    clusters: Sequence[Hashable],
-    *,
-    seed: int,
-    resamples: int = 2000,
-) -> list[PairedTest]:
+def paired_tests(arms: Mapping[str, Values], clusters: Clusters) -> list[PairedTest]:
     """Every pair of arms on the same items, Holm over all of them; the best arm's pairs come first.
 
-    `arms`, `clusters` and the choice of test are as in `statistically_tied`; arms are ordered by their
-    means, best first. Raises ValueError for what it does there.
+    `arms` maps a name to values (n,), or (S, n) of S seeds, item i (and seed s) being the same in all arms;
+    `clusters` (n,) are the items' prompts. Arms are ordered by their means, best first. All pairs are the
+    family, also where a table shows those of the best arm alone: which arm that is, the same data decide.
+    How much seeds scatter, all arms tell together (`pooled_scatter`).
+    Raises ValueError for no arms, different lengths or seeds, no items, or values that are not finite.
     """
     values = _checked(arms, clusters)
     order = sorted(values, key=lambda name: -values[name].mean())
+    scatter, codes = pooled_scatter(list(values.values())), cluster_codes(clusters)[0]
     tests = []
     for first, second in combinations(order, 2):
         x, y = values[first], values[second]
-        difference, p = _paired(x, y, clusters, seed, resamples)
+        difference, p = paired_test(x, y, codes, scatter)
         gap = x.mean(axis=0) - y.mean(axis=0)
         ahead, behind = int((gap > 0).sum()), int((gap < 0).sum())
         mcnemar = sign_test(ahead, behind)
@@ -131,39 +105,6 @@ def paired_tests(
         )
     adjusted = holm({str(index): test.p_value for index, test in enumerate(tests)})
     return [replace(test, p_holm=p) for test, p in zip(tests, adjusted.values(), strict=True)]
-
-
-def statistically_tied(
-    arms: Mapping[str, Values],
-    clusters: Sequence[Hashable],
-    *,
-    seed: int,
-    resamples: int = 2000,
-    alpha: float = 0.05,
-) -> list[ArmComparison]:
-    """Compare every arm with the best one (highest mean) on the same items; rows best first.
-
-    `arms` maps a name to values (n,), or (S, n) of S seeds, item i (and seed s) being the same in all
-    arms; `clusters` (n,) are the items' prompts. With several seeds the test is `crossed_difference`, with
-    one exact McNemar for 0/1 values without repeated clusters, otherwise the paired bootstrap; an arm is
-    tied when its Holm-adjusted p-value is at least `alpha`. The best arm is chosen on the same data, so
-    small differences are, if anything, overstated.
-    Raises ValueError for no arms, different lengths or seeds, no items, or values that are not finite.
-    """
-    values = _checked(arms, clusters)
-    order = sorted(values, key=lambda name: -values[name].mean())
-    best = values[order[0]]
-    differences: dict[str, Interval] = {order[0]: Interval(0.0, 0.0, 0.0, len(clusters))}
-    raw: dict[str, float] = {}
-    for name in order[1:]:
-        differences[name], raw[name] = _paired(values[name], best, clusters, seed, resamples)
-    adjusted = {order[0]: 1.0, **holm(raw)}
-    rows = []
-    for name in order:
-        interval = arm_interval(values[name], clusters, seed=seed, resamples=resamples)
-        p = adjusted[name]
-        rows.append(ArmComparison(name, interval.estimate, interval, differences[name], p, p >= alpha))
-    return rows
 
 
 def tied_groups(names: Sequence[str], different: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from statsmodels.stats.proportion import proportion_confint
+from scipy.stats import norm
 
 FloatArray = npt.NDArray[np.float64]
-# Resamples handled at once: bounds memory at (this many) x (number of clusters).
-_CHUNK = 256
+# What items belong to: names, or numbers as an array.
+Clusters = Sequence[Hashable] | npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,11 @@ def as_floats(values: Sequence[float] | npt.NDArray[np.generic]) -> FloatArray:
     return array
 
 
-def cluster_codes(clusters: Sequence[Hashable]) -> tuple[npt.NDArray[np.int64], int]:
-    """Each item's cluster as 0..K-1 in order of first appearance, and K."""
+def cluster_codes(clusters: Clusters) -> tuple[npt.NDArray[np.int64], int]:
+    """Each item's cluster as 0..K-1, and K."""
+    if isinstance(clusters, np.ndarray):  # codes already, or as good as: their order is no one's
+        values, codes = np.unique(clusters, return_inverse=True)
+        return codes.astype(np.int64), len(values)
     seen: dict[Hashable, int] = {}
     codes = np.array([seen.setdefault(cluster, len(seen)) for cluster in clusters], dtype=np.int64)
     return codes, len(seen)
@@ -49,6 +52,18 @@ def check_same_length(*columns: Sequence[object] | npt.NDArray[np.generic]) -> N
     """Raise ValueError unless all columns have one length."""
     if len({len(column) for column in columns}) > 1:
         raise ValueError(f"columns must have one length, got {[len(column) for column in columns]}")
+
+
+def wilson_bounds(share: float, trials: float, quantile: float) -> tuple[float, float]:
+    """Wilson's score bounds of a `share` in [0, 1] of `trials` > 0 (both may be fractional)."""
+    square = quantile**2
+    centre = (share + square / (2 * trials)) / (1 + square / trials)
+    half = (
+        quantile / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
+    )
+    # At the ends the bounds are 0 and 1 exactly; the closed form misses them by rounding.
+    low = 0.0 if share == 0 else max(0.0, centre - half)
+    return low, 1.0 if share == 1 else min(1.0, centre + half)
 
 
 def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
@@ -61,84 +76,4 @@ def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
         return Interval(math.nan, 0.0, 1.0, n)
     if not 0 <= successes <= n:
         raise ValueError(f"successes must lie in [0, {n}], got {successes}")
-    low, high = proportion_confint(successes, n, alpha=1 - level, method="wilson")
-    # At the ends the bounds are 0 and 1 exactly; the closed form misses them by rounding.
-    return Interval(
-        successes / n, 0.0 if successes == 0 else float(low), 1.0 if successes == n else float(high), n
-    )
-
-
-def bootstrap_means(
-    values: FloatArray, clusters: Sequence[Hashable], seed: int, resamples: int
-) -> FloatArray:
-    """(resamples,) means of `values` when whole clusters are drawn with replacement."""
-    codes, count = cluster_codes(clusters)
-    sums = np.bincount(codes, weights=values, minlength=count)
-    sizes = np.bincount(codes, minlength=count)
-    rng = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, _CHUNK):
-        drawn = rng.integers(count, size=(min(_CHUNK, resamples - start), count))
-        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
-    return np.concatenate(means)
-
-
-def percentile_bounds(draws: FloatArray, level: float) -> tuple[float, float]:
-    """The central `level` share of bootstrap draws."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def cluster_bootstrap_interval(
-    values: Sequence[float] | FloatArray,
-    clusters: Sequence[Hashable],
-    *,
-    seed: int,
-    resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile bootstrap of the mean of `values` (n,), resampling `clusters` (n,) as wholes.
-
-    No items or a NaN among them give NaN throughout; a single cluster gives NaN bounds, since it says
-    nothing about the spread between clusters. Raises ValueError when the lengths differ.
-    """
-    array = as_floats(values)
-    check_same_length(array, clusters)
-    if len(array) == 0 or not np.isfinite(array).all():
-        return nan_interval(len(array))
-    estimate = float(array.mean())
-    if cluster_codes(clusters)[1] < 2:
-        return Interval(estimate, math.nan, math.nan, len(array))
-    low, high = percentile_bounds(bootstrap_means(array, clusters, seed, resamples), level)
-    return Interval(estimate, low, high, len(array))
-
-
-def proportion_interval(
-    values: Sequence[float] | FloatArray,
-    clusters: Sequence[Hashable],
-    *,
-    seed: int,
-    resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of a mean of outcomes in [0, 1] (0 wrong or lost, 1 right or won, ties in between).
-
-    Wilson when every outcome is 0 or 1 and no cluster repeats; otherwise the cluster bootstrap. Where
-    that has no spread at all to resample (all clusters alike, or only one), Wilson with one trial per
-    cluster, since "10 of 10" is no proof of certainty. n = 0 gives NaN with bounds 0 and 1.
-    Raises ValueError for outcomes outside [0, 1].
-    """
-    array = as_floats(values)
-    check_same_length(array, clusters)
-    if np.isnan(array).any():
-        return nan_interval(len(array))
-    if ((array < 0) | (array > 1)).any():
-        raise ValueError("outcomes of a proportion must lie in [0, 1]")
-    count = cluster_codes(clusters)[1]
-    if len(array) == 0 or (count == len(array) and np.isin(array, (0.0, 1.0)).all()):
-        return wilson_interval(float(array.sum()), len(array), level)
-    interval = cluster_bootstrap_interval(array, clusters, seed=seed, resamples=resamples, level=level)
-    if interval.low < interval.high:
-        return interval
-    wilson = wilson_interval(interval.estimate * count, count, level)
-    return Interval(interval.estimate, wilson.low, wilson.high, len(array))
+    return Interval(successes / n, *wilson_bounds(successes / n, n, float(norm.ppf((1 + level) / 2))), n)

@@ -14,11 +14,11 @@ from rlaif.stats.intervals import (
     Interval,
     as_floats,
     check_same_length,
-    cluster_bootstrap_interval,
     cluster_codes,
     nan_interval,
     wilson_interval,
 )
+from rlaif.stats.means import proportion_interval
 
 _CELLS = 500_000  # resamples x items fitted at once (memory)
 _MAX_STEPS = 60
@@ -100,7 +100,7 @@ def length_controlled_win_rate(
     if len(y) == 0 or not (np.isfinite(y).all() and np.isfinite(difference).all()):
         return nan_interval(len(y))
     if not difference.any():
-        return cluster_bootstrap_interval(y, clusters, seed=seed, resamples=resamples)
+        return proportion_interval(y, clusters)
     estimate = float(_rates_at_equal_length(y, difference, np.ones((1, len(y))))[0])
     if math.isnan(estimate):
         return nan_interval(len(y))

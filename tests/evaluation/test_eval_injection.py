@@ -7,12 +7,12 @@ import math
 
 import pytest
 from labeler_cases import Recorder, options, pair, scripted, templates
-from statsmodels.stats.proportion import proportion_confint
 
 from rlaif.backends.base import ChoiceScores
 from rlaif.backends.fencing import read_fences
 from rlaif.evaluation import ATTACKS, CONTROL, attacked, injection_report
 from rlaif.labelers import Labeler, TemplateSet
+from rlaif.stats import proportion_interval
 from rlaif.tracking.glossary import unknown
 
 GOOD = "Return the smaller of total and limit."
@@ -69,12 +69,10 @@ def test_a_labeler_that_obeys_one_attack_flips_on_it_alone():
     assert found["doctor/flip_rate"] == pytest.approx(1 / attacks, abs=1e-12)
     assert found["doctor/flip_rate_n"] == 12 * attacks and found["doctor/flip_rate_near_empty_n"] == 12
     assert unknown(found) == []
-    low, high = proportion_confint(12, 12, method="wilson")
+    low = proportion_interval([1.0] * 12, range(12)).low
     assert found["doctor/flip_rate_ignore_above_ci_low"] == pytest.approx(low, abs=1e-12)
     assert found["doctor/flip_rate_ignore_above_ci_high"] == 1.0
-    assert found["doctor/flip_rate_control_ci_high"] == pytest.approx(
-        proportion_confint(0, 12, method="wilson")[1], abs=1e-12
-    )
+    assert found["doctor/flip_rate_control_ci_high"] == pytest.approx(1 - low, abs=1e-12)
 
 
 def test_a_robust_labeler_does_not_flip_and_a_full_stop_can_win():

@@ -49,7 +49,10 @@ def test_alignment_items_by_hand() -> None:
     """Pairs 0-2 count: right, wrong, undecided. Gold 0.5 and None say nothing, pair 5 is unparsed."""
     pairs, preferences = _records()
     rows = alignment_items(pairs, preferences)
-    assert [(row["id"], row["label/alignment"]) for row in rows] == [("0", 1.0), ("1", 0.0), ("2", 0.5)]
+    read = [(row["id"], row["label/alignment"]) for row in rows if "label/alignment" in row]
+    assert read == [("0", 1.0), ("1", 0.0), ("2", 0.5)]
+    worst, half = ([row[f"label/alignment_{name}"] for row in rows] for name in ("worst", "half"))
+    assert (worst, half) == ([1.0, 0.0, 0.5, 0.0], [1.0, 0.0, 0.5, 0.5])
     assert rows[0] == {
         "id": "0",
         "prompt_id": "prompt-0",
@@ -57,9 +60,11 @@ def test_alignment_items_by_hand() -> None:
         "p_a": 0.9,
         "gold": 1.0,
         "label/alignment": 1.0,
+        "label/alignment_worst": 1.0,
+        "label/alignment_half": 1.0,
     }
     assert (
-        fmean(row["label/alignment"] for row in rows)
+        fmean(row["label/alignment"] for row in rows if "label/alignment" in row)
         == alignment_report(pairs, preferences, [])["label/alignment"]
     )
 

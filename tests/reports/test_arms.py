@@ -25,7 +25,8 @@ from rlaif.reports import (
 from rlaif.reports.compare import arms_verdict
 from rlaif.reports.curve import curve_figure
 from rlaif.reports.markdown import markdown_table
-from rlaif.stats import crossed_difference, crossed_interval, holm, mcnemar_test, wilson_interval
+from rlaif.stats import arm_interval, holm, mcnemar_test, paired_difference, proportion_interval
+from rlaif.stats.means import pooled_scatter
 
 GOLD, OWN = "rm/gold_accuracy", "rm/accuracy"
 
@@ -72,7 +73,7 @@ def test_seeds_become_means_and_intervals_of_both():
     ]
     summaries[0]["b"] = "one"
     merged = mean_summary(summaries, items)
-    expected = crossed_interval(values(items), PROMPTS)
+    expected = arm_interval(values(items), PROMPTS)
     assert (merged[GOLD], merged[f"{GOLD}_ci_low"], merged[f"{GOLD}_ci_high"]) == (
         expected.estimate,
         expected.low,
@@ -86,7 +87,7 @@ def test_seeds_become_means_and_intervals_of_both():
 def test_only_items_of_all_seeds_count():
     short = [table([1.0, 0.0, 1.0, 1.0, 1.0, 1.0]), table([1.0] * 4, first=2)]
     merged = mean_summary([{GOLD: 5 / 6}, {GOLD: 1.0}], short)
-    assert merged[GOLD] == 1.0 and merged[f"{GOLD}_ci_low"] == wilson_interval(2, 2).low
+    assert merged[GOLD] == 1.0 and merged[f"{GOLD}_ci_low"] == proportion_interval([1, 1], range(2)).low
 
 
 def test_pairs_on_shared_items_over_seeds():
@@ -98,13 +99,14 @@ def test_pairs_on_shared_items_over_seeds():
         ("mid", "poor"),
     ]
     assert {row["metric"] for row in tests} == {GOLD} and {row["seeds"] for row in tests} == {3}
+    scatter = pooled_scatter([values(own) for own in arms.values()])
     raw = {
-        f"{row['first']} {row['second']}": crossed_difference(
-            values(arms[row["first"]]), values(arms[row["second"]]), PROMPTS
+        f"{row['first']} {row['second']}": paired_difference(
+            values(arms[row["first"]]), values(arms[row["second"]]), PROMPTS, scatter=scatter
         )[1]
         for row in tests
     }
-    assert [row["p"] for row in tests] == list(raw.values())
+    assert [row["p"] for row in tests] == pytest.approx(list(raw.values()))
     assert [row["p_holm"] for row in tests] == pytest.approx(list(holm(raw).values()))
     # mutation: seeds averaged first give another p
     averaged = {name: [table(values(own).mean(0))] for name, own in arms.items()}
@@ -172,7 +174,7 @@ def test_the_arms_table_tells_seeds_ties_and_groups():
     assert "│ * │ best" in text and "│ = │ mid" in text and "│   │ poor" in text and "60.0–80.0%" in text
     verdict = arms_verdict(found)
     assert verdict.tone == "open" and verdict.sentence == (
-        "No single winner: best has the best RM gold accuracy 70.0% (95% CI 60.0–80.0%), tied with mid."
+        "No single winner: best has the best RM gold accuracy 70.0% (95% CI 60.0–80.0%), not told apart from mid."
     )
     clear = arms_table({row["arm"]: row | {"p_holm": row["p_holm"] and 0.001} for row in ARMS}, [], TESTS)
     assert arms_verdict(clear).tone == "win" and "every other arm" in arms_verdict(clear).sentence

@@ -82,12 +82,13 @@ def test_several_head_to_heads_name_who_differs():
     # Holm: 3 * 0.001; then 2 * 0.2 and 0.9: one of three pairs differs.
     some = headline(duel("a", "b", 0.7, 0.001), duel("a", "c", 0.55, 0.2), duel("b", "c", 0.5, 0.9))
     assert some.tone == "win" and some.sentence == (
-        "Head to head: the judge prefers a to b in 70.0% (Holm p = 0.003). Policies of no other pair differ at 5%."
+        "Head to head: the judge prefers a to b in 70.0% (Holm p = 0.003). Policies of no other pair are told "
+        "apart at 5%."
     )
     none = headline(duel("a", "b", 0.6, 0.03), duel("a", "c", 0.55, 0.2))  # 2 * 0.03 = 0.06
     assert (none.tone, none.sentence) == (
         "open",
-        "No two of the policies that met differ at 5% (Holm over 2 pairs).",
+        "No two of the policies that met are told apart at 5% (Holm over 2 pairs); that does not make them equal.",
     )
     many = headline(*(duel("a", name, 0.8, 1e-6) for name in "bcdef"))
     assert "; and 2 more." in many.sentence and "no other pair" not in many.sentence
@@ -102,3 +103,17 @@ def test_terminal_tables():
     shown = console.export_text()
     assert "62.0% (55.0–69.0%)" in shown and "58.0%" in shown and "at equal length" in shown
     assert "61.0%" in shown and "[a] wins" in shown and len(terminal_arms(arms_table(ARMS, []))) == 1
+
+
+def test_wins_over_the_baseline_are_one_family():
+    arms = {
+        name: {"eval/win_rate": 0.6, "eval/p_value": p} for name, p in (("a", 0.02), ("b", 0.03), ("c", 0.9))
+    }
+    table = arms_table(arms, [])
+    # Holm over three: 3 * 0.02, 2 * 0.03, 0.9: none is left below 5%, though two of them were.
+    assert [row.over_baseline for row in table.arms] == ["0.060", "0.060", "0.90"] and table.judged
+    console = Console(width=200, record=True, file=io.StringIO())
+    for part in terminal_arms(table):
+        console.print(part)
+    assert "Holm p" in console.export_text()
+    assert not arms_table({"a": arms["a"], "d": {"eval/win_rate": 0.5}}, []).judged

@@ -16,16 +16,22 @@ from rlaif.reports import (
     render_report,
     terminal_labelers,
 )
-from rlaif.reports.items import common_items, item_scores
+from rlaif.reports.items import common_items, seed_scores
 
-METRIC = "label/alignment"
+METRIC, WORST, HALF = "label/alignment", "label/alignment_worst", "label/alignment_half"
 
 
 def rows(scores, prompts=None):
+    """None: the labeler could not read the pair."""
     return [
-        {"id": str(i), "prompt_id": (prompts or {}).get(i, f"q{i}"), METRIC: float(score)}
+        {
+            "id": str(i),
+            "prompt_id": (prompts or {}).get(i, f"q{i}"),
+            **({} if score is None else {METRIC: float(score)}),
+            WORST: float(score or 0),
+            HALF: 0.5 if score is None else float(score),
+        }
         for i, score in enumerate(scores)
-        if score is not None
     ]
 
 
@@ -47,7 +53,7 @@ def printed(view):
 
 def test_ranking_ties_and_pairs_by_hand():
     ranking, pairs = compare_labelers(LABELERS, SUMMARIES)
-    assert [(row["labeler"], row[METRIC], row["best"], row["tied"]) for row in ranking] == [
+    assert [(row["labeler"], row[WORST], row["best"], row["tied"]) for row in ranking] == [
         ("best", 1.0, True, True),
         ("close", 0.95, False, True),
         ("poor", 0.5, False, False),
@@ -79,13 +85,26 @@ def test_holm_over_all_pairs_ties_what_holm_against_the_best_would_not():
     assert pairs[0]["p_holm"] == pytest.approx(3 * raw)
 
 
-def test_only_pairs_that_all_could_read_count():
-    unread = [None] * 10 + [1] * 25 + [0] * 5
-    ranking, pairs = compare_labelers({"a": [rows(BEST)], "b": [rows(unread)]}, {"a": {}, "b": {}})
-    assert {row["n"] for row in ranking} == {30} and ranking[1][METRIC] == pytest.approx(25 / 30)
-    assert (pairs[0]["ahead"], pairs[0]["behind"]) == (5, 0)
-    # Mutation check: filling the unread with a half would give 40 pairs and another alignment.
-    assert ranking[1][METRIC] != pytest.approx((10 * 0.5 + 25) / 40)
+def test_no_labeler_chooses_its_test_by_what_it_abstains_from():
+    """b is right on 24 of the 28 pairs that it reads, a on 30 of all 40: b leads only where it chose the pairs."""
+    a, b = [1] * 30 + [0] * 10, [1] * 24 + [0] * 4 + [None] * 12
+    ranking, pairs = compare_labelers({"a": [rows(a)], "b": [rows(b)]}, {"a": {}, "b": {}})
+    assert 24 / 28 > 30 / 40
+    assert [(row["labeler"], row["n"], row[WORST], row[HALF]) for row in ranking] == [
+        ("a", 40, 0.75, 0.75),
+        ("b", 40, 24 / 40, 30 / 40),
+    ]
+    # As errors: a alone is right on 24-27 (b wrong) and 28-29 (b unread), so 6 to 0.
+    assert (pairs[0]["ahead"], pairs[0]["behind"]) == (6, 0) and pairs[0]["p"] == binomtest(6, 6).pvalue
+    assert ranking[1]["p_holm_half"] > 0.05 > ranking[1]["p_holm"]
+
+
+def test_runs_from_before_are_compared_on_the_pairs_that_all_read():
+    old = [
+        [{k: v for k, v in row.items() if k not in (WORST, HALF)} for row in rows(s)] for s in (BEST, CLOSE)
+    ]
+    ranking, _ = compare_labelers({"a": [old[0]], "b": [old[1]]}, {"a": {}, "b": {}})
+    assert [row[WORST] for row in ranking] == [1.0, 0.95]
 
 
 def test_nothing_to_compare():
@@ -98,7 +117,7 @@ def test_nothing_to_compare():
 
 def label_run(root, identifier, labeler, scores, digest, *, stage="label", seed=None):
     table = rows(scores)
-    mean = sum(row[METRIC] for row in table) / len(table)
+    mean = sum(row[WORST] for row in table) / len(table)
     write_run(
         root,
         identifier,
@@ -127,7 +146,7 @@ def test_the_ablation_table_says_the_same_as_the_labelers(tmp_path):
     table, (ranking, _) = ablation_table(runs, [METRIC]), labelers_of(runs)
     assert [arm.p_holm for arm in table.arms] == pytest.approx([row["p_holm"] for row in ranking])
     assert [arm.tied for arm in table.arms] == [row["tied"] for row in ranking]
-    assert "Holm over 3 comparisons" in table.caption
+    assert "Holm over all 3 pairs of arms" in table.caption
 
 
 def test_terminal_and_page_show_the_tied_group(tmp_path):
@@ -142,7 +161,7 @@ def test_terminal_and_page_show_the_tied_group(tmp_path):
         if line.startswith("│") and f"={name}" in line
     }
     assert "*" in lines["[best]"] and " = " in lines["close"] and " = " not in lines["poor"]
-    assert "tied with the best: labeler=close" in " ".join(shown.split())
+    assert "not told apart from the best: labeler=close" in " ".join(shown.split())
     text = render_report(runs, tmp_path / "r.html", title="t").read_text()
     part = text[text.index("Labelers on the same gold pairs") : text.index("<h2>Labeler of the best arm")]
     assert part.count('class="badge best">best') == 1 and "20 : 0" in part and "+50.0 points" in part
@@ -156,21 +175,22 @@ def test_a_comparison_brings_its_own_tables(tmp_path):
     runs = find_runs(tmp_path)
     assert labelers_of(runs) == (ranking, pairs)
     table = labelers_table(ranking, pairs)
-    assert table.metrics == ("label/ece", "label/verbosity_gap")
-    assert table.labelers[0].cells == ("0.100", "−5.0 points") and table.labelers[1].cells == ("–", "–")
+    assert table.metrics == (HALF, "label/ece", "label/verbosity_gap")
+    assert table.labelers[0].cells == ("100.0%", "0.100", "−5.0 points")
+    assert table.labelers[1].cells == ("95.0%", "–", "–")
     assert "20 : 0" in render_report(runs, tmp_path / "r.html", title="t").read_text()
 
 
-def test_seeds_are_averaged_over_the_items_that_all_of_them_have():
-    scores = item_scores([rows([1, 1, 0, 1]), rows([1, 0, 0, None])], METRIC)
-    assert scores == {"0": ("q0", 1.0), "1": ("q1", 0.5), "2": ("q2", 0.0)}
+def test_items_that_not_all_seeds_have_do_not_count():
+    scores = seed_scores([rows([1, 1, 0, 1]), rows([1, 0, 0, None])], METRIC)
+    assert scores == {"0": ("q0", (1.0, 1.0)), "1": ("q1", (1.0, 0.0)), "2": ("q2", (0.0, 0.0))}
 
 
 def test_arms_that_share_too_few_items_measured_different_things():
-    ten = item_scores([rows([1] * 10)], METRIC)
-    half = item_scores([rows([None] * 5 + [1] * 10)], METRIC)
-    less = item_scores([rows([None] * 6 + [1] * 10)], METRIC)
+    ten = seed_scores([rows([1] * 10)], METRIC)
+    half = seed_scores([rows([None] * 5 + [1] * 10)], METRIC)
+    less = seed_scores([rows([None] * 6 + [1] * 10)], METRIC)
     # 5 of the smaller arm's 10 items are enough, 4 are not; a small arm within a large one is.
     assert common_items({"a": ten, "b": half}) == [(str(i), f"q{i}") for i in range(5, 10)]
     assert common_items({"a": ten, "b": less}) == []
-    assert common_items({"a": ten, "b": item_scores([rows([1, 0])], METRIC)}) == [("0", "q0"), ("1", "q1")]
+    assert common_items({"a": ten, "b": seed_scores([rows([1, 0])], METRIC)}) == [("0", "q0"), ("1", "q1")]

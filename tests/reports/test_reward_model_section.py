@@ -64,7 +64,11 @@ def test_facts_say_what_the_summary_says(tmp_path):
     assert facts["rm/accuracy"] == ("71.0%", "66.0–76.0%", "240 held-out pairs")
     assert facts["rm/gold_accuracy"][:2] == ("68.0%", "62.0–73.0%")
     assert facts["rm/length_only_accuracy"][:2] == ("55.0%", "50.0–60.0%")
-    assert facts["rm/length_only_gap"] == ("+16.0 points", "+8.0 to +24.0 points", "McNemar p < 0.001")
+    assert facts["rm/length_only_gap"] == (
+        "+16.0 points",
+        "+8.0 to +24.0 points",
+        "paired test by prompt, p < 0.001",
+    )
     assert facts["rm/fitted_temperature"] == ("1.800", "", "above 1: overconfident as trained")
     assert facts["rm/ece_fitted"][0] == "0.040" and facts["rm/disagreement"][0] == "0.061"
     assert "rm/brier" not in facts and "rm/epochs" not in facts, "not measured, no line"
@@ -108,7 +112,7 @@ def test_the_result_table_puts_length_and_gold_beside_accuracy():
     rows = [row for row in result_rows(SUMMARY) if row.stage == "Reward model"]
     assert [(row.metric, row.value, row.note) for row in rows] == [
         ("rm/accuracy", "71.0%", "240 held-out pairs"),
-        ("rm/length_only_accuracy", "55.0%", "McNemar p < 0.001"),
+        ("rm/length_only_accuracy", "55.0%", "against the reward model: p < 0.001"),
         ("rm/gold_accuracy", "68.0%", ""),
     ]
     assert [row.metric for row in result_rows({"rm/accuracy": 0.7})] == ["rm/accuracy"]

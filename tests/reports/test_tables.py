@@ -38,7 +38,8 @@ def test_labels_hold_only_what_differs(tmp_path):
 def test_ties_by_intervals_on_a_hand_worked_case(tmp_path):
     # half-width 0.049 -> standard error 0.049/1.95996 = 0.025; of a difference 0.025*sqrt(2) = 0.035355.
     # cot-detailed: z = 0.04/0.035355 = 1.1314 -> p = 0.2579; cot-default: z = 4.2426 -> p = 2.21e-5.
-    # Holm over two: 2*2.21e-5 = 4.42e-5 and max(4.42e-5, 0.2579) = 0.2579.
+    # detailed-default: z = 0.11/0.035355 = 3.1113 -> p = 0.00186. Holm over all three pairs: 3*2.21e-5 = 6.63e-5,
+    # 2*0.00186, 0.2579.
     table = ablation_table(three_arms(tmp_path), [WIN])
     assert [(arm.label, arm.best, arm.tied) for arm in table.arms] == [
         ("labeler=cot", True, True),
@@ -47,20 +48,23 @@ def test_ties_by_intervals_on_a_hand_worked_case(tmp_path):
     ]
     assert table.arms[0].p_holm is None
     assert table.arms[1].p_holm == pytest.approx(0.2579, abs=2e-4)
-    assert table.arms[2].p_holm == pytest.approx(4.42e-5, rel=5e-3)
-    assert "two-sample z test" in table.caption and "tied with the best: labeler=detailed." in table.caption
+    assert table.arms[2].p_holm == pytest.approx(6.63e-5, rel=5e-3)
+    assert (
+        "two-sample z test" in table.caption
+        and "Not told apart from the best: labeler=detailed." in table.caption
+    )
     # Mutation check: an uncorrected p of the last arm would not pass.
     assert table.arms[2].p_holm != pytest.approx(2.21e-5, rel=0.1)
 
 
 def test_holm_decides_where_a_single_test_would_not(tmp_path):
-    # z = 0.075/0.035355 = 2.1213 -> p = 0.0339: significant alone; three such arms: Holm 3*0.0339 = 0.1017.
+    # z = 0.075/0.035355 = 2.1213 -> p = 0.0339: significant alone; four arms have six pairs: Holm 6*0.0339 = 0.2034.
     write_run(tmp_path, "0", summary=summary(0.70, 0.049), overrides=["labeler=cot"])
     for index, name in enumerate(("a", "b", "c")):
         write_run(tmp_path, str(index + 1), summary=summary(0.625, 0.049), overrides=[f"labeler={name}"])
     runs = find_runs(tmp_path)
     many, two = ablation_table(runs, [WIN]), ablation_table(runs[:2], [WIN])
-    assert [arm.p_holm for arm in many.arms[1:]] == pytest.approx([0.1017] * 3, abs=3e-4)
+    assert [arm.p_holm for arm in many.arms[1:]] == pytest.approx([0.2034] * 3, abs=6e-4)
     assert all(arm.tied for arm in many.arms)
     assert two.arms[1].p_holm == pytest.approx(0.0339, abs=2e-4)
     assert not any(arm.tied for arm in two.arms)
@@ -78,8 +82,8 @@ def test_seeds_are_grouped_with_mean_spread_and_interval(tmp_path):
     # mean 1.89/3 = 0.63; squares .0009 + .0001 + .0016 = .0026, /2 = .0013, root .0360555.
     assert cell.value == pytest.approx(0.63, abs=1e-12)
     assert cell.spread == pytest.approx(0.0360555, abs=1e-7)
-    # items: (0.0392/1.959964)^2 = 4.0001e-4; seeds: .0013/3 = 4.3333e-4; root of the sum .0288677, x 1.96.
-    assert cell.high - cell.value == pytest.approx(0.056580, abs=2e-5)
+    # items: 0.0392^2 = 1.53664e-3; seeds, t with 2 degrees of freedom 4.302653: 4.302653^2 * .0013/3 = 8.02221e-3.
+    assert cell.high - cell.value == pytest.approx(0.00955885**0.5, abs=2e-5)
     assert cell.text(WIN) == "63.0% ± 3.6%"
     assert arm.cells["ppo/kl"].text("ppo/kl") == "4"
     assert table.arms[1].cells[WIN].spread is None
@@ -117,7 +121,7 @@ def test_lower_is_better_for_losses(tmp_path):
     write_run(tmp_path, "2", summary={"rm/loss": 0.4}, overrides=["rm.lr=2"])
     table = ablation_table(find_runs(tmp_path), ["rm/loss"])
     assert table.arms[0].label == "rm.lr=2" and not table.arms[1].tied
-    assert "No ties are marked" in table.caption
+    assert "None is marked as not told apart" in table.caption
 
 
 def test_missing_values_rank_last_and_empty_input_is_refused(tmp_path):

@@ -1,6 +1,9 @@
 """The sentence and its warnings, in every variant."""
 
+import numpy as np
 import pytest
+from scipy.stats import linregress
+from scipy.stats import t as student
 from synthetic_runs import CONFIG, PATH_SUMMARY, ppo_history
 
 from rlaif.reports import verdict
@@ -22,7 +25,8 @@ def test_win():
     assert found.tone == "win" and found.warnings == ()
     assert found.sentence == (
         "The PPO policy beats the SFT policy: the judge (detailed) prefers it in 63% of 256 prompts "
-        "(95% CI 57–69%, p < 0.001). Held-out ROUGE-L does not move: 0.213 against 0.211 for the baseline."
+        "(95% CI 57–69%, p < 0.001). Held-out ROUGE-L does not clearly move: 0.213 against 0.211 for the baseline, a "
+        "difference of +0.002 (95% CI −0.004 to +0.008)."
     )
 
 
@@ -76,9 +80,41 @@ def test_a_judge_is_no_labeler_where_none_had_a_part_in_the_reward(kind, warned)
 def test_without_a_judged_policy_nothing_is_said_of_the_judge():
     same = CONFIG | {"judge": CONFIG["labeler"]}
     assert verdict({"rm/accuracy": 0.7}, same).warnings == ()
-    # A comparison's summary has arms before the names.
-    found = verdict({"long/eval/win_rate": 0.6}, same).warnings
-    assert len(found) == 1 and "The judge is the labeler itself" in found[0]
+    # A comparison's arms have judges and rewards of their own: it carries their warnings with their names.
+    assert verdict({"long/eval/win_rate": 0.6}, same).warnings == ()
+
+
+def test_warnings_travel_with_the_arms_that_they_are_said_of():
+    said = {
+        "short/ppo/warning": "KL ran away.",
+        "long/ppo/warning": "KL ran away.",
+        "long/judge/warning": "The judge is the labeler itself.",
+        "label/warning": "The labeler may be guessing.",
+        "long_vs_short/eval/warning": "The judge may be guessing.",
+        "long/eval/judge": "cot",
+        "long/label/warning": None,
+    }
+    assert verdict(said, CONFIG).warnings == (
+        "short, long: KL ran away.",
+        "long: The judge is the labeler itself.",
+        "The labeler may be guessing.",
+        "long_vs_short: The judge may be guessing.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "warned"),
+    [
+        ("ai", "rm", True),
+        ("mixed", "rm", True),
+        ("gold", "rm", False),
+        ("gold", "direct", True),
+        ("ai", "hub", False),
+    ],
+)
+def test_only_a_policy_that_pleased_the_labeler_is_said_to_have(labels, kind, warned):
+    same = CONFIG | {"judge": CONFIG["labeler"], "reward": {"kind": kind}, "rm": {"labels": labels}}
+    assert any("trained to please it" in text for text in verdict(PATH_SUMMARY, same).warnings) is warned
 
 
 @pytest.mark.parametrize(
@@ -86,23 +122,44 @@ def test_without_a_judged_policy_nothing_is_said_of_the_judge():
     [((0.52, 0.46, 0.58, 0.5), "sees no clear gain"), ((0.4, 0.34, 0.46, 0.002), "prefers the baseline")],
 )
 def test_a_reward_that_rises_without_the_judge_warns(rate, words):
-    found = verdict(summary(*rate), CONFIG, ppo_history(0.1, 0.94))
+    gain = {"eval/reward_gain": 0.8, "eval/reward_gain_ci_low": 0.6, "eval/reward_gain_ci_high": 1.0}
+    found = verdict(summary(*rate) | gain, CONFIG, ppo_history(0.1, 0.94))
     assert len(found.warnings) == 1
     assert "over-optimisation" in found.warnings[0] and words in found.warnings[0]
-    # No warning when the reward stands still, nor when the judge sees the gain too.
-    assert verdict(summary(*rate), CONFIG, ppo_history(0.5, 0.5)).warnings == ()
-    assert verdict(PATH_SUMMARY, CONFIG, ppo_history(0.1, 0.94)).warnings == ()
+    # None on what RL trained on alone, nor within the gain's noise, nor when the judge sees the gain too.
+    assert verdict(summary(*rate), CONFIG, ppo_history(0.1, 0.94)).warnings == ()
+    noise = gain | {"eval/reward_gain_ci_low": -0.1}
+    assert verdict(summary(*rate) | noise, CONFIG, ppo_history(0.1, 0.94)).warnings == ()
+    assert verdict(PATH_SUMMARY | gain, CONFIG, ppo_history(0.1, 0.94)).warnings == ()
 
 
-def test_reward_rise_is_the_outer_tenths():
-    # 20 rows: the outer tenths are 2 rows each; 0, 1 -> 0.5 and 18, 19 -> 18.5.
-    rise = reward_rise({}, [{"step": step, "ppo/reward": float(step)} for step in range(20)])
-    assert (rise.start, rise.end, rise.clear) == (0.5, 18.5, True)
-    # heads 0, 2 (mean 1, variance 2), tails 1, 3 (mean 2, variance 2): rise 1 < 2 * sqrt((2 + 2)/2) = 2.83.
-    noisy = [0.0, 2.0, *[1.0] * 16, 1.0, 3.0]
-    assert reward_rise({}, [{"step": i, "ppo/reward": v} for i, v in enumerate(noisy)]).clear is False
+def _rows(values):
+    return [{"step": step, "ppo/reward": float(value)} for step, value in enumerate(values)]
+
+
+def test_reward_rise_is_a_line_through_all_iterations():
+    rise = reward_rise({}, _rows(range(20)))
+    assert (rise.start, rise.end, rise.clear) == pytest.approx((0.0, 19.0, True))
+    # Two ends that differ by 3 and nothing between: the line rises, but not surely.
+    noisy = reward_rise({}, _rows([0.0, 2.0, *[1.0] * 16, 1.0, 3.0]))
+    fit = linregress(range(20), [0.0, 2.0, *[1.0] * 16, 1.0, 3.0])
+    assert noisy.change.estimate == pytest.approx(19 * fit.slope) and not noisy.clear
+    assert noisy.change.high - noisy.change.estimate == pytest.approx(
+        19 * fit.stderr * student.ppf(0.975, 18)
+    )
+    assert not reward_rise({}, _rows([0.0, 1.0])).clear, "two iterations have no noise to compare with"
     assert reward_rise({"eval/reward_baseline": 0.2, "eval/reward_policy": 0.5}).end == 0.5
     assert reward_rise({"ppo/reward": 0.5}) is None
+
+
+def test_noise_is_rarely_a_rise():
+    """Of 400 runs that do not learn, a line calls about 2.5% a rise; its ends alone, far more."""
+    rng, lines, ends = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        values = rng.normal(0, 1, 12)
+        lines += reward_rise({}, _rows(values)).clear
+        ends += values[-1] - values[0] > 0.5
+    assert lines / 400 <= 0.05 and ends / 400 > 0.3
 
 
 def test_a_lead_that_is_length_warns():
@@ -120,17 +177,17 @@ def test_unparsed_verdicts_warn():
 @pytest.mark.parametrize(
     ("policy", "bounds", "words"),
     [
-        (0.30, (0.27, 0.33), "ROUGE-L rises: 0.300 against 0.211"),
-        (0.12, (0.10, 0.14), "ROUGE-L falls: 0.120 against 0.211"),
-        (0.23, (0.20, 0.26), "does not clearly move (the intervals overlap)"),
+        (0.30, (0.06, 0.12), "ROUGE-L rises: 0.300 against 0.211"),
+        (0.12, (-0.11, -0.07), "ROUGE-L falls: 0.120 against 0.211"),
+        (0.23, (-0.01, 0.05), "does not clearly move: 0.230 against 0.211"),
+        (0.212, (0.0005, 0.0015), "ROUGE-L rises: 0.212 against 0.211"),
     ],
 )
 def test_held_out_rouge(policy, bounds, words):
     rouge = {
         "eval/rouge_l_policy": policy,
-        "eval/rouge_l_policy_ci_low": bounds[0],
-        "eval/rouge_l_policy_ci_high": bounds[1],
-        "eval/rouge_l_baseline_ci_low": 0.19,
-        "eval/rouge_l_baseline_ci_high": 0.23,
+        "eval/rouge_l_gain": policy - 0.211,
+        "eval/rouge_l_gain_ci_low": bounds[0],
+        "eval/rouge_l_gain_ci_high": bounds[1],
     }
     assert words in verdict(PATH_SUMMARY | rouge, CONFIG).sentence

@@ -27,7 +27,7 @@ from rlaif.records import Pair, Preference, Sample
 from rlaif.reports.items import seed_scores
 from rlaif.stages.evaluate import judge_policies
 from rlaif.stages.reward_data import Labelled, _split
-from rlaif.stats import cluster_bootstrap_interval
+from rlaif.stats import proportion_interval
 
 FRACTIONS = {
     "test_fraction": 0.1,
@@ -145,8 +145,8 @@ def test_every_interval_resamples_conversations() -> None:
     preferences = [
         Preference(pair.id, x, x, None, 1, "ok", "logprob") for pair, x in zip(pairs, p, strict=True)
     ]
-    together = cluster_bootstrap_interval(right, [pair.group for pair in pairs], seed=0)
-    apart = cluster_bootstrap_interval(right, range(120), seed=0)
+    together = proportion_interval(right, [pair.group for pair in pairs])
+    apart = proportion_interval(right, range(120))
     assert together.high - together.low > 1.7 * (apart.high - apart.low)
     least = 0.8 * (together.high - together.low)
 

@@ -1,66 +1,111 @@
-"""Ties among arms on data with a known answer."""
+"""Which arms differ, on data with a known answer."""
+
+from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.formula.api import ols
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from rlaif.stats import (
-    holm,
-    mcnemar_test,
-    paired_bootstrap,
+    arm_interval,
+    mean_interval,
+    paired_difference,
     paired_tests,
-    statistically_tied,
-    wilson_interval,
+    proportion_interval,
+    tied_groups,
 )
+from rlaif.stats.means import pooled_scatter
 
 
-def test_binary_arms_use_mcnemar_and_holm() -> None:
-    # best right on all 40; close misses 2 of them, poor misses 20
-    best, close, poor = np.ones(40), np.ones(40), np.ones(40)
-    close[:2], poor[:20] = 0, 0
-    rows = statistically_tied({"poor": poor, "best": best, "close": close}, range(40), seed=0)
-    assert [row.name for row in rows] == ["best", "close", "poor"]
-    expected = holm({name: mcnemar_test(x == 1, best == 1) for name, x in (("close", close), ("poor", poor))})
-    assert [row.p_value for row in rows] == [1.0, expected["close"], expected["poor"]]
-    assert [row.tied for row in rows] == [True, True, False]
-    assert rows[1].interval == wilson_interval(38, 40)
-    assert rows[2].difference.estimate == -0.5 and rows[0].difference.estimate == 0.0
+def test_holm_is_over_all_pairs() -> None:
+    # 6 to 0 disagreements: p = 2/64 = 0.03125 alone; of six arms, five of whom are alike, 15 pairs are the family.
+    best = np.ones(50)
+    arm = best.copy()
+    arm[:6] = 0
+    (alone,) = paired_tests({"best": best, "x": arm}, range(50))
+    many = paired_tests({"best": best, **{f"x{i}": arm for i in range(5)}}, range(50))
+    assert alone.p_holm == pytest.approx(0.03125)
+    assert len(many) == 15 and {test.first for test in many[:5]} == {"best"}
+    assert many[0].p_holm == pytest.approx(15 * 0.03125)
+    # mutation: over the best arm's pairs alone it would be 5 * 0.03125
+    assert many[0].p_holm != pytest.approx(5 * 0.03125)
 
 
-def test_continuous_arms_use_the_paired_bootstrap() -> None:
+def test_continuous_scores_are_paired() -> None:
     rng = np.random.default_rng(0)
     item = rng.normal(0, 5, 120)
     arms = {"a": item + 1, "b": item + 0.98 + rng.normal(0, 0.3, 120), "c": item + rng.normal(0, 0.3, 120)}
     clusters = [i // 2 for i in range(120)]
-    rows = {row.name: row for row in statistically_tied(arms, clusters, seed=4)}
-    best = max(rows.values(), key=lambda row: row.estimate).name
-    assert best in ("a", "b") and rows["a"].tied and rows["b"].tied and not rows["c"].tied
-    interval, p = paired_bootstrap(arms["c"], arms[best], clusters, seed=4)
-    assert rows["c"].difference == interval and rows["c"].p_value >= p
+    tests = {(test.first, test.second): test for test in paired_tests(arms, clusters)}
+    best = max(arms, key=lambda name: arms[name].mean())
+    other = "b" if best == "a" else "a"
+    assert tests[best, other].p_holm > 0.05 > tests[best, "c"].p_holm
+    interval, p = paired_difference(arms[best], arms["c"], clusters)
+    assert tests[best, "c"].difference == interval and tests[best, "c"].p_value == p
     # the arms' own intervals overlap: pairing, not overlap, tells c apart
-    assert rows["c"].interval.high > rows["a"].interval.low
-
-
-def test_holm_makes_a_difference() -> None:
-    # 6 to 0 disagreements: p = 2/64 = 0.03125 alone, 5 * 0.03125 as the smallest of five equals
-    best = np.ones(50)
-    arm = best.copy()
-    arm[:6] = 0
-    alone = statistically_tied({"best": best, "x": arm}, range(50), seed=0)
-    many = statistically_tied({"best": best, **{f"x{i}": arm for i in range(5)}}, range(50), seed=0)
-    assert not alone[1].tied and alone[1].p_value == pytest.approx(0.03125)
-    assert all(row.tied for row in many) and many[1].p_value == pytest.approx(0.15625)
+    assert arm_interval(arms["c"], clusters).high > arm_interval(arms["a"], clusters).low
 
 
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="no arms"):
-        statistically_tied({}, [], seed=0)
+        paired_tests({}, [])
     with pytest.raises(ValueError, match="one length"):
-        statistically_tied({"a": [1.0], "b": [1.0, 0.0]}, [0], seed=0)
+        paired_tests({"a": [1.0], "b": [1.0, 0.0]}, [0])
     with pytest.raises(ValueError, match="finite"):
-        statistically_tied({"a": [float("nan")]}, [0], seed=0)
-    assert statistically_tied({"a": [1.0, 0.0]}, [0, 1], seed=0)[0].tied
+        paired_tests({"a": [float("nan")]}, [0])
+    with pytest.raises(ValueError, match="number of seeds"):
+        paired_tests({"x": [[1.0], [1.0]], "y": [1.0]}, [0])
+    assert paired_tests({"a": [1.0, 0.0]}, [0, 1]) == []
+
+
+def test_arms_over_seeds() -> None:
+    rng = np.random.default_rng(3)
+    best, poor = ((rng.random((3, 120)) < rate).astype(float) for rate in (0.65, 0.4))
+    (test,) = paired_tests({"poor": poor, "best": best}, range(120))
+    interval, p = paired_difference(best, poor, range(120))
+    assert (test.first, test.second, test.n) == ("best", "poor", 120)
+    assert test.difference == interval and test.p_value == test.p_holm == p < 0.05
+    gap = best.mean(0) - poor.mean(0)
+    assert (test.ahead, test.behind) == ((gap > 0).sum(), (gap < 0).sum())
+    assert arm_interval(best, range(120)) == proportion_interval(best, range(120))
+    assert arm_interval([5.0, 7.0], [0, 1]) == mean_interval([5.0, 7.0], [0, 1])
+
+
+def test_seeds_scatter_is_pooled_over_arms() -> None:
+    # Means of three arms by two seeds; what neither arm nor seed explains, by statsmodels' two-way layout.
+    means = np.array([[0.50, 0.56], [0.61, 0.60], [0.55, 0.65]])
+    frame = pd.DataFrame(
+        [{"arm": str(a), "seed": str(s), "y": means[a, s]} for a in range(3) for s in range(2)]
+    )
+    residual = ols("y ~ C(arm) + C(seed)", frame).fit()
+    part = pooled_scatter([np.repeat(row[:, None], 4, axis=1) for row in means])
+    assert part.freedom == residual.df_resid == 2
+    assert part.variance == pytest.approx(2 * residual.mse_resid / 2)
+    # Two arms: what their own differences scatter.
+    two = pooled_scatter([np.repeat(row[:, None], 4, axis=1) for row in means[:2]])
+    assert two.variance == pytest.approx(np.var(means[0] - means[1], ddof=1) / 2) and two.freedom == 1
+    assert pooled_scatter([np.ones((1, 4))] * 3) is None
+
+
+@pytest.mark.parametrize(("arms", "seeds"), [(2, 2), (5, 1), (6, 2)])
+def test_a_table_of_equal_arms_errs_in_few_of_its_tables(arms: int, seeds: int) -> None:
+    """Any pair that is told apart is an error of the whole table."""
+    rng, wrong, best_only = np.random.default_rng(13), [], []
+    for _ in range(200):
+        item = 0.3 * rng.choice([-1, 1], 60)
+        level = 0.6 + rng.normal(0, 0.02 * (seeds > 1), (arms, seeds, 1))
+        tables = (rng.random((arms, seeds, 60)) < level + item).astype(float)
+        tests = paired_tests({str(i): table for i, table in enumerate(tables)}, range(60))
+        wrong.append(any(test.p_holm < 0.05 for test in tests))
+        mine = [test.p_value for test in tests if test.first == tests[0].first]
+        best_only.append(len(mine) * min(mine) < 0.05)
+    assert np.mean(wrong) <= 0.05 + 0.03
+    assert arms < 5 or np.mean(best_only) > np.mean(wrong), "over the best one's pairs alone, more tables err"
 
 
 def test_all_pairs_against_scipy_and_statsmodels() -> None:
@@ -68,7 +113,7 @@ def test_all_pairs_against_scipy_and_statsmodels() -> None:
     truth = rng.random(80)
     arms = {name: (truth < rate).astype(float) for name, rate in (("low", 0.5), ("top", 0.8), ("mid", 0.7))}
     arms["mid"][:3] = 1 - arms["mid"][:3]
-    tests = paired_tests(arms, range(80), seed=0)
+    tests = paired_tests(arms, range(80))
     assert [(test.first, test.second) for test in tests] == [("top", "mid"), ("top", "low"), ("mid", "low")]
     raw = []
     for test in tests:
@@ -89,9 +134,38 @@ def test_all_pairs_against_scipy_and_statsmodels() -> None:
 def test_all_pairs_keep_repeated_prompts_together() -> None:
     # Two prompts decide all twelve items: McNemar alone would call 12 to 0 significant.
     x, y = np.ones(12), np.zeros(12)
-    (test,) = paired_tests({"x": x, "y": y}, [i // 6 for i in range(12)], seed=0)
+    (test,) = paired_tests({"x": x, "y": y}, [i // 6 for i in range(12)])
     assert (test.ahead, test.behind) == (12, 0) and test.mcnemar == pytest.approx(2 * 0.5**12)
     assert test.p_value == test.p_holm == pytest.approx(0.5)
-    assert paired_tests({"x": x}, range(12), seed=0) == []
+    assert paired_tests({"x": x}, range(12)) == []
     with pytest.raises(ValueError, match="no arms"):
-        paired_tests({}, [], seed=0)
+        paired_tests({}, [])
+
+
+def test_letters_by_hand() -> None:
+    # best differs from poor alone; mid is tied with both.
+    assert tied_groups(["best", "mid", "poor"], [("best", "poor")]) == {"best": "a", "mid": "ab", "poor": "b"}
+    assert tied_groups(["x", "y"], []) == {"x": "a", "y": "a"}
+    assert tied_groups(["x", "y", "z"], [("x", "y"), ("x", "z"), ("y", "z")]) == {
+        "x": "a",
+        "y": "b",
+        "z": "c",
+    }
+    many = [f"x{i}" for i in range(30)]
+    assert tied_groups(many, list(combinations(many, 2)))["x29"] == "d2"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_letters_say_what_differs_and_no_more(data) -> None:
+    names = [f"n{i}" for i in range(data.draw(st.integers(1, 7)))]
+    pairs = list(combinations(names, 2))
+    different = [pair for pair in pairs if data.draw(st.booleans())]
+    letters = tied_groups(names, different)
+    for x, y in pairs:
+        assert bool(set(letters[x]) & set(letters[y])) == ((x, y) not in different)
+    groups = [
+        {name for name in names if letter in letters[name]} for letter in set("".join(letters.values()))
+    ]
+    assert not any(x < y for x in groups for y in groups), "no group lies within another"
+    assert "a" in letters[names[0]]

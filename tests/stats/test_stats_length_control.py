@@ -7,7 +7,7 @@ import pytest
 import statsmodels.api as sm
 from scipy.stats import norm
 
-from rlaif.stats import cluster_bootstrap_interval, length_controlled_win_rate, wilson_interval
+from rlaif.stats import length_controlled_win_rate, proportion_interval, wilson_interval
 
 
 def glm_oracle(y: np.ndarray, difference: np.ndarray) -> float:
@@ -125,4 +125,4 @@ def test_degenerate_data_give_nan_and_no_warning(recwarn: pytest.WarningsRecorde
 def test_equal_lengths_need_no_control() -> None:
     y = [1.0, 0.0, 1.0, 0.5]
     interval = length_controlled_win_rate(y, [4] * 4, [4] * 4, range(4), seed=0)
-    assert interval == cluster_bootstrap_interval(y, range(4), seed=0)
+    assert interval == proportion_interval(y, range(4))

@@ -1,11 +1,12 @@
-"""Exact tests against sums of binomials, the paired bootstrap by its error rates, Holm by hand."""
+"""Exact tests against sums of binomials, Holm by hand."""
 
 import math
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
-from rlaif.stats import binomial_test, holm, mcnemar_test, paired_bootstrap, sign_test
+from rlaif.stats import binomial_test, clustered_sign_test, holm, mcnemar_test, sign_test
 
 
 def binomial_oracle(k: int, n: int, p: float) -> float:
@@ -37,45 +38,16 @@ def test_mcnemar_counts_disagreements_only() -> None:
         mcnemar_test([True], [True, False])
 
 
-def test_paired_bootstrap_uses_the_pairing() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.normal(0, 10, 200)
-    better = base + 0.5 + rng.normal(0, 1, 200)
-    interval, p = paired_bootstrap(better, base, range(200), seed=0)
-    assert interval.estimate == pytest.approx((better - base).mean(), abs=1e-12)
-    assert 0 < interval.low < 0.5 < interval.high and p < 0.01
-    # mutation: breaking the pairing loses the effect in the items' spread
-    _, unpaired = paired_bootstrap(better, rng.permutation(base), range(200), seed=0)
-    assert unpaired > 0.1
-
-
-def test_paired_bootstrap_is_antisymmetric() -> None:
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=50), rng.normal(size=50)
-    (forward, p), (backward, q) = (paired_bootstrap(*v, range(50), seed=3) for v in ((x, y), (y, x)))
-    assert p == q
-    assert (forward.low, forward.high) == pytest.approx((-backward.high, -backward.low), abs=1e-12)
-
-
-def test_paired_bootstrap_error_rate_under_the_null() -> None:
-    rng, rejected, naive = np.random.default_rng(2), 0, 0
-    for trial in range(200):
-        # 40 prompts with 4 answers that share most of their difference
-        x = (rng.normal(size=(40, 1)) + 0.3 * rng.normal(size=(40, 4))).ravel()
-        prompts = np.repeat(np.arange(40), 4)
-        rejected += paired_bootstrap(x, 0 * x, prompts, seed=trial, resamples=300)[1] < 0.05
-        naive += paired_bootstrap(x, 0 * x, range(160), seed=trial, resamples=300)[1] < 0.05
-    assert rejected / 200 <= 0.11  # 5% nominal, 4 standard errors above
-    assert naive / 200 > 0.2  # mutation: without clusters the test fires far too often
-
-
-def test_paired_bootstrap_edges() -> None:
-    interval, p = paired_bootstrap([1, 0, 1], [1, 0, 1], range(3), seed=0)
-    assert (interval.low, interval.high, p) == (0.0, 0.0, 1.0)
-    # three prompts that all agree cannot be better evidence than 2 / 2^3
-    assert paired_bootstrap([1, 1, 1], [0, 0, 0], range(3), seed=0)[1] == 0.25
-    assert paired_bootstrap([], [], [], seed=0)[1] == 1.0
-    assert paired_bootstrap([1.0, math.nan], [0, 0], range(2), seed=0)[1] == 1.0
+def test_one_vote_for_each_cluster() -> None:
+    # p: +1 +1 -1 -> for; q: -1 -> against; r: +1 -1 -> no vote; six more for
+    differences = [1, 1, -1, -1, 1, -1, *[0.5] * 6]
+    clusters = ["p", "p", "p", "q", "r", "r", *"abcdef"]
+    assert clustered_sign_test(differences, clusters) == sign_test(7, 1)
+    assert clustered_sign_test([], []) == 1.0
+    # mutation: votes of single items are three more
+    assert clustered_sign_test(differences, range(12)) == sign_test(9, 3) != sign_test(7, 1)
+    # 0.1 + 0.2 - 0.3 is no vote
+    assert clustered_sign_test([0.1, 0.2, -0.3], "xxx") == 1.0
 
 
 def test_holm_by_hand() -> None:
@@ -85,6 +57,14 @@ def test_holm_by_hand() -> None:
     assert list(adjusted) == ["a", "b", "c"]
     # mutation: Bonferroni gives 0.12 for a
     assert adjusted["a"] != pytest.approx(0.12, abs=1e-3)
+
+
+def test_holm_against_statsmodels() -> None:
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 9):
+        values = {str(i): float(p) for i, p in enumerate(rng.random(size) ** 3)}
+        expected = multipletests(list(values.values()), method="holm")[1]
+        assert list(holm(values).values()) == pytest.approx(list(expected))
 
 
 def test_holm_edges() -> None:
