@@ -44,6 +44,9 @@ def _row_oracle(module, rollout, row, score):
     for name, top in (("logprob", module.policy), ("reference", module.reference)):
         logits = top.logits(top(features))[0] / options.temperature
         out[name] = [logits[t - 1].log_softmax(-1)[ids[t]].item() for t in range(start, length)]
+        if name == "logprob":
+            drawn = [torch.distributions.Categorical(logits=logits[t - 1]) for t in range(start, length)]
+            out["entropy"] = [one.entropy().item() for one in drawn]
     hidden = (module.policy if module.value_top is None else module.value_top)(features)[0]
     out["value"] = [module.value_head(hidden[t - 1]).item() for t in range(start, length)]
     rewards = [-options.beta * (p - q) for p, q in zip(out["logprob"], out["reference"], strict=True)]
@@ -100,6 +103,7 @@ def test_experience_equals_a_loop_over_unpadded_rows(tiny_model, trainable, crit
     assert metrics["ppo/reward"] == pytest.approx(1.5 / 6, abs=1e-6)
     assert metrics["ppo/score"] == pytest.approx((1.5 - 4.5) / 6, abs=1e-6)
     assert metrics["ppo/objective"] == pytest.approx(-0.5 - 0.3 * sum(kl) / 6, abs=1e-4)
+    assert metrics["ppo/entropy"] == pytest.approx(flat("entropy").mean().item(), abs=1e-4)
     assert metrics["ppo/eos_rate"] == 0.5
     assert metrics["ppo/response_length"] == pytest.approx(23 / 6, abs=1e-6)
 

@@ -84,6 +84,32 @@ def test_seeds_become_means_and_intervals_of_both():
     assert merged["a"] == "x" and merged["b"] is None
 
 
+def test_warnings_of_seeds_say_how_many_they_are_of_and_other_texts_must_agree():
+    runs = [
+        {"ppo/warning": "KL ran away.", "label/warning": "At chance.", "eval/judge": "x"},
+        {"ppo/warning": "KL ran away.", "eval/judge": "y"},
+        {"ppo/warning": "Entropy fell.", "eval/judge": "x", "label/warning": None},
+    ]
+    merged = mean_summary(runs, [[], [], []])
+    assert merged["ppo/warning"] == "(2 of 3 seeds) KL ran away. (1 of 3 seeds) Entropy fell."
+    assert merged["label/warning"] == "(1 of 3 seeds) At chance."
+    assert merged["eval/judge"] is None
+    same = mean_summary([runs[0], runs[0]], [[], []])
+    assert same["ppo/warning"] == "KL ran away." and same["eval/judge"] == "x"
+
+
+def test_no_p_value_is_a_mean_of_p_values():
+    rows = [[{"id": str(i), "eval/win_rate": float(i < won)} for i in range(40)] for won in (28, 30)]
+    runs = [
+        {"eval/win_rate": 0.7, "eval/p_value": 0.001, "rm/length_only_p_value": 0.2},
+        {"eval/win_rate": 0.75, "eval/p_value": 0.3, "rm/length_only_p_value": 0.4},
+    ]
+    merged = mean_summary(runs, rows)
+    table = np.array([[row["eval/win_rate"] for row in one] for one in rows])
+    assert merged["eval/p_value"] == paired_difference(table, np.full((2, 40), 0.5), range(40))[1] != 0.1505
+    assert "rm/length_only_p_value" not in merged
+
+
 def test_only_items_of_all_seeds_count():
     short = [table([1.0, 0.0, 1.0, 1.0, 1.0, 1.0]), table([1.0] * 4, first=2)]
     merged = mean_summary([{GOLD: 5 / 6}, {GOLD: 1.0}], short)
