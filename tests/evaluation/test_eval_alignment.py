@@ -56,6 +56,14 @@ def test_alignment_by_hand() -> None:
     assert report["label/alignment"] != 0.6
 
 
+def test_pairs_that_were_set_aside_count_as_unread() -> None:
+    pairs = [pair(name) for name in "1234"]
+    # Read, unparsed, set aside though both orders were read, one order alone.
+    given = [(0.9, 0.9, 0.9), (None, None, 0.3), (None, 0.9, 0.1), (0.8, 0.8, None)]
+    preferences = [preference(name, *p) for name, p in zip("1234", given, strict=True)]
+    assert alignment_report(pairs, preferences, [])["label/unread_rate"] == 2 / 4
+
+
 def test_kappa_ece_and_brier_by_hand() -> None:
     report = gold_report()
     # decided pairs 1-3: labeler a b b, gold a b a; observed 2/3, expected 1/3 * 2/3 + 2/3 * 1/3 = 4/9

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy.special import expit
+from scipy.stats import ttest_rel
 
-from rlaif.evaluation import compare, outcome_of, win_rate_report
+from rlaif.evaluation import compare, outcome_of, text_gains, win_rate_report
 from rlaif.records import Comparison, Pair, Preference
 from rlaif.stats import (
     length_controlled_win_rate,
@@ -147,3 +148,20 @@ def test_the_length_controlled_rate_is_fitted_to_preferences_as_alpacaeval_does(
     assert coarse.high - coarse.low > 1.5 * width
     # The rate itself still counts verdicts.
     assert report["eval/win_rate"] == pytest.approx(np.mean(verdicts))
+
+
+def test_gains_are_policy_minus_baseline_on_the_same_prompts() -> None:
+    pairs, preferences = make([0.9, 0.2, 0.6, 0.5])
+    lengths = [(9, 4), (12, 6), (8, 8), (11, 3)]
+    # ROUGE-L of one word each: the policy says "policy", the baseline "baseline".
+    references = ["policy", "policy", "baseline", None]
+    made = compare(pairs, preferences, lengths, tie_margin=0.05, references=references)
+    found = text_gains(made)
+    length = ttest_rel([9, 12, 8, 11], [4, 6, 8, 3])
+    assert found["eval/length_gain"] == 19 / 4
+    bounds = length.confidence_interval(0.95)
+    assert (found["eval/length_gain_ci_low"], found["eval/length_gain_ci_high"]) == pytest.approx(
+        tuple(bounds)
+    )
+    assert found["eval/rouge_l_gain"] == pytest.approx((1 + 1 - 1) / 3), "the last has no reference"
+    assert "eval/rouge_l_gain" not in text_gains(made[3:]) and text_gains([]) == {}

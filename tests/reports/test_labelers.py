@@ -99,6 +99,16 @@ def test_no_labeler_chooses_its_test_by_what_it_abstains_from():
     assert ranking[1]["p_holm_half"] > 0.05 > ranking[1]["p_holm"]
 
 
+def test_all_seeds_count_as_many_as_all_labelers_have():
+    a, b = [rows(BEST), rows(CLOSE)], [rows(POOR), rows(POOR), rows(BEST)]
+    ranking, _ = compare_labelers({"a": a, "b": b}, {"a": {}, "b": {}})
+    # Two seeds each: a is right on 40 and 38 of 40, b on 20 and 20; its third seed has no partner.
+    assert [(row["labeler"], row["seeds"], row[WORST]) for row in ranking] == [
+        ("a", 2, 78 / 80),
+        ("b", 2, 0.5),
+    ]
+
+
 def test_runs_from_before_are_compared_on_the_pairs_that_all_read():
     old = [
         [{k: v for k, v in row.items() if k not in (WORST, HALF)} for row in rows(s)] for s in (BEST, CLOSE)

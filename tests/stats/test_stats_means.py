@@ -88,6 +88,14 @@ def test_cells_alone_count_once() -> None:
     assert (same.low, same.high) == pytest.approx((alone.low, alone.high))
 
 
+def test_seeds_that_agree_to_the_last_count_prove_no_spread_of_zero() -> None:
+    # Means 3 and 3, though their cells differ: (1 + 1 + 1 + 1) / 2 x 3 / 9 = 2/3 a seed, half of it in the mean of two.
+    found = mean_interval([[1.0, 3.0, 5.0], [3.0, 1.0, 5.0]], range(3))
+    items = 1.0 - 1 / 3  # of items' means 2, 2, 5, beyond the cells
+    half = math.hypot(student.ppf(0.975, 2) * math.sqrt(items), student.ppf(0.975, 1) * math.sqrt(0.05 / 3))
+    assert found.high - found.estimate == pytest.approx(half)
+
+
 def test_p_is_where_the_interval_reaches_zero() -> None:
     rng = np.random.default_rng(5)
     x, y = rng.normal(0.2, 1, (3, 60)), rng.normal(0, 1, (3, 60))
