@@ -21,7 +21,7 @@ from rlaif.stages.sft import policy_top
 from rlaif.stages.track import _tracked_prompts, check_track
 from rlaif.tracking.glossary import unknown
 
-TRACKED = ["stage=ppo", "rl.lr=0.005", "rl.num_epochs=2", "rl.track.every=2", "rl.track.num_prompts=4"]
+TRACKED = ["stage=ppo", "rl.lr=0.03", "rl.num_epochs=2", "rl.track.every=2", "rl.track.num_prompts=4"]
 
 
 def _measured(record) -> list[tuple[int, float, float, float]]:
