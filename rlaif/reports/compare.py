@@ -31,6 +31,19 @@ ARM_METRICS = (
 )
 
 _TOLD = 3  # head-to-heads that the headline names
+# A terminal's columns, in this order, as far as they fit beside the tested metric; the page has all.
+_TERMINAL_FIRST = (
+    "eval/win_rate",
+    "eval/win_rate_lc",
+    "eval/rouge_l_policy",
+    "label/alignment",
+    "rm/gold_accuracy",
+    "rm/accuracy",
+    "ppo/kl",
+    "eval/length_policy",
+    "ppo/reward",
+)
+_TERMINAL_COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -267,14 +280,17 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
     `*` marks the best arm, `=` those tied with it.
     """
     told = [f"Control {control.arm}: {control.sentence}." for control in table.controls]
-    caption = " ".join(filter(None, (table.caption, *told)))
+    rest = len(table.metrics) - len(_terminal_metrics(table))
+    more = f"The report has {rest} more column{'s' if rest > 1 else ''}." if rest else ""
+    caption = " ".join(filter(None, (table.caption, *told, more)))
     arms = RichTable(title="Arms", caption=caption or None, header_style="bold")
     if table.tests:
         arms.add_column("")
     arms.add_column("arm", overflow="fold")
     if table.repeated:
         arms.add_column("seeds", justify="right")
-    for name in table.metrics:
+    metrics = _terminal_metrics(table)
+    for name in metrics:
         arms.add_column(metric_label(name), justify="right")
     if table.judged:
         arms.add_column("over SFT, Holm p", justify="right")
@@ -296,8 +312,16 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
     return [arms, duels]
 
 
+def _terminal_metrics(table: ArmsTable) -> list[str]:
+    """The tested metric and what else matters most, in the table's order."""
+    ranked = [table.main, *_TERMINAL_FIRST, *table.metrics]
+    chosen = [name for name in dict.fromkeys(ranked) if name in table.metrics][:_TERMINAL_COLUMNS]
+    return [name for name in table.metrics if name in chosen]
+
+
 def _terminal_row(table: ArmsTable, row: ArmRow) -> list[str | Text]:
-    cells = [f"{value}\n({shown})" if shown else value for value, shown in row.cells]
+    shown_cells = [row.cells[table.metrics.index(name)] for name in _terminal_metrics(table)]
+    cells = [f"{value}\n({shown})" if shown else value for value, shown in shown_cells]
     seeds = [row.seeds] if table.repeated else []
     cells += [row.over_baseline] if table.judged else []
     if not table.tests:

@@ -117,3 +117,45 @@ def test_wins_over_the_baseline_are_one_family():
         console.print(part)
     assert "Holm p" in console.export_text()
     assert not arms_table({"a": arms["a"], "d": {"eval/win_rate": 0.5}}, []).judged
+
+
+def test_a_terminal_has_room_for_the_tested_metric_and_what_matters_most():
+    values = dict.fromkeys(
+        (
+            "label/alignment",
+            "rm/accuracy",
+            "rm/ece",
+            "ppo/reward",
+            "ppo/kl",
+            "eval/win_rate",
+            "eval/rouge_l_policy",
+        ),
+        0.5,
+    )
+    tests = [
+        {
+            "first": "a",
+            "second": "b",
+            "n": 9,
+            "ahead": 1,
+            "behind": 0,
+            "metric": "rm/ece",
+            "seeds": 1,
+            "p": 0.5,
+        }
+    ]
+    tests[0] |= {"difference": 0.1, "mcnemar_p": 0.5, "p_holm": 0.5}
+    (view,) = terminal_arms(arms_table({"a": values, "b": values}, [], tests))
+    heads = [str(column.header) for column in view.columns]
+    assert heads == [
+        "",
+        "arm",
+        "labeler alignment",
+        "RM accuracy",
+        "RM ECE",
+        "win rate",
+        "ROUGE-L",
+        "Holm p",
+        "group",
+    ]
+    assert "The report has 2 more columns." in str(view.caption)
