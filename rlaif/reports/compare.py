@@ -315,7 +315,8 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
 def _terminal_metrics(table: ArmsTable) -> list[str]:
     """The tested metric and what else matters most, in the table's order."""
     ranked = [table.main, *_TERMINAL_FIRST, *table.metrics]
-    chosen = [name for name in dict.fromkeys(ranked) if name in table.metrics][:_TERMINAL_COLUMNS]
+    room = _TERMINAL_COLUMNS - table.judged  # that column takes one's place
+    chosen = [name for name in dict.fromkeys(ranked) if name in table.metrics][:room]
     return [name for name in table.metrics if name in chosen]
 
 
