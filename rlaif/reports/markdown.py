@@ -67,7 +67,7 @@ def _verdicts(table: ArmsTable) -> str:
             duel.at_equal_length,
             duel.n,
             duel.p_holm,
-            "tied" if duel.tied else f"{duel.winner} wins",
+            "undecided" if duel.tied else f"{duel.winner} wins",
         )
         for duel in table.verdicts
     ]
