@@ -201,7 +201,7 @@ def part(name: str) -> Any:
     print(f"## {name}", flush=True)
     try:
         yield
-    except Exception:  # the other parts are worth their time on a lent machine
+    except Exception:  # a machine paid by the minute: the other parts are worth their time
         traceback.print_exc()
     print(f"({name}: {time.perf_counter() - started:.0f} s in all)\n", flush=True)
 
