@@ -10,7 +10,12 @@ import numpy as np
 from rlaif.evaluation.joining import by_pair, preference_by_pair
 from rlaif.evaluation.text import rouge_l
 from rlaif.records import Comparison, Outcome, Pair, Preference, is_empty
-from rlaif.stats import clustered_sign_test, length_controlled_win_rate, paired_test, proportion_interval
+from rlaif.stats import (
+    clustered_sign_test,
+    length_controlled_win_rate,
+    paired_difference,
+    proportion_interval,
+)
 
 _VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
@@ -112,7 +117,7 @@ def text_gains(comparisons: Sequence[Comparison]) -> dict[str, float]:
         ]
         if both:
             mine, theirs, prompts = zip(*both, strict=True)
-            gain, _ = paired_test(mine, theirs, prompts)
+            gain, _ = paired_difference(mine, theirs, prompts, outcomes=False)
             report[f"eval/{name}_gain"] = gain.estimate
             report[f"eval/{name}_gain_ci_low"], report[f"eval/{name}_gain_ci_high"] = gain.low, gain.high
     return report

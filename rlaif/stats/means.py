@@ -222,6 +222,7 @@ def paired_difference(
     *,
     level: float = 0.95,
     scatter: Part | None = None,
+    outcomes: bool | None = None,
 ) -> tuple[Interval, float]:
     """Interval of mean(x - y) and its two-sided p; x, y (n,) or (S, n) pair items, and seeds too.
 
@@ -229,6 +230,7 @@ def paired_difference(
     since no test that is symmetric in their signs can be; without any difference it is 1. Of wins, ties and
     losses (1, 0.5, 0) half a pair that differs each way steadies the variance. Without bounds (a NaN, no items, one
     cluster) p is 1. `scatter` is the seeds' part where more arms than these two tell it (`pooled_scatter`).
+    `outcomes`: whether x and y are wins, ties and losses; by default where all their values are such ones.
     Raises ValueError when shapes differ.
     """
     first, second = as_table(x), as_table(y)
@@ -242,7 +244,8 @@ def paired_difference(
     codes, count = cluster_codes(clusters)
     if count < 2:
         return Interval(mean, math.nan, math.nan, n), 1.0
-    error, _ = _error(difference, clusters, _DIFFERENCE if are_outcomes(first, second) else None, scatter)
+    outcomes = are_outcomes(first, second) if outcomes is None else outcomes
+    error, _ = _error(difference, clusters, _DIFFERENCE if outcomes else None, scatter)
     half = error.half(1 - level)
     differing = int((np.bincount(codes, weights=np.abs(difference).sum(axis=0), minlength=count) > 0).sum())
     p = 1.0 if not differing else min(1.0, max(error.p_value(mean), 2.0 ** (1 - differing)))

@@ -164,4 +164,7 @@ def test_gains_are_policy_minus_baseline_on_the_same_prompts() -> None:
         tuple(bounds)
     )
     assert found["eval/rouge_l_gain"] == pytest.approx((1 + 1 - 1) / 3), "the last has no reference"
+    # ROUGE-L of 0 and 1 is a score all the same, not a verdict.
+    rouge = ttest_rel([1, 1, 0], [0, 0, 1]).confidence_interval(0.95)
+    assert found["eval/rouge_l_gain_ci_low"] == pytest.approx(rouge.low)
     assert "eval/rouge_l_gain" not in text_gains(made[3:]) and text_gains([]) == {}
