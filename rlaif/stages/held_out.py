@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
-from rlaif.inference.sampler import Decoding
 from rlaif.models.split import Top
 from rlaif.ops import by_first
 from rlaif.records import Prompt
@@ -20,6 +19,7 @@ from rlaif.stages.context import Context
 from rlaif.stages.graph import Work
 from rlaif.stages.reward_data import part_of
 from rlaif.stages.rewards import Reward, reward_parents
+from rlaif.stages.rl import rl_collector
 from rlaif.stages.sample import source
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 from rlaif.stats import paired_test
@@ -73,17 +73,7 @@ class HeldOut:
 
     @cached_property
     def _collector(self) -> RolloutCollector:
-        ctx = self.ctx
-        return RolloutCollector(
-            self.prompts,
-            [ctx.encoder.prompt(p.prompt) for p in self.prompts],
-            ctx.encoder.decode,
-            Decoding(ctx.cfg.task.max_response_tokens, ctx.cfg.rl.temperature),
-            eos_ids=ctx.model().eos_ids,
-            samples_per_prompt=1,
-            max_rows=ctx.cfg.rl.max_rows,
-            seed=ctx.cfg.seeds.rl,
-        )
+        return rl_collector(self.ctx, self.prompts)
 
 
 def unseen(ctx: Context, prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -11,12 +11,11 @@ from rlaif.data.datamodule import PromptCursor
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.evaluation import copy_rate, distinct_ngram_share
-from rlaif.inference.sampler import Decoding
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import TOP_FILE, save_modules
 from rlaif.modules import PPOModule, Tracker
 from rlaif.records import is_empty
-from rlaif.rollout import Rollout, RolloutCollector
+from rlaif.rollout import Rollout
 from rlaif.stages.alarms import (
     HISTORY_FILE,
     check_alarms,
@@ -30,7 +29,7 @@ from rlaif.stages.graph import Parents, Stage, Work
 from rlaif.stages.held_out import HeldOut, held_out_work, make_held_out
 from rlaif.stages.ranks import check_devices, training_together
 from rlaif.stages.rewards import Reward, check_reward, make_reward, reward_config, reward_parents, reward_work
-from rlaif.stages.rl import check_rl, rl_options
+from rlaif.stages.rl import check_rl, rl_collector, rl_options
 from rlaif.stages.sample import rl_prompts
 from rlaif.stages.sft import policy_top, sft_parent
 from rlaif.stages.sizes import prompt_tokens, response_tokens
@@ -73,16 +72,7 @@ def _module(
     if not prompts:
         raise UserError("no prompt fits task.max_prompt_tokens: write a higher limit")
     count, rollouts = iterations(ctx, len(prompts)), node.prompts_per_iteration * node.samples_per_prompt
-    collector = RolloutCollector(
-        prompts,
-        [ctx.encoder.prompt(p.prompt) for p in prompts],
-        ctx.encoder.decode,
-        Decoding(ctx.cfg.task.max_response_tokens, node.temperature),
-        eos_ids=model.eos_ids,
-        samples_per_prompt=node.samples_per_prompt,
-        max_rows=node.max_rows,
-        seed=ctx.cfg.seeds.rl,
-    )
+    collector = rl_collector(ctx, prompts, samples_per_prompt=node.samples_per_prompt)
     cursor = PromptCursor(len(prompts), node.prompts_per_iteration, ctx.cfg.seeds.rl)
     policy = policy_top(ctx, parents)
     reference = policy_top(ctx, parents).frozen_copy()

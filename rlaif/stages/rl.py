@@ -1,12 +1,16 @@
-"""The algorithm of stage=ppo as configuration: which options of `rl` go together, and what they say."""
+"""The algorithm of stage=ppo as configuration: which options of `rl` go together, what they say, how they sample."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from rlaif.errors import UserError
+from rlaif.inference.sampler import Decoding
 from rlaif.modules import PPOOptions
+from rlaif.records import Prompt
+from rlaif.rollout import RolloutCollector
 from rlaif.stages.context import Context
 
 # An algorithm is named after its advantages, so that no report calls one by another's name.
@@ -128,3 +132,17 @@ def _check_kl(node: Any) -> None:
             "rl.kl_controller=adaptive multiplies rl.beta towards rl.kl_target over rl.kl_horizon responses: "
             "write numbers above 0 for all three"
         )
+
+
+def rl_collector(ctx: Context, prompts: Sequence[Prompt], *, samples_per_prompt: int = 1) -> RolloutCollector:
+    """What samples responses to `prompts` as RL does: its length, temperature, ends and noise."""
+    return RolloutCollector(
+        prompts,
+        [ctx.encoder.prompt(prompt.prompt) for prompt in prompts],
+        ctx.encoder.decode,
+        Decoding(ctx.cfg.task.max_response_tokens, ctx.cfg.rl.temperature),
+        eos_ids=ctx.model().eos_ids,
+        samples_per_prompt=samples_per_prompt,
+        max_rows=ctx.cfg.rl.max_rows,
+        seed=ctx.cfg.seeds.rl,
+    )

@@ -11,7 +11,6 @@ from typing import Any
 
 from rlaif.errors import UserError
 from rlaif.evaluation import compare, rouge_l, win_rate_items
-from rlaif.inference.sampler import Decoding
 from rlaif.models.split import Top
 from rlaif.modules import Tracker, TrackOptions, rollout_kl
 from rlaif.modules.tracker import Measured, point_metrics
@@ -23,6 +22,7 @@ from rlaif.stages.graph import Work
 from rlaif.stages.held_out import unseen
 from rlaif.stages.label import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.rewards import Reward
+from rlaif.stages.rl import rl_collector
 from rlaif.stages.sample import sampled_pair
 from rlaif.stages.sizes import prompt_tokens, response_tokens
 
@@ -137,17 +137,7 @@ class _Measure:
 
     @cached_property
     def _collector(self) -> RolloutCollector:
-        ctx = self.ctx
-        return RolloutCollector(
-            self.prompts,
-            [ctx.encoder.prompt(p.prompt) for p in self.prompts],
-            ctx.encoder.decode,
-            Decoding(ctx.cfg.task.max_response_tokens, ctx.cfg.rl.temperature),
-            eos_ids=ctx.model().eos_ids,
-            samples_per_prompt=1,
-            max_rows=ctx.cfg.rl.max_rows,
-            seed=ctx.cfg.seeds.rl,
-        )
+        return rl_collector(self.ctx, self.prompts)
 
     @cached_property
     def _gold(self) -> Gold:
