@@ -21,141 +21,29 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from gpu_check import check
+from gpu_work import SIZES, Models, fit, ppo_module, preference_rows, random_rows, score_head, sft_rows
 
-from rlaif.data.datamodule import (
-    EncodedRow,
-    PreferenceRow,
-    TextDataModule,
-    collate_preferences,
-    collate_sequences,
-)
+from rlaif.data.datamodule import TextDataModule
 from rlaif.inference.replay import Replays
 from rlaif.inference.sampler import Decoding, sample
 from rlaif.inference.scorer import next_token_logprobs
-from rlaif.models.decoder import DecoderConfig
-from rlaif.models.lora import parse_lora
-from rlaif.models.split import ScalarHead, Top, Trunk, parse_trainable
-from rlaif.modules import PPOModule, PPOOptions, RewardModule, SFTModule
-from rlaif.modules.optim import OptimOptions, response_logprobs
-from rlaif.modules.reward import PreferenceLossOptions, pair_scores, sequence_scores
-from rlaif.ops import bradley_terry_loss, sft_loss
-from rlaif.records import Prompt
-from rlaif.rollout import Rollout, RolloutCollector
+from rlaif.models.split import Top, Trunk
+from rlaif.modules import PPOModule, RewardModule, SFTModule
+from rlaif.modules.optim import OptimOptions
+from rlaif.modules.reward import PreferenceLossOptions
 
-CONF = Path(__file__).parents[2] / "conf" / "rl"
-# layers, hidden size, width of the feed-forward block, heads, key/value heads, tied
-SIZES = {
-    "tiny": (6, 128, 352, 4, 2, True),
-    "135m": (30, 576, 1536, 9, 3, True),
-    "1b": (16, 2048, 8192, 32, 8, False),
-}
-VOCABULARY = 49_152
 PLAIN_LOSS = PreferenceLossOptions(margin=0.0, label_smoothing=0.0, temperature=1.0, centering=0.0)
 OPTIM = OptimOptions(1e-4, 0.0, 1e-8, "constant", 0.0, 1000, 1.0)
-
-
-# Models and rows.
-
-
-@dataclass
-class Models:
-    """One random Llama: transformers' own module, and trunks that split it in different ways."""
-
-    plain: LlamaForCausalLM
-    config: DecoderConfig
-
-    @classmethod
-    def make(cls, size: str, device: str, dtype: torch.dtype, vocabulary: int = VOCABULARY) -> Models:
-        layers, hidden, inner, heads, groups, tied = SIZES[size]
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=groups,
-            max_position_embeddings=8192,
-            tie_word_embeddings=tied,
-            rope_theta=100_000.0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-        torch.manual_seed(0)
-        with torch.device(device):
-            plain = LlamaForCausalLM(config).to(dtype).eval()
-        return cls(plain, DecoderConfig.from_hf(config))
-
-    def trunk(self, trainable: str) -> Trunk:
-        weight = self.plain.lm_head.weight
-        trunk = Trunk(
-            self.config,
-            self.plain.config,
-            self.plain.state_dict(),
-            parse_trainable(trainable, self.config.num_layers),
-            weight.dtype,
-            parse_lora(trainable, 16.0),
-        )
-        return trunk.to(weight.device)
-
-    @property
-    def weights(self) -> int:
-        """Weights that a token meets in the layers."""
-        return self.config.layer_weights * self.config.num_layers
-
-    @property
-    def head(self) -> int:
-        return self.config.hidden_size * self.config.vocab_size
-
-
-def random_rows(count: int, low: int, high: int, vocabulary: int, seed: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(low, high, (count,), generator=generator).tolist()
-    return [torch.randint(3, vocabulary, (length,), generator=generator).tolist() for length in lengths]
-
-
-def score_head(trunk: Trunk) -> ScalarHead:
-    head = ScalarHead(trunk.config.hidden_size).init_normal(torch.Generator().manual_seed(0))
-    return head.to(trunk.device)
-
-
-@torch.no_grad()
-def features_of(trunk: Trunk, ids: Sequence[int]) -> Tensor:
-    """Features of one text on the CPU, as the feature cache gives them."""
-    return trunk(torch.tensor([list(ids)], device=trunk.device))[0].cpu()
-
-
-def sft_rows(trunk: Trunk, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[EncodedRow]:
-    rows = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        found = features_of(trunk, [*prompt, *response])
-        rows.append(
-            EncodedRow(torch.tensor([*prompt, *response]), found[: len(prompt)], found[len(prompt) :])
-        )
-    return rows
-
-
-def preference_rows(
-    trunk: Trunk, prompts: Sequence[list[int]], first: Sequence[list[int]], second: Sequence[list[int]]
-) -> list[PreferenceRow]:
-    rows = []
-    for prompt, a, b in zip(prompts, first, second, strict=True):
-        one, other = features_of(trunk, [*prompt, *a]), features_of(trunk, [*prompt, *b])
-        size = len(prompt)
-        rows.append(PreferenceRow(one[:size], one[size:], other[size:], p_a=0.8, weight=1.0))
-    return rows
-
 
 # Clocks.
 
@@ -196,142 +84,16 @@ class Device:
 
 
 @contextmanager
-def part(name: str) -> Any:
+def part(name: str, failed: list[str]) -> Iterator[None]:
+    """One part, whose failure is noted and does not end the others: a machine paid by the minute is used up."""
     started = time.perf_counter()
     print(f"## {name}", flush=True)
     try:
         yield
-    except Exception:  # a machine paid by the minute: the other parts are worth their time
+    except Exception:
+        failed.append(name)
         traceback.print_exc()
     print(f"({name}: {time.perf_counter() - started:.0f} s in all)\n", flush=True)
-
-
-# Is it right?
-
-
-def distance(found: Tensor, wanted: Tensor) -> float:
-    """Relative: the norm of the difference over the norm."""
-    found, wanted = found.detach().double().cpu(), wanted.detach().double().cpu()
-    return float((found - wanted).norm() / wanted.norm())
-
-
-def gradient(module: nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten().cpu() for p in module.parameters() if p.grad is not None])
-
-
-@dataclass
-class Numbers:
-    """All that is compared of one device."""
-
-    values: dict[str, Tensor]
-    texts: dict[str, list[tuple[int, ...]]]
-    history: dict[str, float]
-
-
-def numbers(device: str, trainable: str) -> Numbers:
-    models = Models.make("tiny", "cpu", torch.float32, vocabulary=512)
-    models.plain.to(device)
-    trunk = models.trunk(trainable)
-    with torch.no_grad():
-        for name, weight in trunk.named_parameters():
-            assert weight.device.type == device, name
-    prompts, chosen, rejected = (
-        random_rows(12, *span, 512, seed) for seed, span in enumerate(((4, 40),) * 3)
-    )
-    values: dict[str, Tensor] = {}
-    top, head = trunk.new_top(), score_head(trunk)
-    batch = collate_sequences(sft_rows(trunk, prompts, chosen)).to(device)
-    values["logits"] = top.logits(top(batch.features))[batch.response_mask]
-    loss, _ = sft_loss(response_logprobs(top, batch), batch.response_mask)
-    loss.backward()
-    values["sft loss"], values["sft gradient"] = loss, gradient(top)
-    top.zero_grad()
-    pairs = collate_preferences(preference_rows(trunk, prompts, chosen, rejected)).to(device)
-    options = {"margin": 0.0, "label_smoothing": 0.0, "temperature": 1.0, "centering": 0.0}
-    loss, _ = bradley_terry_loss(*pair_scores(top, head, pairs), pairs.p_a, weight=None, **options)
-    loss.backward()
-    values["rm loss"], values["rm gradient"] = loss, gradient(top)
-    texts = {}
-    for name, decoding in (("greedy", Decoding(24, 0.0)), ("sampled", Decoding(24, 1.0))):
-        drawn = sample(
-            trunk.new_top(),
-            prompts,
-            range(12),
-            decoding,
-            eos_ids=range(0, 512, 20),
-            max_rows=12,
-            keep_features=True,
-        )
-        texts[name] = [one.ids for one in drawn]
-    values["kept features"] = torch.cat([one.features.flatten().float().cpu() for one in drawn])
-    values["choices"] = torch.tensor(next_token_logprobs(trunk.new_top(), prompts, [5, 6])[0])
-    module = ppo_module(
-        trunk, batch=12, new_tokens=16, value="shared", minibatch=6, eos_ids=range(0, 512, 20)
-    )
-    fit(module, device, 1)
-    values["policy after PPO"] = torch.cat([p.detach().flatten().cpu() for p in module.policy.parameters()])
-    return Numbers(values, texts, module.history[0])
-
-
-def check(device: Device) -> dict[str, Any]:
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    found: dict[str, Any] = {"kernels": kernel_gaps(device)}
-    for trainable in ("full", "top:2", "lora:4"):
-        there, here = numbers(device.name, trainable), numbers("cpu", trainable)
-        row: dict[str, Any] = {name: distance(there.values[name], here.values[name]) for name in here.values}
-        for name in here.texts:
-            same = sum(a == b for a, b in zip(there.texts[name], here.texts[name], strict=True))
-            row[f"{name} texts equal"] = f"{same} of {len(here.texts[name])}"
-        for name in ("ppo/reward", "ppo/kl", "ppo/policy_loss", "ppo/value_loss", "ppo/ratio_first"):
-            row[name] = abs(there.history[name] - here.history[name])
-        found[trainable] = row
-        shown = ", ".join(f"{k} {v:.1e}" if isinstance(v, float) else f"{k}: {v}" for k, v in row.items())
-        print(f"{trainable}: {shown}", flush=True)
-    return found
-
-
-def kernel_gaps(device: Device) -> dict[str, float]:
-    """The kernels of a decoding step against their plain form, for several head and hidden sizes."""
-    from rlaif.inference import kernels
-
-    found: dict[str, float] = {}
-    torch.manual_seed(0)
-    for dtype, hidden, heads, groups, size in (
-        (torch.float32, 128, 4, 2, 32),
-        (torch.float32, 576, 9, 3, 64),
-        (torch.float32, 960, 12, 4, 80),
-        (torch.bfloat16, 2048, 32, 8, 64),
-        (torch.bfloat16, 4096, 32, 8, 128),
-    ):
-        rows, slots = 6, 192
-        given = {
-            "hidden": torch.randn(rows, hidden),
-            "added": torch.randn(rows, hidden),
-            "weight": torch.randn(hidden),
-            "mixed": torch.randn(rows, (heads + 2 * groups) * size),
-            "cos": torch.randn(slots, size),
-            "sin": torch.randn(slots, size),
-            "keys": torch.randn(rows, groups, slots, size),
-            "values": torch.randn(rows, groups, slots, size),
-            "both": torch.randn(rows, 2 * hidden),
-        }
-        places = torch.tensor([0, 1, 63, 64, 130, slots - 1])
-        outputs = []
-        for name, kind in ((device.name, dtype), ("cpu", torch.float64)):
-            own = {key: value.to(dtype).to(name, kind).clone() for key, value in given.items()}
-            at = places.to(name)
-            normed = kernels.add_norm(own["hidden"], own["added"], own["weight"], 1e-5)
-            kernels.rotate_and_store(own["mixed"], (own["cos"], own["sin"]), own["keys"], own["values"], at)
-            attended = kernels.attend_slots(own["mixed"], own["keys"], own["values"], at)
-            gate = kernels.gated(own["both"])
-            # Keys and values in `mixed` are read no more.
-            own["mixed"] = own["mixed"][:, : heads * size]
-            outputs.append([own["hidden"], normed, own["mixed"], own["keys"], own["values"], attended, gate])
-        gap = max(distance(a, b) for a, b in zip(*outputs, strict=True))
-        found[f"{str(dtype).removeprefix('torch.')} {hidden}/{heads}/{groups}/{size}"] = gap
-    print("kernels against float64: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()), flush=True)
-    return found
 
 
 # The card.
@@ -444,68 +206,6 @@ def profile_of(work: Callable[[], Any], device: Device, per: int = 1, most: int 
 # Training.
 
 
-def fit(module: pl.LightningModule, device: str, epochs: int, data: Any = None) -> None:
-    trainer = pl.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
-        max_epochs=epochs,
-        logger=False,
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, datamodule=data) if data is not None else trainer.fit(module)
-
-
-def ppo_options(**changed: Any) -> PPOOptions:
-    """`rl=ppo` as it stands in the configuration."""
-    node = yaml.safe_load((CONF / "_common.yaml").read_text())
-    node |= yaml.safe_load((CONF / "ppo.yaml").read_text()) | {"missing_eos_penalty": 0.0} | changed
-    names = {field.name for field in fields(PPOOptions)} - {"seed"}
-    floats = {"lr", "eps"}
-    return PPOOptions(**{name: float(node[name]) if name in floats else node[name] for name in names}, seed=0)
-
-
-def ppo_module(
-    trunk: Trunk, *, batch: int, new_tokens: int, value: str, minibatch: int, eos_ids: Any = ()
-) -> PPOModule:
-    vocabulary = trunk.config.vocab_size
-    prompts = random_rows(
-        batch * 8, 4 if vocabulary < 1000 else 16, 40 if vocabulary < 1000 else 128, vocabulary, 0
-    )
-    collector = RolloutCollector(
-        [Prompt(str(i), str(i)) for i in range(len(prompts))],
-        prompts,
-        lambda ids: " ".join(map(str, ids)),
-        Decoding(new_tokens, 1.0),
-        eos_ids=eos_ids,
-        samples_per_prompt=1,
-        max_rows=batch,
-        seed=0,
-    )
-    policy, reward, head = trunk.new_top(), trunk.new_top().frozen_copy(), score_head(trunk)
-
-    def collect(iteration: int) -> Rollout:
-        first = iteration * batch % len(prompts)
-        return collector.collect(policy, range(first, first + batch), iteration)
-
-    return PPOModule(
-        policy,
-        score_head(trunk),
-        trunk.new_top() if value == "separate" else None,
-        policy.frozen_copy(),
-        collect=collect,
-        reward=lambda r: sequence_scores(reward, head, r.features, r.last),
-        diagnose=lambda _: {},
-        watch=lambda _: None,
-        tracker=None,
-        rollouts_per_iteration=batch,
-        options=ppo_options(minibatch_rollouts=minibatch),
-        optim=OptimOptions(1e-6, 0.0, 1e-8, "constant", 0.0, 1000, 1.0),
-    )
-
-
 PARTS = ("rollout", "prepare", "update")
 
 
@@ -543,7 +243,7 @@ class Clock(pl.Callback):
     """When each optimiser step ended, the device waited for."""
 
     def __init__(self, device: Device) -> None:
-        self.device, self.ends = device, []
+        self.device, self.ends, self.started = device, [], time.perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.device.wait()
@@ -570,34 +270,21 @@ def train(what: str, models: Models, device: Device, limit: float, count: int, b
                 members, OPTIM, PLAIN_LOSS, head_lr_factor=1.0, patience=None, choose_from=0
             )
         clock = Clock(device)
-        trainer_fit(module, data, device, clock, 2)
+        fit(module, device.name, 2, data, clock)
         steps = len(clock.ends) // 2
         seconds = (clock.ends[-1] - clock.ends[steps - 1]) / (len(clock.ends) - steps)
-        share = 6 * models.weights * tokens * batch / seconds / limit if trainable == "full" else float("nan")
-        found[trainable] = {"rows_per_s": batch / seconds, "share": share, "gib": device.gib()}
+        found[trainable] = {"rows_per_s": batch / seconds, "gib": device.gib()}
+        share = ""
+        if trainable == "full":  # the work of other splits is not six operations a weight and token
+            found[trainable]["share"] = 6 * models.weights * tokens * batch / seconds / limit
+            share = f", {found[trainable]['share']:.0%} of the card's bf16 rate"
         print(
             f"{what} {trainable}: {batch / seconds:.0f} rows/s ({tokens:.0f} tokens a row), first step "
-            f"{clock.ends[0] - clock.started:.1f} s, {share:.0%} of the card's bf16 rate, {device.gib():.1f} GiB",
+            f"{clock.ends[0] - clock.started:.1f} s{share}, {device.gib():.1f} GiB",
             flush=True,
         )
         del module, trunk, data
     return found
-
-
-def trainer_fit(module: pl.LightningModule, data: Any, device: Device, clock: Clock, epochs: int) -> None:
-    clock.started = time.perf_counter()
-    trainer = pl.Trainer(
-        accelerator="gpu" if device.cuda else "cpu",
-        devices=1,
-        max_epochs=epochs,
-        callbacks=[clock],
-        logger=False,
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, datamodule=data)
 
 
 # Labeling.
@@ -670,17 +357,20 @@ def main() -> None:
         "sft": lambda m: train("sft", m, device, found["limits"]["flops"], args.rows, args.batch),
         "label": lambda m: label(m, device, found["limits"]["flops"], args.rows // 2),
     }
+    failed: list[str] = []
     if "check" in args.what:
-        with part("check"):
-            found["check"] = check(device)
-    with part("limits"):
+        with part("check", failed):
+            found["check"] = check(device.name)
+    with part("limits", failed):
         found["limits"] = limits(device)
     models = Models.make(args.model, args.device, torch.bfloat16)
     for what in [name for name in work if name in args.what]:
-        with part(what):
+        with part(what, failed):
             found[what] = work[what](models)
         if args.out:
             args.out.write_text(json.dumps(found, indent=2))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":
