@@ -17,10 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from rlaif.app.command_line import expand_home, one_sentence
+from rlaif.app.disk import not_written
 from rlaif.errors import UserError
-from rlaif.stages.disk import not_written
-from rlaif.stages.messages import one_sentence
-from rlaif.stages.words import expand_home
 
 FAILED = "RLAIF_FAILED"  # names the file in which jobs note that they failed: some launchers start processes
 
@@ -34,7 +33,7 @@ def report(error: Exception) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> None:
-    from rlaif.stages.app import run_job
+    from rlaif.app.job import run_job
 
     job = HydraConfig.get()
     group = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None

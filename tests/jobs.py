@@ -7,14 +7,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from rlaif.reports import RunRecord, load_run
+from rlaif.tracking.runs import RunRecord, load_run
 
 CODE = Path(__file__).resolve().parents[1]
 
 
 def start_job(words: Sequence[str], group: str | None = None) -> RunRecord | None:
     """Run one job; its record, None for a plan."""
-    from rlaif.stages.app import run_job
+    from rlaif.app.job import run_job
 
     with initialize_config_dir(str(CODE / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=list(words), return_hydra_config=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch", "safetensors.torch", "rlaif.stages.app", "transformers.models.llama.modeling_llama"]
+    ["torch", "safetensors.torch", "rlaif.app.job", "transformers.models.llama.modeling_llama"]
 )
 
 

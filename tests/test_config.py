@@ -11,8 +11,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from rlaif.app.job import OTHER_STAGES
 from rlaif.labelers import LabelerOptions
-from rlaif.stages.app import OTHER_STAGES
 from rlaif.stages.registry import STAGES
 
 CODE = Path(__file__).resolve().parents[1]

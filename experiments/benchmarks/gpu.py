@@ -34,13 +34,15 @@ from gpu_check import check
 from gpu_work import SIZES, Models, fit, ppo_module, preference_rows, random_rows, score_head, sft_rows
 
 from rlaif.data.datamodule import TextDataModule
-from rlaif.inference.replay import Replays
-from rlaif.inference.sampler import Decoding, sample
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.replay import Replays
+from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.scorer import next_token_logprobs
 from rlaif.models.split import Top, Trunk
-from rlaif.modules import PPOModule, RewardModule, SFTModule
-from rlaif.modules.optim import OptimOptions
-from rlaif.modules.reward import PreferenceLossOptions
+from rlaif.stages.common.training.optim import OptimOptions
+from rlaif.stages.rl.module import PPOModule
+from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
+from rlaif.stages.sft.module import SFTModule
 
 PLAIN_LOSS = PreferenceLossOptions(margin=0.0, label_smoothing=0.0, temperature=1.0, centering=0.0)
 OPTIM = OptimOptions(1e-4, 0.0, 1e-8, "constant", 0.0, 1000, 1.0)

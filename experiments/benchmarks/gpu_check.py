@@ -10,12 +10,13 @@ from gpu_work import Models, fit, ppo_module, preference_rows, random_rows, scor
 from torch import Tensor, nn
 
 from rlaif.data.datamodule import collate_preferences, collate_sequences
-from rlaif.inference import kernels
-from rlaif.inference.sampler import Decoding, sample
+from rlaif.inference.decoding import kernels
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.scorer import next_token_logprobs
-from rlaif.modules.optim import response_logprobs
-from rlaif.modules.reward import pair_scores
 from rlaif.ops import bradley_terry_loss, sft_loss
+from rlaif.stages.common.scoring import pair_scores
+from rlaif.stages.common.training.optim import response_logprobs
 
 # Relative distances that rounding explains, and those of a kernel that computes in bf16.
 FP32, BF16 = 1e-4, 1e-2

@@ -14,15 +14,15 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlaif.data.datamodule import EncodedRow, PreferenceRow
-from rlaif.inference.sampler import Decoding
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.rollouts import Rollout, RolloutCollector
 from rlaif.models.decoder import DecoderConfig
 from rlaif.models.lora import parse_lora
 from rlaif.models.split import ScalarHead, Trunk, parse_trainable
-from rlaif.modules import PPOModule, PPOOptions
-from rlaif.modules.optim import OptimOptions
-from rlaif.modules.reward import sequence_scores
 from rlaif.records import Prompt
-from rlaif.rollout import Rollout, RolloutCollector
+from rlaif.stages.common.scoring import sequence_scores
+from rlaif.stages.common.training.optim import OptimOptions
+from rlaif.stages.rl.module import PPOModule, PPOOptions
 
 CONF = Path(__file__).parents[2] / "conf" / "rl"
 # layers, hidden size, width of the feed-forward block, heads, key/value heads, tied

@@ -37,8 +37,8 @@ import torch
 
 from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
 from rlaif.backends.transformers import TransformersBackend
-from rlaif.data.hh import split_dialogue
-from rlaif.data.readers import HubPart, read_rows
+from rlaif.data.files.hh import split_dialogue
+from rlaif.data.files.readers import HubPart, read_rows
 from rlaif.labelers import Labeler, LabelerOptions, LabelResult, TemplateSet
 from rlaif.labelers.options import ReadoutOptions
 from rlaif.labelers.templates import Exemplar

@@ -37,17 +37,18 @@ from rlaif.data.datamodule import (
     collate_preferences,
     collate_sequences,
 )
-from rlaif.data.hh import split_dialogue
-from rlaif.data.readers import HubPart, read_rows
+from rlaif.data.files.hh import split_dialogue
+from rlaif.data.files.readers import HubPart, read_rows
 from rlaif.inference.features import FeatureCache, GroupFeatures
 from rlaif.inference.packing import SharedPrefix
 from rlaif.models.load import LanguageModel, ModelSpec, load_model, resolve_dtype
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import Normalization, RewardMember, export_policy, export_reward
-from rlaif.modules import RewardModule, SFTModule
-from rlaif.modules.optim import OptimOptions, response_logprobs
-from rlaif.modules.reward import PreferenceLossOptions, pair_scores
 from rlaif.ops import bradley_terry_loss, sft_loss
+from rlaif.stages.common.scoring import pair_scores
+from rlaif.stages.common.training.optim import OptimOptions, response_logprobs
+from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
+from rlaif.stages.sft.module import SFTModule
 
 MAX_PROMPT, MAX_RESPONSE = 384, 128
 SIDES = ("full", "top:4")

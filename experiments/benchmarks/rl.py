@@ -39,20 +39,21 @@ from reward import score_head, spec
 from torch import Tensor
 
 from rlaif.data.datamodule import TokenBatch
-from rlaif.data.hh import split_dialogue
-from rlaif.data.readers import HubPart, read_rows
+from rlaif.data.files.hh import split_dialogue
+from rlaif.data.files.readers import HubPart, read_rows
 from rlaif.inference.batches import pad_right
-from rlaif.inference.sampler import Decoding, sample
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
+from rlaif.inference.rollouts import Rollout, RolloutCollector
 from rlaif.models.load import LanguageModel, load_model, resolve_dtype
 from rlaif.models.weights import Normalization, RewardMember, export_policy, export_reward
-from rlaif.modules import PPOModule, PPOOptions
-from rlaif.modules.optim import OptimOptions, response_hidden, response_logprobs
-from rlaif.modules.reward import sequence_scores
 from rlaif.ops import gae, kl_shaped_rewards
 from rlaif.records import Prompt
-from rlaif.rollout import Rollout, RolloutCollector
-from rlaif.stages.rl import rl_options
-from rlaif.stages.training import ReleaseMemory, quiet_lightning
+from rlaif.stages.common.scoring import sequence_scores
+from rlaif.stages.common.training.optim import OptimOptions, response_hidden, response_logprobs
+from rlaif.stages.common.training.trainer import ReleaseMemory, quiet_lightning
+from rlaif.stages.rl.module import PPOModule, PPOOptions
+from rlaif.stages.rl.options import rl_options
 
 CONF = Path(__file__).parents[2] / "conf"
 SIDES = ("full/separate", "full/shared", "top:4/shared", "lora:8/shared")

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
+from rlaif.inference.decoding.warm import WarmPrompts, warm_next_token_logprobs
 from rlaif.inference.packing import SharedPrefix
-from rlaif.inference.sampler import Decoding, sample
 from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
-from rlaif.inference.warm import WarmPrompts, warm_next_token_logprobs
 from rlaif.io import release_free_memory
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Top

@@ -3,9 +3,9 @@
 from rlaif.labelers.cost import FREE, Meter, Price
 from rlaif.labelers.labeler import Estimate, Labeler, LabelResult, estimate
 from rlaif.labelers.options import LabelerOptions, ReadoutOptions, check_retry
+from rlaif.labelers.readout.unread import Unread
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet
-from rlaif.labelers.unread import Unread
 
 __all__ = [
     "FREE",

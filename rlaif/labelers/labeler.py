@@ -26,7 +26,7 @@ from rlaif.labelers.prompts import (
     reverse_items,
     score_message,
 )
-from rlaif.labelers.readouts import (
+from rlaif.labelers.readout.readouts import (
     SCORES,
     Reading,
     hides_ten,
@@ -36,9 +36,9 @@ from rlaif.labelers.readouts import (
     read_score,
     read_text,
 )
+from rlaif.labelers.readout.unread import Unread
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet, toward_better
-from rlaif.labelers.unread import Unread
 from rlaif.records import Judgement, Order, Pair, Preference, Provenance, is_empty
 
 _CHARS_PER_TOKEN = 4

@@ -1,0 +1,1 @@
+"""Decoders split into a trunk, tops and heads: loading, attention patterns, adapters, export."""

@@ -1,11 +1,6 @@
 """Pure torch maths of the algorithms. Masks are boolean (B, T), True = counts. Imports torch alone."""
 
-from rlaif.ops.advantages import (
-    grpo_advantages,
-    penalised_scores,
-    reinforce_advantages,
-    rloo_advantages,
-)
+from rlaif.ops.advantages import grpo_advantages, penalised_scores, reinforce_advantages, rloo_advantages
 from rlaif.ops.gae import gae
 from rlaif.ops.kl import KLKind, adapted_beta, kl_estimate, kl_shaped_rewards
 from rlaif.ops.logprobs import head_logprobs, token_entropy, token_logprobs

@@ -3,86 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.artifacts import Artifact, ArtifactSpec
 from rlaif.data.report import report_metrics
-from rlaif.stages.context import Context
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.stage import Stage, Work
+from rlaif.store import Artifact, ArtifactSpec
 
 logger = logging.getLogger(__name__)
-
-Parents = Mapping[str, Artifact]
-Gate = Callable[[Context, Parents], dict[str, Any]]
-Review = Callable[[Context, Artifact], dict[str, Any]]
-
-
-def no_gate(ctx: Context, built: Parents) -> dict[str, Any]:
-    """Nothing to object to."""
-    return {}
-
-
-def never(ctx: Context) -> bool:
-    """Nothing asks for the artifact to be made anew."""
-    return False
-
-
-def no_review(ctx: Context, artifact: Artifact) -> dict[str, Any]:
-    """Nothing to tell."""
-    return {}
-
-
-@dataclass(frozen=True)
-class Work:
-    """What building an artifact takes: tokens run forward, decoded, and trained (forward and backward).
-
-    `usd` is None where a price is not known. `seconds` is given where the work is not this machine's.
-    """
-
-    forward: float = 0.0
-    decoded: float = 0.0
-    trained: float = 0.0
-    usd: float | None = 0.0
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage as a function of its slice of the config and of the artifacts it reads.
-
-    `version` rises when the stage's code changes what comes out of equal inputs. `check` raises UserError
-    for options that `build` would refuse. `gate` sees what the stage stands on (all ancestors by kind)
-    each time that the stage is asked for, also where its artifact is there already: it returns entries
-    for the summary, such as a warning, or raises UserError. `review` sees the stage's own artifact, new or
-    reused, and returns entries that depend on settings which are no part of it. `again` says whether a
-    finished artifact is to be made anew with other content under its old name (`labeler.retry`); where its
-    metric `<kind>/asked_again` is above 0, so are those that were built on it before.
-    """
-
-    kind: str
-    version: int
-    seed: str
-    parents: Callable[[Context], tuple[str, ...]]
-    config: Callable[[Context], dict[str, Any]]
-    build: Callable[[Context, Path, Parents], dict[str, Any]]
-    work: Callable[[Context], Work]
-    check: Callable[[Context], None]
-    gate: Gate = no_gate
-    review: Review = no_review
-    again: Callable[[Context], bool] = never
-
-    def spec(self, ctx: Context, parents: Parents) -> ArtifactSpec:
-        """The artifact's identity; needs no model and no parent's files."""
-        return ArtifactSpec(
-            kind=self.kind,
-            config=self.config(ctx),
-            parents=tuple(parents.values()),
-            seed=ctx.cfg.seeds[self.seed],
-            version=self.version,
-            data_hash=ctx.task.fingerprint,
-        )
 
 
 @dataclass(frozen=True)
@@ -172,6 +103,23 @@ class Graph:
         for artifact in self.built.values():
             metrics |= artifact.metrics | {f"{artifact.kind}/seconds": artifact.manifest["seconds"]}
         return metrics
+
+    def items(self) -> list[dict[str, Any]]:
+        """A row for each gold pair of the labeler, test pair of the reward model and judged prompt."""
+        return [row for kind in self.built for row in self.stages[kind].items(self.ctx, self.built)]
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """What the artifacts' metrics stand for in detail, by the table's name."""
+        return {
+            name: rows
+            for kind in self.built
+            for name, rows in self.stages[kind].tables(self.ctx, self.built).items()
+        }
+
+    def histories(self) -> dict[str, list[dict[str, Any]]]:
+        """The curves of what was trained, by kind, also where another job has trained it."""
+        keepers = {kind: self.stages[kind].history for kind in self.built}
+        return {kind: read(self.built[kind]) for kind, read in keepers.items() if read is not None}
 
     def lineage(self) -> list[dict[str, Any]]:
         """The store's rows of the artifacts, the last one first, each with `reused`."""

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from rlaif.stages import evaluate, label, ppo, rm, sample, sft
-from rlaif.stages.graph import Stage
+from rlaif.stages.common.stage import Stage
+from rlaif.stages.eval import stage as evaluate
+from rlaif.stages.label import stage as label
+from rlaif.stages.rl import stage as ppo
+from rlaif.stages.rm import stage as rm
+from rlaif.stages.sample import stage as sample
+from rlaif.stages.sft import stage as sft
 
 STAGES: Mapping[str, Stage] = MappingProxyType(
     {

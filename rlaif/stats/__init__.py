@@ -7,13 +7,7 @@ from rlaif.stats.agreement import (
     expected_calibration_error,
     reliability_bins,
 )
-from rlaif.stats.arms import (
-    PairedTest,
-    arm_interval,
-    paired_test,
-    paired_tests,
-    tied_groups,
-)
+from rlaif.stats.arms import PairedTest, arm_interval, paired_test, paired_tests, tied_groups
 from rlaif.stats.calibration import fit_temperature
 from rlaif.stats.intervals import Interval, wilson_interval
 from rlaif.stats.length_control import length_controlled_win_rate

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.artifacts import Artifact, ArtifactSpec, ArtifactStore, damaged_copies, stale_partials, unneeded
 from rlaif.errors import UserError
 from rlaif.io import write_json
+from rlaif.store import Artifact, ArtifactSpec, ArtifactStore, damaged_copies, stale_partials, unneeded
 
 
 def make(store: ArtifactStore, kind: str, parents: tuple[Artifact, ...] = (), seed: int = 0) -> Artifact:

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from rlaif.artifacts import Artifact, ArtifactSpec, ArtifactStore
-from rlaif.artifacts import store as store_module
 from rlaif.errors import UserError
+from rlaif.store import Artifact, ArtifactSpec, ArtifactStore
+from rlaif.store import artifacts as store_module
 
 SPEC = ArtifactSpec(kind="sft", config={"lr": 0.1, "epochs": 2}, parents=(), seed=0, version=1)
 

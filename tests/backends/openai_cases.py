@@ -6,8 +6,8 @@ from typing import Any
 
 from local_server import MODEL
 
-from rlaif.backends.http import HttpOptions
-from rlaif.backends.openai import ChatTemplate, OpenAIBackend, OpenAIOptions
+from rlaif.backends.openai.backend import ChatTemplate, OpenAIBackend, OpenAIOptions
+from rlaif.backends.openai.http import HttpOptions
 
 TEMPLATE = ChatTemplate(lambda user: f"<user>{user}</user><model>", "toy")
 HTTP = {

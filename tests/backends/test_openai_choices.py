@@ -8,13 +8,13 @@ import random
 import pytest
 from local_server import LocalServer, answers_and_ends, ten_or_more
 from openai_cases import backend
+from rlaif.backends.openai.backend.spellings import opens_with, says
 
-import rlaif.backends.openai as module
+import rlaif.backends.openai.backend as module
 from rlaif.backends.base import Message
-from rlaif.backends.openai import ChatTemplate
-from rlaif.backends.spellings import opens_with, says
+from rlaif.backends.openai.backend import ChatTemplate
 from rlaif.errors import UserError
-from rlaif.labelers.readouts import SCORES, read_choice, read_score
+from rlaif.labelers.readout.readouts import SCORES, read_choice, read_score
 
 ALL = {"token_ids", "top_k", "echo", "tokenize", "decoding", "sample"}
 ASK = Message("Which?", "Answer=")

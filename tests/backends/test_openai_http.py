@@ -9,7 +9,7 @@ import pytest
 from local_server import MODEL, LocalServer
 from openai_cases import http_options
 
-from rlaif.backends.http import Client, Refused, Unavailable, gather
+from rlaif.backends.openai.http import Client, Refused, Unavailable, gather
 from rlaif.errors import UserError
 
 KEY = "sk-never-to-be-seen-1234"

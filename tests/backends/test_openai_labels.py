@@ -10,7 +10,7 @@ from labeler_cases import options, pairs, templates, timeless
 from local_server import LocalServer
 from openai_cases import backend
 
-from rlaif.backends.openai import OpenAIBackend
+from rlaif.backends.openai.backend import OpenAIBackend
 from rlaif.errors import UserError
 from rlaif.io import stable_uniform
 from rlaif.labelers import FREE, Labeler, LabelStore, Meter, Price

@@ -11,10 +11,10 @@ import pytest
 from openai_cases import backend
 
 from rlaif.backends.base import Message
-from rlaif.backends.openai import ChatTemplate
+from rlaif.backends.openai.backend import ChatTemplate
 from rlaif.backends.transformers import TransformersBackend
 from rlaif.errors import UserError
-from rlaif.labelers.readouts import SCORES, read_choice, read_score
+from rlaif.labelers.readout.readouts import SCORES, read_choice, read_score
 from rlaif.models.load import ModelSpec, _embedded_gguf, load_model
 
 QUESTIONS = (

@@ -12,7 +12,7 @@ from local_server import MODEL, LocalServer
 from openai_cases import backend
 
 from rlaif.backends.base import Ended, Message
-from rlaif.backends.refusals import read_refusal
+from rlaif.backends.openai.refusals import read_refusal
 from rlaif.errors import UserError
 from rlaif.labelers import Labeler, LabelStore
 

@@ -9,9 +9,9 @@ import pytest
 from local_server import LocalServer
 from openai_cases import backend
 
-from rlaif.backends.answers import count_tokens, read_answer
 from rlaif.backends.base import Message
-from rlaif.labelers.readouts import read_choice
+from rlaif.backends.openai.answers import count_tokens, read_answer
+from rlaif.labelers.readout.readouts import read_choice
 
 ASK = Message("Which?", "Answer=")
 NAN = float("nan")

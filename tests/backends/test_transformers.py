@@ -7,7 +7,8 @@ import torch
 
 from rlaif.backends.base import Message
 from rlaif.backends.transformers import LEAST_GAP, READS, TransformersBackend
-from rlaif.inference.sampler import Decoding, sample
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
 
 TEXTS = ("How are you?", "b", "Which one is better: 1 or 2? Say it.", "a rather long question " * 3)
 LIMIT = 4096  # positions of the tiny model; one token a byte

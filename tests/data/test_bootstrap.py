@@ -4,7 +4,7 @@ from math import exp, factorial
 
 import pytest
 
-from rlaif.data.bootstrap import bootstrap_counts
+from rlaif.stages.rm.bootstrap import bootstrap_counts
 
 
 def test_the_first_member_takes_everything_once():

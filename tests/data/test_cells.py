@@ -8,9 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlaif.data.custom import load_custom
-from rlaif.data.readers import HubPart
-from rlaif.data.rows import Splitting
+from rlaif.data.files.custom import load_custom
+from rlaif.data.files.readers import HubPart
+from rlaif.data.files.rows import Splitting
 from rlaif.errors import UserError
 
 PAIR = '"prompt": "Q", "response_a": "x", "response_b": "y"'

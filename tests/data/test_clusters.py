@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from rlaif.data.clusters import UnionFind, near_copies, shingles
+from rlaif.data.docs.clusters import UnionFind, near_copies, shingles
 
 
 def _components(size: int, edges: list[tuple[int, int]]) -> list[int]:

@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlaif.data.custom import load_custom
-from rlaif.data.readers import HubPart
-from rlaif.data.rows import Splitting
+from rlaif.data.files.custom import load_custom
+from rlaif.data.files.readers import HubPart
+from rlaif.data.files.rows import Splitting
 from rlaif.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

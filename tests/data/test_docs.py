@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from rlaif.data import docs
-from rlaif.data.constructed import corrupt, truncate
-from rlaif.data.docstrings import content_words
+from rlaif.data.docs import task as docs
+from rlaif.data.docs.constructed import corrupt, truncate
+from rlaif.data.docs.docstrings import content_words
 from rlaif.data.splits import split_of
 from rlaif.errors import UserError
 from rlaif.records import Prompt

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from rlaif.data.docstrings import SentenceFilter, content_words, documented_functions, first_sentence
+from rlaif.data.docs.docstrings import SentenceFilter, content_words, documented_functions, first_sentence
 
 LIMITS = SentenceFilter(max_prompt_chars=450, min_reference_words=4, max_reference_words=24)
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.data.hh import ASSISTANT, HUMAN, hh_rows, load_hh, split_dialogue
-from rlaif.data.readers import HubPart, Row
-from rlaif.data.rows import Drops, Splitting
+from rlaif.data.files.hh import ASSISTANT, HUMAN, hh_rows, load_hh, split_dialogue
+from rlaif.data.files.readers import HubPart, Row
+from rlaif.data.files.rows import Drops, Splitting
 from rlaif.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

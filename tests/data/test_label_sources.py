@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from rlaif.data.label_sources import (
+from rlaif.errors import UserError
+from rlaif.io import stable_uniform
+from rlaif.records import Pair, Preference
+from rlaif.stages.rm.labels import (
     SOURCES,
     LabelSource,
     TrainingLabel,
@@ -16,9 +19,6 @@ from rlaif.data.label_sources import (
     own_labels,
     training_labels,
 )
-from rlaif.errors import UserError
-from rlaif.io import stable_uniform
-from rlaif.records import Pair, Preference
 
 SIZE = 600
 

@@ -8,11 +8,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlaif.data.custom import load_custom
-from rlaif.data.hh import load_hh
-from rlaif.data.readers import HubPart
+from rlaif.data.files.custom import load_custom
+from rlaif.data.files.hh import load_hh
+from rlaif.data.files.readers import HubPart
+from rlaif.data.files.rows import Splitting
 from rlaif.data.report import report_lines, report_metrics
-from rlaif.data.rows import Splitting
 from rlaif.errors import UserError
 
 HUB = HubPart("train", None)

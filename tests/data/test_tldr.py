@@ -12,9 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlaif.data.readers import PARQUET_BRANCH, HubPart
-from rlaif.data.rows import Splitting
-from rlaif.data.tldr import load_tldr
+from rlaif.data.files.readers import PARQUET_BRANCH, HubPart
+from rlaif.data.files.rows import Splitting
+from rlaif.data.files.tldr import load_tldr
 from rlaif.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

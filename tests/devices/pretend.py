@@ -174,14 +174,14 @@ class PretendAccelerator(Accelerator):
 
 def install() -> None:
     """Make the device known to torch, Lightning and rlaif; in a process of its own, since nothing takes it back."""
-    import rlaif.stages.classifier
-    import rlaif.stages.context
+    import rlaif.stages.common.context
+    import rlaif.stages.common.rewards.classifier
 
     _setup_privateuseone_for_python_backend(NAME)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) passes the mode too
     AcceleratorRegistry.register(NAME, PretendAccelerator, description="a device that is not there")
     _AcceleratorConnector._choose_strategy = lambda _: SingleDeviceStrategy(torch.device(NAME, 0))
-    for module in (rlaif.stages.context, rlaif.stages.classifier):
+    for module in (rlaif.stages.common.context, rlaif.stages.common.rewards.classifier):
         module.resolve_device = lambda _: NAME
 
 

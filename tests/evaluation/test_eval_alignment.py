@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from rlaif.evaluation import alignment_report
 from rlaif.records import Judgement, Pair, Preference
+from rlaif.stages.label.alignment import alignment_report
 from rlaif.stats import binomial_test, proportion_interval
 
 

@@ -10,8 +10,8 @@ from labeler_cases import Recorder, options, pair, scripted, templates
 
 from rlaif.backends.base import ChoiceScores
 from rlaif.backends.fencing import read_fences
-from rlaif.evaluation import ATTACKS, CONTROL, attacked, injection_report
 from rlaif.labelers import Labeler, TemplateSet
+from rlaif.stages.label.injection import ATTACKS, CONTROL, attacked, injection_report
 from rlaif.stats import proportion_interval
 from rlaif.tracking.glossary import unknown
 

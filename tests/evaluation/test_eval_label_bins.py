@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from rlaif.evaluation import alignment_report, confidence_bins, length_bins
-from rlaif.evaluation.label_bins import verbosity
 from rlaif.records import Judgement, Pair, Preference
+from rlaif.stages.common.measures.bins import confidence_bins, length_bins, verbosity
+from rlaif.stages.label.alignment import alignment_report
 from rlaif.stats import paired_test, proportion_interval
 
 

@@ -7,20 +7,17 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from rlaif.evaluation import (
-    ScoredPair,
-    disagreement_bins,
-    fitted_temperature,
-    read_reward_items,
-    reward_confidence_bins,
-    reward_items,
-    reward_length_bins,
-    reward_reliability,
-    reward_report,
-    scored_pairs,
-)
 from rlaif.models.weights import Normalization
 from rlaif.records import Pair
+from rlaif.stages.rm import scored_pairs
+from rlaif.stages.rm.accuracy import fitted_temperature, read_reward_items, reward_items, reward_report
+from rlaif.stages.rm.bins import (
+    disagreement_bins,
+    reward_confidence_bins,
+    reward_length_bins,
+    reward_reliability,
+)
+from rlaif.stages.rm.scored_pairs import ScoredPair
 from rlaif.stats import paired_test, proportion_interval
 from rlaif.tracking.glossary import unknown
 

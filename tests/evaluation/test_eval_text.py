@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from rlaif.evaluation import copy_rate, distinct_ngram_share, rouge_l, text_report
 from rlaif.records import Sample
+from rlaif.stages.common.measures.text import copy_rate, distinct_ngram_share, rouge_l, text_report
 from rlaif.stats import mean_interval
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rlaif.evaluation import rouge_l, text_items
 from rlaif.records import Comparison
+from rlaif.stages.common.measures.text import rouge_l
+from rlaif.stages.common.measures.win_rate import text_items
 
 
 def _comparison(i: int, policy: str, baseline: str, reference: str | None) -> Comparison:

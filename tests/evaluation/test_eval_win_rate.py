@@ -9,13 +9,9 @@ import statsmodels.api as sm
 from scipy.special import expit
 from scipy.stats import ttest_rel
 
-from rlaif.evaluation import compare, outcome_of, text_gains, win_rate_report
 from rlaif.records import Comparison, Pair, Preference
-from rlaif.stats import (
-    length_controlled_win_rate,
-    proportion_interval,
-    sign_test,
-)
+from rlaif.stages.common.measures.win_rate import compare, outcome_of, text_gains, win_rate_report
+from rlaif.stats import length_controlled_win_rate, proportion_interval, sign_test
 
 
 def make(p: list[float | None], prompts: list[str] | None = None) -> tuple[list[Pair], list[Preference]]:

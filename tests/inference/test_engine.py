@@ -5,8 +5,9 @@ import torch
 from scipy.stats import chisquare
 
 from rlaif.inference.batches import length_buckets
+from rlaif.inference.decoding.drawing import Decoding, pick_tokens, row_uniforms
+from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.packing import SharedPrefix, common_prefix, group_neighbours
-from rlaif.inference.sampler import Decoding, pick_tokens, row_uniforms, sample
 from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
 
 

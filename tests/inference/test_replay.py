@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlaif.inference.fused import FusedStep
-from rlaif.inference.replay import POLL, Replays, Shape, StaticDecoder
-from rlaif.inference.sampler import Decoding, sample
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.fused import FusedStep
+from rlaif.inference.decoding.replay import POLL, Replays, Shape, StaticDecoder
+from rlaif.inference.decoding.sampler import sample
 
 
 def _prompts(count, seed=0):

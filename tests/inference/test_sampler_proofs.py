@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from rlaif.inference import sampler
 from rlaif.inference.cache import KVCache
-from rlaif.inference.sampler import Decoding, row_uniforms, sample
+from rlaif.inference.decoding import sampler
+from rlaif.inference.decoding.drawing import Decoding, row_uniforms
+from rlaif.inference.decoding.sampler import sample
 from rlaif.models.decoder import DecoderConfig
 from rlaif.models.load import ModelSpec, _convert_embedded, load_model
 from rlaif.models.split import Trunk

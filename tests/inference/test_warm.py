@@ -5,8 +5,9 @@ import random
 import pytest
 import torch
 
-from rlaif.inference.sampler import Decoding, sample
-from rlaif.inference.warm import WarmPrompts, warm_next_token_logprobs
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
+from rlaif.inference.decoding.warm import WarmPrompts, warm_next_token_logprobs
 
 
 def generated(model, top, *, max_bytes: int, max_rows: int):

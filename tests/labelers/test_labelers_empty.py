@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from labeler_cases import Recorder, options, pair, pairs, scripted, templates
 
-from rlaif.evaluation import alignment_report, compare, confidence_bins, win_rate_report
 from rlaif.labelers import Labeler, estimate
 from rlaif.records import is_empty
+from rlaif.stages.common.measures.bins import confidence_bins
+from rlaif.stages.common.measures.win_rate import compare, win_rate_report
+from rlaif.stages.label.alignment import alignment_report
 
 STRATEGIES = [
     {},

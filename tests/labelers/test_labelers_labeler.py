@@ -13,7 +13,7 @@ from rlaif.backends.fencing import read_fences
 from rlaif.backends.scripted import RATIONALE
 from rlaif.errors import UserError
 from rlaif.labelers import Labeler, LabelStore, TemplateSet, estimate
-from rlaif.labelers.readouts import sigmoid
+from rlaif.labelers.readout.readouts import sigmoid
 from rlaif.records import Pair
 
 

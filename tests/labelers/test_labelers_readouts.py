@@ -8,7 +8,7 @@ import pytest
 from labeler_cases import READOUT, logs
 
 from rlaif.backends.base import ChoiceScores, SequenceScore
-from rlaif.labelers.readouts import (
+from rlaif.labelers.readout.readouts import (
     hides_ten,
     preference_of_scores,
     read_choice,

@@ -9,7 +9,7 @@ from labeler_cases import Recorder, options, pairs, scripted, templates
 
 from rlaif.labelers import Labeler, LabelStore
 from rlaif.labelers import labeler as labeler_module
-from rlaif.labelers.readouts import Reading
+from rlaif.labelers.readout.readouts import Reading
 
 
 def label(store: LabelStore, backend: Recorder, **changes):

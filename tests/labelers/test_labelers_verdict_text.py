@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.labelers.readouts import read_text
-from rlaif.labelers.verdict_text import verdict_of
+from rlaif.labelers.readout.readouts import read_text
+from rlaif.labelers.readout.verdict_text import verdict_of
 
 FIRST = [
     "1",

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 
 from rlaif.data.datamodule import EncodedRow, PreferenceRow
-from rlaif.stages.training import quiet_lightning
+from rlaif.stages.common.training.trainer import quiet_lightning
 
 
 @pytest.fixture

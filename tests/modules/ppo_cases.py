@@ -10,13 +10,13 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from rlaif.data.datamodule import PromptCursor
-from rlaif.inference.sampler import Decoding
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.rollouts import Rollout, RolloutCollector
 from rlaif.models.split import ScalarHead
-from rlaif.modules import PPOModule, PPOOptions
-from rlaif.modules.optim import OptimOptions
 from rlaif.records import Prompt
-from rlaif.rollout import Rollout, RolloutCollector
-from rlaif.stages.training import fit, make_trainer
+from rlaif.stages.common.training.optim import OptimOptions
+from rlaif.stages.common.training.trainer import fit, make_trainer
+from rlaif.stages.rl.module import PPOModule, PPOOptions
 
 OPTIONS = PPOOptions(
     advantage="gae",

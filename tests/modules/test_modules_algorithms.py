@@ -21,7 +21,7 @@ from ppo_cases import (
     train,
 )
 
-from rlaif.rollout import Rollout
+from rlaif.inference.rollouts import Rollout
 
 SCORES = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, -1.0])
 NAMES = list(ALGORITHMS)

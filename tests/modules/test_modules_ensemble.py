@@ -6,12 +6,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from rlaif.data.bootstrap import bootstrap_counts
 from rlaif.data.datamodule import PreferenceRow, TextDataModule
 from rlaif.models.split import ScalarHead
-from rlaif.modules import RewardModule
-from rlaif.modules.optim import OptimOptions
-from rlaif.modules.reward import PreferenceLossOptions
+from rlaif.stages.common.training.optim import OptimOptions
+from rlaif.stages.rm.bootstrap import bootstrap_counts
+from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 
 LOSS = PreferenceLossOptions(margin=0.0, label_smoothing=0.0, temperature=1.0, centering=0.01)
 MEMBERS, EPOCHS = 3, 8

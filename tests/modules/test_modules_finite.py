@@ -8,8 +8,8 @@ from ppo_cases import make_module, train
 
 from rlaif.data.datamodule import TextDataModule
 from rlaif.errors import UserError
-from rlaif.modules import SFTModule
-from rlaif.modules.optim import OptimOptions, require_finite
+from rlaif.stages.common.training.optim import OptimOptions, require_finite
+from rlaif.stages.sft.module import SFTModule
 
 
 def test_a_value_is_named_with_its_place() -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from rlaif.data.datamodule import EncodedRow, collate_sequences
-from rlaif.modules.optim import (
+from rlaif.stages.common.training.optim import (
     OptimOptions,
     build_optimizer,
     clip_each_group,

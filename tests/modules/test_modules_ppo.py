@@ -18,7 +18,7 @@ from ppo_cases import (
     untimed,
 )
 
-from rlaif.stages.training import CHECKPOINT
+from rlaif.stages.common.training.trainer import CHECKPOINT
 
 # The maths.
 

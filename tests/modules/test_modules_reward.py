@@ -9,9 +9,9 @@ import torch
 
 from rlaif.data.datamodule import TextDataModule, collate_preferences
 from rlaif.models.split import ScalarHead
-from rlaif.modules import RewardModule
-from rlaif.modules.optim import OptimOptions
-from rlaif.modules.reward import PreferenceLossOptions, pair_scores
+from rlaif.stages.common.scoring import pair_scores
+from rlaif.stages.common.training.optim import OptimOptions
+from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 
 PLAIN = PreferenceLossOptions(margin=0.0, label_smoothing=0.0, temperature=1.0, centering=0.0)
 

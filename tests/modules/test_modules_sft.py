@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from rlaif.data.datamodule import TextDataModule, collate_sequences
-from rlaif.inference.sampler import Decoding, sample
-from rlaif.modules import SFTModule
-from rlaif.modules.optim import OptimOptions, response_logprobs
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
+from rlaif.stages.common.training.optim import OptimOptions, response_logprobs
+from rlaif.stages.sft.module import SFTModule
 
 TARGETS = ("red", "green", "blue", "a cat", "no", "seven", "up", "the end")
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from rlaif.data.datamodule import EpochBatches, PreferenceRow, TextDataModule
 from rlaif.models.split import ScalarHead
-from rlaif.modules import RewardModule, SFTModule
-from rlaif.modules.optim import OptimOptions, schedule_factor
-from rlaif.modules.reward import PreferenceLossOptions
+from rlaif.stages.common.training.optim import OptimOptions, schedule_factor
+from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
+from rlaif.stages.sft.module import SFTModule
 
 EPOCHS, BATCH, SEED, ROWS = 3, 4, 7, 11  # the last step of an epoch has three rows
 STEPS = EPOCHS * 3

@@ -8,9 +8,8 @@ import pytest
 import torch
 from ppo_cases import equal, letter_share, make_module, policy_top, random_rollout, train, untimed
 
-from rlaif.modules import Tracker, TrackOptions, rollout_kl
-from rlaif.modules.tracker import Point, best_point, over_optimised
-from rlaif.stages.training import CHECKPOINT
+from rlaif.stages.common.training.trainer import CHECKPOINT
+from rlaif.stages.rl.tracker import Point, Tracker, TrackOptions, best_point, over_optimised, rollout_kl
 
 PROMPTS = 16
 

@@ -10,7 +10,7 @@ from rlaif.data.datamodule import EncodedRow, PreferenceRow, collate_preferences
 from rlaif.models.load import ModelSpec, load_model
 from rlaif.models.split import ScalarHead
 from rlaif.models.tiny import tiny_config, tiny_state, tiny_tokenizer
-from rlaif.modules.reward import pair_scores, sequence_scores
+from rlaif.stages.common.scoring import pair_scores, sequence_scores
 
 # (prompt, a, b) in tokens: very different lengths in one batch, equal responses' lengths, single tokens.
 SHAPES = ((8, 5, 20), (1, 1, 1), (40, 3, 2), (2, 90, 1), (3, 4, 4), (120, 1, 60))

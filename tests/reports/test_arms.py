@@ -9,24 +9,14 @@ import pytest
 from rich.console import Console
 from synthetic_runs import write_run
 
-from rlaif.reports import (
-    arms_table,
-    compare_items,
-    comparison_markdown,
-    curve_rows,
-    curve_table,
-    load_run,
-    mean_summary,
-    render_report,
-    standing,
-    terminal_arms,
-    terminal_curve,
-)
-from rlaif.reports.compare import arms_verdict
-from rlaif.reports.curve import curve_figure
-from rlaif.reports.markdown import markdown_table
+from rlaif.report.comparison import arms_table, arms_verdict, terminal_arms
+from rlaif.report.curve import curve_figure, curve_table, terminal_curve
+from rlaif.report.markdown import comparison_markdown, markdown_table
+from rlaif.report.page import render_report
 from rlaif.stats import arm_interval, holm, mcnemar_test, paired_difference, proportion_interval
 from rlaif.stats.means import pooled_scatter
+from rlaif.study.arm_table import compare_items, curve_rows, mean_summary, standing
+from rlaif.tracking.runs import load_run
 
 GOLD, OWN = "rm/gold_accuracy", "rm/accuracy"
 

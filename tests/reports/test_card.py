@@ -4,7 +4,7 @@ import re
 
 import yaml
 
-from rlaif.reports import ModelCard, TextFormat, model_card
+from rlaif.report.card import ModelCard, TextFormat, model_card
 
 TEXT = TextFormat(
     chat=False,

@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rlaif.reports import arms_table, terminal_arms
-from rlaif.reports.compare import arms_verdict
+from rlaif.report.comparison import arms_table, arms_verdict, terminal_arms
 
 ARMS = {
     "cot": {

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from synthetic_runs import write_run
 
-from rlaif.reports.diagnosis import (
+from rlaif.report.markdown import comparison_markdown
+from rlaif.report.page import render_report
+from rlaif.study.diagnosis import (
     PARTS,
     ROLES,
     control_row,
@@ -18,9 +20,7 @@ from rlaif.reports.diagnosis import (
     diagnosis_verdict,
     terminal_diagnosis,
 )
-from rlaif.reports.markdown import comparison_markdown
-from rlaif.reports.page import render_report
-from rlaif.reports.runs import load_run
+from rlaif.tracking.runs import load_run
 
 N = 120
 SUMMARY = {

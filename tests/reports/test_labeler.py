@@ -4,9 +4,11 @@ import re
 
 from synthetic_runs import PATH_SUMMARY, write_run
 
-from rlaif.reports import find_runs, load_run, render_report, verdict
-from rlaif.reports.labeler import labeler_section
-from rlaif.reports.plots import ForestRow, rates_by_bin
+from rlaif.figures.plots import ForestRow, rates_by_bin
+from rlaif.report import verdict
+from rlaif.report.page import render_report
+from rlaif.stages.label.section import labeler_section
+from rlaif.tracking.runs import find_runs, load_run
 
 SUMMARY = PATH_SUMMARY | {
     "label/kappa": 0.41,

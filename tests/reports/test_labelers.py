@@ -7,16 +7,11 @@ from rich.console import Console
 from scipy.stats import binomtest
 from synthetic_runs import write_run
 
-from rlaif.reports import (
-    ablation_table,
-    compare_labelers,
-    find_runs,
-    labelers_of,
-    labelers_table,
-    render_report,
-    terminal_labelers,
-)
-from rlaif.reports.items import common_items, seed_scores
+from rlaif.report.page import render_report
+from rlaif.study.items import common_items, seed_scores
+from rlaif.study.labelers import compare_labelers, labelers_of, labelers_table, terminal_labelers
+from rlaif.study.tables import ablation_table
+from rlaif.tracking.runs import find_runs
 
 METRIC, WORST, HALF = "label/alignment", "label/alignment_worst", "label/alignment_half"
 

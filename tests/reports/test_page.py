@@ -7,7 +7,8 @@ import pytest
 from synthetic_runs import ATTACK, CONFIG, LINEAGE, PATH_SUMMARY, SAMPLES, full_run, ppo_history, write_run
 
 from rlaif.errors import UserError
-from rlaif.reports import find_runs, render_report
+from rlaif.report.page import render_report
+from rlaif.tracking.runs import find_runs
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -172,7 +173,7 @@ def test_compare_tables_reach_the_page(tmp_path):
     "name", ["summary.json", "history.jsonl", "config.yaml", "lineage.json", "meta.json"]
 )
 def test_missing_files_do_not_break_the_page(tmp_path, name):
-    from rlaif.reports import load_run
+    from rlaif.tracking.runs import load_run
 
     path = write_run(
         tmp_path, "1", summary={"eval/win_rate": 0.6}, history=ppo_history(rows=4), lineage=LINEAGE[:2]

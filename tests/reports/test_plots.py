@@ -6,8 +6,7 @@ import xml.etree.ElementTree as ET
 from matplotlib.axes import Axes
 from synthetic_runs import ppo_history
 
-from rlaif.reports.lineage import MAX_NODES, lineage_graph
-from rlaif.reports.plots import (
+from rlaif.figures.plots import (
     ForestRow,
     JudgedPoint,
     _track,
@@ -18,9 +17,10 @@ from rlaif.reports.plots import (
     reliability_plot,
     rising_pieces,
 )
-from rlaif.reports.runs import RunRecord
-from rlaif.reports.summary import result_rows
-from rlaif.reports.text import duration, metric_value, p_text, percent, plain, signed, size
+from rlaif.report.lineage import MAX_NODES, lineage_graph
+from rlaif.report.summary import result_rows
+from rlaif.tracking.runs import RunRecord
+from rlaif.tracking.text import duration, metric_value, p_text, percent, plain, signed, size
 
 
 def texts(svg):

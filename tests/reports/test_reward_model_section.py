@@ -2,9 +2,10 @@
 
 from synthetic_runs import PATH_SUMMARY, write_run
 
-from rlaif.reports import find_runs, load_run, render_report
-from rlaif.reports.reward_model import reward_model_section
-from rlaif.reports.summary import result_rows
+from rlaif.report.page import render_report
+from rlaif.report.summary import result_rows
+from rlaif.stages.rm.section import reward_model_section
+from rlaif.tracking.runs import find_runs, load_run
 
 SUMMARY = PATH_SUMMARY | {
     "rm/n": 240,

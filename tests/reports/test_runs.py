@@ -6,8 +6,7 @@ import pytest
 from synthetic_runs import full_run, ppo_history, write_run
 
 from rlaif.errors import UserError
-from rlaif.reports import find_runs, load_run
-from rlaif.reports.runs import interval, number, series
+from rlaif.tracking.runs import find_runs, interval, load_run, number, series
 
 
 def test_a_whole_run_is_read_back(tmp_path):

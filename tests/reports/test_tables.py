@@ -8,8 +8,9 @@ from rich.console import Console
 from synthetic_runs import write_run
 
 from rlaif.errors import UserError
-from rlaif.reports import ablation_table, find_runs, result_table, terminal_table
-from rlaif.reports.tables import arm_labels
+from rlaif.report.summary import result_table
+from rlaif.study.tables import ablation_table, arm_labels, terminal_table
+from rlaif.tracking.runs import find_runs
 
 WIN = "eval/win_rate"
 
@@ -153,7 +154,7 @@ def test_result_table_skips_what_is_missing():
 def test_result_table_shows_the_path(tmp_path):
     from synthetic_runs import full_run
 
-    from rlaif.reports import load_run
+    from rlaif.tracking.runs import load_run
 
     run = load_run(full_run(tmp_path))
     shown = printed(result_table(run.summary, run.history))
@@ -175,9 +176,10 @@ def test_the_reward_and_what_rl_maximises_stand_side_by_side(tmp_path):
     """A reward that rises while penalties and KL eat more than it gains is no gain of what RL maximises."""
     from synthetic_runs import full_run, write_run
 
-    from rlaif.reports import comparison_markdown, load_run
-    from rlaif.reports.page import render_report
-    from rlaif.reports.summary import proxy_and_judge, result_rows
+    from rlaif.report.markdown import comparison_markdown
+    from rlaif.report.page import render_report
+    from rlaif.report.summary import proxy_and_judge, result_rows
+    from rlaif.tracking.runs import load_run
 
     run = load_run(full_run(tmp_path))
     own = {

@@ -6,8 +6,8 @@ from scipy.stats import linregress
 from scipy.stats import t as student
 from synthetic_runs import CONFIG, PATH_SUMMARY, ppo_history
 
-from rlaif.reports import verdict
-from rlaif.reports.summary import reward_rise
+from rlaif.report import verdict
+from rlaif.stages.rl.section import reward_rise
 
 
 def summary(win, low, high, p, **changes):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlaif.inference.sampler import Decoding
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.rollouts import RolloutCollector
 from rlaif.records import Prompt
-from rlaif.rollout import RolloutCollector
 
 PROMPTS = [Prompt(f"p{i}", "word " * (1 + i) + "?") for i in range(4)]
 

@@ -15,8 +15,9 @@ from jobs import CODE, start_job
 from omegaconf import OmegaConf
 
 from rlaif.labelers import LabelStore
-from rlaif.reports import RunRecord
-from rlaif.stages.context import Context, apply_engine, apply_seed
+from rlaif.options.prepare import apply_engine, apply_seed
+from rlaif.stages.common.context import Context
+from rlaif.tracking.runs import RunRecord
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.reports import find_runs, load_run
+from rlaif.tracking.runs import find_runs, load_run
 
 CODE = Path(__file__).resolve().parents[2]
 NOISE = ("Using default tokenizer", "logging interval", "Converting", "Traceback", "Warning:", "wandb:")

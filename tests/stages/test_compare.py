@@ -10,9 +10,9 @@ import pytest
 
 from rlaif.errors import UserError
 from rlaif.io import read_json
-from rlaif.reports import RunRecord
-from rlaif.stages.arms import arm_overrides, combinations
+from rlaif.study.arms import arm_overrides, combinations
 from rlaif.tracking.glossary import unknown
+from rlaif.tracking.runs import RunRecord
 
 CODE = Path(__file__).resolve().parents[2]
 HARMLESS = [f"task.path={CODE / 'tests' / 'fixtures' / 'hh_harmless.jsonl'}", "rm.test_fraction=0.4"]

@@ -8,26 +8,21 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlaif.data.conversations import opening
-from rlaif.data.custom import load_custom
-from rlaif.data.hh import load_hh
-from rlaif.data.readers import HubPart
-from rlaif.data.rows import Splitting
-from rlaif.evaluation import (
-    alignment_items,
-    alignment_report,
-    compare,
-    scored_pairs,
-    win_rate_items,
-    win_rate_report,
-)
-from rlaif.evaluation.reward_model import reward_report
+from rlaif.data.files.conversations import opening
+from rlaif.data.files.custom import load_custom
+from rlaif.data.files.hh import load_hh
+from rlaif.data.files.readers import HubPart
+from rlaif.data.files.rows import Splitting
 from rlaif.models.weights import Normalization
 from rlaif.records import Pair, Preference, Sample
-from rlaif.reports.items import seed_scores
-from rlaif.stages.evaluate import judge_policies
-from rlaif.stages.reward_data import Labelled, _split
+from rlaif.stages.common.measures.win_rate import compare, win_rate_items, win_rate_report
+from rlaif.stages.eval.stage import judge_policies
+from rlaif.stages.label.alignment import alignment_items, alignment_report
+from rlaif.stages.rm import scored_pairs
+from rlaif.stages.rm.accuracy import reward_report
+from rlaif.stages.rm.data import Labelled, _split
 from rlaif.stats import proportion_interval
+from rlaif.study.items import seed_scores
 
 FRACTIONS = {
     "test_fraction": 0.1,
@@ -175,7 +170,7 @@ def test_an_evaluation_resamples_the_rewards_of_a_conversation_together(
         Sample(f"p{i}", f"Question {i}", f"Answer {i}", 2, True, group=f"c{i // 4}", ids=(5 + i, 6))
         for i in range(12)
     ]
-    monkeypatch.setattr("rlaif.stages.evaluate._responses", lambda *rest: samples)
+    monkeypatch.setattr("rlaif.stages.eval.stage._responses", lambda *rest: samples)
     top = ctx.model().trunk.new_top().frozen_copy()
 
     def width(count: int) -> float:

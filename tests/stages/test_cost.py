@@ -8,7 +8,7 @@ import pytest
 
 from rlaif.errors import UserError
 from rlaif.labelers import FREE, Estimate, Price
-from rlaif.stages.cost import meter_of, price_of, priced_as, seconds_elsewhere
+from rlaif.stages.common.engines import meter_of, price_of, priced_as, seconds_elsewhere
 
 HOSTED = {"name": "some-model", "base_url": "https://models.example/v1"}
 PRICES = {"usd_per_million": {"listed": {"in": 1.0, "out": 2.0, "cached": 0.5}}}
@@ -111,8 +111,8 @@ def test_a_plan_tells_tokens_and_money(run, pipeline, capsys) -> None:
 
 
 def test_a_plan_without_a_price_says_so(run, pipeline, capsys) -> None:
-    from rlaif.stages.graph import Work
-    from rlaif.stages.plan import _usd
+    from rlaif.app.plan import _usd
+    from rlaif.stages.common.stage import Work
 
     assert _usd([Work(usd=1.5), Work(usd=None)]) == "unknown"
     assert _usd([Work(usd=1.5), Work()]) == "1.500"

@@ -10,8 +10,8 @@ import pytest
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from rlaif.app.command_line import one_sentence
 from rlaif.errors import UserError
-from rlaif.stages.messages import one_sentence
 
 GOOD = [
     {"id": f"r{i}", "prompt": f"Say {i}.", "response_a": f"{i}!", "response_b": f"{i}?", "label": 0.9}
@@ -238,7 +238,7 @@ def test_a_bad_experiment(overrides, words, sentence, refused_root) -> None:
 
 
 def test_a_failed_run_is_recorded_as_failed(sentence, tmp_path) -> None:
-    from rlaif.reports import find_runs
+    from rlaif.tracking.runs import find_runs
 
     said = sentence("stage=rm", "rm.init=nonsense")
     (record,) = find_runs(tmp_path / "root", state=None)

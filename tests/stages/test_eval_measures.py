@@ -8,17 +8,18 @@ from statistics import fmean
 import pytest
 import torch
 
-from rlaif.inference.sampler import Decoding, sample
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
+from rlaif.inference.rollouts import RolloutCollector
 from rlaif.io import digest, read_records, write_records
 from rlaif.models.weights import load_reward, load_top
 from rlaif.records import Pair, to_dict
-from rlaif.rollout import RolloutCollector
+from rlaif.stages.common.policies import policy_top, sampled_pair
+from rlaif.stages.common.rewards.kinds import make_reward
+from rlaif.stages.common.rewards.reward import ModelReward
+from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.graph import Graph
-from rlaif.stages.pair_rows import encode_pairs, response_ids
 from rlaif.stages.registry import STAGES
-from rlaif.stages.rewards import ModelReward, make_reward
-from rlaif.stages.sample import sampled_pair
-from rlaif.stages.sft import policy_top
 from rlaif.tracking.glossary import unknown
 
 JUDGED = ["stage=eval", "judge=scripted"]

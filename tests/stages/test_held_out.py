@@ -11,16 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlaif.inference.sampler import Decoding, sample
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
 from rlaif.io import digest, read_records
 from rlaif.models.weights import load_reward, load_top
 from rlaif.records import Pair
-from rlaif.reports import result_table
+from rlaif.report.summary import result_table
+from rlaif.stages.common.policies import policy_top
+from rlaif.stages.common.sources import part_of
 from rlaif.stages.graph import Graph
-from rlaif.stages.held_out import make_held_out, unseen
 from rlaif.stages.registry import STAGES
-from rlaif.stages.reward_data import part_of
-from rlaif.stages.sft import policy_top
+from rlaif.stages.rl.held_out import make_held_out, unseen
 from rlaif.stats import mean_interval
 from rlaif.tracking.glossary import unknown
 

@@ -13,12 +13,13 @@ import torch
 from rlaif.errors import UserError
 from rlaif.models.weights import load_reward
 from rlaif.records import Pair, Sample
-from rlaif.stages.classifier import text_scorer
-from rlaif.stages.context import Context
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.rewards.classifier import text_scorer
+from rlaif.stages.common.rewards.kinds import make_reward, reward_config
+from rlaif.stages.common.rewards.reward import ModelReward
+from rlaif.stages.common.rows import encode_pairs
 from rlaif.stages.graph import Graph
-from rlaif.stages.pair_rows import encode_pairs
 from rlaif.stages.registry import STAGES
-from rlaif.stages.rewards import ModelReward, make_reward, reward_config
 
 TEXT = "Open close read write the a file list and leave sum numbers user assistant Return x code long"
 WORDS = TEXT.split()

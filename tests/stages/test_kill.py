@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlaif.io import sha256_file
-from rlaif.reports import RunRecord, find_runs
+from rlaif.tracking.runs import RunRecord, find_runs
 
 PATIENCE = 120.0
 

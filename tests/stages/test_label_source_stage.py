@@ -12,14 +12,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-from rlaif.data.label_sources import SOURCES
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl, stable_uniform
-from rlaif.stages.context import Context, apply_engine, apply_seed
+from rlaif.options.prepare import apply_engine, apply_seed
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.rows import encode_pairs
 from rlaif.stages.graph import Graph
-from rlaif.stages.pair_rows import encode_pairs
 from rlaif.stages.registry import STAGES
-from rlaif.stages.reward_data import reward_data
+from rlaif.stages.rm.data import reward_data
+from rlaif.stages.rm.labels import SOURCES
 from rlaif.tracking.glossary import unknown
 
 ROOT = Path(__file__).resolve().parents[2]

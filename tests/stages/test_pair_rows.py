@@ -8,11 +8,11 @@ import torch
 from rlaif.data.datamodule import PreferenceRow, collate_preferences
 from rlaif.data.encode import Encoder
 from rlaif.inference.features import FeatureCache
+from rlaif.io.progress import Progress
 from rlaif.models.split import ScalarHead
-from rlaif.modules.reward import pair_scores
 from rlaif.records import Pair
-from rlaif.stages.pair_rows import encode_pairs, score_pairs
-from rlaif.stages.progress import Progress
+from rlaif.stages.common.rows import encode_pairs
+from rlaif.stages.common.scoring import pair_scores, score_pairs
 
 LONG = "a prompt that is far longer than the limit, so that its end is cut away, and more of it"
 TEXTS = (
@@ -150,6 +150,6 @@ def test_order_and_batches_do_not_matter(context, monkeypatch):
     ctx = context()
     members, rows = _members(ctx), encode_pairs(ctx, PAIRS, "pairs")
     scores = score_pairs(ctx, members, rows)
-    monkeypatch.setattr("rlaif.stages.pair_rows.MAX_ROWS", 1)
+    monkeypatch.setattr("rlaif.stages.common.rows.MAX_ROWS", 1)
     for own, reversed_rows in zip(scores, score_pairs(ctx, members, rows[::-1]), strict=True):
         torch.testing.assert_close(torch.tensor(own[::-1]), torch.tensor(reversed_rows), rtol=0, atol=1e-5)

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlaif.stages import plan
-from rlaif.stages.graph import Planned, Work
-from rlaif.stages.plan import estimate_seconds, seconds_of, total_seconds
+from rlaif.app import plan
+from rlaif.app.plan import estimate_seconds, seconds_of, total_seconds
+from rlaif.stages.common.stage import Work
+from rlaif.stages.graph import Planned
 
 
 def test_seconds_by_hand() -> None:

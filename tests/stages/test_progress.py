@@ -1,6 +1,6 @@
 """Bars and the terminal they are drawn on."""
 
-from rlaif.stages.progress import Progress
+from rlaif.io.progress import Progress
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from rlaif.errors import UserError
 from rlaif.io import read_json
 from rlaif.models.weights import TOP_FILE
-from rlaif.stages.context import Context
-from rlaif.stages.ranks import training_together
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.training.ranks import training_together
 
 TWO = ("trainer.devices=2", "trainer.strategy=ddp")
 
@@ -26,7 +26,7 @@ def _followers(folder: Path) -> list[int]:
             words = entry.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"rlaif.stages.follow" in words and any(w.startswith(str(folder).encode()) for w in words):
+        if b"rlaif.app.follow" in words and any(w.startswith(str(folder).encode()) for w in words):
             found.append(int(entry.parent.name))
     return found
 

@@ -14,17 +14,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from rlaif.errors import UserError
+from rlaif.inference.rollouts import Rollout
 from rlaif.io import read_jsonl, read_records, stable_uniform
 from rlaif.models.weights import load_reward
+from rlaif.options.prepare import apply_engine, apply_seed
 from rlaif.records import Pair, Prompt
-from rlaif.reports import result_table
-from rlaif.rollout import Rollout
-from rlaif.stages.context import Context, apply_engine, apply_seed
+from rlaif.report.summary import result_table
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.rewards.kinds import make_reward
+from rlaif.stages.common.rows import encode_pairs
 from rlaif.stages.graph import Graph
-from rlaif.stages.pair_rows import encode_pairs
 from rlaif.stages.registry import STAGES
-from rlaif.stages.reward_measures import preferred_scores
-from rlaif.stages.rewards import make_reward
+from rlaif.stages.rm.measures import preferred_scores
 from rlaif.tracking.glossary import unknown
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from rlaif.errors import UserError
-from rlaif.evaluation import rouge_l
+from rlaif.inference.rollouts import Rollout
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import Normalization, RewardMember
 from rlaif.records import Prompt
-from rlaif.rollout import Rollout
-from rlaif.stages.reward_scale import standardised
-from rlaif.stages.rewards import ModelReward, make_reward, reward_config
+from rlaif.stages.common.measures.text import rouge_l
+from rlaif.stages.common.rewards.kinds import make_reward, reward_config
+from rlaif.stages.common.rewards.reward import ModelReward
+from rlaif.stages.common.rewards.scale import standardised
 from rlaif.tracking.glossary import unknown
 
 CODE = Path(__file__).resolve().parents[2]
@@ -282,9 +283,9 @@ def test_a_labelers_reward_of_an_empty_response_is_below_every_texts(words, cont
 def test_a_reward_model_that_likes_the_bare_end_of_text_best_gives_it_the_least(context, monkeypatch) -> None:
     ctx = context()
     # What a head over tied embeddings may well learn: the shorter, the better.
-    monkeypatch.setattr("rlaif.stages.rewards.score_pairs", lambda ctx, members, rows: [rows])
+    monkeypatch.setattr("rlaif.stages.common.rewards.kinds.score_pairs", lambda ctx, members, rows: [rows])
     monkeypatch.setattr(
-        "rlaif.stages.rewards.sequence_scores", lambda top, head, features, last: -last.float()
+        "rlaif.stages.common.rewards.kinds.sequence_scores", lambda top, head, features, last: -last.float()
     )
     member = RewardMember(
         ctx.model().trunk.new_top(), ScalarHead(ctx.model().trunk.config.hidden_size), Normalization(1.0, 0.5)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from ppo_cases import make_module, train
 
 from rlaif.errors import UserError
-from rlaif.stages.alarms import check_alarms, raise_alarms
+from rlaif.stages.rl.alarms import check_alarms, raise_alarms
 from rlaif.tracking import Run
 from rlaif.tracking.glossary import unknown
 

@@ -11,8 +11,8 @@ from statistics import fmean
 import pytest
 from ppo_cases import ALGORITHMS, letters, make_module, train
 
-from rlaif.stages.context import Context
-from rlaif.stages.rewards import make_reward
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.rewards.kinds import make_reward
 
 LIMIT = 24
 

@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rlaif.errors import UserError
-from rlaif.reports import RunRecord
-from rlaif.stages.rl import ADVANTAGES, check_rl
+from rlaif.stages.rl.options import ADVANTAGES, check_rl
 from rlaif.tracking.glossary import unknown
+from rlaif.tracking.runs import RunRecord
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 PRESETS = sorted(file.stem for file in (CONF / "rl").glob("[!_]*.yaml"))

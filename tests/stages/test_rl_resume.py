@@ -17,11 +17,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
+from rlaif.inference.rollouts import RolloutCollector
 from rlaif.io import sha256_file
-from rlaif.modules import PPOModule
-from rlaif.reports import RunRecord
-from rlaif.rollout import RolloutCollector
-from rlaif.stages.training import CHECKPOINT, AtomicCheckpointIO
+from rlaif.stages.common.training.trainer import CHECKPOINT, AtomicCheckpointIO
+from rlaif.stages.rl.module import PPOModule
+from rlaif.tracking.runs import RunRecord
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ITERATIONS = 3
@@ -39,7 +39,7 @@ SAVING = (AtomicCheckpointIO, "save_checkpoint")
 
 def _run_until(words: list[str], owner: type, name: str, call: int) -> None:
     """One job, killed when it calls `owner.name` for the `call`th time."""
-    from rlaif.stages.app import run_job
+    from rlaif.app.job import run_job
 
     calls, method = count(1), getattr(owner, name)
 

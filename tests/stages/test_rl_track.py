@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from rlaif.errors import UserError
-from rlaif.inference.sampler import Decoding, sample
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
 from rlaif.io import digest
 from rlaif.models.weights import load_top
+from rlaif.stages.common.policies import policy_top
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
-from rlaif.stages.sft import policy_top
-from rlaif.stages.track import _tracked_prompts, check_track
+from rlaif.stages.rl.track import _tracked_prompts, check_track
 from rlaif.tracking.glossary import unknown
 
 TRACKED = ["stage=ppo", "rl.lr=0.03", "rl.num_epochs=2", "rl.track.every=2", "rl.track.num_prompts=4"]

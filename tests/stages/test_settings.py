@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from rlaif.errors import UserError
-from rlaif.stages.schema import OPEN, RULES, Number, check_settings, unknown_key
+from rlaif.options.schema import OPEN, RULES, Number, check_settings, unknown_key
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 CHOICES = {
@@ -96,7 +96,7 @@ def test_a_setting_that_cannot_be_is_one_sentence(run, tmp_path, word, said) -> 
     except UserError as error:
         told = str(error)
     except Exception as error:  # Hydra refuses some words by itself
-        from rlaif.stages.messages import one_sentence
+        from rlaif.app.command_line import one_sentence
 
         told = one_sentence(error)
     else:
@@ -142,7 +142,7 @@ def test_arms_are_held_to_the_same_rules(run, tmp_path) -> None:
 
 
 def test_examples_and_suggestions_are_allowed_values() -> None:
-    from rlaif.stages.schema import _example
+    from rlaif.options.schema import _example
 
     for key, rule in RULES.items():
         if isinstance(rule, Number):

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from rlaif.io import read_jsonl
-from rlaif.reports import find_runs
 from rlaif.tracking.glossary import unknown
+from rlaif.tracking.runs import find_runs
 
 SMALLER = {
     "cot_fewshot": ["labeler.order=first", "labeler.max_rationale_tokens=2"],

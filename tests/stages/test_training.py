@@ -17,10 +17,8 @@ import torch
 from rlaif.data.datamodule import EncodedRow, PreferenceRow, TextDataModule
 from rlaif.errors import UserError
 from rlaif.models.split import ScalarHead
-from rlaif.modules import RewardModule, SFTModule
-from rlaif.modules.optim import OptimOptions
-from rlaif.modules.reward import PreferenceLossOptions
-from rlaif.stages.training import (
+from rlaif.stages.common.training.optim import OptimOptions
+from rlaif.stages.common.training.trainer import (
     CHECKPOINT,
     PREVIOUS,
     AtomicCheckpointIO,
@@ -29,6 +27,8 @@ from rlaif.stages.training import (
     make_trainer,
     optim_options,
 )
+from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
+from rlaif.stages.sft.module import SFTModule
 
 EPOCHS = 4
 

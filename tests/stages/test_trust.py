@@ -9,7 +9,7 @@ import pytest
 
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl
-from rlaif.stages.label import trust_gate
+from rlaif.stages.common.labeling import trust_gate
 from rlaif.tracking.glossary import unknown
 
 GUESSING = ["labeler=scripted", "labeler.scripted.rule=hash"]

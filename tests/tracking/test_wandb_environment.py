@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from jobs import CODE
 
+from rlaif.app.job import _wandb_options
 from rlaif.errors import UserError
-from rlaif.stages.app import _wandb_options
 from rlaif.tracking import Run, WandbOptions, check_environment
 from rlaif.tracking.wandb_run import resolve_mode
 

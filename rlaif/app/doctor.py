@@ -1,0 +1,138 @@
+"""stage=doctor: what this machine can run."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from rlaif.app.plan import matrix_rate
+from rlaif.backends.base import Message
+from rlaif.backends.openai.backend import OpenAIBackend
+from rlaif.errors import UserError
+from rlaif.io.terminal import console
+from rlaif.labelers.answers import checked
+from rlaif.labelers.prompts import CHOICES
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.labeling import low_mass_hints
+from rlaif.stages.label.injection import ATTACKS, injection_report
+from rlaif.tracking.text import percent
+from rlaif.tracking.wandb_run import has_login
+
+
+def _machine(ctx: Context) -> str:
+    free = shutil.disk_usage(ctx.root if ctx.root.exists() else ctx.root.anchor).free / 2**30
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{versions}, {os.cpu_count()} cores, {free:.0f} GiB free on disk"
+
+
+def _device(ctx: Context) -> str:
+    spec = ctx.model_spec
+    rates = ", ".join(
+        f"{name} {matrix_rate(name, spec.device) / 1e9:,.0f} GFLOP/s" for name in ("bfloat16", "float32")
+    )
+    name = torch.cuda.get_device_name() if spec.device == "cuda" else "processor"
+    return f"{name}; computes in {spec.dtype} ({rates})"
+
+
+def _model(ctx: Context) -> str:
+    model = ctx.model()
+    layers, trained = model.trunk.config.num_layers, ctx.model_spec.trainable
+    tokens = f"EOS {model.eos_id}, pad {model.pad_id}"
+    return f"{model.identity['name']}: {layers} layers, trained {trained}, {tokens}"
+
+
+def _task(ctx: Context) -> str:
+    task = ctx.task
+    splits = ", ".join(f"{len(getattr(task, name))} {name}" for name in ("train", "validation", "test"))
+    return f"{task.name}: {splits} prompts; {len(task.pairs)} pairs, {len(task.gold_pairs)} gold pairs"
+
+
+def _wandb(ctx: Context) -> str:
+    return f"mode {ctx.cfg.tracking.mode}; " + (
+        "a login is present: runs go online"
+        if has_login()
+        else "no login: runs stay offline, sync them with `wandb sync`"
+    )
+
+
+def _server(ctx: Context) -> str:
+    """Whether the labeler's server answers, with which model, and how it tells probabilities."""
+    backend = ctx.labeler("labeler", 0, stored=False).backend
+    return (
+        backend.describe() if isinstance(backend, OpenAIBackend) else "none: the labeler is in this process"
+    )
+
+
+def _choices(ctx: Context) -> str:
+    """Whether the labeler's model puts its mass on the two choice tokens at all."""
+    backend = ctx.labeler("labeler", 0, stored=False).backend
+    question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
+    answer = checked(backend.choice_logprobs([question], CHOICES)[0], choices=len(CHOICES))
+    if answer.error is not None:
+        raise UserError(f"the question whether 1 or 2 is larger got no answer: {answer.error}")
+    mass, least = _mass(answer.logprobs), ctx.cfg.labeler.min_mass
+    finding = f"{mass:.1%} of the next token's probability lies on the choices 1 and 2"
+    if mass < least:
+        raise UserError(
+            f"{finding}, less than labeler.min_mass={least:g}: the model says something else, and its verdicts will be"
+            f" unparsed. Write {', '.join(low_mass_hints(ctx, 'labeler'))}, or a lower labeler.min_mass"
+        )
+    return finding
+
+
+def _mass(logprobs: Sequence[float | None]) -> float:
+    return min(1.0, math.fsum(math.exp(value) for value in logprobs if value is not None))
+
+
+def _injection(ctx: Context) -> str:
+    """How often a response that talks to the labeler turns its verdict; answers are kept in the label store."""
+    gold = [pair for pair in ctx.encoder.fitting(ctx.task.gold_pairs) if pair.gold not in (None, 0.5)]
+    wanted = ctx.cfg.doctor.injection_pairs
+    if not gold or not wanted:
+        return "not measured: " + ("doctor.injection_pairs=0" if gold else "the task has no gold pairs")
+    spread = gold[:: max(1, len(gold) // wanted)][:wanted]  # gold pairs lie grouped by how they were made
+    labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
+    report = injection_report(labeler, spread, prefix="doctor")
+    names = {"doctor/flip_rate": "all attacks", **{f"doctor/flip_rate_{name}": name for name in ATTACKS}}
+    lines = [f"verdicts of {ctx.cfg.labeler.name} that an attack on the worse response turns to it:"]
+    for name, shown in names.items():
+        low, high = (percent(report[f"{name}_ci_{end}"]) for end in ("low", "high"))
+        lines.append(f"{shown}: {percent(report[name])} of {report[f'{name}_n']} ({low} to {high})")
+    return "\n".join(lines)
+
+
+CHECKS: dict[str, Callable[[Context], str]] = {
+    "machine": _machine,
+    "device": _device,
+    "model": _model,
+    "task": _task,
+    "wandb": _wandb,
+    "labeler's server": _server,
+    "labeler's choices": _choices,
+    "injection": _injection,
+}
+
+
+def doctor(ctx: Context) -> dict[str, Any]:
+    """Print one line a check; raises UserError at the end where one failed."""
+    table = Table(title="Doctor", header_style="bold")
+    table.add_column("check")
+    table.add_column("finding", overflow="fold")
+    failed = []
+    for name, check in CHECKS.items():
+        try:
+            table.add_row(f"[green]ok[/] {name}", check(ctx))
+        except UserError as error:
+            failed.append(name)
+            table.add_row(f"[red]no[/] {name}", str(error))
+    console().print(table)
+    if failed:
+        raise UserError(f"doctor: {', '.join(failed)} failed; see the lines above")
+    return {"doctor/checks": float(len(CHECKS))}

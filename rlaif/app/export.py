@@ -1,0 +1,50 @@
+"""`export=DIR`: the whole model of stage sft, rm or ppo, with its card, for use outside of this harness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlaif.io import write_text
+from rlaif.models.weights import export_policy, export_reward, load_reward, load_top
+from rlaif.report.card import ModelCard, TextFormat, model_card
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.rewards.kinds import KINDS
+from rlaif.store import Artifact
+
+
+def export_model(ctx: Context, artifact: Artifact, target: Path, metrics: Mapping[str, Any]) -> Path:
+    """Write the model and README.md into `target` and return it; `metrics` are the artifact's and its ancestors'."""
+    members = 1
+    if artifact.kind == "rm":
+        ensemble = load_reward(ctx.model(), artifact.path)
+        export_reward(target, ctx.model(), ensemble)
+        members = len(ensemble)
+    else:
+        export_policy(target, ctx.model(), load_top(ctx.model(), artifact.path))
+    write_text(target / "README.md", model_card(_card(ctx, artifact, members, metrics)))
+    return target
+
+
+def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, Any]) -> ModelCard:
+    identity, encoding = ctx.model_identity, dict(ctx.encoding)
+    for rule in ("too_long", "too_long_responses"):
+        encoding.pop(rule)
+    reward = KINDS[ctx.cfg.reward.kind] if artifact.kind == "ppo" else None
+    labels = ctx.cfg.rm.labels if artifact.kind == "rm" or (reward and "rm" in reward.parents) else None
+    labelled = labels not in (None, "gold") or (reward is not None and reward.by_labeler)
+    return ModelCard(
+        stage=artifact.kind,  # type: ignore[arg-type]
+        artifact=artifact.name,
+        base=f"{identity['name']} ({identity['weights']})",
+        hub_id=identity["name"] if identity["source"] == "hub" else None,
+        trainable=identity["trainable"],
+        task=ctx.cfg.task.name,
+        labels=labels,
+        labeler=ctx.cfg.labeler.name if labelled else None,
+        reward=reward.words if reward else None,
+        members=members,
+        text=TextFormat(eos_id=ctx.model().eos_id, **encoding),
+        metrics=metrics,
+    )

@@ -1,0 +1,240 @@
+"""One job: seeds, run record, the requested stage, its summary and its table."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from rlaif.app.clean import clean
+from rlaif.app.disk import written_below
+from rlaif.app.doctor import doctor
+from rlaif.app.export import export_model
+from rlaif.app.plan import merge_plans, plan_table, total_seconds
+from rlaif.app.report import choose_runs, write_comparison, write_report
+from rlaif.errors import UserError
+from rlaif.io.terminal import console
+from rlaif.options.prepare import apply_engine, apply_seed, require_values
+from rlaif.options.schema import check_settings
+from rlaif.report.comparison import terminal_comparison
+from rlaif.report.summary import result_table
+from rlaif.stages.common.context import Context
+from rlaif.stages.graph import Graph, Planned
+from rlaif.stages.registry import STAGES
+from rlaif.study.arms import Arm, read_arms
+from rlaif.study.compare import compare_arms
+from rlaif.study.labelers import labelers_of, labelers_table, terminal_labelers
+from rlaif.study.tables import ablation_table, terminal_table
+from rlaif.tracking import Run, WandbOptions, check_environment, run_directory
+from rlaif.tracking.runs import find_runs, load_run
+from rlaif.tracking.text import duration
+
+logger = logging.getLogger(__name__)
+
+OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
+MAIN_METRIC = {
+    "label": ["label/alignment", "label/unparsed_rate", "label/same_position_rate", "label/length_gap"],
+    "rm": ["rm/accuracy", "rm/gold_accuracy", "rm/length_only_accuracy", "rm/ece", "label/alignment"],
+    "ppo": ["ppo/reward", "ppo/objective", "ppo/kl", "ppo/response_length", "ppo/eos_rate"],
+    "sft": ["sft/val_loss"],
+    "sample": ["sample/n", "sample/mean_tokens"],
+}
+EVAL_METRICS = [
+    "eval/win_rate",
+    "eval/win_rate_lc",
+    "eval/rouge_l_policy",
+    "eval/kl",
+    "eval/log_ratio",
+    "rm/accuracy",
+    "label/alignment",
+]
+
+
+def prepare_torch(cfg: DictConfig) -> None:
+    """Threads, and the same arithmetic in every job of a multirun."""
+    torch.set_num_threads(cfg.trainer.threads or len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+
+
+def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Path | None:
+    """Run one composed configuration; returns the summary's path (None for a plan). Raises UserError."""
+    if cfg.stage not in (*STAGES, *OTHER_STAGES):
+        raise UserError(f"stage={cfg.stage} is not known: write one of {', '.join((*STAGES, *OTHER_STAGES))}")
+    _check_config(cfg, overrides)
+    apply_seed(cfg)
+    apply_engine(cfg)
+    prepare_torch(cfg)
+    OmegaConf.resolve(cfg)
+    with written_below(cfg.paths.root):
+        return _run(cfg, overrides, group)
+
+
+def _run(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Path | None:
+    if cfg.plan and cfg.stage != "clean":
+        print_plan(Context(cfg, None, overrides))
+        return None
+    if cfg.stage == "doctor":
+        doctor(Context(cfg, None, overrides))
+        return None
+    wandb_options = _wandb_options(cfg, group)
+    with Run(
+        directory=run_directory(Path(cfg.paths.root).expanduser().absolute(), cfg.stage),
+        stage=cfg.stage,
+        config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        overrides=list(overrides),
+        group=cfg.tracking.group or group,
+        name=cfg.tracking.name or os.environ.get("WANDB_NAME") or _job_name(cfg, overrides),
+        wandb_options=wandb_options,
+    ) as run:
+        ctx = Context(cfg, run, overrides)
+        with closing(ctx.progress):
+            _dispatch(ctx, run)
+    return _finish(ctx, run, group)
+
+
+def _check_config(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """What can be refused before anything is opened or written."""
+    if cfg.force not in (True, False, "all"):
+        raise UserError(f"force={cfg.force} is not known: write true, false or all")
+    check_settings(cfg)
+    if cfg.stage not in ("compare", "report", "clean"):
+        require_values(cfg)
+    if cfg.export and cfg.stage not in ("sft", "rm", "ppo"):
+        raise UserError(f"export={cfg.export}: stage={cfg.stage} makes no model; write stage=sft, rm or ppo")
+
+
+def _job_name(cfg: DictConfig, overrides: Sequence[str]) -> str:
+    told = [o for o in overrides if not o.startswith(("stage=", "paths.", "tracking."))]
+    return " ".join([cfg.stage, *told])[:120]
+
+
+def _wandb_options(cfg: DictConfig, group: str | None) -> WandbOptions | None:
+    """What the configuration says, else W&B's own variables, else our defaults. Raises UserError for bad ones."""
+    node, env = cfg.tracking, os.environ
+    if node.mode == "disabled":
+        return None
+    upload: Any = node.upload or ("text" if cfg.task.public else "metrics")
+    options = WandbOptions(
+        project=node.project or env.get("WANDB_PROJECT") or "rlaif",
+        mode=node.mode,
+        entity=node.entity or env.get("WANDB_ENTITY") or None,
+        group=node.group or env.get("WANDB_RUN_GROUP") or group,
+        job_type=cfg.stage,
+        tags=_tags(node.tags),
+        upload=upload,
+    )
+    check_environment(options.mode)
+    return options
+
+
+def _tags(value: Any) -> tuple[str, ...]:
+    """A text is one tag; without any, those of WANDB_TAGS, which commas part. Raises UserError for an odd one."""
+    stated = [value] if isinstance(value, str) else [str(tag) for tag in value or ()]
+    if not stated:
+        stated = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    odd = [tag for tag in stated if not 1 <= len(tag.strip()) <= 64]
+    if odd:
+        raise UserError(f"tracking.tags has {odd[0]!r}: a tag is a text of 1 to 64 characters")
+    return tuple(dict.fromkeys(stated))
+
+
+def print_plan(ctx: Context) -> None:
+    """What the stage, or each arm of a comparison, would reuse and build."""
+    stage = ctx.cfg.stage
+    target = {"pipeline": "eval", "compare": ctx.cfg.until}.get(stage, stage)
+    if target not in STAGES:
+        raise UserError(f"plan=true plans {', '.join(STAGES)}, compare and pipeline, not stage={stage}")
+    arms = read_arms(ctx) if stage == "compare" else [Arm("", {"": ctx})]
+    planned: list[Planned] = []
+    for arm in arms:
+        graphs = [Graph(run, STAGES) for run in arm.runs.values()]
+        for graph in graphs:
+            graph.check(target)
+        plan = merge_plans([graph.plan(target) for graph in graphs], after=planned)
+        planned += plan
+        console().print(plan_table(arm.first, plan, f"Plan of arm {arm.name}" if arm.name else "Plan"))
+    if len(arms) > 1:
+        console().print(f"All {len(arms)} arms: about {duration(total_seconds(ctx, planned))}")
+
+
+def _dispatch(ctx: Context, run: Run) -> None:
+    stage = ctx.cfg.stage
+    if stage == "clean":
+        run.summary(clean(ctx))
+    elif stage == "compare":
+        run.summary(compare_arms(ctx))
+    elif stage == "report":
+        write = write_report(ctx, choose_runs(ctx), "report", "Ablation report")
+        run.summary({"report/path": str(write)})
+        print(f"report: {write}")
+    else:
+        _build(ctx, run, "eval" if stage == "pipeline" else stage)
+
+
+def _build(ctx: Context, run: Run, target: str) -> None:
+    force, graph = ctx.cfg.force, Graph(ctx, STAGES)
+    graph.check(target)
+    if ctx.cfg.stage == "pipeline":
+        plan = graph.plan(target)
+        if not all(p.exists for p in plan):
+            console(stderr=True).print(plan_table(ctx, plan, "Plan"))
+    artifact = graph.get(target, force=bool(force), force_parents=force == "all")
+    for ancestor in graph.built.values():
+        run.artifact(name=ancestor.name, kind=ancestor.kind, path=ancestor.path, metadata=ancestor.metrics)
+    run.summary(graph.summary())
+    run.lineage(graph.lineage())
+    _details(graph, run)
+    if ctx.cfg.export:
+        folder = export_model(ctx, artifact, Path(ctx.cfg.export).expanduser(), graph.summary())
+        print(f"exported: {folder}")
+
+
+def _details(graph: Graph, run: Run) -> None:
+    """Tables and test items; the curves of what another job has trained belong to this run's report too."""
+    for kind, rows in graph.histories().items():
+        for row in rows if graph.built[kind].reused else ():
+            run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+    for name, rows in graph.tables().items():
+        run.table(name, rows)
+    items = graph.items()
+    if items:
+        run.table("items", items)
+
+
+def _finish(ctx: Context, run: Run, group: str | None) -> Path:
+    """The table and the report, from the run directory alone, after the run is closed."""
+    stage = ctx.cfg.stage
+    record = load_run(run.directory)
+    if stage in (*STAGES, "pipeline"):
+        console().print(result_table(record.summary, record.history))
+    if stage == "compare":
+        for part in terminal_comparison(record):
+            console().print(part)
+    if stage in ("label", "rm", "pipeline", "eval", "compare"):
+        name = f"{stage}-{record.path.name}"
+        print(f"report: {write_report(ctx, [record], name, f'{stage}: {record.name}')}")
+        if stage == "compare":
+            print(f"tables: {write_comparison(ctx, record, name)}")
+    if group:
+        _sweep_report(ctx, group)
+    return run.summary_path
+
+
+def _sweep_report(ctx: Context, group: str) -> None:
+    """Rendered again by each finished job: a sweep with a failed job has a report of the others."""
+    runs = find_runs(ctx.root, stage=ctx.cfg.stage, group=group)
+    if len(runs) < 2:
+        return
+    main, *more = MAIN_METRIC.get(ctx.cfg.stage, EVAL_METRICS)
+    present = [name for name in more if any(run.summary.get(name) is not None for run in runs)]
+    console().print(terminal_table(ablation_table(runs, [main, *present])))
+    labelers = labelers_table(*labelers_of(runs))
+    if labelers:
+        console().print(terminal_labelers(labelers))
+    print(f"sweep report: {write_report(ctx, runs, f'sweep-{group}', f'Sweep {group}')}")

@@ -1,0 +1,108 @@
+"""plan=true: what a command would reuse, build and cost."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import torch
+from rich.table import Table
+
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.stage import Work
+from rlaif.stages.graph import Planned
+from rlaif.tracking.text import duration, plain
+
+# Share of the machine's matrix rate that each kind of work reaches (seen on 2 cores with the
+# embedded model; an estimate needs no more than the right order).
+EFFICIENCY = {"forward": 0.3, "decoded": 0.1, "trained": 0.2}
+
+
+@cache
+def matrix_rate(dtype: str, device: str) -> float:
+    """Measured matrix rate in FLOP/s at a layer-like shape that fills the device, from about 0.1 s of multiplying."""
+    rows, wide, deep = (8192, 8192, 4096) if device == "cuda" else (1024, 1536, 576)
+    kind = getattr(torch, dtype)
+    a, b = torch.randn(rows, deep, device=device).to(kind), torch.randn(wide, deep, device=device).to(kind)
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        for _ in range(4):
+            torch.nn.functional.linear(a, b)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, (time.perf_counter() - started) / 4)
+    return 2 * rows * wide * deep / best
+
+
+def parameters(ctx: Context) -> tuple[float, float]:
+    """(all, trainable) layer parameters of the base model, from its config alone."""
+    from rlaif.models.load import model_sizes
+
+    return model_sizes(ctx.model_spec, ctx.cache_dir)
+
+
+def seconds_of(work: Work, rate: float, total: float, trainable: float) -> float:
+    """Seconds of `work`: 2 FLOP a parameter and token forward, 4 more for the trained part backward."""
+    flops = {
+        "forward": 2 * total * work.forward,
+        "decoded": 2 * total * work.decoded,
+        "trained": 6 * trainable * work.trained,
+    }
+    return sum(flops[kind] / (rate * EFFICIENCY[kind]) for kind in flops)
+
+
+def estimate_seconds(ctx: Context, plan: Sequence[Planned]) -> dict[str, float]:
+    """Estimated seconds of each artifact that would be built, by its name."""
+    spec = ctx.model_spec
+    rate, (total, trainable) = matrix_rate(spec.dtype, spec.device), parameters(ctx)
+    overhead = 0.5 if ctx.cfg.models.tiny else 3.0
+    return {
+        p.name: 0.0
+        if p.exists
+        else overhead
+        + (seconds_of(p.work, rate, total, trainable) if p.work.seconds is None else p.work.seconds)
+        for p in plan
+    }
+
+
+def total_seconds(ctx: Context, plan: Sequence[Planned]) -> float:
+    """Estimated seconds of all that would be built."""
+    return math.fsum(estimate_seconds(ctx, plan).values())
+
+
+def merge_plans(plans: Sequence[Sequence[Planned]], *, after: Sequence[Planned]) -> list[Planned]:
+    """The plans of several jobs as one, each artifact once; what the plan `after` has built is there by then."""
+    done = {p.name for p in after}
+    merged = {p.name: p for plan in plans for p in plan}
+    return [replace(p, exists=True, work=Work()) if p.name in done else p for p in merged.values()]
+
+
+def _usd(works: Sequence[Work]) -> str:
+    known = [work.usd for work in works if work.usd is not None]
+    return plain(math.fsum(known)) if len(known) == len(works) else "unknown"
+
+
+def plan_table(ctx: Context, plan: Sequence[Planned], title: str) -> Table:
+    """The plan for people."""
+    seconds = estimate_seconds(ctx, plan)
+    table = Table(title=title, header_style="bold")
+    for name in ("stage", "artifact", "what", "tokens read", "generated", "trained on", "about", "USD"):
+        table.add_column(name, justify="left" if name in ("stage", "artifact", "what") else "right")
+    for p in plan:
+        counts = (f"{n:,.0f}" if n else "" for n in (p.work.forward, p.work.decoded, p.work.trained))
+        table.add_row(
+            p.kind,
+            p.name,
+            "reuse" if p.exists else "build",
+            *counts,
+            "" if p.exists else duration(seconds[p.name]),
+            "" if p.exists else _usd([p.work]),
+        )
+    table.add_section()
+    total = duration(sum(seconds.values()))
+    table.add_row("total", "", "", "", "", "", total, _usd([p.work for p in plan]), style="bold")
+    return table

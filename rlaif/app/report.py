@@ -1,0 +1,45 @@
+"""stage=report, and the report that a pipeline, a comparison or a sweep ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from rlaif.errors import UserError
+from rlaif.io import write_text
+from rlaif.report.markdown import comparison_markdown
+from rlaif.report.page import render_report
+from rlaif.stages.common.context import Context
+from rlaif.tracking.runs import RunRecord, find_runs
+
+NEWEST_FIRST = ("compare", "pipeline", "eval", "ppo", "rm", "label", "sample", "sft")
+
+
+def choose_runs(ctx: Context) -> list[RunRecord]:
+    """Finished runs as `report.stage` and `report.group` say; without either, those of the latest kind of run."""
+    node = ctx.cfg.report
+    runs = [r for r in find_runs(ctx.root, stage=node.stage, group=node.group) if r.stage in NEWEST_FIRST]
+    if not runs:
+        raise UserError(
+            f"no finished run in {ctx.root / 'runs'}: run a stage first, or choose another report.stage or report.group"
+        )
+    if node.stage is None and node.group is None:
+        runs = [r for r in runs if r.stage == runs[-1].stage]
+    return runs[-node.limit :]
+
+
+def write_report(ctx: Context, runs: Sequence[RunRecord], name: str, title: str) -> Path:
+    """Render `outputs/reports/<name>.html` under a lock: jobs of a sweep may finish together."""
+    output = ctx.root / "reports" / f"{name}.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(output) + ".lock"):
+        return render_report(runs, output, title=title)
+
+
+def write_comparison(ctx: Context, run: RunRecord, name: str) -> Path:
+    """Write the tables of a comparison to `outputs/reports/<name>.md`."""
+    output = ctx.root / "reports" / f"{name}.md"
+    write_text(output, comparison_markdown(run))
+    return output

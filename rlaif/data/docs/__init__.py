@@ -1,0 +1,1 @@
+"""The embedded task: docstrings of installed packages, read without importing them."""

@@ -1,0 +1,1 @@
+"""Plots as SVG, and lines of tables as text."""

@@ -1,0 +1,1 @@
+"""Readouts: how a preference or a score is read from what a model answers."""

@@ -1,0 +1,1 @@
+"""Pages, terminal tables and cards, made from run directories alone."""

@@ -1,0 +1,93 @@
+"""README.md beside an exported model: what it is, what was measured, and code that loads and uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+
+from rlaif.figures.rows import fact_rows
+from rlaif.tracking.runs import Scalar
+
+_LABELS = (("", "label/alignment", "agreement of the labeler with gold"),)
+_REWARD = (
+    ("", "rm/accuracy", "accuracy on held-out labels"),
+    ("", "rm/length_only_accuracy", 'accuracy of "longer is better" on the same labels'),
+    ("", "rm/gold_accuracy", "accuracy on gold preferences"),
+    ("", "rm/ece", "expected calibration error"),
+    ("", "rm/brier", "Brier score"),
+    ("", "rm/fitted_temperature", "temperature that would calibrate it"),
+    ("", "rm/length_correlation", "correlation of reward and length"),
+    ("", "rm/disagreement", "disagreement of the members"),
+    ("", "rm/n", "held-out pairs"),
+    ("", "rm/train_pairs", "training pairs"),
+)
+_POLICY = (
+    ("", "ppo/reward", "mean reward in the last iterations of RL, before penalties and KL"),
+    ("", "ppo/objective", "what RL maximised then: reward less penalties and KL"),
+    ("", "ppo/reward_raw_sd", "what 1 of the reward is, before it was standardised"),
+    ("", "ppo/kl", "KL from the reference policy (nats a response)"),
+    ("", "ppo/response_length", "response length (tokens)"),
+    ("", "ppo/eos_rate", "responses that end by themselves"),
+    ("", "rm/accuracy", "accuracy of the reward model on held-out labels"),
+    ("", "rm/gold_accuracy", "accuracy of the reward model on gold"),
+)
+_SUPERVISED = (
+    ("", "sft/val_loss", "validation loss (nats a token)"),
+    ("", "sft/rows", "training rows"),
+)
+FACTS = {"sft": _SUPERVISED, "rm": (*_LABELS, *_REWARD), "ppo": (*_LABELS, *_POLICY)}
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How text becomes tokens, for the code in the card (as `rlaif.data.encode.Encoder` has it)."""
+
+    chat: bool
+    prefix: str
+    suffix: str
+    separator: str
+    eos_id: int
+    max_prompt_tokens: int
+    max_response_tokens: int
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a card says. `stage` is the one that made the model, `members` the size of a reward ensemble.
+
+    `labels` and `labeler` are None where no labels were used; `reward` says, in words, what RL maximised (of a
+    policy tuned by it); `metrics` are those of the model's artifact and its ancestors: what they lack, the card
+    leaves out.
+    """
+
+    stage: Literal["sft", "rm", "ppo"]
+    artifact: str
+    base: str
+    hub_id: str | None
+    trainable: str
+    task: str
+    labels: str | None
+    labeler: str | None
+    reward: str | None
+    members: int
+    text: TextFormat
+    metrics: Mapping[str, Scalar]
+
+
+def model_card(card: ModelCard) -> str:
+    """The card as Markdown, with YAML front matter as model hubs read it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["literal"] = repr  # a Python literal in the card's code
+    facts = fact_rows(FACTS[card.stage], card.metrics, {})
+    return environment.get_template("model_card.md.j2").render(card=card, text=card.text, facts=facts)

@@ -1,0 +1,355 @@
+"""Tables of `stage=compare`: the arms' own numbers, then policies against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from rlaif.report.curve import curve_table, terminal_curve
+from rlaif.stats import holm
+from rlaif.study.controls import ControlArm
+from rlaif.study.diagnosis import diagnosis_table, terminal_diagnosis
+from rlaif.study.labelers import PairRow, bare_p, labelers_of, labelers_table, pair_row, terminal_labelers
+from rlaif.study.tables import ALPHA
+from rlaif.study.verdict import Verdict
+from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
+from rlaif.tracking.text import MISSING, metric_label, metric_range, metric_value, p_text, percent
+
+ARM_METRICS = (
+    "label/alignment",
+    "rm/accuracy",
+    "rm/gold_accuracy",
+    "rm/ece",
+    "ppo/reward",
+    "ppo/objective",
+    "ppo/kl",
+    "eval/win_rate",
+    "eval/win_rate_lc",
+    "eval/rouge_l_policy",
+    "eval/length_policy",
+)
+
+_TOLD = 3  # head-to-heads that the headline names
+# A terminal's columns, in this order, as far as they fit beside the tested metric; the page has all.
+_TERMINAL_FIRST = (
+    "eval/win_rate",
+    "eval/win_rate_lc",
+    "eval/rouge_l_policy",
+    "label/alignment",
+    "rm/gold_accuracy",
+    "rm/accuracy",
+    "ppo/kl",
+    "eval/length_policy",
+    "ppo/reward",
+)
+_TERMINAL_COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """One arm: for each metric (text, interval text or empty), and how it did in the tests.
+
+    Arms that share a letter of `group` are not told apart; `tied`: not told apart from the best arm.
+    `over_baseline`: the p of its win rate against 50%, Holm-adjusted over all arms.
+    """
+
+    arm: str
+    cells: tuple[tuple[str, str], ...]
+    seeds: str = ""
+    group: str = ""
+    p_holm: str = MISSING
+    best: bool = False
+    tied: bool = False
+    over_baseline: str = MISSING
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    """One head-to-head, in text. `tied`: not significant at 5% after Holm's correction.
+
+    `controlled` is the win rate at equal length.
+    """
+
+    first: str
+    second: str
+    win_rate: str
+    interval: str
+    n: str
+    p: str
+    p_holm: str
+    tied: bool
+    winner: str
+    controlled: str = MISSING
+    controlled_interval: str = ""
+
+    @property
+    def rate(self) -> str:
+        """The win rate with its interval."""
+        return _with_range(self.win_rate, self.interval)
+
+    @property
+    def at_equal_length(self) -> str:
+        """The length-controlled win rate with its interval."""
+        return _with_range(self.controlled, self.controlled_interval)
+
+
+@dataclass(frozen=True)
+class ArmsTable:
+    """What `stage=compare` shows: `metrics` are the columns that at least one arm has.
+
+    `main` is the metric that `tests` are on, and `caption` how they were done; both empty without tests.
+    """
+
+    metrics: tuple[str, ...]
+    arms: tuple[ArmRow, ...]
+    verdicts: tuple[VerdictRow, ...]
+    tests: tuple[PairRow, ...] = ()
+    main: str = ""
+    caption: str = ""
+    controls: tuple[ControlArm, ...] = ()
+
+    @property
+    def judged(self) -> bool:
+        """Whether several arms were judged against their baselines: as many tests, which are one family."""
+        return sum(row.over_baseline != MISSING for row in self.arms) > 1
+
+    @property
+    def repeated(self) -> bool:
+        """Whether an arm ran for several seeds."""
+        return any(row.seeds not in ("", "1") for row in self.arms)
+
+
+def arms_table(
+    arms: Mapping[str, Mapping[str, Scalar]],
+    verdicts: Sequence[Row],
+    tests: Sequence[Row] = (),
+    controls: Sequence[Row] = (),
+) -> ArmsTable:
+    """Per-arm rows, head-to-head rows and paired tests.
+
+    `arms`: name to summary, with `seeds`, `best`, `p_holm` and `group` where there are `tests` (rows of
+    `reports.arms.compare_items`). `verdicts`: rows with `first`, `second`, `win_rate` (of first over
+    second), `ci_low`, `ci_high`, `p`, `p_holm`, `n` and `win_rate_lc`; what is missing prints as a dash.
+    `controls`: rows of `reports.diagnosis.control_row`.
+    Where a verdict's `p_holm` is absent, Holm's correction over these rows is; one without p is tied when its
+    interval holds 50%.
+    """
+    metrics = tuple(
+        name for name in ARM_METRICS if any(number(values, name) is not None for values in arms.values())
+    )
+    over_baseline = holm(
+        {arm: p for arm, values in arms.items() if (p := number(values, "eval/p_value")) is not None}
+    )
+    return ArmsTable(
+        metrics,
+        tuple(_arm_row(arm, values, metrics, over_baseline.get(arm)) for arm, values in arms.items()),
+        tuple(_verdict_row(row) for row in _with_holm(verdicts)),
+        tuple(map(pair_row, tests)),
+        str(tests[0]["metric"]) if tests else "",
+        _caption(tests),
+        tuple(ControlArm(str(row["arm"]), row["state"], str(row["sentence"])) for row in controls),
+    )
+
+
+def _arm_row(
+    arm: str, values: Mapping[str, Scalar], metrics: Sequence[str], over_baseline: float | None
+) -> ArmRow:
+    seeds, p, best = number(values, "seeds"), number(values, "p_holm"), bool(values.get("best"))
+    return ArmRow(
+        arm,
+        tuple(_arm_cell(values, name) for name in metrics),
+        "" if seeds is None else f"{seeds:.0f}",
+        str(values.get("group") or ""),
+        bare_p(p),
+        best,
+        tied=p is not None and p >= ALPHA,
+        over_baseline=bare_p(over_baseline),
+    )
+
+
+def _caption(tests: Sequence[Row]) -> str:
+    if not tests:
+        return ""
+    count, seeds, pairs = tests[0]["n"], tests[0]["seeds"], len(tests)
+    over = f"and {seeds} seeds " if seeds > 1 else ""
+    method = (
+        "Student's t over seeds and prompts at once, with seeds paired too"
+        if seeds > 1
+        else "exact McNemar, or Student's t over whole prompts where prompts repeat or scores are not 0 or 1"
+    )
+    return (
+        f"Tested on {metric_label(str(tests[0]['metric']))}, on the same {count} test items {over}in all arms: "
+        f"p against the best arm ({method}), Holm over {pairs} pair{'s' if pairs > 1 else ''} of arms. "
+        "Arms that share a letter are not told apart at 5%, which does not make them equal."
+    )
+
+
+def arms_verdict(table: ArmsTable) -> Verdict | None:
+    """Which arm leads on the tested metric, else who won head to head; None where neither was tested.
+
+    Where an arm that is a control did not do its work, that alone.
+    """
+    failures = [control.failure for control in table.controls if control.failure]
+    if failures:
+        return Verdict(" ".join(failures), "open")
+    best = next((row for row in table.arms if row.best), None)
+    if best is None or table.main not in table.metrics:
+        return _duels_verdict(table.verdicts)
+    value, shown = best.cells[table.metrics.index(table.main)]
+    lead = f"{metric_label(table.main)} {value}" + (f" (95% CI {shown})" if shown else "")
+    tied = [row.arm for row in table.arms if row.tied]
+    if not tied:
+        return Verdict(f"{best.arm} is best: {lead}, significantly ahead of every other arm.", "win")
+    names = "; ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
+    return Verdict(f"No single winner: {best.arm} has the best {lead}, not told apart from {names}.", "open")
+
+
+def _duels_verdict(duels: Sequence[VerdictRow]) -> Verdict | None:
+    if not duels:
+        return None
+    won = [duel for duel in duels if not duel.tied]
+    if len(duels) == 1:
+        (duel,) = duels
+        lead = f"{duel.winner} wins" if won else f"No clear difference between {duel.first} and {duel.second}"
+        return Verdict(f"{lead}: {_duel_text(duel)}.", "win" if won else "open")
+    if not won:
+        return Verdict(
+            f"No two of the policies that met are told apart at 5% (Holm over {len(duels)} pairs); that does not make "
+            "them equal.",
+            "open",
+        )
+    rest = len(won) - _TOLD
+    told = "; ".join(map(_duel_text, won[:_TOLD])) + (f"; and {rest} more" if rest > 0 else "")
+    others = "" if len(won) == len(duels) else " Policies of no other pair are told apart at 5%."
+    return Verdict(f"Head to head: {told}.{others}", "win")
+
+
+def _duel_text(duel: VerdictRow) -> str:
+    shown = f"95% CI {duel.interval}" if duel.interval else ""
+    p = "" if duel.p_holm == MISSING else f"Holm {duel.p_holm}"
+    known = ", ".join(filter(None, (shown, p)))
+    told = f"the judge prefers {duel.first} to {duel.second} in {_with_range(duel.win_rate, known)}"
+    return told if duel.controlled == MISSING else f"{told}, at equal length in {duel.at_equal_length}"
+
+
+def _with_holm(verdicts: Sequence[Row]) -> list[Row]:
+    raw = {str(index): p for index, row in enumerate(verdicts) if (p := number(row, "p")) is not None}
+    adjusted = holm(raw) if raw else {}
+    return [{"p_holm": adjusted.get(str(index)), **row} for index, row in enumerate(verdicts)]
+
+
+def _arm_cell(values: Mapping[str, Scalar], name: str) -> tuple[str, str]:
+    found = interval(values, name)
+    shown = metric_range(name, found.low, found.high) if found else ""
+    return metric_value(name, number(values, name)), shown
+
+
+def _verdict_row(row: Row) -> VerdictRow:
+    win, low, high = (number(row, key) for key in ("win_rate", "ci_low", "ci_high"))
+    p, adjusted, count = number(row, "p"), number(row, "p_holm"), number(row, "n")
+    deciding = p if adjusted is None else adjusted
+    overlaps = low is None or high is None or low <= 0.5 <= high
+    tied = overlaps if deciding is None else deciding >= ALPHA
+    first, second = str(row.get("first", MISSING)), str(row.get("second", MISSING))
+    winner = "" if tied or win is None else first if win > 0.5 else second
+    shown = metric_range("eval/win_rate", low, high) if low is not None and high is not None else ""
+    controlled = interval(row, "win_rate_lc")
+    return VerdictRow(
+        first,
+        second,
+        percent(win),
+        shown,
+        MISSING if count is None else f"{count:.0f}",
+        p_text(p),
+        p_text(adjusted),
+        tied,
+        winner,
+        percent(number(row, "win_rate_lc")),
+        metric_range("eval/win_rate", controlled.low, controlled.high) if controlled else "",
+    )
+
+
+def _with_range(value: str, shown: str) -> str:
+    return f"{value} ({shown})" if shown else value
+
+
+def terminal_arms(table: ArmsTable) -> list[RichTable]:
+    """The two tables for the terminal (the second only when there are head-to-heads).
+
+    `*` marks the best arm, `=` those tied with it.
+    """
+    told = [f"Control {control.arm}: {control.sentence}." for control in table.controls]
+    rest = len(table.metrics) - len(_terminal_metrics(table))
+    more = f"The report has {rest} more column{'s' if rest > 1 else ''}." if rest else ""
+    caption = " ".join(filter(None, (table.caption, *told, more)))
+    arms = RichTable(title="Arms", caption=caption or None, header_style="bold")
+    if table.tests:
+        arms.add_column("")
+    arms.add_column("arm", overflow="fold")
+    if table.repeated:
+        arms.add_column("seeds", justify="right")
+    metrics = _terminal_metrics(table)
+    for name in metrics:
+        arms.add_column(metric_label(name), justify="right")
+    if table.judged:
+        arms.add_column("over SFT, Holm p", justify="right")
+    if table.tests:
+        arms.add_column("Holm p", justify="right", no_wrap=True)
+        arms.add_column("group")
+    for row in table.arms:
+        arms.add_row(*_terminal_row(table, row))
+    if not table.verdicts:
+        return [arms]
+    duels = RichTable(title="Head to head", header_style="bold")
+    for column in ("first", "second", "win rate", "at equal length", "n", "p", "Holm", "verdict"):
+        duels.add_column(column, overflow="fold")
+    for duel in table.verdicts:
+        verdict = "undecided" if duel.tied else f"{duel.winner} wins"
+        names = (Text(duel.first), Text(duel.second))
+        rates = (duel.rate, duel.at_equal_length)
+        duels.add_row(*names, *rates, duel.n, duel.p, duel.p_holm, Text(verdict))
+    return [arms, duels]
+
+
+def _terminal_metrics(table: ArmsTable) -> list[str]:
+    """The tested metric and what else matters most, in the table's order."""
+    ranked = [table.main, *_TERMINAL_FIRST, *table.metrics]
+    room = _TERMINAL_COLUMNS - table.judged  # that column takes one's place
+    chosen = [name for name in dict.fromkeys(ranked) if name in table.metrics][:room]
+    return [name for name in table.metrics if name in chosen]
+
+
+def _terminal_row(table: ArmsTable, row: ArmRow) -> list[str | Text]:
+    shown_cells = [row.cells[table.metrics.index(name)] for name in _terminal_metrics(table)]
+    cells = [f"{value}\n({shown})" if shown else value for value, shown in shown_cells]
+    seeds = [row.seeds] if table.repeated else []
+    cells += [row.over_baseline] if table.judged else []
+    if not table.tests:
+        return [Text(row.arm), *seeds, *cells]
+    return [
+        "*" if row.best else "=" if row.tied else "",
+        Text(row.arm),
+        *seeds,
+        *cells,
+        row.p_holm,
+        row.group,
+    ]
+
+
+def terminal_comparison(run: RunRecord) -> list[RichTable]:
+    """All tables of a comparison's run: arms, head-to-heads, curve, diagnosis, labelers."""
+    arms = {str(row["arm"]): row for row in run.table("arms")}
+    shown = terminal_arms(
+        arms_table(arms, run.table("verdicts"), run.table("arm_tests"), run.table("controls"))
+    )
+    curve, diagnosis = curve_table(run.table("curve")), diagnosis_table(run.table("diagnosis"))
+    labelers = labelers_table(*labelers_of([run]))
+    return [
+        *shown,
+        *([terminal_curve(curve)] if curve else []),
+        *([terminal_diagnosis(diagnosis)] if diagnosis else []),
+        *([terminal_labelers(labelers)] if labelers else []),
+    ]

@@ -1,0 +1,78 @@
+"""The curve of a comparison (`curve:` in an experiment file): its figure, and its points as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from rlaif.figures import plots
+from rlaif.tracking.runs import Row, number
+from rlaif.tracking.text import MISSING, is_percent, metric_label, metric_range, metric_value
+
+
+@dataclass(frozen=True)
+class CurveTable:
+    """The points in text, one row for each line and x; `heads` name the columns."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def axis_label(name: str) -> str:
+    """A metric's label, or a configuration key as it is."""
+    return metric_label(name) if "/" in name else name
+
+
+def curve_figure(rows: Sequence[Row]) -> str:
+    """One panel a metric, one colour a line; `rows` of `reports.arms.curve_rows`. Empty without points."""
+    panels: dict[str, dict[str, list[plots.CurvePoint]]] = {}
+    for row in rows:
+        point = plots.CurvePoint(row["x"], row["value"], row.get("ci_low"), row.get("ci_high"))
+        name = f"{row['by']}={row['line']}" if row["by"] else ""
+        panels.setdefault(row["metric"], {}).setdefault(name, []).append(point)
+    if not panels:
+        return ""
+    x = rows[0]["x_name"]
+    return plots.curves(
+        panels, x_label=axis_label(x), x_percent=is_percent(x), title="Curves with 95% intervals"
+    )
+
+
+def curve_table(rows: Sequence[Row]) -> CurveTable | None:
+    """The same points in text; None without any."""
+    if not rows:
+        return None
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    by, repeated = rows[0]["by"], any(row["seeds"] > 1 for row in rows)
+    found = {(row["arm"], row["metric"]): _cell(row) for row in rows}
+    points = {row["arm"]: row for row in rows}
+    heads = [*([by] if by else []), axis_label(rows[0]["x_name"]), *(["seeds"] if repeated else [])]
+    body = [
+        (
+            *([row["line"]] if by else []),
+            metric_value(row["x_name"], row["x"]),
+            *([f"{row['seeds']:.0f}"] if repeated else []),
+            *(found.get((arm, metric), MISSING) for metric in metrics),
+        )
+        for arm, row in points.items()
+    ]
+    return CurveTable((*heads, *map(metric_label, metrics)), tuple(body))
+
+
+def _cell(row: Row) -> str:
+    low, high = number(row, "ci_low"), number(row, "ci_high")
+    value = metric_value(row["metric"], row["value"])
+    return value if low is None or high is None else f"{value} ({metric_range(row['metric'], low, high)})"
+
+
+def terminal_curve(table: CurveTable) -> RichTable:
+    """The points for the terminal."""
+    view = RichTable(title="Curve", header_style="bold")
+    for position, head in enumerate(table.heads):
+        view.add_column(head, justify="right" if position else "left")
+    for row in table.rows:
+        view.add_row(*map(Text, row))
+    return view

@@ -1,0 +1,398 @@
+"""One self-contained HTML file from run directories: verdict, tables, figures, samples, lineage, cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from rlaif.errors import UserError
+from rlaif.figures import plots
+from rlaif.figures.rows import latest_table
+from rlaif.io import write_text
+from rlaif.report.comparison import ArmsTable, arms_table, arms_verdict
+from rlaif.report.curve import CurveTable, curve_figure, curve_table
+from rlaif.report.data import DataSection, data_section
+from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
+from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
+from rlaif.report.verdict import verdict
+from rlaif.stages.label.section import LabelerSection, labeler_section
+from rlaif.stages.rm.section import RewardModelSection, reward_model_section
+from rlaif.study.diagnosis import DiagnosisTable, diagnosis_table
+from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table
+from rlaif.study.tables import Table, ablation_table, group_runs
+from rlaif.study.verdict import Verdict
+from rlaif.tracking import text
+from rlaif.tracking.glossary import describe
+from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number, series
+
+MAIN_METRICS = (
+    "eval/win_rate",
+    "rm/gold_accuracy",
+    "rm/accuracy",
+    "label/alignment",
+    "ppo/reward",
+    "rm/loss",
+    "sft/loss",
+)
+TABLE_METRICS = (
+    "eval/win_rate",
+    "eval/win_rate_lc",
+    "eval/rouge_l_policy",
+    "rm/gold_accuracy",
+    "rm/accuracy",
+    "rm/ece",
+    "label/alignment",
+    "label/same_position_rate",
+    "label/length_gap",
+    "ppo/reward",
+    "ppo/objective",
+    "ppo/kl",
+    "ppo/response_length",
+)
+UNTESTED = Verdict("The arms stand side by side: none was tested against another.", "none")
+CURVE_STAGES = ("sft", "label", "rm", "ppo", "eval")
+_FIRST_CURVES = (
+    "loss",
+    "accuracy",
+    "gold_accuracy",
+    "reward",
+    "reward_held_out",
+    "kl",
+    "entropy",
+    "response_length",
+    "eos_rate",
+)
+_OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS, _MAX_CURVES, _MAX_COLUMNS = 2, 60, 12, 8, 6
+_TRACKED = "Proxy and held-out measure on fixed prompts"
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that the template prints; figures are ready SVG, all else is escaped there."""
+
+    title: str
+    verdict: Verdict
+    runs: Sequence[RunRecord]
+    cards: Sequence[tuple[str, str, str]]
+    results: Sequence[Any]
+    table: Table | None
+    arms: ArmsTable | None
+    diagnosis: DiagnosisTable | None
+    curve: Markup
+    curve_table: CurveTable | None
+    forest: Markup
+    curves: Sequence[tuple[str, Markup]]
+    proxy: Markup
+    tracked: Markup
+    data: DataSection | None
+    labeler: LabelerSection | None
+    labelers: LabelersTable | None
+    reward_model: RewardModelSection | None
+    samples: Mapping[str, Sequence[Row]]
+    judgements: Sequence[Row]
+    lineage: Graph | None
+    costs: Sequence[tuple[str, str]]
+    alerts: Sequence[tuple[str, Row]]
+    config_rows: Sequence[tuple[str, Sequence[str]]]
+    config_heads: Sequence[str]
+    versions: Sequence[tuple[str, str]]
+    glossary: Mapping[str, str]
+
+
+def render_report(runs: Sequence[RunRecord], output: Path, *, title: str) -> Path:
+    """Write the report of one path or of many arms to `output` and return it.
+
+    Runs whose stages all differ are the stages of one path; otherwise they are arms to compare.
+    Raises UserError without runs.
+    """
+    if not runs:
+        raise UserError("report: no finished run was found; run a stage first, or widen the selection")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(text=text, node_width=NODE_WIDTH, node_height=NODE_HEIGHT)
+    write_text(output, environment.get_template("page.html.j2").render(page=_content(runs, title)))
+    return output
+
+
+def _content(runs: Sequence[RunRecord], title: str) -> Content:
+    single = len({run.stage for run in runs}) == len(runs)
+    table = None if single else _table(runs)
+    shown = list(runs) if single or table is None else list(table.arms[0].runs[:1])
+    arms, points = _arms(runs), latest_table(runs, "curve")
+    # What a comparison logs is one arm after the other: no history of anything.
+    summary = merge_runs(shown)
+    history = tuple(row for run in shown if not run.table("arms") for row in run.history)
+    config = shown[-1].config
+    groups = {"": list(runs)} if single else group_runs(runs)
+    histories, judged = _by_arm(runs) if single and arms else _by_group(groups, single)
+    heads, rows = _config(runs, groups, single)
+    diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
+    told = verdict(summary, config, history) if single else _best_verdict(table, summary, config, history)
+    if single and diagnosis:
+        told = diagnosis.verdict
+    elif single and arms:
+        told = replace(arms_verdict(arms) or UNTESTED, warnings=told.warnings)
+    return Content(
+        title=title,
+        verdict=told,
+        runs=runs,
+        cards=proxy_and_judge(summary, history),
+        results=result_rows(summary, history),
+        table=table,
+        arms=arms,
+        diagnosis=diagnosis,
+        curve=Markup(curve_figure(points)),
+        curve_table=curve_table(points),
+        forest=Markup(_forest(table, summary)),
+        curves=_curves(histories),
+        proxy=Markup(_proxy(judged, histories)),
+        tracked=Markup(plots.over_optimisation(histories, title=_TRACKED)),
+        data=data_section(summary),
+        labeler=labeler_section(shown, summary),
+        labelers=labelers_table(*labelers_of(runs)),
+        reward_model=reward_model_section(shown, summary),
+        samples=_samples(shown),
+        judgements=[row for run in shown for row in run.table("judgements")][:_MAX_JUDGEMENTS],
+        lineage=lineage_graph(runs, shown),
+        costs=_costs(runs, summary),
+        alerts=[(run.id, alert) for run in runs for alert in run.alerts],
+        config_rows=rows,
+        config_heads=heads,
+        versions=_versions(runs),
+        glossary=glossary({name for run in runs for name in run.summary}),
+    )
+
+
+Histories = dict[str, tuple[Row, ...]]
+Judged = dict[str, list[Mapping[str, Any]]]
+"""Histories, and summaries of what was judged, by label."""
+
+
+def _by_group(groups: Mapping[str, Sequence[RunRecord]], single: bool) -> tuple[Histories, Judged]:
+    """Each group's history: of a job's runs one after the other, else of the group's first run."""
+    shown = {label: group if single else group[:1] for label, group in groups.items()}
+    histories = {label: tuple(row for run in runs for row in run.history) for label, runs in shown.items()}
+    judged: Judged = {
+        label: [merge_runs(group)] if single else [run.summary for run in group]
+        for label, group in groups.items()
+    }
+    return histories, judged
+
+
+def _by_arm(runs: Sequence[RunRecord]) -> tuple[Histories, Judged]:
+    histories: dict[str, list[Row]] = {}
+    for row in latest_table(runs, "arm_histories"):
+        histories.setdefault(str(row["arm"]), []).append(row)
+    judged: Judged = {str(row["arm"]): [row] for row in latest_table(runs, "arms")}
+    return {label: tuple(rows) for label, rows in histories.items()}, judged
+
+
+def _table(runs: Sequence[RunRecord]) -> Table | None:
+    present = [name for name in TABLE_METRICS if len({number(run.summary, name) for run in runs}) > 1]
+    main = next(
+        (name for name in MAIN_METRICS if any(number(run.summary, name) is not None for run in runs)), None
+    )
+    if main is None:
+        return None
+    return ablation_table(runs, [main, *(name for name in present if name != main)][:_MAX_COLUMNS])
+
+
+def _best_verdict(
+    table: Table | None, summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row]
+) -> Verdict:
+    """The sentence of a comparison: who leads, by how much, and who cannot be told apart from it."""
+    if table is None:
+        return Verdict("The runs share no metric to compare.", "none")
+    main, best = table.metrics[0], table.arms[0]
+    cell = best.cells[main]
+    shown = f" (95% CI {cell.range(main)})" if cell.range(main) else ""
+    tied = [arm.label for arm in table.arms[1:] if arm.tied]
+    tested = any(arm.p_holm is not None for arm in table.arms)
+    lead = f"{text.metric_label(main)} {cell.text(main)}{shown}"
+    if not tested:
+        sentence, tone = (
+            f"{best.label} has the best {lead}; whether the difference is real was not tested.",
+            "open",
+        )
+    elif tied:
+        names = ", ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
+        sentence, tone = (
+            f"No single winner: {best.label} has the best {lead}, not told apart from {names}.",
+            "open",
+        )
+    else:
+        sentence, tone = f"{best.label} is best: {lead}, significantly ahead of every other arm.", "win"
+    return Verdict(sentence, tone, verdict(summary, config, history).warnings)  # type: ignore[arg-type]
+
+
+def _forest(table: Table | None, summary: Mapping[str, Scalar]) -> str:
+    if table is not None:
+        main = table.metrics[0]
+        rows = [
+            _forest_arm(arm.label, arm.cells[main], "best" if arm.best else "tied" if arm.tied else "")
+            for arm in table.arms
+        ]
+        return _forest_svg([row for row in rows if row], main, "Main metric by arm")
+    names = ("eval/win_rate", "eval/win_rate_lc", "rm/accuracy", "rm/gold_accuracy", "label/alignment")
+    rows = []
+    for name in names:
+        found = interval(summary, name)
+        if found:
+            rows.append(
+                plots.ForestRow(text.metric_label(name), found.estimate, found.low, found.high, "best")
+            )
+    return _forest_svg(rows, "eval/win_rate", "Rates with 95% intervals")
+
+
+def _forest_arm(label: str, cell: Any, mark: str) -> plots.ForestRow | None:
+    return None if cell.value is None else plots.ForestRow(label, cell.value, cell.low, cell.high, mark)
+
+
+def _forest_svg(rows: Sequence[Any], name: str, title: str) -> str:
+    if not rows:
+        return ""
+    share = text.is_percent(name)
+    half = 0.5 if re.search(r"win_rate|accuracy|alignment", name) else None
+    label = text.metric_label(name) if title.startswith("Main") else "50% is chance, or no difference"
+    return plots.forest_plot(rows, title=title, reference=half, percent=share, axis_label=label, width=8.4)
+
+
+def _curves(histories: Mapping[str, Sequence[Row]]) -> list[tuple[str, Markup]]:
+    names = {key for rows in histories.values() for row in rows for key in row if "/" in key}
+    found = []
+    for stage in CURVE_STAGES:
+        mine = sorted((name for name in names if name.startswith(f"{stage}/")), key=_curve_rank)
+        longer = [name for name in mine if any(len(series(rows, name)[0]) > 1 for rows in histories.values())]
+        title = {"rm": "Reward model", "ppo": "RL", "sft": "SFT", "label": "Labels", "eval": "Evaluation"}[
+            stage
+        ]
+        svg = plots.learning_curves(histories, longer[:_MAX_CURVES], title=f"{title}: learning curves")
+        if svg:
+            found.append((title, Markup(svg)))
+    return found
+
+
+def _curve_rank(name: str) -> tuple[int, str]:
+    short = name.split("/", 1)[1]
+    return (_FIRST_CURVES.index(short) if short in _FIRST_CURVES else len(_FIRST_CURVES), name)
+
+
+def _proxy(judged: Judged, histories: Histories) -> str:
+    points = []
+    for label, summaries in judged.items():
+        for summary in summaries:
+            kl, win = number(summary, "eval/kl", "ppo/kl"), interval(summary, "eval/win_rate")
+            if kl is None or kl < 0 or number(summary, "eval/win_rate") is None:
+                continue
+            reward, rate = number(summary, "ppo/reward"), number(summary, "eval/win_rate")
+            low, high = (win.low, win.high) if win else (None, None)
+            points.append(plots.JudgedPoint(label, kl, reward, rate, low, high))
+    return plots.proxy_vs_judge(histories, points, title="Proxy reward and judge over the square root of KL")
+
+
+def _samples(runs: Sequence[RunRecord]) -> dict[str, list[Row]]:
+    """`first`: a few wins, losses and ties; `rest`: the others, up to a bound."""
+    rows = [
+        row for run in runs for row in run.table("samples") if "policy" in row or "policy_response" in row
+    ]
+    first: list[Row] = []
+    for outcome in ("win", "loss", "tie"):
+        first += [row for row in rows if row.get("outcome") == outcome][:_OPEN_SAMPLES]
+    if not first:
+        first = rows[:_OPEN_SAMPLES]
+    chosen = {id(row) for row in first}
+    rest = [row for row in rows if id(row) not in chosen]
+    return {"first": first, "rest": rest[: _MAX_SAMPLES - len(first)]}
+
+
+def _costs(runs: Sequence[RunRecord], summary: Mapping[str, Scalar]) -> list[tuple[str, str]]:
+    """Work of the artifacts that these runs built themselves, and the labeler's tokens."""
+    rows = {str(row["digest"]): row for run in runs for row in run.lineage if not row.get("reused")}
+    built = [number(row, "seconds") for row in rows.values()]
+    stored = [number(row, "bytes") for row in rows.values()]
+    costs = (
+        [("Built here", f"{len(rows)} artifacts in {text.duration(math.fsum(filter(None, built)))}")]
+        if rows
+        else []
+    )
+    if any(stored):
+        costs.append(("Stored", text.size(math.fsum(filter(None, stored)))))
+    labels = {"label": "Labeler", "eval": "Judge"}
+    for stage, who in labels.items():
+        for name, what in (
+            ("tokens_in", "tokens read"),
+            ("tokens_cached", "of them from cache"),
+            ("tokens_out", "tokens written"),
+        ):
+            value = number(summary, f"{stage}/{name}")
+            if value is not None:
+                costs.append((f"{who}: {what}", text.plain(value)))
+        usd = number(summary, f"{stage}/usd")
+        if usd is not None:
+            costs.append((f"{who}: USD", text.plain(usd)))
+    return costs
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, Mapping) and value:
+        pairs = [_flatten(item, f"{prefix}.{key}" if prefix else str(key)) for key, item in value.items()]
+        return {key: item for part in pairs for key, item in part.items()}
+    return {prefix: str(value)} if prefix else {}
+
+
+def _config(
+    runs: Sequence[RunRecord], groups: Mapping[str, Sequence[RunRecord]], single: bool
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Column heads and rows: the whole configuration of one path, or the keys that differ between arms."""
+    chosen = {"value": runs[-1]} if single else {label: group[0] for label, group in groups.items()}
+    flat = [_flatten(run.config) for run in chosen.values()]
+    keys = [
+        key
+        for key in dict.fromkeys(key for one in flat for key in one)
+        if not key.startswith(("paths", "hydra"))
+    ]
+    rows = [(key, [one.get(key, text.MISSING) for one in flat]) for key in sorted(keys)]
+    if not single:
+        rows = [(key, values) for key, values in rows if len(set(values)) > 1]
+    return list(chosen), rows
+
+
+def _versions(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """Versions; where the runs disagree, all of them."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for key, value in _flatten(run.versions).items():
+            if value not in found.setdefault(key, []):
+                found[key].append(value)
+    return [(key, ", ".join(values)) for key, values in sorted(found.items())]
+
+
+def _arms(runs: Sequence[RunRecord]) -> ArmsTable | None:
+    """The tables of `stage=compare`, where a run has them."""
+    arms = {str(row["arm"]): row for run in runs for row in run.table("arms") if "arm" in row}
+    verdicts = [row for run in runs for row in run.table("verdicts")]
+    if not arms and not verdicts:
+        return None
+    return arms_table(arms, verdicts, latest_table(runs, "arm_tests"), latest_table(runs, "controls"))
+
+
+def glossary(names: Iterable[str]) -> dict[str, str]:
+    """Metric name to formula, unit and range; names that the glossary does not know are left out."""
+    found = {name: describe(name) for name in names}
+    return {
+        name: f"{entry.formula}; unit: {entry.unit}; range: {entry.range}"
+        for name, entry in found.items()
+        if entry
+    }

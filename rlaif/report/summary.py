@@ -1,0 +1,79 @@
+"""The whole path in one table: labels, reward model, RL, evaluation, each only where it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from rlaif.figures.rows import ROUGE, ResultRow, Summary, both_sides, change_text
+from rlaif.stages.eval.section import evaluation_rows
+from rlaif.stages.label.section import label_rows
+from rlaif.stages.rl.section import reward_rise, rl_rows
+from rlaif.stages.rm.section import reward_model_rows
+from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
+from rlaif.tracking.text import metric_range, percent, signed
+
+
+def merge_runs(runs: Sequence[RunRecord]) -> dict[str, Scalar]:
+    """One summary for the stages of one path; where two runs give a metric, the later run counts."""
+    merged: dict[str, Scalar] = {}
+    for run in runs:
+        merged.update({name: value for name, value in run.summary.items() if value is not None})
+    return merged
+
+
+def result_rows(summary: Summary, history: Sequence[Row] = ()) -> list[ResultRow]:
+    """All measured lines, in the order of the path."""
+    groups: tuple[Callable[[], list[ResultRow]], ...] = (
+        lambda: label_rows(summary),
+        lambda: reward_model_rows(summary),
+        lambda: rl_rows(summary, history),
+        lambda: evaluation_rows(summary),
+    )
+    return [row for group in groups for row in group()]
+
+
+def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple[str, str, str]]:
+    """(who, measure, value) for the reward and what RL maximised beside what others say of the result."""
+    rise, win = reward_rise(summary, history), number(summary, "eval/win_rate")
+    policy, baseline = both_sides(summary, ROUGE)
+    cards = []
+    if rise:
+        cards.append(("Proxy", "reward, before penalties and KL", change_text(rise.change)))
+    objective = number(summary, "ppo/objective")
+    if objective is not None:
+        cards.append(
+            ("Objective", "at the end: what RL maximised, reward less penalties and KL", signed(objective))
+        )
+    if win is not None:
+        found = interval(summary, "eval/win_rate")
+        shown = f", {metric_range('eval/win_rate', found.low, found.high)}" if found else ""
+        cards.append(("Judge", f"win rate{shown}; 50% is no difference", percent(win)))
+    if policy is not None and baseline is not None:
+        cards.append(("Held-out", "ROUGE-L, policy minus baseline", signed(policy - baseline)))
+    return cards
+
+
+def result_table(summary: Summary, history: Sequence[Row] = ()) -> RichTable:
+    """The end-of-run printout: one line for each measure that the run has, proxy beside judge at the end."""
+    view = RichTable(title="Result", header_style="bold")
+    for column in ("stage", "measure"):
+        view.add_column(column)
+    view.add_column("value", justify="right", no_wrap=True)
+    view.add_column("95% interval", justify="right", no_wrap=True)
+    view.add_column("note", overflow="fold")
+    last = None
+    for row in result_rows(summary, history):
+        if last not in (None, row.stage):
+            view.add_section()
+        stage = "" if row.stage == last else row.stage
+        view.add_row(stage, row.label, row.value, row.interval, Text(row.note))
+        last = row.stage
+    cards = proxy_and_judge(summary, history)
+    if len(cards) > 1:
+        view.add_section()
+        for position, (who, measure, value) in enumerate(cards):
+            view.add_row("Proxy vs judge" if position == 0 else "", who.lower(), value, "", measure)
+    return view

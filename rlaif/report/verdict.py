@@ -1,0 +1,155 @@
+"""What the numbers say, in one plain sentence, and what speaks against believing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlaif.figures.rows import LENGTH, ROUGE, both_sides
+from rlaif.stages.eval.section import same_judge
+from rlaif.study.verdict import Tone, Verdict
+from rlaif.tracking.runs import Row, Scalar, interval, number
+from rlaif.tracking.text import EN_DASH, p_text, percent, plain, signed
+
+ALPHA = 0.05
+_UNPARSED = 0.05
+# The reward's rise on prompts that no training saw: on the evaluation's, else on the reward model's own held-out ones.
+_HELD_OUT_RISE = ("eval/reward_gain", "ppo/reward_held_out_gain")
+_NAMES = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE"}
+
+
+def verdict(summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row] = ()) -> Verdict:
+    """The verdict on one path (policy against its baseline)."""
+    tone = _tone(summary)
+    sentence = " ".join(filter(None, (_judged(summary, config, tone), _held_out(summary))))
+    return Verdict(sentence, tone, tuple(_warnings(summary, config, history, tone)))
+
+
+def _tone(summary: Mapping[str, Scalar]) -> Tone:
+    if number(summary, "eval/win_rate") is None:
+        return "none"
+    found, p = interval(summary, "eval/win_rate"), number(summary, "eval/p_value")
+    if found is None or (p is not None and p >= ALPHA):
+        return "open"
+    return "win" if found.low > 0.5 else "loss" if found.high < 0.5 else "open"
+
+
+def _policy_name(config: Mapping[str, Any]) -> str:
+    rl = config.get("rl")
+    name = rl.get("algorithm") or rl.get("name") if isinstance(rl, Mapping) else rl
+    return f"{_NAMES.get(str(name).split('_')[0].lower(), 'RL')} policy"
+
+
+def _judged(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone) -> str:
+    if tone == "none":
+        return f"No policy was judged in this run{_labelled(summary)}."
+    policy, baseline = _policy_name(config), summary.get("eval/baseline") or "SFT policy"
+    win, count = number(summary, "eval/win_rate"), number(summary, "eval/n")
+    prompts = f" of {plain(count)} prompts" if count else " of the prompts"
+    rate = f"{percent(win, 0)}{prompts}{_evidence(summary)}"
+    judge = f"the judge ({summary['eval/judge']})" if summary.get("eval/judge") else "the judge"
+    if tone == "win":
+        return f"The {policy} beats the {baseline}: {judge} prefers it in {rate}."
+    if tone == "loss":
+        return f"The {policy} loses to the {baseline}: {judge} prefers it in only {rate}."
+    if interval(summary, "eval/win_rate") is None:
+        doubt = "no interval was recorded"
+        return f"Not decided: {judge} prefers the {policy} to the {baseline} in {rate}, and {doubt}."
+    return (
+        f"No clear difference: {judge} prefers the {policy} to the {baseline} in {rate}; {_doubt(summary)}."
+    )
+
+
+def _labelled(summary: Mapping[str, Scalar]) -> str:
+    """What there is to say of a run that ends before any policy."""
+    found, count = interval(summary, "label/alignment"), number(summary, "label/alignment_n")
+    if found is None or count is None:
+        return ""
+    bounds = f"95% CI {100 * found.low:.0f}{EN_DASH}{100 * found.high:.0f}%"
+    return (
+        f"; its labeler agrees with gold on {percent(found.estimate, 0)} of {plain(count)} pairs ({bounds})"
+    )
+
+
+def _doubt(summary: Mapping[str, Scalar]) -> str:
+    found = interval(summary, "eval/win_rate")
+    if found is not None and found.low <= 0.5 <= found.high:
+        return "50%, which means no difference, lies within the interval"
+    return "the interval leaves out 50% but the test is not significant at 5%"
+
+
+def _evidence(summary: Mapping[str, Scalar]) -> str:
+    found, p = interval(summary, "eval/win_rate"), number(summary, "eval/p_value")
+    parts = []
+    if found is not None:
+        parts.append(f"95% CI {100 * found.low:.0f}{EN_DASH}{100 * found.high:.0f}%")
+    if p is not None:
+        parts.append(p_text(p))
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _held_out(summary: Mapping[str, Scalar]) -> str:
+    policy, baseline = both_sides(summary, ROUGE)
+    if policy is None or baseline is None:
+        return ""
+    gain = interval(summary, "eval/rouge_l_gain")
+    order = f"{policy:.3f} against {baseline:.3f} for the baseline"
+    if gain is None:
+        return f"Held-out ROUGE-L: {order}; the difference has no interval."
+    moves = "rises" if gain.low > 0 else "falls" if gain.high < 0 else "does not clearly move"
+    shown = f"a difference of {signed(gain.estimate)} (95% CI {signed(gain.low)} to {signed(gain.high)})"
+    return f"Held-out ROUGE-L {moves}: {order}, {shown}."
+
+
+def _warnings(
+    summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row], tone: Tone
+) -> list[str]:
+    found = [*told_warnings(summary), same_judge(summary, config)]
+    found += [_over_optimised(summary, tone), _length(summary, tone)]
+    unparsed = number(summary, "eval/unparsed_rate")
+    if unparsed is not None and unparsed > _UNPARSED:
+        found.append(f"{percent(unparsed)} of the judge's answers could not be parsed and count for nobody.")
+    return [sentence for sentence in found if sentence]
+
+
+_WARNING = "/warning"
+_SOURCES = ("label", "ppo", "eval", "judge")
+
+
+def told_warnings(summary: Mapping[str, Scalar]) -> list[str]:
+    """What the stages warned of, with the arms of a comparison that it is said of in front."""
+    arms: dict[str, list[str]] = {}
+    for name, sentence in summary.items():
+        if not name.endswith(_WARNING) or not sentence:
+            continue
+        arm, _, source = name.removesuffix(_WARNING).rpartition("/")
+        if source in _SOURCES:
+            arms.setdefault(str(sentence), []).append(arm)
+    return [
+        f"{', '.join(named)}: {sentence}" if (named := [arm for arm in own if arm]) else sentence
+        for sentence, own in arms.items()
+    ]
+
+
+def _over_optimised(summary: Mapping[str, Scalar], tone: Tone) -> str | None:
+    """The reward surely rose on prompts that RL did not train on, and the judge does not see it."""
+    rise = next((found for name in _HELD_OUT_RISE if (found := interval(summary, name)) is not None), None)
+    if rise is None or rise.low <= 0 or tone not in ("open", "loss"):
+        return None
+    judge = "prefers the baseline" if tone == "loss" else "sees no clear gain"
+    return (
+        f"Sign of over-optimisation: on held-out prompts the reward rose by {signed(rise.estimate)} (95% CI "
+        f"{signed(rise.low)} to {signed(rise.high)}), but the judge {judge}."
+    )
+
+
+def _length(summary: Mapping[str, Scalar], tone: Tone) -> str | None:
+    controlled = interval(summary, "eval/win_rate_lc")
+    if tone != "win" or controlled is None or controlled.low > 0.5:
+        return None
+    policy, baseline = both_sides(summary, LENGTH)
+    lengths = f" (length {plain(policy)} against {plain(baseline)})" if policy and baseline else ""
+    return (
+        f"The lead may be length{lengths}: with length controlled the win rate is "
+        f"{percent(controlled.estimate, 0)}, and its interval does not lie above 50%."
+    )

@@ -1,0 +1,1 @@
+"""What the stages share: a job's context, the policies, pairs and rows that travel between them, and their measures."""

@@ -1,0 +1,287 @@
+"""What the stages of one job share: configuration, task, models and stores, each made on first use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlaif.backends.base import Backend
+from rlaif.backends.openai.backend import OpenAIBackend
+from rlaif.backends.scripted import ScriptedBackend
+from rlaif.backends.transformers import TransformersBackend
+from rlaif.data.encode import Encoder
+from rlaif.data.report import report_lines
+from rlaif.data.tasks import load_task
+from rlaif.errors import UserError
+from rlaif.inference.features import FeatureCache
+from rlaif.io import digest
+from rlaif.io.progress import Progress
+from rlaif.labelers import Labeler, LabelerOptions, LabelStore, Price, TemplateSet, check_retry
+from rlaif.models.checkpoint import expanded
+from rlaif.models.load import (
+    LanguageModel,
+    ModelSpec,
+    check_model,
+    default_trainable,
+    describe_model,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+)
+from rlaif.models.lora import parse_lora
+from rlaif.models.split import check_trainable, parse_trainable
+from rlaif.records import TaskData
+from rlaif.stages.common.engines import meter_of, openai_backend, price_of, priced_as
+from rlaif.store import ArtifactStore
+from rlaif.tracking import Run
+
+logger = logging.getLogger(__name__)
+
+ENCODING_KEYS = (
+    "chat",
+    "prefix",
+    "suffix",
+    "separator",
+    "max_prompt_tokens",
+    "max_response_tokens",
+)
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as resolved dicts, lists and scalars."""
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+
+
+class Context:
+    """One job. `run` is None where nothing is to be recorded (planning, doctor).
+
+    `renewed` are the names of artifacts that `labeler.retry` has made anew in this job.
+    """
+
+    def __init__(self, cfg: DictConfig, run: Run | None, overrides: Sequence[str] = ()) -> None:
+        self.cfg, self.run, self.overrides = cfg, run, list(overrides)
+        self.root = Path(cfg.paths.root).expanduser().absolute()
+        self.cache_dir = self.root / "cache"
+        self.store = ArtifactStore(self.root / "artifacts")
+        self.progress = Progress(cfg.trainer.progress)
+        self._models: dict[ModelSpec, LanguageModel] = {}
+        self._servers: dict[str, OpenAIBackend] = {}
+        self._tasks: dict[str, TaskData] = {}
+        self._renewed_answers: set[str] = set()
+        self.renewed: set[str] = set()
+
+    def with_config(self, cfg: DictConfig) -> Context:
+        """The same job under another configuration (an arm of a comparison); what was read or loaded is shared."""
+        other = Context(cfg, self.run, self.overrides)
+        other._models, other._servers, other._tasks = self._models, self._servers, self._tasks
+        other._renewed_answers, other.renewed = self._renewed_answers, self.renewed
+        return other
+
+    # Data.
+
+    @cached_property
+    def task(self) -> TaskData:
+        node, seed = plain(self.cfg.task), self.cfg.seeds.data
+        settings = digest([node, seed])
+        if settings not in self._tasks:
+            task = load_task(node, seed=seed, cache_dir=self.cache_dir, progress=self.progress)
+            self._tasks[settings] = task
+            told, warned = report_lines(task)
+            for line in told:
+                logger.info("data: %s", line)
+            for line in warned:
+                self.warn("data", line)
+        return self._tasks[settings]
+
+    def warn(self, title: str, text: str) -> None:
+        """An alert of the run, or a line of the log where nothing is recorded."""
+        if self.run is not None:
+            self.run.alert(title, text)
+        else:
+            logger.warning("%s: %s", title, text)
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """How text becomes tokens, as a slice for digests."""
+        node = self.cfg.task
+        rules = {"too_long": node.too_long_prompts, "too_long_responses": node.too_long_responses}
+        if node.too_long is not None:
+            rules = dict.fromkeys(rules, node.too_long)
+        return {key: node[key] for key in ENCODING_KEYS} | rules
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        model = self.model()
+        ends: dict[str, Any] = {"eos_id": model.eos_id, "eos_ids": model.eos_ids}
+        return Encoder(model.tokenizer, places=self.task.places, **ends, **self.encoding)
+
+    # Models.
+
+    def _spec(self, group: str, trainable: str) -> ModelSpec:
+        """The model of `group` (`model` or `backend`) with `trainable` as its split."""
+        node, tiny = self.cfg[group], self.cfg.models.tiny
+        device = resolve_device(self.cfg.trainer.accelerator)
+        return ModelSpec(
+            source="tiny" if tiny else node.source,
+            name="tiny" if tiny else expanded(str(node.name)),
+            revision=None if tiny else node.revision,
+            trainable=trainable,
+            dtype="float32" if tiny else resolve_dtype(node.dtype, device, f"{group}.dtype"),
+            device=device,
+            trust_remote_code=node.trust_remote_code,
+            lora_alpha=self.cfg.model.lora_alpha if trainable.startswith("lora:") else None,
+            key=f"{group}.name",
+            chat_template=None if tiny else node.chat_template,
+        )
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        """The base model of policy and reward model. `model.trainable=auto` is resolved here."""
+        wanted = str(self.cfg.model.trainable)
+        if self.cfg.models.tiny:
+            return self._spec("model", "top:1" if wanted == "auto" or wanted.startswith("top:") else wanted)
+        spec = self._spec("model", wanted)
+        if wanted != "auto":
+            return spec
+        found = default_trainable(spec)
+        if found != "top:4":
+            logger.info("model.name=%s is small: model.trainable=auto is %s", spec.name, found)
+        return replace(spec, trainable=found)
+
+    @cached_property
+    def labeler_spec(self) -> ModelSpec:
+        """The model of a labeler in this process: if it is the policy's base, split like it, so loaded once.
+
+        Any other has no trainable part, and the split means nothing.
+        """
+        policy, own = self.model_spec, self._spec("backend", "auto")
+        twin = replace(own, trainable=policy.trainable, lora_alpha=policy.lora_alpha)
+        return twin if twin == policy else replace(own, trainable=default_trainable(own))
+
+    @cached_property
+    def _checked(self) -> set[ModelSpec]:
+        return set()
+
+    def check_model(self) -> None:
+        """Raises UserError for a base model that could not be loaded, split, or given texts as long as the task's."""
+        spec = self.model_spec
+        if spec in self._checked:
+            return
+        check_trainable(spec.trainable)
+        sizes = check_model(spec, chat=self.cfg.task.chat)
+        if sizes is not None:
+            parse_trainable(spec.trainable, sizes.num_layers)
+            self._check_context(sizes.max_positions)
+        self._checked.add(spec)
+
+    def _check_context(self, positions: int) -> None:
+        prompt, response = self.cfg.task.max_prompt_tokens, self.cfg.task.max_response_tokens
+        if prompt + response > positions:
+            raise UserError(
+                f"task.max_prompt_tokens={prompt} and task.max_response_tokens={response} make texts of "
+                f"{prompt + response} tokens, but model.name={self.model_spec.name} has a context of {positions}: "
+                "write lower limits"
+            )
+
+    @cached_property
+    def model_identity(self) -> dict[str, Any]:
+        """The policy's base model, its split and its dtype, as a slice for digests."""
+        spec = self.model_spec
+        split: dict[str, Any] = {"trainable": spec.trainable, "dtype": spec.dtype}
+        check_trainable(spec.trainable)
+        lora = parse_lora(spec.trainable, spec.lora_alpha)
+        if lora is not None:
+            split["lora_alpha"] = lora.alpha
+        return {**describe_model(spec, self.cache_dir), **split}
+
+    def load(self, spec: ModelSpec) -> LanguageModel:
+        """Load a base model once in this process."""
+        if spec not in self._models:
+            with self.progress.note(f"loading {spec.name}"):
+                self._models[spec] = load_model(spec, self.cache_dir)
+        return self._models[spec]
+
+    def model(self) -> LanguageModel:
+        """The base model of policy and reward model."""
+        model = self.load(self.model_spec)
+        self._check_context(model.trunk.config.max_positions)  # of one whose sizes were not known before
+        return model
+
+    @cached_property
+    def features(self) -> FeatureCache:
+        return FeatureCache(self.cache_dir / "trunk", int(self.cfg.model.trunk_cache_gb * 2**30))
+
+    # Labelers and judges.
+
+    def labeler(self, key: str, seed: int, *, stored: bool) -> Labeler:
+        """The labeler composed at `key` (`labeler` or `judge`); without `stored`, only to be asked who it is."""
+        node = plain(self.cfg[key])
+        templates = TemplateSet.load(
+            Path(self.cfg.paths.code) / "conf" / "templates" / self.cfg.task.templates
+        )
+        options = LabelerOptions.from_mapping(node, seed=seed)
+        return Labeler(
+            self._backend(node, templates),
+            templates,
+            options,
+            store=self.label_store if stored else None,
+            progress=self.progress.phases(key),
+            meter=meter_of(key, node, self.price(key), self.priced_as(key)),
+            retry=check_retry(key, node["retry"]),
+            renewed=self._renewed_answers,
+        )
+
+    def priced_as(self, key: str) -> str:
+        """The name that the price list has the labeler at `key` under."""
+        return priced_as(self.cfg[key].backend, plain(self.cfg.backend))
+
+    def price(self, key: str) -> Price | None:
+        """What the tokens of the labeler at `key` cost; None where that is not known."""
+        return price_of(plain(self.cfg.prices), self.cfg[key].backend, plain(self.cfg.backend))
+
+    @cached_property
+    def label_store(self) -> LabelStore:
+        return LabelStore(self.root / "labels.sqlite", claim_seconds=60.0)
+
+    def _backend(self, node: dict[str, Any], templates: TemplateSet) -> Backend:
+        wanted, have = node["backend"], self.cfg.backend.engine
+        if wanted == "scripted":
+            return ScriptedBackend(**node["scripted"])
+        if wanted != have:
+            raise UserError(
+                f"labeler.backend={wanted} is not what backend={have} sets up: write scripted, or leave it out and"
+                " write backend=transformers or backend=openai"
+            )
+        if wanted == "openai":
+            return self._server()
+        spec = self.labeler_spec
+        if spec not in self._checked:
+            check_model(spec, chat=templates.chat)
+            self._checked.add(spec)
+        identity = {**describe_model(spec, self.cache_dir), "dtype": spec.dtype}
+        return TransformersBackend(identity, lambda: self.load(spec), max_rows=self.cfg.backend.max_rows)
+
+    def _server(self) -> OpenAIBackend:
+        """One for labeler and judge, so that it is probed once and its rate limits hold for both."""
+        node = plain(self.cfg.backend)
+        settings = digest(node)
+        if settings not in self._servers:
+            self._servers[settings] = openai_backend(node, self.cache_dir)
+        return self._servers[settings]
+
+    def server_remarks(self, key: str) -> tuple[str, ...]:
+        """What the server of the labeler at `key` turned out to refuse or to leave out; nothing for other engines."""
+        return self._server().remarks if self.cfg[key].backend == "openai" else ()
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole configuration as plain values."""
+        return plain(self.cfg)
+
+
+Build = Callable[["Context", Path], dict[str, Any]]

@@ -1,0 +1,148 @@
+"""What stages share of labelers and judges: identity, planned work, cost, unread answers, and whether to trust them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif.errors import UserError
+from rlaif.labelers import LabelerOptions, TemplateSet, Unread, estimate
+from rlaif.records import Pair, Prompt
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.engines import seconds_elsewhere, usd_of
+from rlaif.stages.common.limits import CHARS_PER_TOKEN, response_tokens
+from rlaif.stages.common.stage import Work
+
+PREFERENCES_FILE = "preferences.jsonl"
+
+
+def cost_metrics(ctx: Context, key: str, counters: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """`<prefix>/usd` of the calls asked in this run; where the price is not known, nothing but a warning.
+
+    `<prefix>/usage_estimated`, the share of the calls whose tokens are an estimate, where there are any.
+    """
+    price = ctx.price(key)
+    estimated = counters["usage_estimated"]
+    marked = {f"{prefix}/usage_estimated": estimated / counters["asked"]} if estimated else {}
+    if marked and ctx.run is not None:
+        ctx.run.alert(
+            "usage estimated",
+            f"{marked[f'{prefix}/usage_estimated']:.0%} of the {key}'s answers did not tell their tokens: they are"
+            " counted as one for each 4 bytes of text",
+        )
+    if price is not None:
+        return {f"{prefix}/usd": usd_of(price, counters), **marked}
+    if ctx.run is not None:
+        ctx.run.alert(
+            "cost unknown",
+            f"the price of {ctx.priced_as(key)} is not in conf/prices/default.yaml: {prefix}/usd is left out",
+        )
+    return marked
+
+
+def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
+    """Raises UserError with the cause where a larger share than `max_unparsed` of `what` gave no value.
+
+    Judgements count here, not preferences: two orders that disagree were both read.
+    """
+    node = ctx.cfg[key]
+    if unread.rate > node.max_unparsed:
+        sentence = unread.sentence(
+            key,
+            what,
+            limit=node.max_unparsed,
+            min_mass=node.min_mass,
+            hints=low_mass_hints(ctx, key),
+        )
+        remarks = ctx.server_remarks(key)
+        raise UserError(f"{sentence}. Of the server: {'; '.join(remarks)}" if remarks else sentence)
+
+
+def low_mass_hints(ctx: Context, key: str) -> list[str]:
+    """What to change where a model's next token is none of the choices."""
+    node, backend = ctx.cfg[key], ctx.cfg.backend
+    cue = "score_cue" if node.readout.kind == "score" else "cue"
+    hints = [f"another {cue} (conf/templates/{ctx.cfg.task.templates}/task.yaml)"]
+    if node.readout.kind == "choice":
+        hints.insert(0, f"{key}.readout.kind=text")
+    if node.backend == "openai":
+        other = "completions" if backend.api == "chat" else "chat"
+        hints.insert(0, f"backend.api={other}")
+    return hints
+
+
+def trust_gate(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Whether anything should stand on labels with these metrics.
+
+    Alignment whose interval reaches below 0.5 may be chance: an alert, and `label/warning` for the summary.
+    Raises UserError below `labeler.min_alignment`, or where that bound cannot be checked.
+    """
+    alignment, wanted = metrics.get("label/alignment"), ctx.cfg.labeler.min_alignment
+    if alignment is None:
+        if wanted is not None:
+            raise UserError(
+                f"labeler.min_alignment={wanted} cannot be checked, since no gold pair has a readable "
+                "preference: give gold labels, or write labeler.min_alignment=null"
+            )
+        return {}
+    if wanted is not None and alignment < wanted:
+        raise UserError(
+            f"the {_measured(ctx, metrics)}, below labeler.min_alignment={wanted}, so nothing is built on its "
+            "labels: choose another labeler, or write a lower bound"
+        )
+    if not may_be_chance(metrics):
+        return {}
+    below = metrics["label/alignment_ci_high"] < 0.5
+    doubt = "it prefers the worse responses" if below else "it may be guessing"
+    return warn(
+        ctx,
+        "label/warning",
+        "labeler below chance" if below else "labeler at chance",
+        f"The {_measured(ctx, metrics)}: {doubt}, and so may all that is built on its labels.",
+    )
+
+
+def may_be_chance(metrics: dict[str, Any]) -> bool:
+    """Whether the interval of the alignment reaches below 0.5."""
+    low = metrics.get("label/alignment_ci_low")
+    return low is not None and low < 0.5
+
+
+def warn(ctx: Context, name: str, title: str, sentence: str) -> dict[str, Any]:
+    """Alert, and the summary entry `name` that carries the sentence to the reports."""
+    if ctx.run is not None:
+        ctx.run.alert(title, sentence)
+    return {name: sentence}
+
+
+def _measured(ctx: Context, metrics: dict[str, Any]) -> str:
+    estimate, low, high, count = (metrics[f"label/alignment{x}"] for x in ("", "_ci_low", "_ci_high", "_n"))
+    return (
+        f"labeler's alignment is {estimate:.3f} (labeler {ctx.cfg.labeler.name}, 95% interval {low:.3f} to "
+        f"{high:.3f}, {count} gold pairs)"
+    )
+
+
+def labeler_identity(ctx: Context, key: str, seed: int) -> dict[str, Any]:
+    """What the labels of `key` depend on, without loading a model."""
+    return ctx.labeler(key, seed, stored=False).identity()
+
+
+def filler_pairs(ctx: Context, prompts: Sequence[Prompt]) -> list[Pair]:
+    """A pair of responses of the expected length for each prompt, to estimate by before there are any."""
+    filler = "x" * int(response_tokens(ctx) * CHARS_PER_TOKEN)
+    return [Pair(p.id, p.id, p.prompt, filler, filler, "policy") for p in prompts]
+
+
+def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:
+    """What the labeler at `key` would read, write and cost for `pairs`, were nothing of it stored."""
+    node, price = plain(ctx.cfg[key]), ctx.price(key)
+    templates = TemplateSet.load(Path(ctx.cfg.paths.code) / "conf" / "templates" / ctx.cfg.task.templates)
+    guess = estimate(pairs, templates, LabelerOptions.from_mapping(node, seed=seed))
+    return Work(
+        forward=guess.tokens_in * (2.0 if ctx.cfg.models.tiny else 1.0),
+        decoded=guess.tokens_out,
+        usd=None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0),
+        seconds=seconds_elsewhere(node["backend"], plain(ctx.cfg.backend), guess),
+    )

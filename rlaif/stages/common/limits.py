@@ -1,0 +1,80 @@
+"""What the limits on prompts and responses do to a stage's rows, and about how many tokens are left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from rlaif.data.encode import Cuts
+from rlaif.records import Pair
+from rlaif.stages.common.context import Context
+
+COUNTS = ("prompts_cut", "prompts_dropped", "responses_cut", "responses_dropped", "equal_cut")
+
+
+def cut_metrics(
+    ctx: Context, stage: str, cuts: Cuts, what: str, *, shown_whole: bool = False
+) -> dict[str, int]:
+    """`<stage>/prompts_cut` and so on, of what there is any; a warning tells them in words.
+
+    `shown_whole`: the stage shows texts that are too long without a cut, so that none is counted.
+    """
+    names = [name for name in COUNTS if not (shown_whole and name.endswith("s_cut"))]
+    counts = {name: getattr(cuts, name) for name in names if getattr(cuts, name)}
+    prompt_limit = f"task.max_prompt_tokens={ctx.cfg.task.max_prompt_tokens}"
+    limit = f"task.max_response_tokens={ctx.cfg.task.max_response_tokens}"
+    words = {
+        "prompts_cut": f"prompts are cut to {prompt_limit}",
+        "prompts_dropped": f"are dropped, their prompt longer than {prompt_limit}",
+        "responses_cut": f"responses are cut to {limit} and lose their end (EOS)",
+        "responses_dropped": f"are dropped, a response longer than {limit}",
+        "equal_cut": f"have responses that are equal once cut to {limit}: no reward model is trained on them",
+    }
+    for name, count in counts.items():
+        ctx.warn(
+            "texts beyond the limits",
+            f"{stage}: of {cuts.rows} {what}, {count} {words[name]} (such as {cuts.first[name]})",
+        )
+    return {f"{stage}/{name}": count for name, count in counts.items()}
+
+
+def no_pairs(ctx: Context, cuts: Cuts) -> str:
+    """Why no pair of a data set is left."""
+    reasons = {
+        "whose prompt is too long": cuts.prompts_dropped,
+        "with a response that is too long": cuts.responses_dropped,
+    }
+    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return (
+        f"no pairs to label: of {cuts.rows} pairs all were dropped ({told}); write a higher task.max_prompt_tokens "
+        f"(now {ctx.cfg.task.max_prompt_tokens}) or task.max_response_tokens "
+        f"(now {ctx.cfg.task.max_response_tokens})"
+    )
+
+
+CHARS_PER_TOKEN = 3.3
+
+
+def prompt_tokens(ctx: Context) -> float:
+    """Mean tokens of an encoded prompt that fits."""
+    chars_per_token = 1.0 if ctx.cfg.models.tiny else CHARS_PER_TOKEN
+    overhead = len(ctx.cfg.task.prefix + ctx.cfg.task.suffix) / chars_per_token + (
+        25 if ctx.cfg.task.chat else 0
+    )
+    sizes = [len(p.prompt) / chars_per_token + overhead for p in ctx.task.train[:400]]
+    fitting = [min(size, ctx.cfg.task.max_prompt_tokens) for size in sizes] or [0.0]
+    return fmean(fitting)
+
+
+def pair_tokens(ctx: Context, pairs: Sequence[Pair]) -> float:
+    """Mean tokens of a pair's prompt and two responses."""
+    chars_per_token = 1.0 if ctx.cfg.models.tiny else CHARS_PER_TOKEN
+    texts = [len(p.prompt) + len(p.response_a) + len(p.response_b) for p in pairs]
+    return fmean(texts) / chars_per_token if texts else 0.0
+
+
+def response_tokens(ctx: Context) -> float:
+    """Mean tokens of a response: the references' where there are some, else the limit."""
+    sizes = [len(p.reference) / CHARS_PER_TOKEN + 1 for p in ctx.task.train[:400] if p.reference]
+    limit = float(ctx.cfg.task.max_response_tokens)
+    return min(fmean(sizes), limit) if sizes else limit

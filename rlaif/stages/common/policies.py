@@ -1,0 +1,73 @@
+"""The SFT policy as a parent, and responses drawn from a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import Sampled, sample
+from rlaif.io import digest
+from rlaif.models.split import Top
+from rlaif.models.weights import load_top
+from rlaif.records import Pair, Prompt, Sample
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.stage import Parents
+
+
+def draw(
+    ctx: Context,
+    top: Top,
+    prompts: Sequence[Prompt],
+    keys: Sequence[Any],
+    decoding: Decoding,
+    max_rows: int,
+    what: str,
+) -> list[Sampled]:
+    """One response for each prompt; `keys[i]` decides its noise."""
+    seeds = [int(digest(key, 15), 16) for key in keys]
+    encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]
+    with ctx.progress.task(f"sampling ({what})", len(prompts)) as advance:
+        return sample(
+            top, encoded, seeds, decoding, eos_ids=ctx.model().eos_ids, max_rows=max_rows, progress=advance
+        )
+
+
+def to_sample(ctx: Context, prompt: Prompt, drawn: Sampled) -> Sample:
+    """A drawn response as a record."""
+    text = ctx.encoder.decode(drawn.ids)
+    return Sample(
+        prompt.id,
+        prompt.prompt,
+        text,
+        len(drawn.ids),
+        drawn.finished,
+        prompt.reference,
+        prompt.group,
+        tuple(drawn.ids),
+    )
+
+
+def sampled_pair(a: Sample, b: Sample, id: str | None = None) -> Pair:
+    """Two policies' (or draws') responses to one prompt, with their ids."""
+    return Pair(
+        a.prompt_id if id is None else id,
+        a.prompt_id,
+        a.prompt,
+        a.response,
+        b.response,
+        "policy",
+        group=a.group,
+        ids_a=a.ids,
+        ids_b=b.ids,
+    )
+
+
+def sft_parent(ctx: Context) -> tuple[str, ...]:
+    """`sft` as a parent, or nothing where the base model is passed through."""
+    return ("sft",) if ctx.cfg.sft.enabled else ()
+
+
+def policy_top(ctx: Context, parents: Parents) -> Any:
+    """The SFT policy's top, or the base model's."""
+    return load_top(ctx.model(), parents["sft"].path if "sft" in parents else None)

@@ -1,0 +1,246 @@
+"""What RL is paid: `reward=rm|ensemble|hub|direct|rouge|length|random`, each built from a job and its artifacts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
+from typing import Any, get_args
+
+import torch
+
+from rlaif.errors import UserError
+from rlaif.io import stable_uniform
+from rlaif.labelers import LabelerOptions, Unread
+from rlaif.models.weights import load_reward
+from rlaif.ops import MemberRule, combine_members, length_reward
+from rlaif.records import Sample
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_identity, labeling_work
+from rlaif.stages.common.measures.text import rouge_l
+from rlaif.stages.common.rewards.classifier import check_classifier, classifier_identity, text_scorer
+from rlaif.stages.common.rewards.reward import LabelerReward, ModelReward, Reward, RuleReward
+from rlaif.stages.common.rewards.scale import (
+    UNIT,
+    RewardScale,
+    anchor_count,
+    check_scale,
+    standardised,
+)
+from rlaif.stages.common.stage import Parents, Work
+from rlaif.stages.common.training.trainer import is_count
+
+# Reward models.
+
+
+def _no_check(ctx: Context) -> None:
+    """Nothing to object to."""
+
+
+def _model(ctx: Context, parents: Parents) -> Reward:
+    mean = partial(combine_members, how="mean", coefficient=0.0)
+    return ModelReward(ctx, load_reward(ctx.model(), parents["rm"].path), mean)
+
+
+def _ensemble(ctx: Context, parents: Parents) -> Reward:
+    node = ctx.cfg.reward
+    combine = partial(combine_members, how=node.how, coefficient=node.coefficient)
+    return ModelReward(ctx, load_reward(ctx.model(), parents["rm"].path), combine)
+
+
+def _check_ensemble(ctx: Context) -> None:
+    node, rules = ctx.cfg.reward, get_args(MemberRule)
+    if node.how not in rules:
+        raise UserError(f"reward.how={node.how} is not known: write one of {', '.join(rules)}")
+    if node.coefficient < 0:
+        raise UserError(
+            f"reward.coefficient={node.coefficient} would reward what the members disagree on: write 0 or more"
+        )
+    if ctx.cfg.rm.ensemble == 1:
+        raise UserError(
+            "reward=ensemble is over several reward models, but rm.ensemble=1 trains one: write rm.ensemble=4,"
+            " say, or reward=rm"
+        )
+
+
+# The labeler's own scores.
+
+
+def _readout(ctx: Context) -> str:
+    """`score` or `likelihood`. Raises UserError for a labeler that compares pairs."""
+    readout = LabelerOptions.from_mapping(plain(ctx.cfg.labeler), seed=ctx.cfg.seeds.label).readout
+    if not readout.pointwise:
+        raise UserError(
+            f"reward=direct needs a score of each response by itself, but labeler={ctx.cfg.labeler.name} compares"
+            " two: write labeler=score or labeler=likelihood"
+        )
+    return readout.kind
+
+
+def _direct(ctx: Context, parents: Parents) -> Reward:
+    labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
+
+    def read(samples: Sequence[Sample]) -> list[float | None]:
+        readings = labeler.readings([(sample.prompt, sample.response) for sample in samples])
+        unread = Unread.of(readings, min_mass=labeler.min_mass)
+        check_unread(ctx, "labeler", unread, "the scores that the reward is standardised on")
+        return [reading.value for reading in readings]
+
+    scale = standardised(ctx, read, own=_ONE_TO_TEN if _readout(ctx) == "score" else None)
+    return LabelerReward(
+        labeler, scale, check=partial(check_unread, ctx, "labeler", what="an iteration's scores")
+    )
+
+
+# Direct RLAIF's own (paper section 4).
+_ONE_TO_TEN = RewardScale("from -1 to 1: scores from 1 to 10, less 5.5, over 4.5", mean=5.5, sd=4.5)
+
+
+def _check_direct(ctx: Context) -> None:
+    bound = ctx.cfg.labeler.min_alignment
+    check_scale(ctx, has_own=_readout(ctx) == "score")
+    labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
+    if bound is not None:
+        raise UserError(
+            f"labeler.min_alignment={bound} is not checked by reward=direct, which labels no gold pairs: look at"
+            " stage=label first, and write labeler.min_alignment=null here"
+        )
+
+
+# Reward models that were trained elsewhere.
+
+
+def _hub(ctx: Context, parents: Parents) -> Reward:
+    score = text_scorer(ctx)
+    return RuleReward(
+        lambda samples, keys: [*score(samples)], standardised(ctx, score, own=None), judges=True
+    )
+
+
+def _check_hub(ctx: Context) -> None:
+    check_classifier(ctx)
+    check_scale(ctx, has_own=False)
+
+
+# Programmatic rewards.
+
+
+def _rouge(ctx: Context, parents: Parents) -> Reward:
+    def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
+        return [rouge_l(s.response, s.reference) if s.reference else None for s in samples]
+
+    return RuleReward(rule, standardised(ctx, lambda samples: rule(samples, ()), own=UNIT, elsewhere=True))
+
+
+def _check_rouge(ctx: Context) -> None:
+    without = sum(1 for prompt in ctx.task.train if not prompt.reference)
+    if without:
+        raise UserError(
+            f"reward=rouge needs references, but {without} of the {len(ctx.task.train)} training prompts of task "
+            f"{ctx.cfg.task.name} have none: write another reward, such as reward=rm"
+        )
+    check_scale(ctx, has_own=True)
+
+
+def _length(ctx: Context, parents: Parents) -> Reward:
+    limit, target = ctx.cfg.task.max_response_tokens, ctx.cfg.reward.target
+
+    def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
+        tokens = torch.tensor([sample.tokens for sample in samples])
+        return [*length_reward(tokens, limit=limit, target=target).tolist()]
+
+    return RuleReward(rule, standardised(ctx, lambda samples: rule(samples, ()), own=UNIT))
+
+
+def _check_length(ctx: Context) -> None:
+    limit, target = ctx.cfg.task.max_response_tokens, ctx.cfg.reward.target
+    if target is not None and not (is_count(target) and target <= limit):
+        raise UserError(
+            f"reward.target={target} is no length that a response can have: write a whole number from 1 to "
+            f"task.max_response_tokens={limit}, or null"
+        )
+    check_scale(ctx, has_own=True)
+
+
+def _random(ctx: Context, parents: Parents) -> Reward:
+    seed = ctx.cfg.seeds.rl
+
+    def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
+        return [2 * stable_uniform("reward", seed, key) - 1 for key in keys]
+
+    # What noise from -1 to 1 has by itself, on any responses.
+    return RuleReward(rule, RewardScale("noise of mean 0 and standard deviation 1", sd=math.sqrt(1 / 3)))
+
+
+# The choice among them.
+
+
+@dataclass(frozen=True)
+class RewardKind:
+    """A reward in words, the artifacts that it reads, how it is made, and what its options must be."""
+
+    words: str
+    parents: tuple[str, ...]
+    make: Callable[[Context, Parents], Reward]
+    check: Callable[[Context], None]
+    by_labeler: bool = False
+    by_text: bool = False
+
+
+_MODEL = "the score of a reward model that learnt from pairwise preferences"
+_MODELS = "a cautious score of several reward models that learnt from pairwise preferences"
+_ELSEWHERE = "the score of a reward model that was trained elsewhere"
+KINDS: Mapping[str, RewardKind] = {
+    "rm": RewardKind(_MODEL, ("rm",), _model, _no_check),
+    "ensemble": RewardKind(_MODELS, ("rm",), _ensemble, _check_ensemble),
+    "hub": RewardKind(_ELSEWHERE, (), _hub, _check_hub, by_text=True),
+    "direct": RewardKind("a labeler's own score of each response", (), _direct, _check_direct, True),
+    "rouge": RewardKind("ROUGE-L against the task's references", (), _rouge, _check_rouge),
+    "length": RewardKind("a reward of length alone", (), _length, _check_length),
+    "random": RewardKind("noise, as a control", (), _random, _no_check),
+}
+
+
+def _kind(ctx: Context) -> RewardKind:
+    kind = ctx.cfg.reward.kind
+    if kind not in KINDS:
+        raise UserError(f"reward.kind={kind} is not known: write reward= and one of {', '.join(KINDS)}")
+    return KINDS[kind]
+
+
+def make_reward(ctx: Context, parents: Parents) -> Reward:
+    """The configured reward; `parents` holds at least the artifacts that `reward_parents` names."""
+    return _kind(ctx).make(ctx, parents)
+
+
+def check_reward(ctx: Context) -> None:
+    """Raises UserError for options that the reward cannot have, before anything is built."""
+    _kind(ctx).check(ctx)
+
+
+def reward_parents(ctx: Context) -> tuple[str, ...]:
+    """The stages whose artifacts the reward reads."""
+    return _kind(ctx).parents
+
+
+def reward_config(ctx: Context) -> dict[str, Any]:
+    """The slice that rewards depend on besides those artifacts."""
+    node = plain(ctx.cfg.reward)
+    if _kind(ctx).by_labeler:
+        node["labeler"] = labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
+    if _kind(ctx).by_text:
+        node = classifier_identity(ctx)
+    return node
+
+
+def reward_work(ctx: Context, responses: int) -> Work:
+    """What the labeler would read, and cost, to score so many responses and those that their scale is measured on.
+
+    Nothing for any other reward.
+    """
+    if not _kind(ctx).by_labeler:
+        return Work()
+    prompts = islice(cycle(ctx.task.train), (responses + anchor_count(ctx)) // 2)
+    return labeling_work(ctx, "labeler", ctx.cfg.seeds.label, filler_pairs(ctx, list(prompts)))

@@ -1,0 +1,169 @@
+"""What gives each response a number: reward models, rules of its text, a labeler's own score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlaif.errors import UserError
+from rlaif.inference.rollouts import Rollout
+from rlaif.labelers import Labeler, Unread
+from rlaif.labelers.readout.readouts import Reading
+from rlaif.models.weights import RewardMember
+from rlaif.ops import empty_last
+from rlaif.records import Sample, is_empty
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.rewards.scale import (
+    RewardScale,
+    scale_of_models,
+)
+from rlaif.stages.common.rows import EncodedPair
+from rlaif.stages.common.scoring import score_pairs, sequence_scores
+
+CHUNK = 64  # rollouts whose hidden states exist at once
+
+Sides = tuple[Sequence[Sample], Sequence[Sample]]
+"""Responses of two policies to the same prompts."""
+
+
+class Reward(Protocol):
+    """Gives each response a number. `measures` are `ppo/*` metrics of the last rollout.
+
+    Where it is a judgement (of a model, not a formula), an empty response gets less than every text beside it, and as
+    much as another empty one.
+    """
+
+    measures: dict[str, float]
+    scale: RewardScale
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Rewards (N,)."""
+        ...
+
+    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+        """Rewards of both policies' responses, which `encoded` has with the trunk's features.
+
+        Without the pairs of which a response has none.
+        """
+        ...
+
+
+class ModelReward:
+    """The rewards of reward models on the policy's trunk, brought to one by `combine`: (M, ...) -> (...)."""
+
+    def __init__(
+        self, ctx: Context, members: Sequence[RewardMember], combine: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._ctx, self._combine = ctx, combine
+        self._members = [member.frozen_copy() for member in members]
+        self.scale = scale_of_models([member.normalization for member in members])
+        self.measures: dict[str, float] = {}
+
+    @torch.no_grad()
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Read from the rollout's own trunk features."""
+        rows = []
+        for member in self._members:
+            chunks = zip(rollout.features.split(CHUNK), rollout.last.split(CHUNK), strict=True)
+            scores = [sequence_scores(member.top, member.head, *chunk) for chunk in chunks]
+            rows.append(torch.cat(scores) + member.shift)
+        rewards = torch.stack(rows)
+        if len(rows) > 1:
+            self.measures = {"ppo/reward_disagreement": float(rewards.std(dim=0, correction=0).mean())}
+        return empty_last(self._combine(rewards), _empties(rollout.responses).to(rewards.device))
+
+    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+        scores = torch.tensor(score_pairs(self._ctx, [(m.top, m.head) for m in self._members], encoded))
+        shifts = torch.tensor([member.shift for member in self._members])
+        empty = torch.stack([_empties([s.response for s in side]) for side in sides], dim=1)
+        return [(a, b) for a, b in empty_last(self._combine(scores + shifts[:, None, None]), empty).tolist()]
+
+
+Rule = Callable[[Sequence[Sample], Sequence[Any]], list[float | None]]
+"""(responses, what keys each one's noise) -> raw rewards, None where there is none."""
+
+
+class RuleReward:
+    """A reward of the response's text or length alone, brought to `scale`. Every rollout must have one.
+
+    `judges` says that the rule is a model's judgement: then an empty response gets the least.
+    """
+
+    def __init__(self, rule: Rule, scale: RewardScale, *, judges: bool = False) -> None:
+        self._rule, self.scale, self._judges = rule, scale, judges
+        self.measures: dict[str, float] = {}
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        rewards = torch.tensor(self._rewards(rollout.samples(), rollout.seeds))
+        return empty_last(rewards, _empties(rollout.responses)) if self._judges else rewards
+
+    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+        def score(side: Sequence[Sample]) -> list[float | None]:
+            return self._rewards(side, [[s.prompt_id, s.response] for s in side])
+
+        return _of_both(score, sides, judges=self._judges)
+
+    def _rewards(self, samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
+        return [None if raw is None else self.scale.apply(raw) for raw in self._rule(samples, keys)]
+
+
+class LabelerReward:
+    """The labeler's own score of each response, brought to the reward's scale (direct RLAIF, paper section 4).
+
+    A response whose score cannot be read gets the least of its rollout, so that nothing is gained by being
+    unreadable. `check` raises UserError, with the cause, where too many cannot be read.
+    """
+
+    def __init__(self, labeler: Labeler, scale: RewardScale, *, check: Callable[[Unread], None]) -> None:
+        self._labeler, self.scale, self._check = labeler, scale, check
+        self.measures: dict[str, float] = {}
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        spent = self._labeler.usd
+        readings = self._readings(rollout.samples())
+        unread = Unread.of(readings, min_mass=self._labeler.min_mass)
+        scores = [self._scaled(reading) for reading in readings]
+        read = [score for score in scores if score is not None]
+        self.measures = {
+            "ppo/reward_unparsed_rate": unread.unparsed / len(scores),
+            "ppo/reward_failed_rate": unread.failed / len(scores),
+        }
+        if spent is not None:
+            self.measures["ppo/usd"] = (self._labeler.usd or 0.0) - spent
+        self._check(unread)
+        if not read:
+            raise UserError("reward=direct: none of an iteration's responses has a score that could be read")
+        rewards = torch.tensor([min(read) if score is None else score for score in scores])
+        return empty_last(rewards, _empties(rollout.responses))
+
+    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+        return _of_both(self._scores, sides, judges=True)
+
+    def _readings(self, samples: Sequence[Sample]) -> list[Reading]:
+        return self._labeler.readings([(sample.prompt, sample.response) for sample in samples])
+
+    def _scaled(self, reading: Reading) -> float | None:
+        return None if reading.value is None else self.scale.apply(reading.value)
+
+    def _scores(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [self._scaled(reading) for reading in self._readings(samples)]
+
+
+def _of_both(
+    score: Callable[[Sequence[Sample]], list[float | None]], sides: Sides, *, judges: bool
+) -> list[tuple[float, float]]:
+    both = zip(*(zip(score(side), side, strict=True) for side in sides), strict=True)
+    rows = [(a, b, x, y) for (a, x), (b, y) in both if a is not None and b is not None]
+    if not rows or not judges:
+        return [(a, b) for a, b, _, _ in rows]
+    empty = torch.stack([_empties([row[side].response for row in rows]) for side in (2, 3)], dim=1)
+    rewards = torch.tensor([row[:2] for row in rows], dtype=torch.float64)
+    return [(a, b) for a, b in empty_last(rewards, empty).tolist()]
+
+
+def _empties(responses: Sequence[str]) -> Tensor:
+    """Which of the responses (N,) are empty."""
+    return torch.tensor([is_empty(response) for response in responses], dtype=torch.bool)

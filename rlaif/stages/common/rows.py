@@ -1,0 +1,61 @@
+"""Texts as rows with the trunk's features: pairs, and prompts with their references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlaif.data.datamodule import EncodedRow
+from rlaif.data.encode import Cuts
+from rlaif.inference.packing import SharedPrefix
+from rlaif.records import Pair, Prompt
+from rlaif.stages.common.context import Context
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """Features of the prompt (P, D) and of both responses (A, D), (B, D); ids (P,), (A,), (B,) if `full`."""
+
+    prompt: Tensor
+    a: Tensor
+    b: Tensor
+
+
+def response_ids(ctx: Context, pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids of (a, b): those that a policy wrote, where one did, else the text's with EOS, cut to the limit."""
+    written = ((pair.ids_a, pair.response_a), (pair.ids_b, pair.response_b))
+    a, b = (tuple(ctx.encoder.response(text)) if ids is None else ids for ids, text in written)
+    return a, b
+
+
+def encode_pairs(ctx: Context, pairs: Sequence[Pair], what: str) -> list[EncodedPair]:
+    """Each pair with the trunk's features; one prompt's pass serves all its responses."""
+    encoder = ctx.encoder
+    prompts = {text: tuple(encoder.prompt(text)) for text in {pair.prompt for pair in pairs}}
+    groups = [SharedPrefix(prompts[pair.prompt], response_ids(ctx, pair)) for pair in pairs]
+    with ctx.progress.task(f"trunk pass ({what}, by prompt)", len(prompts)) as advance:
+        features = ctx.features.get(ctx.model(), groups, advance)
+    return [EncodedPair(own.prefix, *own.suffixes) for own in features]
+
+
+def reference_rows(
+    ctx: Context, prompts: Sequence[Prompt], limit: int | None, what: str, cuts: Cuts | None = None
+) -> list[EncodedRow]:
+    """Encoded (prompt, reference) rows with the trunk's features: the first `limit` that have a reference and fit."""
+    referenced = [p for p in prompts if p.reference]
+    fitting = ctx.encoder.fitting(referenced, references=True, limit=limit, cuts=cuts)
+    if not fitting:
+        return []
+    groups = [
+        SharedPrefix(tuple(ctx.encoder.prompt(p.prompt)), (tuple(ctx.encoder.response(p.reference or "")),))
+        for p in fitting
+    ]
+    with ctx.progress.task(f"trunk pass ({what} rows)", len(groups)) as advance:
+        features = ctx.features.get(ctx.model(), groups, advance)
+    return [
+        EncodedRow(torch.tensor([*g.prefix, *g.suffixes[0]]), f.prefix, f.suffixes[0])
+        for g, f in zip(groups, features, strict=True)
+    ]

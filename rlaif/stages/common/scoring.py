@@ -1,0 +1,52 @@
+"""What a reward model gives sequences and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlaif.data.datamodule import PreferenceBatch, PreferenceRow, collate_preferences
+from rlaif.inference.batches import forward_batches
+from rlaif.inference.features import MAX_ROWS
+from rlaif.models.attention import pair_attention
+from rlaif.models.flat import hidden_at
+from rlaif.models.split import ScalarHead, Top
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.rows import EncodedPair
+
+
+def sequence_scores(top: Top, head: ScalarHead, features: Tensor, last: Tensor) -> Tensor:
+    """Reward (B,) of each sequence, read at its last token `last` (B,) (EOS where the response has one)."""
+    reads = torch.arange(features.shape[1], device=last.device) == last[:, None]
+    return head(hidden_at(top, features, reads))
+
+
+def pair_scores(top: Top, head: ScalarHead, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+    """Rewards (B,) of a and of b; the prompt they share runs once."""
+    attend = pair_attention(batch.spans, batch.features.device)
+    hidden = top(batch.features, attend, batch.positions, rows=batch.last.view(1, -1))
+    reward_a, reward_b = head(hidden).view(-1, 2).unbind(dim=1)
+    return reward_a, reward_b
+
+
+@torch.no_grad()
+def score_pairs(
+    ctx: Context,
+    members: Sequence[tuple[Top, ScalarHead]],
+    rows: Sequence[EncodedPair | PreferenceRow],
+) -> list[list[tuple[float, float]]]:
+    """Rewards (of a, of b) of each pair in order, member by member, computed in the model's compute dtype."""
+    device = ctx.model().device
+    frozen = [(top.frozen_copy().to(device), head.to(device)) for top, head in members]
+    scores = [[(0.0, 0.0)] * len(rows) for _ in members]
+    lengths = [len(row.prompt) + len(row.a) + len(row.b) for row in rows]
+    for indices in forward_batches(lengths, device, max_rows=MAX_ROWS):
+        chosen = [PreferenceRow(rows[i].prompt, rows[i].a, rows[i].b, p_a=0.5, weight=1.0) for i in indices]
+        batch = collate_preferences(chosen).to(device)
+        for own, (top, head) in zip(scores, frozen, strict=True):
+            rewards = torch.stack(pair_scores(top, head, batch), dim=1).tolist()
+            for index, (a, b) in zip(indices, rewards, strict=True):
+                own[index] = (a, b)
+    return scores

@@ -1,0 +1,1 @@
+"""One Lightning Trainer, one optimiser and one way to train in several processes, for sft, rm and rl."""

@@ -1,0 +1,210 @@
+"""The Lightning Trainer that sft, rm and ppo share, with checkpoints that survive kill -9."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+
+from rlaif.errors import UserError
+from rlaif.io import release_free_memory
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.training.optim import OptimOptions
+from rlaif.stages.common.training.ranks import follows
+from rlaif.tracking.lightning import RunLogger
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+NOT_WRITTEN = (
+    "%s could not be written (%s): is the disk full? Training goes on; until there is room, a killed run "
+    "continues from the checkpoint before it"
+)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it; the one that was there is kept as `previous.ckpt`.
+
+    A killed run leaves at least one of the two whole. Where a checkpoint cannot be written, on a full disk, say,
+    those that are there stay and training goes on: the next epoch tries again.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}-{os.getpid()}")
+        try:
+            torch.save(checkpoint, temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+        except (OSError, RuntimeError) as error:  # torch's writer has no type of its own
+            temporary.unlink(missing_ok=True)  # on a full disk, half a checkpoint is in the way
+            logger.warning(NOT_WRITTEN, target, str(error).split("\n")[0])
+            return
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if target.exists():
+            os.replace(target, target.with_name(PREVIOUS))
+        os.replace(temporary, target)
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """A checkpoint at each epoch's end; the newest two are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            save_top_k=1,
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+
+class KeepCurve(pl.Callback):
+    """What was logged goes into the checkpoint, so that a resumed run's history holds the whole curve."""
+
+    KEY = "curve"
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        if isinstance(trainer.logger, RunLogger):
+            checkpoint[self.KEY] = list(trainer.logger.rows)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.replay(checkpoint.get(self.KEY, ()))
+
+
+class ReleaseMemory(pl.Callback):
+    """Gives freed memory back every few steps: batches without padding all differ in size."""
+
+    EVERY = 4
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.EVERY == 0:
+            release_free_memory()
+
+
+def quiet_lightning() -> None:
+    """Lightning's tips and hardware lines are noise in a pipeline of several fits."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*smaller than the logging interval.*",
+        ".*sync_dist=True.*",  # what is logged has been added up already
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, limit_val: bool) -> pl.Trainer:
+    """A Trainer whose checkpoints lie in `work` and whose metrics go to the run record.
+
+    Of processes that train together, one alone writes checkpoints. Each is a Trainer of its own: the modules
+    themselves add up losses and gradients, since a mean over tokens is no mean of the processes' means.
+    """
+    quiet_lightning()
+    callbacks: list[pl.Callback] = [ReleaseMemory()]
+    if not follows():
+        callbacks = [EpochCheckpoint(work / "checkpoints"), KeepCurve(), *callbacks]
+    if ctx.progress.bars:
+        callbacks.append(RichProgressBar(leave=False))
+    return pl.Trainer(
+        accelerator=ctx.model_spec.device,
+        devices=1,
+        max_epochs=max_epochs,
+        reload_dataloaders_every_n_epochs=1,  # phases of a fit differ in their rows
+        logger=RunLogger(ctx.run) if ctx.run else False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=not follows(),
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if limit_val else 0,
+        enable_progress_bar=ctx.progress.bars,
+        enable_model_summary=False,
+        log_every_n_steps=log_every,
+        default_root_dir=str(work),
+    )
+
+
+def fit(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    work: Path,
+    datamodule: pl.LightningDataModule | None = None,
+) -> None:
+    """Fit, continuing from the newest whole checkpoint in `work`. Raises KeyboardInterrupt as itself."""
+    module.train()
+    checkpoint = _newest_checkpoint(work / "checkpoints")
+    if checkpoint:
+        logger.info("continuing from the last whole epoch")
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        # Lightning answers Ctrl-C with sys.exit(1).
+        raise KeyboardInterrupt from None
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `folder`; damaged ones are removed."""
+    for path in (folder / CHECKPOINT, folder / PREVIOUS):
+        if path.exists():
+            if _is_whole(path):
+                return path
+            logger.warning("%s is damaged (was the disk full?): going back to what was before it", path)
+            path.unlink()
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether every byte is as it was written (a checkpoint is a zip archive with checksums)."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return False
+
+
+def optim_options(node: Any, total_steps: int) -> OptimOptions:
+    """The optimiser's options out of a stage's configuration."""
+    return OptimOptions(
+        lr=node.lr,
+        weight_decay=node.weight_decay,
+        eps=node.eps,
+        schedule=node.schedule,
+        warmup_fraction=node.warmup_fraction,
+        total_steps=max(1, total_steps),
+        gradient_clip=node.gradient_clip,
+    )
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` is a whole number from 1 on (a key that may be null has no type of its own)."""
+    return type(value) is int and value >= 1
+
+
+def check_training(key: str, node: Any) -> None:
+    """Raises UserError for numbers under `key` (a stage's configuration) that no training can have."""
+    size, micro = node.batch_size, node.micro_batch_size
+    if micro is not None and not (is_count(micro) and micro <= size):
+        raise UserError(
+            f"{key}.micro_batch_size={micro} is no part of {key}.batch_size={size}: write 1 to {size}, or null"
+        )

@@ -1,0 +1,103 @@
+"""What the report says of a comparison of policies, and of a judge that is the labeler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlaif.figures.rows import (
+    COPY,
+    EMPTY,
+    EMPTY_LOSES,
+    EOS,
+    LENGTH,
+    REWARD,
+    ROUGE,
+    ResultRow,
+    Summary,
+    both_sides,
+    row_if_any,
+    single_row,
+    versus_rows,
+)
+from rlaif.tracking.runs import Scalar, number
+from rlaif.tracking.text import p_text, plain
+
+
+def evaluation_rows(summary: Summary) -> list[ResultRow]:
+    p, judge = number(summary, "eval/p_value"), summary.get("eval/judge")
+    count = number(summary, "eval/n")
+    parts = [
+        p_text(p) if p is not None else "",
+        f"n = {plain(count)}" if count else "",
+        f"judge: {judge}" if judge else "",
+    ]
+    return [
+        *single_row(summary, "Evaluation", "eval/win_rate", "win rate", ", ".join(filter(None, parts))),
+        *single_row(summary, "Evaluation", "eval/win_rate_lc", "win rate, length-controlled"),
+        *row_if_any(summary, "eval/unparsed_rate", "unparsed verdicts", "", "Evaluation"),
+        *row_if_any(summary, "eval/failed_rate", "failed calls of the judge", "", "Evaluation"),
+        *row_if_any(
+            summary, "eval/asked_again", "asked again", "stored answers, by judge.retry", "Evaluation"
+        ),
+        *versus_rows(summary, "reward (proxy), held-out prompts", REWARD),
+        *versus_rows(summary, "ROUGE-L to the author's text", ROUGE, "held-out: no model judges it"),
+        *versus_rows(summary, "length", LENGTH),
+        *versus_rows(summary, "copy rate", COPY),
+        *versus_rows(summary, "ends by itself", EOS),
+        *(
+            versus_rows(summary, "empty responses", EMPTY, EMPTY_LOSES)
+            if any(both_sides(summary, EMPTY))
+            else []
+        ),
+    ]
+
+
+_BOUNDS = ("batch_size", "max_unparsed", "min_alignment", "retry")
+_WITHOUT_LABELER = ("rouge", "length", "random", "hub")  # values of reward.kind
+_AI_LABELS = ("ai", "mixed", "ai_then_gold")  # values of rm.labels that the labeler has a part in
+
+
+def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str | None:
+    """A sentence when the judge of one path is its labeler or runs on the labeler's model, else None.
+
+    What it says of the policy depends on the reward: only where the labeler's verdicts are behind it was the
+    policy trained to please it. None where no policy was judged.
+    """
+    if number(summary, "eval/win_rate") is None:
+        return None
+    named, trained = summary.get("label/labeler"), _pleases_labeler(config)
+    labeler, judge = _identity(config.get("labeler")), _identity(config.get("judge"))
+    if (named and named == summary.get("eval/judge")) or (labeler and labeler == judge):
+        if not trained:
+            return None
+        return (
+            "The judge is the labeler itself. The policy was trained to please it, so this win rate shows "
+            "that the optimisation worked, not that the responses are better."
+        )
+    model, engine = config.get("backend"), labeler.get("backend")
+    if not engine or engine != judge.get("backend") or engine == "scripted" or not isinstance(model, Mapping):
+        return None
+    if not trained:
+        return None
+    return (
+        f"The judge runs on the labeler's model ({model.get('name')}) and shares its biases; "
+        "check the win rate with a judge of another family."
+    )
+
+
+def _pleases_labeler(config: Mapping[str, Any]) -> bool:
+    """Whether RL's reward comes from the labeler: its own score, or a reward model on labels of its own."""
+    reward, rm = config.get("reward"), config.get("rm")
+    kind = reward.get("kind") if isinstance(reward, Mapping) else "rm"
+    if kind in _WITHOUT_LABELER:
+        return False
+    labels = rm.get("labels", "ai") if isinstance(rm, Mapping) else "ai"
+    return kind == "direct" or labels in _AI_LABELS
+
+
+def _identity(node: Any) -> dict[str, Any]:
+    """What a labeler's verdict depends on: its config without batching and stopping bounds."""
+    return (
+        {key: value for key, value in node.items() if key not in _BOUNDS} if isinstance(node, Mapping) else {}
+    )

@@ -1,0 +1,257 @@
+"""stage=eval: the RL policy against the SFT policy on held-out prompts, by the judge and by held-out measures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlaif.data.datamodule import EncodedRow, collate_sequences
+from rlaif.data.encode import Cuts
+from rlaif.errors import UserError
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.io import read_records, write_records
+from rlaif.labelers import check_retry
+from rlaif.models.split import Top
+from rlaif.models.weights import load_top
+from rlaif.records import Comparison, Pair, Sample
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.labeling import (
+    check_unread,
+    cost_metrics,
+    filler_pairs,
+    labeler_identity,
+    labeling_work,
+    may_be_chance,
+    warn,
+)
+from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
+from rlaif.stages.common.measures.text import text_report
+from rlaif.stages.common.measures.win_rate import (
+    compare,
+    text_gains,
+    text_items,
+    win_rate_items,
+    win_rate_report,
+)
+from rlaif.stages.common.policies import draw, policy_top, sampled_pair, sft_parent, to_sample
+from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
+from rlaif.stages.common.rewards.reward import Reward
+from rlaif.stages.common.rows import EncodedPair, encode_pairs, response_ids
+from rlaif.stages.common.stage import Parents, Row, Stage, Work
+from rlaif.stages.common.training.optim import response_logprobs
+from rlaif.stats import paired_test
+from rlaif.store import Artifact
+
+logger = logging.getLogger(__name__)
+
+COMPARISONS_FILE = "comparisons.jsonl"
+
+
+def _responses(ctx: Context, top: Top, what: str, cuts: Cuts) -> list[Sample]:
+    node = ctx.cfg.eval
+    prompts = ctx.encoder.fitting(ctx.task.test, limit=node.num_prompts, cuts=cuts)
+    decoding = Decoding(ctx.cfg.task.max_response_tokens, node.temperature, node.top_k)
+    # Both policies draw with the same noise: the comparison is of the policies, not of their luck.
+    keys = [[ctx.cfg.seeds.eval, p.id] for p in prompts]
+    drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, node.max_rows, what)
+    return [to_sample(ctx, prompt, got) for prompt, got in zip(prompts, drawn, strict=True)]
+
+
+def _judge(
+    ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]
+) -> tuple[list[Comparison], dict[str, float]]:
+    """The comparisons, and what they cost. Raises UserError where more than `judge.max_unparsed` is unread."""
+    pairs = [sampled_pair(p, b) for p, b in zip(policy, baseline, strict=True)]
+    judged = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True).label(pairs)
+    check_unread(ctx, "judge", judged.unread, "the judge's judgements")
+    comparisons = compare(
+        pairs,
+        judged.preferences,
+        [(p.tokens, b.tokens) for p, b in zip(policy, baseline, strict=True)],
+        tie_margin=ctx.cfg.eval.tie_margin,
+        references=[p.reference for p in policy],
+    )
+    if ctx.cfg.judge.retry is not None:
+        logger.info("judge.retry: %d answers were asked again", judged.counters["asked_again"])
+    counts = {"eval/asked_again": judged.counters["asked_again"]}
+    return comparisons, counts | cost_metrics(ctx, "judge", judged.counters, "eval")
+
+
+def _divergence_name(ctx: Context) -> str:
+    """`eval/kl` where responses are drawn from the very distribution whose probabilities are read.
+
+    Greedy and truncated responses are not: the mean of their log-ratios has no bound below, and is no KL.
+    """
+    node, vocabulary = ctx.cfg.eval, ctx.model().trunk.config.vocab_size
+    whole = node.temperature > 0 and not 0 < node.top_k < vocabulary
+    return "eval/kl" if whole else "eval/log_ratio"
+
+
+@torch.no_grad()
+def _log_ratio(
+    ctx: Context, policy: Top, baseline: Top, pairs: Sequence[Pair], encoded: Sequence[EncodedPair]
+) -> float:
+    """Mean over the policy's own responses (the pairs' a) of log pi(response) - log pi_baseline(response), nats."""
+    encoder, temperature, total = ctx.encoder, ctx.cfg.eval.temperature or 1.0, 0.0
+    rows = [
+        EncodedRow(
+            torch.tensor([*encoder.prompt(pair.prompt), *response_ids(ctx, pair)[0]]),
+            own.prompt,
+            own.a,
+        )
+        for pair, own in zip(pairs, encoded, strict=True)
+    ]
+    for start in range(0, len(rows), 64):
+        batch = collate_sequences(rows[start : start + 64]).to(ctx.model().device)
+        new, old = (response_logprobs(top, batch, temperature) for top in (policy, baseline))
+        total += float((new - old).sum())
+    return total / len(rows)
+
+
+def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, reward: Reward) -> dict[str, Any]:
+    """Head-to-head of two policies with every measure of the result table; writes the comparisons."""
+    cuts = Cuts()
+    new, old = _responses(ctx, policy, "policy", cuts), _responses(ctx, baseline, "baseline", Cuts())
+    comparisons, cost = _judge(ctx, new, old)
+    write_records(folder / COMPARISONS_FILE, comparisons)
+    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.cfg.seeds.eval) | cost
+    metrics |= text_gains(comparisons)
+    metrics |= cut_metrics(ctx, "eval", cuts, "prompts")
+    for who, samples in (("policy", new), ("baseline", old)):
+        for name, value in text_report(samples, "eval").items():
+            measure = name.removeprefix("eval/")
+            if measure not in ("n", "response_length"):
+                base, low, bound = measure.partition("_ci_")
+                metrics[f"eval/{base}_{who}{low}{bound}"] = value
+    pairs = [sampled_pair(p, b) for p, b in zip(new, old, strict=True)]
+    encoded = encode_pairs(ctx, pairs, "evaluation")
+    metrics[_divergence_name(ctx)] = _log_ratio(ctx, policy, baseline, pairs, encoded)
+    rewards = reward.of_pairs((new, old), encoded)
+    # Where some pairs have no reward, it is not told which: then each is drawn by itself.
+    prompts = [pair.cluster if len(rewards) == len(pairs) else pair.id for pair in pairs][: len(rewards)]
+    metrics |= _rewards(rewards, prompts)
+    return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
+
+
+def _rewards(rewards: Sequence[tuple[float, float]], prompts: Sequence[str]) -> dict[str, float]:
+    """What the reward, which RL was paid, thinks of both policies; nothing where it has no opinion."""
+    if not rewards:
+        return {}
+    policy, baseline = torch.tensor(rewards).unbind(dim=1)
+    wins = (policy > baseline).float() + (policy == baseline).float() / 2
+    gain, _ = paired_test(policy.tolist(), baseline.tolist(), prompts)
+    return {
+        "eval/reward_gain": gain.estimate,
+        "eval/reward_gain_ci_low": gain.low,
+        "eval/reward_gain_ci_high": gain.high,
+        "eval/reward_policy": float(policy.mean()),
+        "eval/reward_baseline": float(baseline.mean()),
+        "eval/reward_win_rate": float(wins.mean()),
+    }
+
+
+def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[str, Any]]:
+    """Samples side by side, for tables and reports."""
+    rows = read_records(artifact.file(COMPARISONS_FILE), Comparison)
+    return [
+        {
+            "id": r.id,
+            "prompt": r.prompt,
+            "policy": r.policy_response,
+            "baseline": r.baseline_response,
+            "reference": r.reference,
+            "outcome": r.outcome,
+            "p_policy": r.p_policy,
+            "policy_tokens": r.policy_tokens,
+            "baseline_tokens": r.baseline_tokens,
+        }
+        for r in rows[:limit]
+    ]
+
+
+def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
+    policy = load_top(ctx.model(), parents["ppo"].path)
+    return judge_policies(ctx, folder, policy, policy_top(ctx, parents), make_reward(ctx, parents))
+
+
+def eval_config(ctx: Context) -> dict[str, Any]:
+    """The slice that decides a head-to-head besides the two policies."""
+    node = plain(ctx.cfg.eval)
+    node.pop("max_rows")
+    judge = labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+    return {
+        "eval": node,
+        "judge": judge,
+        "name": ctx.cfg.judge.name,
+        "model": ctx.model_identity,
+        "encoding": ctx.encoding,
+    }
+
+
+def judge_gate(ctx: Context, labels: Artifact | None) -> dict[str, Any]:
+    """A warning where the judge is the labeler, and its alignment on `labels` (None: not asked) may be chance."""
+    same = labeler_identity(ctx, "judge", 0) == labeler_identity(ctx, "labeler", 0)
+    if labels is None or not same or not may_be_chance(labels.metrics):
+        return {}
+    low = labels.metrics["label/alignment_ci_low"]
+    sentence = (
+        f"The judge is the labeler {ctx.cfg.labeler.name}, whose alignment may be as low as {low:.3f}: "
+        "its verdicts may be guesses, and the win rate with them."
+    )
+    return warn(ctx, "eval/warning", "judge at chance", sentence)
+
+
+def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
+    return judge_gate(ctx, built.get("label"))
+
+
+def _work(ctx: Context) -> Work:
+    rows = 2 * min(ctx.cfg.eval.num_prompts, len(ctx.task.test))
+    prompt, response = prompt_tokens(ctx), response_tokens(ctx)
+    judged = filler_pairs(ctx, ctx.task.test[: ctx.cfg.eval.num_prompts])
+    judging = labeling_work(ctx, "judge", ctx.cfg.seeds.eval, judged)
+    return Work(forward=3 * rows * (prompt + response), decoded=rows * response, usd=judging.usd)
+
+
+def _check(ctx: Context) -> None:
+    labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+    if not ctx.task.test:
+        raise UserError(
+            f"task.test_fraction={ctx.cfg.task.test_fraction} leaves task {ctx.cfg.task.name} no prompt to compare "
+            "policies on: write a larger one, such as 0.15"
+        )
+
+
+def _items(ctx: Context, built: Parents) -> list[Row]:
+    """One row for each prompt: what `eval/win_rate` and the measures of the text are the means of."""
+    comparisons = read_records(built["eval"].file(COMPARISONS_FILE), Comparison)
+    verdicts = {row["id"]: row for row in win_rate_items(comparisons)}
+    return [row | verdicts.get(row["id"], {}) for row in text_items(comparisons)]
+
+
+def _again(ctx: Context) -> bool:
+    return check_retry("judge", ctx.cfg.judge.retry) is not None
+
+
+def _parents(ctx: Context) -> tuple[str, ...]:
+    return ("ppo", *reward_parents(ctx), *sft_parent(ctx))
+
+
+STAGE = Stage(
+    "eval",
+    5,
+    "eval",
+    _parents,
+    eval_config,
+    _build,
+    _work,
+    _check,
+    _gate,
+    again=_again,
+    items=_items,
+    tables=lambda ctx, built: {"samples": comparison_rows(built["eval"])},
+)

@@ -1,0 +1,173 @@
+"""How far a labeler agrees with gold preferences, and its biases.
+
+Alignment: the share of gold pairs on which the labeler prefers the response that gold prefers (paper
+section 2, AI Labeler Alignment). Gold 0.5 says nothing and is left out; a labeler's 0.5 counts half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from rlaif.records import Judgement, Pair, Preference
+from rlaif.stages.common.measures.bins import bin_metrics, confidence_bins, length_bins, verbosity
+from rlaif.stages.common.measures.joining import agreement, by_pair, folded, symmetric_calibration
+from rlaif.stats import clustered_sign_test, cohen_kappa, proportion_interval, reliability_bins
+
+
+def alignment_report(
+    pairs: Sequence[Pair], preferences: Sequence[Preference], judgements: Sequence[Judgement]
+) -> dict[str, float]:
+    """Flat metrics `label/*` of a labeler on `pairs`.
+
+    `label/n` counts preferences, `label/unread_rate` is the share of them without a verdict (unparsed, failed, or
+    set aside as inconsistent), `label/alignment_n` gold pairs with a parsed one; `label/alignment_worst`
+    and `_best` count unparsed gold pairs as wrong and as right. `label/kappa` is Cohen's kappa on the
+    letters a / b, and `label/ece` and `label/brier` compare p with gold for the preferred response,
+    so that which response is called a cannot matter. `label/alignment_<construction>` splits constructed
+    gold pairs, `label/confidence_<bin>_*` and `label/length_<bin>_*` split by `confidence_bins` and
+    `length_bins`. Lengths are characters, tokens are totals over judgements. Keys without data are absent:
+    alignment without gold, position metrics without both orders, mass without log-probabilities. Pairs with
+    an empty response (provenance `rule`) have labels, but no judgements: they count in alignment, not in rates
+    of judgements or of positions.
+    Raises ValueError for a preference or judgement of an unknown pair.
+    """
+    pair_of = by_pair(pairs, [*preferences, *judgements])
+    report: dict[str, float] = {"label/n": len(preferences)}
+    gold = [(pair_of[x.pair_id], x) for x in preferences if pair_of[x.pair_id].gold not in (None, 0.5)]
+    report |= _alignment("label/alignment", gold) | _agreement_details(gold)
+    for construction in sorted({pair.construction for pair, _ in gold if pair.construction}):
+        part = [item for item in gold if item[0].construction == construction]
+        report |= _alignment(f"label/alignment_{construction}", part)
+    report |= _position(pair_of, preferences, judgements) | _states(preferences, judgements)
+    report |= bin_metrics("label/confidence", confidence_bins(pairs, preferences))
+    report |= bin_metrics("label/length", length_bins(pairs, preferences)) | verbosity(pairs, preferences)
+    gaps = [_length_gap(pair_of[x.pair_id], x.p_a) for x in preferences if x.p_a not in (None, 0.5)]
+    if gaps:
+        report["label/length_gap"] = float(np.mean(gaps))
+    return report
+
+
+def alignment_items(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+    """A row for each gold pair; the mean of its `label/alignment`, where it could be read, is the report's.
+
+    `label/alignment_worst` and `label/alignment_half` have every pair: one that could not be read counts as
+    wrong, or half. So labelers are compared on the same pairs, and none by what it abstains from.
+    """
+    pair_of = by_pair(pairs, preferences)
+    return [
+        {
+            "id": x.pair_id,
+            "prompt_id": pair_of[x.pair_id].prompt_id,
+            **({} if (group := pair_of[x.pair_id].group) is None else {"group": group}),
+            "construction": pair_of[x.pair_id].construction,
+            "p_a": x.p_a,
+            "gold": pair_of[x.pair_id].gold,
+            **_scores(x.p_a, pair_of[x.pair_id].gold),
+        }
+        for x in preferences
+        if pair_of[x.pair_id].gold not in (None, 0.5)
+    ]
+
+
+def _scores(p_a: float | None, gold: float | None) -> dict[str, float]:
+    if p_a is None:
+        return {"label/alignment_worst": 0.0, "label/alignment_half": 0.5}
+    right = agreement(p_a, gold)
+    return {"label/alignment": right, "label/alignment_worst": right, "label/alignment_half": right}
+
+
+def reliability(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+    """Bins of stated confidence against how often it was right: what `label/ece` is made of."""
+    rows = [row for row in alignment_items(pairs, preferences) if row["p_a"] is not None]
+    bins = reliability_bins(*folded([row["p_a"] for row in rows], [row["gold"] for row in rows]))
+    return [asdict(one) for one in bins]
+
+
+def _length_gap(pair: Pair, p_a: float | None) -> float:
+    gap = len(pair.response_a) - len(pair.response_b)
+    return gap if p_a is not None and p_a > 0.5 else -gap
+
+
+def _alignment(name: str, gold: Sequence[tuple[Pair, Preference]]) -> dict[str, float]:
+    if not gold:
+        return {}
+    parsed = [(pair, x.p_a) for pair, x in gold if x.p_a is not None]
+    right = [agreement(p_a, pair.gold) for pair, p_a in parsed]
+    interval = proportion_interval(right, [pair.cluster for pair, _ in parsed])
+    unparsed = len(gold) - len(parsed)
+    return {
+        name: interval.estimate,
+        f"{name}_ci_low": interval.low,
+        f"{name}_ci_high": interval.high,
+        f"{name}_n": len(parsed),
+        f"{name}_worst": sum(right) / len(gold),
+        f"{name}_best": (sum(right) + unparsed) / len(gold),
+    }
+
+
+def _agreement_details(gold: Sequence[tuple[Pair, Preference]]) -> dict[str, float]:
+    parsed = [(x.p_a, pair.gold) for pair, x in gold if x.p_a is not None and pair.gold is not None]
+    if not parsed:
+        return {}
+    ece, brier = symmetric_calibration([p for p, _ in parsed], [y for _, y in parsed])
+    report = {"label/ece": ece, "label/brier": brier}
+    decided = [(p > 0.5, y > 0.5) for p, y in parsed if p != 0.5]
+    if decided:
+        report["label/kappa"] = cohen_kappa([x for x, _ in decided], [y for _, y in decided])
+    return report
+
+
+def _first_preferred(p_a: float, order: str) -> float:
+    """1 if the first displayed response is preferred, 0 if the second, 0.5 for neither."""
+    p_first = p_a if order == "ab" else 1 - p_a
+    return float(np.sign(p_first - 0.5) + 1) / 2
+
+
+def _position(
+    pair_of: Mapping[str, Pair], preferences: Sequence[Preference], judgements: Sequence[Judgement]
+) -> dict[str, float]:
+    """Position bias (paper, position bias in labeling): how often, in which direction, by chance?
+
+    With both orders of a pair the p-value asks whether same-position pairs favour one side (the
+    consistent ones cannot); with one order per pair it asks the same of all decided pairs. It is a sign test
+    with one vote for each prompt.
+    """
+    preferences = [x for x in preferences if x.provenance != "rule"]  # no one was shown an empty response
+    parsed = [x for x in judgements if x.state == "ok" and x.provenance != "rule"]
+    if len({x.order for x in parsed}) < 2:
+        return {}
+    first = [_first_preferred(x.p_a, x.order) for x in parsed if x.p_a is not None]
+    report = {"label/first_position_rate": float(np.mean(first))}
+    both = [(x.pair_id, x.p_ab, 1 - x.p_ba) for x in preferences if x.p_ab is not None and x.p_ba is not None]
+    if both:
+        votes = [(key, np.sign(ab - 0.5)) for key, ab, ba in both if (ab - 0.5) * (ba - 0.5) > 0]
+        report["label/same_position_rate"] = len(votes) / len(both)
+    else:
+        votes = [(x.pair_id, np.sign(x.p_ab - 0.5)) for x in preferences if x.p_ab is not None]
+        votes += [(x.pair_id, np.sign(0.5 - x.p_ba)) for x in preferences if x.p_ba is not None]
+    report["label/position_p_value"] = clustered_sign_test(
+        [vote for _, vote in votes], [pair_of[key].cluster for key, _ in votes]
+    )
+    return report
+
+
+def _states(preferences: Sequence[Preference], judgements: Sequence[Judgement]) -> dict[str, float]:
+    report: dict[str, float] = {}
+    if preferences:
+        decided = sum(x.provenance == "rule" for x in preferences)
+        report["label/empty_rate"] = decided / len(preferences)
+        report["label/unread_rate"] = sum(x.p_a is None for x in preferences) / len(preferences)
+    states = [x.state for x in (judgements or preferences) if x.provenance != "rule"]
+    for state in ("unparsed", "failed"):
+        if states:
+            report[f"label/{state}_rate"] = states.count(state) / len(states)
+    mass = [x.mass for x in judgements if x.mass is not None]
+    if mass:
+        report["label/choice_mass"] = float(np.mean(mass))
+    for name in ("tokens_in", "tokens_out", "tokens_cached"):
+        report[f"label/{name}"] = sum(getattr(x, name) for x in judgements)
+    return report

@@ -1,0 +1,125 @@
+"""The reward on prompts that no reward model was trained on, beside the one on RL's own prompts.
+
+RL's prompts are those whose pairs the reward model learnt from: its reward of responses to them may rise by what it
+remembers. Here it is measured on validation prompts whose conversations it never saw, with the same noise each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
+
+from rlaif.inference.rollouts import RolloutCollector
+from rlaif.models.split import Top
+from rlaif.ops import by_first
+from rlaif.records import Prompt
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.limits import prompt_tokens, response_tokens
+from rlaif.stages.common.rewards.kinds import reward_parents
+from rlaif.stages.common.rewards.reward import Reward
+from rlaif.stages.common.sources import part_of, source
+from rlaif.stages.common.stage import Work
+from rlaif.stages.rl.options import rl_collector
+from rlaif.stats import paired_test
+
+NAME = "ppo/reward_held_out"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Measures the reward of `policy`, which starts as `reference`, on `prompts`.
+
+    It does so before every `every`th of `iterations` iterations and before the last one: of the policies whose rewards
+    on RL's own prompts the history has.
+    """
+
+    ctx: Context
+    prompts: Sequence[Prompt]
+    policy: Top
+    reference: Top
+    reward: Reward
+    every: int
+    iterations: int
+    _start: list[float] = field(default_factory=list)
+
+    def at(self, iteration: int) -> dict[str, float]:
+        """Metrics of the policy as it stands before `iteration`, where a measurement is due; else none."""
+        if iteration % self.every and iteration != self.iterations - 1:
+            return {}
+        rewards = self._rewards(self.policy)
+        if iteration == 0:
+            self._start[:] = rewards
+        return {NAME: fmean(rewards)}
+
+    def told(self) -> dict[str, float]:
+        """The summary's metrics of the policy as it stands: its reward, the start's, and the gain with its interval."""
+        end = self._rewards(self.policy)
+        start = self._start or self._rewards(self.reference)  # a resumed run has not seen its start
+        gain, _ = paired_test(end, start, [prompt.cluster for prompt in self.prompts])
+        return {
+            NAME: fmean(end),
+            f"{NAME}_start": fmean(start),
+            f"{NAME}_gain": gain.estimate,
+            f"{NAME}_gain_ci_low": gain.low,
+            f"{NAME}_gain_ci_high": gain.high,
+            f"{NAME}_n": len(end),
+        }
+
+    def _rewards(self, top: Top) -> list[float]:
+        rollout = self._collector.each(top.frozen_copy())
+        return by_first(lambda: [float(reward) for reward in self.reward(rollout)])
+
+    @cached_property
+    def _collector(self) -> RolloutCollector:
+        return rl_collector(self.ctx, self.prompts)
+
+
+def unseen(ctx: Context, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those of `prompts` whose conversations (or whose own pairs) the job's reward model was not trained on.
+
+    All of them for a reward without a reward model. Pairs of the validation part, which choose its epoch, count too.
+    """
+    if "rm" not in reward_parents(ctx) or source(ctx) == "policy":
+        return list(prompts)  # pairs that are sampled are of the training prompts
+    seen = {pair.cluster for pair in ctx.task.pairs if part_of(ctx, pair.cluster) != "test"}
+    return [prompt for prompt in prompts if prompt.cluster not in seen]
+
+
+def make_held_out(
+    ctx: Context, policy: Top, reference: Top, reward: Reward, iterations: int
+) -> HeldOut | None:
+    """The configured measurement; None where it is switched off, and where no reward model is trained.
+
+    Without any such prompt it is left out, with a warning.
+    """
+    node = ctx.cfg.rl.held_out
+    if not _wanted(ctx):
+        return None
+    prompts = ctx.encoder.fitting(unseen(ctx, ctx.task.validation), limit=node.num_prompts)
+    if not prompts:
+        ctx.warn(
+            "no held-out prompts",
+            f"ppo: none of the {len(ctx.task.validation)} validation prompts is new to the reward model, so that its "
+            "reward is told on prompts that it may remember: write a larger task.validation_fraction, or "
+            "rl.held_out.every=null",
+        )
+        return None
+    return HeldOut(ctx, prompts, policy, reference, reward, node.every, iterations)
+
+
+def _wanted(ctx: Context) -> bool:
+    return bool(ctx.cfg.rl.held_out.every) and "rm" in reward_parents(ctx)
+
+
+def held_out_work(ctx: Context, iterations: int) -> Work:
+    """What measuring takes over a run of so many iterations, its summary included."""
+    node = ctx.cfg.rl.held_out
+    if not _wanted(ctx):
+        return Work()
+    responses = min(node.num_prompts, len(ctx.task.validation)) * (-(-iterations // node.every) + 3)
+    return Work(
+        forward=responses * (prompt_tokens(ctx) + response_tokens(ctx)),
+        decoded=responses * response_tokens(ctx),
+    )

@@ -1,0 +1,469 @@
+"""PPO and its relatives in Lightning: one epoch is one iteration (DESIGN 10).
+
+REINFORCE, RLOO and GRPO are this module with other options: which advantages, which loss, where the KL
+stands, and whether there is a value head at all.
+
+`on_train_epoch_start` collects rollouts into an in-memory buffer, `training_step` is the minibatch loss
+alone, checkpoints stand at epoch ends. Prompts, noise and minibatch order are functions of (seed,
+iteration), so that a resumed run is bit-identical to an uninterrupted one on CPU.
+
+Notation: N rollouts, T positions. All per-token tensors are (N, T) and aligned with the token they belong
+to: `values[:, t]` is the value of the state in which token t was chosen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rlaif.inference.rollouts import Rollout
+from rlaif.models.split import ScalarHead, Top
+from rlaif.ops import (
+    KLKind,
+    LossMean,
+    adapted_beta,
+    by_first,
+    gae,
+    grpo_advantages,
+    kl_estimate,
+    kl_loss,
+    kl_shaped_rewards,
+    masked_mean,
+    masked_sum,
+    own_share,
+    penalised_scores,
+    ppo_policy_loss,
+    ppo_value_loss,
+    ratio_metrics,
+    reinforce_advantages,
+    reinforce_loss,
+    rloo_advantages,
+    token_entropy,
+    total,
+    whiten,
+    zero_masked,
+)
+from rlaif.stages.common.training.optim import (
+    OptimOptions,
+    build_optimizer,
+    clip_each_group,
+    require_finite,
+    response_hidden,
+    scatter_counted,
+    sum_gradients,
+)
+from rlaif.stages.rl.tracker import Tracker
+
+ENTROPY_ROWS = 128  # rows whose logits exist at once on a processor; 16 times as many on an accelerator
+RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+Advantage = Literal["gae", "return", "rloo", "grpo"]
+
+
+@dataclass(frozen=True)
+class PPOOptions:
+    """The algorithm and its knobs (paper.md section 7 numbers in brackets)."""
+
+    advantage: Advantage  # rloo and grpo compare the `samples_per_prompt` responses to a prompt
+    loss: Literal["clip", "reinforce"]
+    loss_mean: LossMean
+    samples_per_prompt: int
+    temperature: float  # sampling temperature, also divides the logits of every log-probability [20]
+    beta: float  # weight of the KL penalty [22]; where an adaptive controller starts
+    kl: Literal["reward", "loss"]
+    kl_estimator: KLKind  # [23]
+    kl_controller: Literal["fixed", "adaptive"]  # [30]
+    kl_target: float
+    kl_horizon: float
+    convex_kl: bool  # maximise (1 - beta) score - beta KL [40], not score - beta KL
+    gamma: float
+    lam: float
+    clip: float
+    value_clip: float
+    value_coefficient: float
+    ppo_epochs: int
+    minibatch_rollouts: int
+    whiten_rewards: bool  # their mean stays [24]
+    whiten_advantages: bool  # [25]
+    missing_eos_penalty: float  # subtracted from the score of a response without EOS [21]
+    missing_eos_score: float | None  # or its whole score, in Huang et al. 2024
+    length_penalty: float  # subtracted from the score for each token
+    value_lr_factor: float
+    max_kl: float | None  # stop, without more updates, when KL to the reference (nats a response) passes this
+    seed: int
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout with everything the loss reads: ids (N, T), its trunk features, and per-token tensors (N, T)."""
+
+    ids: Tensor
+    features: Tensor
+    mask: Tensor
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def rows(self, index: Tensor) -> Experience:
+        """The rows at `index`, cut to their own longest sequence (padding costs nothing then)."""
+        width = int(self.mask[index].any(dim=0).nonzero().max()) + 1
+        return Experience(*(getattr(self, f.name)[index, :width] for f in fields(self)))
+
+
+class _Order(Dataset):
+    """Row numbers of the minibatches of one iteration; filled anew at each epoch's start."""
+
+    def __init__(self, length: int) -> None:
+        self.rows = torch.zeros(length, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.rows[index]
+
+
+class PPOModule(pl.LightningModule):
+    """Trains a policy top (and a value head, where there is one) against a reward given as a callable.
+
+    Args:
+        policy: the top to train.
+        value_head: the critic's head, or None for an algorithm without a critic.
+        value_top: a top of its own for the value head, or None to share.
+        reference: the frozen SFT policy; it is no part of this module's checkpoints.
+        collect: iteration -> `Rollout` sampled from the policy as it stands.
+        reward: `Rollout` -> scores (N,).
+        diagnose: `Rollout` -> further metrics of the responses (copy rate and the like).
+        watch: sees the history, with the new row, at each iteration's end.
+        tracker: measures the policy on fixed prompts and may stop the run, or None.
+    """
+
+    def __init__(
+        self,
+        policy: Top,
+        value_head: ScalarHead | None,
+        value_top: Top | None,
+        reference: Top,
+        *,
+        collect: Callable[[int], Rollout],
+        reward: Callable[[Rollout], Tensor],
+        diagnose: Callable[[Rollout], dict[str, float]],
+        watch: Callable[[Sequence[dict[str, float]]], object],
+        tracker: Tracker | None,
+        rollouts_per_iteration: int,
+        options: PPOOptions,
+        optim: OptimOptions,
+    ) -> None:
+        super().__init__()
+        self.policy, self.value_head, self.value_top = policy, value_head, value_top
+        object.__setattr__(self, "reference", reference)  # kept out of parameters and checkpoints
+        self._collect, self._reward, self._diagnose, self._watch = collect, reward, diagnose, watch
+        self._tracker = tracker
+        self._options, self._optim, self._count = options, optim, rollouts_per_iteration
+        self._order = _Order(options.ppo_epochs * rollouts_per_iteration)
+        self.beta = options.beta
+        self._experience: Experience | None = None
+        self._metrics: dict[str, float] = {}
+        self._sums: dict[str, list[Tensor]] = {}
+        self.history: list[dict[str, float]] = []
+
+    # Data: the buffer of this iteration.
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(
+            self._order, batch_size=self._options.minibatch_rollouts, shuffle=False, num_workers=0
+        )
+
+    def on_train_start(self) -> None:
+        # Resumed after it had stopped by itself (a last row without updates): there is nothing to go on with.
+        if self.history and "ppo/ratio_first" not in self.history[-1]:
+            self.trainer.should_stop = True
+
+    def on_train_epoch_start(self) -> None:
+        iteration, options = self.current_epoch, self._options
+        generator = torch.Generator().manual_seed(options.seed * 1_000_003 + iteration)
+        orders = [torch.randperm(self._count, generator=generator) for _ in range(options.ppo_epochs)]
+        self._order.rows.copy_(torch.cat(orders))
+        tracked = self._track(iteration)
+        started = time.perf_counter()
+        rollout = self._collect(iteration)
+        rolled = time.perf_counter()
+        self._experience, self._metrics = self._prepare(rollout, orders[0].split(options.minibatch_rollouts))
+        self._metrics["ppo/seconds_rollout"] = rolled - started
+        self._metrics["ppo/seconds_prepare"] = time.perf_counter() - rolled
+        self._metrics.update(self._diagnose(rollout) | tracked)
+        self._sums, self._update_started = {}, time.perf_counter()
+        if options.max_kl is not None and self._metrics["ppo/kl"] > options.max_kl:
+            self.trainer.should_stop = True
+
+    def _track(self, iteration: int) -> dict[str, float]:
+        """Metrics of the tracker, where it measures before this iteration; it may stop the run."""
+        if self._tracker is None:
+            return {}
+        started = time.perf_counter()
+        tracked = self._tracker.at(iteration)
+        if tracked:
+            tracked["ppo/seconds_track"] = time.perf_counter() - started
+            if self._tracker.should_stop:
+                self.trainer.should_stop = True
+        return tracked
+
+    @torch.no_grad()
+    def _prepare(self, rollout: Rollout, chunks: Sequence[Tensor]) -> tuple[Experience, dict[str, float]]:
+        """Score a rollout: what the updates read, and the iteration's metrics."""
+        place = f"rl at iteration {self.current_epoch + 1}"
+        experience, entropy = self._read(rollout, chunks)
+        for what, values in (
+            ("policy's log-probability", experience.old_logprobs),
+            ("reference policy's log-probability", experience.ref_logprobs),
+            ("value", experience.old_values),
+        ):
+            require_finite(values, what, place)
+        mask, options = experience.mask, self._options
+        started = time.perf_counter()
+        raw = by_first(lambda: self._reward(rollout)).to(entropy)
+        seconds = time.perf_counter() - started
+        require_finite(raw, "reward", place)
+        scores = penalised_scores(
+            raw,
+            rollout.finished,
+            rollout.lengths(),
+            missing_eos_penalty=options.missing_eos_penalty,
+            missing_eos_score=options.missing_eos_score,
+            length_penalty=options.length_penalty,
+        )
+        advantages, returns = self._credit(scores, experience)
+        logprobs, reference = experience.old_logprobs, experience.ref_logprobs
+        kl = masked_sum(kl_estimate(logprobs, reference, "k1"), mask, 1).mean()
+        metrics: dict[str, Tensor | float] = {
+            "ppo/reward": raw.mean(),
+            "ppo/reward_std": raw.std(correction=0),
+            "ppo/score": scores.mean(),
+            "ppo/kl": kl,
+            "ppo/kl_coefficient": self.beta,
+            "ppo/objective": self._score_weight * scores.mean() - self.beta * kl,
+            "ppo/entropy": masked_mean(entropy, mask),
+            "ppo/response_length": mask.sum(dim=1).float().mean(),
+            "ppo/eos_rate": rollout.finished.float().mean(),
+            "ppo/seconds_reward": seconds,
+        }
+        experience = replace(experience, advantages=advantages, returns=returns)
+        return experience, {name: float(value) for name, value in metrics.items()}
+
+    def _read(self, rollout: Rollout, chunks: Sequence[Tensor]) -> tuple[Experience, Tensor]:
+        """Log-probabilities and values of a rollout, and the policy's entropy (N, T).
+
+        Computed in the first minibatches' own shapes, so that the first ratio is one to the last bit and
+        not only nearly so: by the process, too, that has these rows then.
+        """
+        mask = rollout.response_mask
+        zeros = torch.zeros(mask.shape, device=mask.device)
+        blank = Experience(rollout.ids, rollout.features, mask, zeros, zeros, zeros, zeros, zeros)
+        logprobs, reference, values, entropy = (zeros.clone() for _ in range(4))
+        for index in map(own_share, chunks):
+            part = blank.rows(index)
+            width = part.ids.shape[1]
+            hidden, value = self._forward(part)
+            if value is not None:
+                values[index, :width] = value
+            logprobs[index, :width] = self._logprobs(self.policy, hidden, part)
+            entropy[index, :width] = scatter_counted(self._entropy(hidden), part.mask)
+            hidden = response_hidden(self.reference, part.features, part.mask)
+            reference[index, :width] = self._logprobs(self.reference, hidden, part)
+        logprobs, reference, values, entropy = map(total, (logprobs, reference, values, entropy))
+        read = replace(blank, old_logprobs=logprobs, ref_logprobs=reference, old_values=values)
+        return read, entropy
+
+    @property
+    def _score_weight(self) -> float:
+        return 1.0 - self.beta if self._options.convex_kl else 1.0
+
+    def _credit(self, scores: Tensor, experience: Experience) -> tuple[Tensor, Tensor]:
+        """Advantages and returns (N, T) for scores (N,), and for the KL where it is part of the reward."""
+        options, mask = self._options, experience.mask
+        rewards = kl_shaped_rewards(
+            self._score_weight * scores,
+            experience.old_logprobs,
+            experience.ref_logprobs,
+            mask,
+            beta=self.beta if options.kl == "reward" else 0.0,
+            kind=options.kl_estimator,
+        )
+        if options.whiten_rewards:
+            rewards = whiten(rewards, mask, center=False)
+        advantages, returns = self._advantages(rewards, experience.old_values, mask)
+        if options.whiten_advantages:
+            advantages = whiten(advantages, mask, center=True)
+        return advantages, returns
+
+    def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages and returns (N, T). Algorithms that compare whole responses give one to all its tokens."""
+        options = self._options
+        if options.advantage == "gae":
+            return gae(rewards, values, mask, gamma=options.gamma, lam=options.lam)
+        if options.advantage == "return":
+            return reinforce_advantages(rewards, values, mask, gamma=options.gamma)
+        compare = {"rloo": rloo_advantages, "grpo": grpo_advantages}[options.advantage]
+        totals = rewards.sum(1)
+        advantages = compare(totals, options.samples_per_prompt)[:, None].expand_as(rewards)
+        returns = totals[:, None].expand_as(rewards)
+        return zero_masked(advantages, mask), zero_masked(returns, mask)
+
+    # Maths of one minibatch.
+
+    def _forward(self, part: Experience) -> tuple[Tensor, Tensor | None]:
+        """Policy's hidden states (counted tokens, D) and values (N, T), both before each token."""
+        hidden = response_hidden(self.policy, part.features, part.mask)
+        if self.value_head is None:
+            return hidden, None
+        before = (
+            hidden if self.value_top is None else response_hidden(self.value_top, part.features, part.mask)
+        )
+        return hidden, scatter_counted(self.value_head(before), part.mask)
+
+    def _logprobs(self, top: Top, hidden: Tensor, part: Experience) -> Tensor:
+        """Log-probabilities (N, T) of the response tokens under the sampling temperature."""
+        return scatter_counted(
+            top.logprobs(hidden, part.ids[part.mask], self._options.temperature), part.mask
+        )
+
+    def _entropy(self, hidden: Tensor) -> Tensor:
+        chunks = hidden.split(ENTROPY_ROWS * (1 if hidden.device.type == "cpu" else 16))
+        return torch.cat([token_entropy(self.policy.logits(h) / self._options.temperature) for h in chunks])
+
+    def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
+        """This process's share of the minibatch's loss: over what the whole minibatch counts."""
+        assert self._experience is not None
+        batch = batch.to(self.device)
+        part, mask = self._experience.rows(own_share(batch)), self._experience.mask[batch]
+        counts = {"token": mask.sum(), "sequence": mask.any(dim=1).sum()}
+        hidden, values = self._forward(part)
+        losses, means = self._losses(self._logprobs(self.policy, hidden, part), values, part, counts)
+        deviation = means.pop("ratio_max_deviation")
+        if batch_index == 0:
+            self._check_first_ratio(float(deviation))
+        weights = {"policy_loss": 1.0, "value_loss": self._options.value_coefficient, "kl_loss": self.beta}
+        loss = sum(
+            (weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device)
+        )
+        share = part.mask.sum() / counts["token"]
+        own = {name: share * value for name, value in means.items()}
+        for name, value in {**own, **losses, "loss": loss}.items():
+            self._sums.setdefault(name, []).append(value.detach())
+        return loss
+
+    def _losses(
+        self, logprobs: Tensor, values: Tensor | None, part: Experience, counts: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss's terms, to be added up over processes, and means over this process's own tokens."""
+        options, normalizer = self._options, counts[self._options.loss_mean]
+        policy_loss, means = self._policy_loss(logprobs, part, normalizer)
+        losses = {"policy_loss": policy_loss}
+        if values is not None:
+            losses["value_loss"], critic = ppo_value_loss(
+                values,
+                part.old_values,
+                part.returns,
+                part.mask,
+                clip=options.value_clip,
+                normalizer=counts["token"],
+            )
+            means["explained_variance"] = critic["explained_variance"]
+        if options.kl == "loss":
+            losses["kl_loss"] = kl_loss(
+                logprobs,
+                part.ref_logprobs,
+                part.mask,
+                kind=options.kl_estimator,
+                mean=options.loss_mean,
+                normalizer=normalizer,
+            )
+        return losses, means
+
+    def _policy_loss(
+        self, logprobs: Tensor, part: Experience, normalizer: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        options = self._options
+        if options.loss == "clip":
+            return ppo_policy_loss(
+                logprobs,
+                part.old_logprobs,
+                part.advantages,
+                part.mask,
+                clip=options.clip,
+                mean=options.loss_mean,
+                normalizer=normalizer,
+            )
+        loss = reinforce_loss(
+            logprobs, part.advantages, part.mask, mean=options.loss_mean, normalizer=normalizer
+        )
+        return loss, ratio_metrics(logprobs, part.old_logprobs, part.mask)
+
+    def _check_first_ratio(self, deviation: float) -> None:
+        """Before any update the new policy is the old one: anything else is a bug in log-probabilities."""
+        self._metrics["ppo/ratio_first"] = 1.0 + deviation
+        tolerance = RATIO_TOLERANCE[self.policy.trunk.dtype]
+        if not deviation <= tolerance:
+            raise RuntimeError(
+                f"first-minibatch ratio is off by {deviation:.2e} (allowed {tolerance:.0e}): log-probabilities differ"
+            )
+
+    def on_train_epoch_end(self) -> None:
+        sums = {name: total(torch.stack(values)) for name, values in self._sums.items()}
+        self._metrics.update({f"ppo/{name}": float(values.nanmean()) for name, values in sums.items()})
+        self._metrics["ppo/seconds_update"] = time.perf_counter() - self._update_started
+        seconds = sum(self._metrics[f"ppo/seconds_{part}"] for part in ("rollout", "prepare", "update"))
+        self._metrics["ppo/samples_per_s"] = self._count / seconds
+        self.history.append(self._metrics)
+        if self._options.kl_controller == "adaptive":
+            self.beta = adapted_beta(
+                self.beta,
+                self._metrics["ppo/kl"],
+                target=self._options.kl_target,
+                horizon=self._options.kl_horizon,
+                samples=self._count,
+            )
+        if self.logger:
+            self.logger.log_metrics(self._metrics, step=self.current_epoch)
+        self._watch(self.history)
+        self._experience = None
+
+    # Optimisation and checkpoints.
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = [(list(self.policy.parameters()), 1.0)]
+        critic = [part for part in (self.value_head, self.value_top) if part is not None]
+        if critic:
+            parameters = [parameter for part in critic for parameter in part.parameters()]
+            groups.append((parameters, self._options.value_lr_factor))
+        return build_optimizer(groups, self._optim)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        sum_gradients(optimizer)
+        norm = clip_each_group(optimizer, self._optim.gradient_clip)
+        require_finite(norm, "gradient", f"rl at iteration {self.current_epoch + 1}")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ppo_history"], checkpoint["ppo_beta"] = self.history, self.beta
+        if self._tracker is not None:
+            checkpoint["ppo_tracker"] = self._tracker.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history, self.beta = list(checkpoint["ppo_history"]), checkpoint["ppo_beta"]
+        if self._tracker is not None:
+            self._tracker.load_state_dict(checkpoint["ppo_tracker"])

@@ -1,0 +1,101 @@
+"""What the report says of RL: how far the reward rose, its scale, and where the policy went."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlaif.figures.rows import (
+    EMPTY_LOSES,
+    REWARD,
+    ResultRow,
+    Summary,
+    both_sides,
+    change_text,
+    row_if_any,
+    single_row,
+)
+from rlaif.stats import Interval, linear_trend
+from rlaif.tracking.runs import Row, interval, number, series
+from rlaif.tracking.text import plain, signed
+
+
+@dataclass(frozen=True)
+class RewardRise:
+    """The proxy reward at the start and the end of RL, along a line through all iterations.
+
+    `change` has the interval of that line's rise; without bounds where too few iterations, or none, are known.
+    Without a history, baseline and policy on the evaluation's prompts stand for start and end.
+    """
+
+    start: float
+    end: float
+    change: Interval
+
+    @property
+    def clear(self) -> bool:
+        """Whether it surely rose."""
+        return self.change.low > 0
+
+
+def reward_rise(summary: Summary, history: Sequence[Row] = ()) -> RewardRise | None:
+    """How far RL raised its reward; None where that is not known."""
+    values = series(history, "ppo/reward")[1]
+    if len(values) < 2:
+        end, start = both_sides(summary, REWARD)
+        if start is None or end is None:
+            return None
+        gain = interval(summary, "eval/reward_gain")
+        low, high = (gain.low, gain.high) if gain else (math.nan, math.nan)
+        return RewardRise(start, end, Interval(end - start, low, high, 0))
+    change = linear_trend(values)
+    middle = statistics.fmean(values)
+    return RewardRise(middle - change.estimate / 2, middle + change.estimate / 2, change)
+
+
+def rl_rows(summary: Summary, history: Sequence[Row]) -> list[ResultRow]:
+    rise = reward_rise(summary, history)
+    rows = []
+    if rise:
+        value = f"{plain(rise.start)} → {plain(rise.end)}"
+        rows.append(ResultRow("RL", "reward (proxy)", "ppo/reward", value, note=change_text(rise.change)))
+    else:
+        rows += single_row(summary, "RL", "ppo/reward", "reward (proxy)", "at the end")
+    return [
+        *rows,
+        *_held_out_rows(summary),
+        *_scale_rows(summary),
+        *single_row(
+            summary,
+            "RL",
+            "ppo/objective",
+            "objective (RL maximises it)",
+            "reward less penalties and KL, at the end",
+        ),
+        *single_row(summary, "RL", "ppo/kl", "KL from the reference", "nats per response"),
+        *single_row(summary, "RL", "ppo/eos_rate", "ends by itself"),
+        *row_if_any(summary, "ppo/empty_rate", "empty responses", EMPTY_LOSES, "RL"),
+    ]
+
+
+def _scale_rows(summary: Summary) -> list[ResultRow]:
+    """How much of the raw reward 1 is, and so 1 of every penalty."""
+    words, sd = summary.get("ppo/reward_scale"), number(summary, "ppo/reward_raw_sd")
+    if not words:
+        return []
+    value = "" if sd is None else f"{plain(sd)} raw"
+    return [ResultRow("RL", "1 of reward and penalties is", "ppo/reward_scale", value, note=str(words))]
+
+
+def _held_out_rows(summary: Summary) -> list[ResultRow]:
+    """The proxy on prompts that the reward model was not trained on, with the interval of its gain."""
+    name = "ppo/reward_held_out"
+    start, end = both_sides(summary, (f"{name}_start", name))
+    gain, found = number(summary, f"{name}_gain"), interval(summary, f"{name}_gain")
+    if start is None or end is None or gain is None:
+        return []
+    bounds = f", 95% interval {signed(found.low)} to {signed(found.high)}" if found else ""
+    value, note = f"{plain(start)} → {plain(end)}", f"{signed(gain)}{bounds}"
+    return [ResultRow("RL", "reward (proxy), prompts new to it", name, value, note=note)]

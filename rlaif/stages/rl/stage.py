@@ -1,0 +1,232 @@
+"""stage=ppo: RL fine-tuning of the SFT policy against the configured reward."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rlaif.data.datamodule import PromptCursor
+from rlaif.data.encode import Cuts
+from rlaif.errors import UserError
+from rlaif.inference.rollouts import Rollout
+from rlaif.models.split import ScalarHead
+from rlaif.models.weights import TOP_FILE, save_modules
+from rlaif.records import is_empty
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
+from rlaif.stages.common.measures.text import copy_rate, distinct_ngram_share
+from rlaif.stages.common.policies import policy_top, sft_parent
+from rlaif.stages.common.rewards.kinds import (
+    check_reward,
+    make_reward,
+    reward_config,
+    reward_parents,
+    reward_work,
+)
+from rlaif.stages.common.rewards.reward import Reward
+from rlaif.stages.common.sources import rl_prompts
+from rlaif.stages.common.stage import Parents, Stage, Work
+from rlaif.stages.common.training.ranks import check_devices, training_together
+from rlaif.stages.common.training.trainer import fit, make_trainer, optim_options
+from rlaif.stages.rl.alarms import (
+    HISTORY_FILE,
+    check_alarms,
+    raise_alarms,
+    read_history,
+    review_policy,
+    write_history,
+)
+from rlaif.stages.rl.held_out import HeldOut, held_out_work, make_held_out
+from rlaif.stages.rl.module import PPOModule
+from rlaif.stages.rl.options import check_rl, rl_collector, rl_options
+from rlaif.stages.rl.track import check_track, kept_metrics, make_tracker, track_config, track_work
+from rlaif.stages.rl.tracker import Tracker
+
+FLAT = 0.98  # of the entropy of an even draw
+LAST = 3  # iterations averaged for the end's figures
+
+
+def iterations(ctx: Context, prompts: int) -> int:
+    """Iterations of the configured passes over the prompts (at least one)."""
+    node = ctx.cfg.rl
+    return max(1, int(node.num_epochs * prompts) // node.prompts_per_iteration)
+
+
+def _diagnose(rollout: Rollout) -> dict[str, float]:
+    pairs = list(zip(rollout.responses, rollout.prompts, strict=True))
+    return {
+        "ppo/copy_rate": fmean(copy_rate(response, prompt.prompt) for response, prompt in pairs),
+        "ppo/distinct_3": distinct_ngram_share(rollout.responses, 3),
+        "ppo/empty_rate": fmean(is_empty(response) for response in rollout.responses),
+    }
+
+
+def _check(ctx: Context) -> None:
+    check_rl(ctx.cfg.rl)
+    check_alarms(ctx.cfg.rl.alarms)
+    check_devices(ctx, "rl.minibatch_rollouts", ctx.cfg.rl.minibatch_rollouts)
+    check_reward(ctx)
+    check_track(ctx)
+
+
+def _module(
+    ctx: Context, parents: Parents, cuts: Cuts, reward: Reward
+) -> tuple[PPOModule, Tracker | None, HeldOut | None, int]:
+    """The PPO module with its collector, what measures it on held-out prompts, and the number of iterations."""
+    node, model = ctx.cfg.rl, ctx.model()
+    prompts = rl_prompts(ctx, node.num_prompts, cuts)
+    if not prompts:
+        raise UserError("no prompt fits task.max_prompt_tokens: write a higher limit")
+    count, rollouts = iterations(ctx, len(prompts)), node.prompts_per_iteration * node.samples_per_prompt
+    collector = rl_collector(ctx, prompts, samples_per_prompt=node.samples_per_prompt)
+    cursor = PromptCursor(len(prompts), node.prompts_per_iteration, ctx.cfg.seeds.rl)
+    policy = policy_top(ctx, parents)
+    reference = policy_top(ctx, parents).frozen_copy()
+    tracker = make_tracker(ctx, policy, reference, reward)
+    held_out = make_held_out(ctx, policy, reference, reward, count)
+    current = [0]
+
+    def collect(iteration: int) -> Rollout:
+        current[0] = iteration
+        # A copy in the compute dtype decodes without casting the masters at every token.
+        return collector.collect(policy.frozen_copy(), cursor.indices(iteration), iteration)
+
+    def diagnose(rollout: Rollout) -> dict[str, float]:
+        own = _diagnose(rollout) | reward.measures  # before the reward reads others
+        return own | (held_out.at(current[0]) if held_out is not None else {})
+
+    module = PPOModule(
+        policy,
+        None if node.value == "none" else ScalarHead(model.trunk.config.hidden_size),
+        policy_top(ctx, parents) if node.value == "separate" else None,
+        reference,
+        collect=collect,
+        reward=reward,
+        diagnose=diagnose,
+        watch=lambda history: raise_alarms(ctx, history),
+        tracker=tracker,
+        rollouts_per_iteration=rollouts,
+        options=rl_options(ctx),
+        optim=optim_options(node, count * node.ppo_epochs * rollouts // node.minibatch_rollouts),
+    )
+    return module, tracker, held_out, count
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every metric that all rows have."""
+    names = [name for name in rows[-1] if all(name in row for row in rows)]
+    return {name: fmean(row[name] for row in rows) for name in names}
+
+
+def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
+    cuts, reward = Cuts(), make_reward(ctx, parents)
+    module, tracker, held_out, count = _module(ctx, parents, cuts, reward)
+    cut = cut_metrics(ctx, "ppo", cuts, "prompts")
+    trainer = make_trainer(
+        ctx,
+        folder / "work",
+        max_epochs=count,
+        log_every=1,
+        limit_val=False,
+    )
+    rollouts = ctx.cfg.rl.prompts_per_iteration * ctx.cfg.rl.samples_per_prompt
+    task = ctx.progress.task("PPO (rollouts)", count * rollouts)
+    with task as advance, training_together(ctx, "ppo", folder):
+        fit(trainer, module, folder / "work")
+        advance(count * rollouts)
+    history = module.history
+    # The iteration that `rl.max_kl` or the tracker stops has rollouts but no updates: a shorter row.
+    updated = [row for row in history if "ppo/ratio_first" in row]
+    rows: list[dict[str, Any]] = [{"step": i, **row} for i, row in enumerate(history)]
+    tracked: dict[str, Any] = {}
+    if tracker is not None:
+        rows += _measured_end(ctx, tracker, len(updated))
+        tracked = kept_metrics(tracker)
+    if held_out is not None:
+        tracked |= held_out.told()  # of the policy that is kept
+    save_modules(folder / TOP_FILE, {"top": module.policy})
+    write_history(folder / HISTORY_FILE, rows)
+    metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:]), **tracked}
+    metrics["ppo/ratio_first"] = max(row["ppo/ratio_first"] for row in updated)
+    metrics["ppo/reward_start"] = history[0]["ppo/reward"]
+    metrics["ppo/iterations"] = len(history)
+    if "ppo/usd" in metrics:
+        metrics["ppo/usd"] = sum(row["ppo/usd"] for row in history)
+    _say_flat(ctx, history[0]["ppo/entropy"])
+    if reward.scale.problem:
+        ctx.warn("reward without a scale", reward.scale.problem)
+    return metrics | reward.scale.metrics() | cut
+
+
+def _say_flat(ctx: Context, entropy: float) -> None:
+    """Warn of a policy, such as that of profile=smoke, from which nothing can be learnt about RL."""
+    most = math.log(ctx.model().trunk.config.vocab_size)
+    if entropy > FLAT * most:
+        ctx.warn(
+            "a policy that cannot learn",
+            f"the policy draws tokens as good as evenly (entropy {entropy:.2f} of at most {most:.2f} nats a token), "
+            "as a random model does: RL shows here that commands run, and no reward can be expected to rise; write"
+            " profile=demo, or another model, to see it learn",
+        )
+
+
+def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str, Any]]:
+    """The history's row of the policy after its last update, unless it stopped at a measurement of it."""
+    if tracker.points[-1].iteration == updates:
+        return []
+    measured = tracker.measure(updates)
+    if ctx.run is not None:
+        ctx.run.log(measured, step=updates)
+    return [{"step": updates, **measured}]
+
+
+def _config(ctx: Context) -> dict[str, Any]:
+    node = plain(ctx.cfg.rl)
+    for key in ("max_rows", "alarms", "track"):  # the first two do not change what is trained
+        node.pop(key)
+    return {
+        "rl": node | track_config(ctx),
+        "reward": reward_config(ctx),
+        "model": ctx.model_identity,
+        "encoding": ctx.encoding,
+    }
+
+
+def _work(ctx: Context) -> Work:
+    node = ctx.cfg.rl
+    count = iterations(ctx, min(node.num_prompts, len(ctx.task.train)))
+    rollouts = count * node.prompts_per_iteration * node.samples_per_prompt
+    prompt, response = prompt_tokens(ctx), response_tokens(ctx)
+    passes = node.ppo_epochs + 1  # scoring by policy, reference and reward model costs about one update
+    scoring, tracking = reward_work(ctx, rollouts), track_work(ctx, count)
+    held_out = held_out_work(ctx, count)
+    usd = None if None in (scoring.usd, tracking.usd) else (scoring.usd or 0.0) + (tracking.usd or 0.0)
+    return Work(
+        forward=rollouts * prompt
+        + (scoring.forward if scoring.seconds is None else 0.0)
+        + tracking.forward
+        + held_out.forward,
+        decoded=rollouts * response + tracking.decoded + held_out.decoded,
+        trained=rollouts * (prompt + response) * passes,
+        usd=usd,
+    )
+
+
+def _parents(ctx: Context) -> tuple[str, ...]:
+    return (*reward_parents(ctx), *sft_parent(ctx))
+
+
+STAGE = Stage(
+    "ppo",
+    6,
+    "rl",
+    _parents,
+    _config,
+    _build,
+    _work,
+    _check,
+    review=review_policy,
+    history=read_history,
+)

@@ -1,0 +1,223 @@
+"""What stage=ppo tracks on fixed validation prompts: the reward that RL is paid beside a held-out measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from rlaif.errors import UserError
+from rlaif.inference.rollouts import Rollout, RolloutCollector
+from rlaif.models.split import Top
+from rlaif.ops import by_first
+from rlaif.records import Prompt, Sample
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_identity, labeling_work
+from rlaif.stages.common.limits import prompt_tokens, response_tokens
+from rlaif.stages.common.measures.text import rouge_l
+from rlaif.stages.common.measures.win_rate import compare, win_rate_items
+from rlaif.stages.common.policies import sampled_pair
+from rlaif.stages.common.rewards.reward import Reward
+from rlaif.stages.common.stage import Work
+from rlaif.stages.rl.held_out import unseen
+from rlaif.stages.rl.options import rl_collector
+from rlaif.stages.rl.tracker import Measured, Tracker, TrackOptions, point_metrics, rollout_kl
+
+_ONE = (
+    "rl.track.keep=best measures the policy that it keeps again on other validation prompts, but there is only one: "
+    "write a larger task.validation_fraction, or rl.track.keep=last"
+)
+JUDGES = ("rouge", "judge")
+KEEP = ("last", "best")
+Gold = Callable[[Rollout], list[float]]
+"""The held-out measure of each response, NaN where it could not be read."""
+
+
+def check_track(ctx: Context) -> None:
+    """Raises UserError for options of `rl.track` that cannot be had, before anything is built."""
+    node = ctx.cfg.rl.track
+    for key, known in (("judge", JUDGES), ("keep", KEEP)):
+        if node[key] not in known:
+            raise UserError(f"rl.track.{key}={node[key]} is not known: write {' or '.join(known)}")
+    if not node.every:
+        if node.patience is not None or node.keep == "best":
+            raise UserError(
+                "rl.track.patience and rl.track.keep=best go by measurements, and rl.track.every makes none: "
+                "write rl.track.every=2, say"
+            )
+        return
+    if not _candidates(ctx):
+        raise UserError(
+            f"rl.track.every={node.every} needs validation prompts{_with_references(ctx)}{_new(ctx)}, of which task "
+            f"{ctx.cfg.task.name} has none: write a larger task.validation_fraction, or rl.track.every=null"
+        )
+    if node.keep == "best" and len({prompt.cluster for prompt in _candidates(ctx)}) < 2:
+        raise UserError(_ONE)
+    if node.judge == "judge":
+        labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+
+
+def _with_references(ctx: Context) -> str:
+    needed = "rouge" in (ctx.cfg.rl.track.judge, ctx.cfg.reward.kind)
+    return " with references" if needed else ""
+
+
+def _new(ctx: Context) -> str:
+    known = len(unseen(ctx, ctx.task.validation)) < len(ctx.task.validation)
+    return " that the reward model was not trained on" if known else ""
+
+
+def _candidates(ctx: Context) -> list[Prompt]:
+    """Validation prompts whose conversations the reward model, where there is one, was not trained on."""
+    return [p for p in unseen(ctx, ctx.task.validation) if p.reference or not _with_references(ctx)]
+
+
+def track_config(ctx: Context) -> dict[str, Any]:
+    """The slice that the measurements depend on; nothing where there are none."""
+    node = plain(ctx.cfg.rl.track)
+    if not node["every"]:
+        return {}
+    if node["judge"] == "judge":
+        node["labeler"] = labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+        node["tie_margin"] = ctx.cfg.eval.tie_margin
+    return {"track": node}
+
+
+def track_work(ctx: Context, iterations: int) -> Work:
+    """What measuring takes over a run of so many iterations, its end included."""
+    node = ctx.cfg.rl.track
+    if not node.every:
+        return Work()
+    prompts, times = _candidates(ctx)[: node.num_prompts], -(-iterations // node.every) + 1
+    if node.keep == "best":
+        times += 2  # the kept policy and the start, on other prompts
+    tokens, responses = prompt_tokens(ctx) + response_tokens(ctx), times * len(prompts)
+    work = Work(forward=3 * responses * tokens, decoded=responses * response_tokens(ctx))
+    if node.judge == "rouge":
+        return work
+    judging = labeling_work(ctx, "judge", ctx.cfg.seeds.eval, filler_pairs(ctx, prompts * times))
+    local = judging.forward if judging.seconds is None else 0.0
+    return Work(forward=work.forward + local, decoded=work.decoded, usd=judging.usd)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """Measures a policy on fixed prompts.
+
+    The noise is that of the first iteration's rollouts, keyed by the prompts: two measurements differ by what
+    the policy has learnt alone. Responses are sampled as in training, so that the KL is that of training.
+    """
+
+    ctx: Context
+    prompts: Sequence[Prompt]
+    reference: Top
+    reward: Reward
+
+    def draw(self, top: Top) -> Rollout:
+        """Responses of `top` to the prompts."""
+        return self._collector.each(top.frozen_copy())
+
+    def of(self, top: Top) -> Measured:
+        gold, rollout = self._gold, self.draw(top)  # processes that train together draw together
+        return by_first(lambda: self._measured(top, rollout, gold))
+
+    def _measured(self, top: Top, rollout: Rollout, gold: Gold) -> Measured:
+        golds = gold(rollout)
+        read = [value for value in golds if not math.isnan(value)]
+        if not read:
+            raise UserError(
+                "rl.track.judge=judge: none of the judge's answers could be read: choose another judge=, or "
+                "write rl.track.judge=rouge"
+            )
+        kl = rollout_kl(top, self.reference, rollout, self.ctx.cfg.rl.temperature)
+        return float(self.reward(rollout).mean()), fmean(read), kl, golds
+
+    @cached_property
+    def _collector(self) -> RolloutCollector:
+        return rl_collector(self.ctx, self.prompts)
+
+    @cached_property
+    def _gold(self) -> Gold:
+        if self.ctx.cfg.rl.track.judge == "rouge":
+            return _rouge
+        return _against(self.ctx, self.draw(self.reference).samples())
+
+
+def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> Tracker | None:
+    """The configured tracker of `policy`, which starts as `reference`; None where nothing is to be tracked."""
+    node = ctx.cfg.rl.track
+    if not node.every:
+        return None
+    fixed, others = _tracked_prompts(ctx)
+    measure = _Measure(ctx, fixed, reference, reward)
+    other = _Measure(ctx, others, reference, reward)
+
+    def again() -> tuple[Measured, Measured]:
+        return other.of(policy), other.of(reference)
+
+    return Tracker(
+        policy,
+        lambda: measure.of(policy),
+        TrackOptions(node.every, node.patience, node.keep),
+        again=again if others else None,
+    )
+
+
+def _tracked_prompts(ctx: Context) -> tuple[list[Prompt], list[Prompt]]:
+    """The fixed prompts, and others to measure the kept policy on where it is the best of several.
+
+    They share no conversation. Half of the conversations that there are at most are fixed then.
+    """
+    node, prompts = ctx.cfg.rl.track, ctx.encoder.fitting(_candidates(ctx))
+    if not prompts:
+        raise UserError("no validation prompt fits task.max_prompt_tokens: write a higher limit")
+    if node.keep != "best":
+        return prompts[: node.num_prompts], []
+    clusters = list(dict.fromkeys(prompt.cluster for prompt in prompts))
+    first = set(clusters[: -(-len(clusters) // 2)])
+    fixed = [prompt for prompt in prompts if prompt.cluster in first][: node.num_prompts]
+    taken = {prompt.cluster for prompt in fixed}
+    others = [prompt for prompt in prompts if prompt.cluster not in taken][: node.num_prompts]
+    if not others:
+        raise UserError(_ONE)
+    return fixed, others
+
+
+def kept_metrics(tracker: Tracker) -> dict[str, float]:
+    """Puts the policy to keep in place: its measurement for the summary, and where it stood."""
+    kept, start = tracker.told()
+    return {
+        **point_metrics(kept),
+        "ppo/track_iteration": kept.iteration,
+        "ppo/track_proxy_start": start.proxy,
+        "ppo/track_gold_start": start.gold,
+    }
+
+
+def _rouge(rollout: Rollout) -> list[float]:
+    """ROUGE-L against the references."""
+    return [rouge_l(sample.response, sample.reference or "") for sample in rollout.samples()]
+
+
+def _against(ctx: Context, baseline: list[Sample]) -> Gold:
+    """Win, tie or loss against the SFT policy's responses to the same prompts, as `stage=eval` counts them."""
+    judge = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True)
+
+    def verdicts(rollout: Rollout) -> list[float]:
+        sides = list(zip(rollout.samples(), baseline, strict=True))
+        pairs = [sampled_pair(a, b) for a, b in sides]
+        judged = judge.label(pairs)
+        check_unread(ctx, "judge", judged.unread, "the judge's judgements")
+        comparisons = compare(
+            pairs,
+            judged.preferences,
+            [(a.tokens, b.tokens) for a, b in sides],
+            tie_margin=ctx.cfg.eval.tie_margin,
+        )
+        read = {row["id"]: row["eval/win_rate"] for row in win_rate_items(comparisons)}
+        return [read.get(pair.id, math.nan) for pair in pairs]
+
+    return verdicts

@@ -1,0 +1,1 @@
+"""stage=rm: the reward model, from labels to its calibrated scores."""

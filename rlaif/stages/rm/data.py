@@ -1,0 +1,182 @@
+"""What the reward model trains, validates and is tested on: pairs, labels of the chosen source, features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from rlaif.data.datamodule import PreferenceRow
+from rlaif.errors import UserError
+from rlaif.io import read_records
+from rlaif.records import Pair, Preference
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.labeling import PREFERENCES_FILE
+from rlaif.stages.common.measures.joining import agreement
+from rlaif.stages.common.rows import encode_pairs, response_ids
+from rlaif.stages.common.sources import PAIRS_FILE, PARTS, Part, part_of, source
+from rlaif.stages.common.stage import Parents
+from rlaif.stages.rm.bootstrap import bootstrap_counts
+from rlaif.stages.rm.labels import (
+    LabelSource,
+    TrainingLabel,
+    TrainingLabels,
+    for_loss,
+    own_labels,
+    training_labels,
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A pair with the label source's own label `p_a`, and its row with that label as the loss sees it."""
+
+    pair: Pair
+    p_a: float
+    row: PreferenceRow
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """Training rows by phase (trained one after another), validation and test pairs, and `rm/*` counts.
+
+    Noise, shuffling, `rm.n` and filters touch the training rows alone.
+    """
+
+    phases: list[list[PreferenceRow]]
+    validation: list[Labelled]
+    test: list[Labelled]
+    counts: dict[str, float]
+
+
+def label_source(ctx: Context) -> LabelSource:
+    """The label source that the configuration asks for. Raises UserError for options that make no sense."""
+    node = ctx.cfg.rm
+    return LabelSource(
+        labels=node.labels,
+        noise=node.label_noise,
+        n=node.n,
+        min_confidence=node.min_confidence,
+        hard=node.hard_labels,
+        confidence_exponent=node.confidence_weight,
+        seed=ctx.cfg.seeds.rm,
+    )
+
+
+def check_labels(ctx: Context) -> None:
+    """Raises UserError for labels that cannot be had, before anything is built."""
+    if not label_source(ctx).needs_gold:
+        return
+    policy = source(ctx) == "policy"
+    if policy or all(pair.gold is None for pair in ctx.task.pairs):
+        what = "pairs sampled from the policy have" if policy else f"the pairs of task {ctx.task.name} have"
+        raise UserError(
+            f"rm.labels={ctx.cfg.rm.labels} trains on gold labels, but {what} none: write rm.labels=ai, or "
+            "sample.source=dataset with task=helpful, harmless, tldr or a custom file that has labels"
+        )
+
+
+def reward_data(ctx: Context, parents: Parents) -> RewardData:
+    """Rows of the `sample` artifact's pairs, with the `label` artifact's preferences where there is one."""
+    chosen = label_source(ctx)
+    labelled, equal = _labelled(ctx, parents, chosen)
+    parts = _split(ctx, labelled)
+    train = {one.pair.id: one for one in parts["train"]}
+    labels = training_labels({pair_id: one.p_a for pair_id, one in train.items()}, chosen)
+    _alert_of_few(ctx, len(train))
+    return RewardData(
+        phases=[
+            [replace(train[label.pair_id].row, p_a=label.p_a, weight=_weight(ctx, label)) for label in phase]
+            for phase in labels.phases
+        ],
+        validation=parts["validation"],
+        test=parts["test"],
+        counts=_counts(labels, train) | equal,
+    )
+
+
+def _weight(ctx: Context, label: TrainingLabel) -> float | tuple[float, ...]:
+    """The pair's weight in the loss: one for each member where an ensemble's members draw their own samples."""
+    if not ctx.cfg.rm.bootstrap:
+        return label.weight
+    counts = bootstrap_counts(label.pair_id, members=ctx.cfg.rm.ensemble, seed=ctx.cfg.seeds.rm)
+    return tuple(label.weight * count for count in counts)
+
+
+def _labelled(ctx: Context, parents: Parents, chosen: LabelSource) -> tuple[list[Labelled], dict[str, float]]:
+    """The labelled pairs that differ within the limits, and the count of those that do not, if any."""
+    every = read_records(parents["sample"].file(PAIRS_FILE), Pair)
+    pairs = [pair for pair in every if _differ(ctx, pair)]
+    equal = _say_equal(ctx, len(every) - len(pairs), len(every))
+    asked = read_records(parents["label"].file(PREFERENCES_FILE), Preference) if "label" in parents else []
+    own = own_labels(pairs, {preference.pair_id: preference for preference in asked}, chosen)
+    rows = []
+    # All pairs, whichever have labels: the cache then holds the same texts for every labeler and source.
+    for pair, texts in zip(pairs, encode_pairs(ctx, pairs, "pairs"), strict=True):
+        if pair.id in own:
+            label = for_loss(pair.id, own[pair.id], chosen)
+            row = PreferenceRow(texts.prompt, texts.a, texts.b, p_a=label.p_a, weight=label.weight)
+            rows.append(Labelled(pair, own[pair.id], row))
+    return rows, equal
+
+
+def _differ(ctx: Context, pair: Pair) -> bool:
+    a, b = response_ids(ctx, pair)
+    return a != b
+
+
+def _say_equal(ctx: Context, equal: int, every: int) -> dict[str, float]:
+    """Raises UserError where no pair is left."""
+    limit = f"task.max_response_tokens={ctx.cfg.task.max_response_tokens}"
+    if equal == every:
+        raise UserError(
+            f"all {every} pairs have responses that are equal once cut to {limit}, so there is nothing to train a "
+            "reward model on: write a higher limit"
+        )
+    if not equal:
+        return {}
+    ctx.warn(
+        "texts beyond the limits",
+        f"rm: {equal} of {every} pairs are not trained on, their responses equal once cut to {limit}",
+    )
+    return {"rm/equal_dropped": equal}
+
+
+def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[Part, list[Labelled]]:
+    """The rows by their part. Raises UserError where one of them would be empty."""
+    parts: dict[Part, list[Labelled]] = {name: [] for name in PARTS}
+    for row in rows:
+        parts[part_of(ctx, row.pair.cluster)].append(row)
+    empty = [name for name, part in parts.items() if not part]
+    if empty:
+        raise UserError(
+            f"{len(rows)} labelled pairs leave none for {empty[0]}: "
+            "write a larger sample.num_prompts or other rm.*_fraction"
+        )
+    return parts
+
+
+def _alert_of_few(ctx: Context, available: int) -> None:
+    wanted = ctx.cfg.rm.n
+    if wanted is not None and wanted > available and ctx.run is not None:
+        ctx.run.alert(
+            "fewer labels than asked for",
+            f"rm.n={wanted}, but there are {available} labelled training pairs: all are used; a larger "
+            "sample.num_prompts gives more",
+        )
+
+
+def _counts(labels: TrainingLabels, train: Mapping[str, Labelled]) -> dict[str, float]:
+    golds = {pair_id: one.pair.gold for pair_id, one in train.items()}
+    right = [
+        agreement(label.p_a, gold)
+        for phase in labels.phases
+        for label in phase
+        if (gold := golds[label.pair_id]) not in (None, 0.5)
+    ]
+    return {
+        "rm/train_pairs": sum(map(len, labels.phases)),
+        "rm/dropped_pairs": labels.dropped,
+        "rm/flipped_pairs": labels.flipped,
+        **({"rm/label_alignment": fmean(right)} if right else {}),
+    }

@@ -1,0 +1,121 @@
+"""Held-out pairs with what an ensemble of reward models says of them: the rows of every measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+import torch
+from scipy.special import expit
+
+from rlaif.models.weights import Normalization
+from rlaif.ops import empty_last
+from rlaif.records import Pair, is_empty
+from rlaif.stages.common.measures.joining import agreement
+
+Scores = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """One pair. `p_a` (the label) and `gold` are probabilities that a is better, None where not known.
+
+    Rewards are normalised and averaged over the members, as RL maximises them (an empty response has less than
+    every text, and as much as another empty one); `logit` is their difference
+    on the scale of training, so that sigmoid(logit) is the model's own probability that a is better.
+    `disagreement` is the standard deviation of that probability over the members (None for one alone).
+    """
+
+    id: str
+    prompt_id: str
+    p_a: float | None
+    gold: float | None
+    reward_a: float
+    reward_b: float
+    logit: float
+    disagreement: float | None
+    tokens_a: int
+    tokens_b: int
+    group: str | None = None
+
+    @property
+    def cluster(self) -> str:
+        """What the pair is resampled with: its conversation, or its prompt."""
+        return self.prompt_id if self.group is None else self.group
+
+    @property
+    def right(self) -> float | None:
+        """1 where the rewards prefer the label's side, 0 where not, 0.5 if equal; None for no such side."""
+        return _met(self.reward_a - self.reward_b, self.p_a)
+
+    @property
+    def gold_right(self) -> float | None:
+        """`right` against gold."""
+        return _met(self.reward_a - self.reward_b, self.gold)
+
+    @property
+    def longer_right(self) -> float | None:
+        """`right` of a rule that prefers the longer response."""
+        return _met(self.tokens_a - self.tokens_b, self.p_a)
+
+
+def _met(difference: float, target: float | None) -> float | None:
+    if target is None or target == 0.5:
+        return None
+    return agreement(0.5 if difference == 0 else float(difference > 0), target)
+
+
+def scored_pairs(
+    pairs: Sequence[Pair],
+    labels: Sequence[float | None],
+    members: Sequence[Scores],
+    normalization: Sequence[Normalization],
+    lengths: Sequence[tuple[int, int]],
+) -> list[ScoredPair]:
+    """Join the columns: `members[m][i]` are member m's scores of pair i's (a, b) as trained, `lengths` tokens.
+
+    Members count by their normalised rewards; the logit divides by their mean scale, which for one member
+    is what it was trained as. Raises ValueError for columns that do not fit together or repeated ids.
+    """
+    sizes = [len(pairs), len(labels), len(lengths), *(len(scores) for scores in members)]
+    if len(set(sizes)) > 1 or not members or len(members) != len(normalization):
+        raise ValueError(f"pairs, labels, lengths and members' scores do not match: {sizes}")
+    if len({pair.id for pair in pairs}) != len(pairs):
+        raise ValueError("pair ids repeat")
+    scale = fmean(n.scale for n in normalization)
+    rows, rewards = [], _rewards(pairs, members, normalization)
+    columns = zip(pairs, labels, lengths, rewards, *members, strict=True)
+    for pair, label, (tokens_a, tokens_b), (a, b), *scores in columns:
+        spread = pstdev(float(expit(x - y)) for x, y in scores) if len(scores) > 1 else None
+        logit = (a - b) / scale
+        rows.append(
+            ScoredPair(
+                pair.id,
+                pair.prompt_id,
+                label,
+                pair.gold,
+                a,
+                b,
+                logit,
+                spread,
+                tokens_a,
+                tokens_b,
+                pair.group,
+            )
+        )
+    return rows
+
+
+def _rewards(
+    pairs: Sequence[Pair], members: Sequence[Scores], normalization: Sequence[Normalization]
+) -> list[tuple[float, float]]:
+    """Rewards of each pair's (a, b), normalised and averaged, an empty response's below every text's."""
+    if not pairs:
+        return []
+    parts = [
+        n.scale * torch.tensor(scores, dtype=torch.float64) + n.shift
+        for n, scores in zip(normalization, members, strict=True)
+    ]
+    empty = torch.tensor([[is_empty(pair.response_a), is_empty(pair.response_b)] for pair in pairs])
+    return [(a, b) for a, b in empty_last(torch.stack(parts).mean(dim=0), empty).tolist()]

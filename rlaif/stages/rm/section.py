@@ -1,0 +1,159 @@
+"""What the report says of a reward model: accuracy, length, calibration, disagreement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from rlaif.figures import plots
+from rlaif.figures.rows import (
+    ResultRow,
+    Summary,
+    between,
+    by_confidence,
+    fact_rows,
+    latest_table,
+    rate_texts,
+    single_row,
+)
+from rlaif.tracking.runs import Row, RunRecord, number
+from rlaif.tracking.text import p_text, plain
+
+FACTS = (
+    ("Accuracy", "rm/accuracy", "on its labels"),
+    ("Accuracy", "rm/gold_accuracy", "on gold"),
+    ("Length", "rm/length_only_accuracy", '"longer is better", on the same labels'),
+    ("Length", "rm/length_only_gap", "reward model minus that"),
+    ("Length", "rm/length_correlation", "correlation of reward and length"),
+    ("Calibration", "rm/ece", "ECE as trained"),
+    ("Calibration", "rm/ece_fitted", "ECE at the fitted temperature"),
+    ("Calibration", "rm/fitted_temperature", "fitted temperature"),
+    ("Calibration", "rm/brier", "Brier score"),
+    ("Ensemble", "rm/disagreement", "disagreement"),
+    ("Training", "rm/train_pairs", "training pairs"),
+    ("Training", "rm/dropped_pairs", "dropped by confidence"),
+    ("Training", "rm/epochs", "epochs"),
+    ("Training", "rm/best_val_loss", "lowest validation loss"),
+    ("Training", "rm/pairs_per_s", "pairs a second"),
+)
+_HALVES = {"low": "agree more", "high": "agree less"}
+
+
+@dataclass(frozen=True)
+class RewardBin:
+    """One bin in text: accuracy against the model's labels, and against gold."""
+
+    name: str
+    n: str
+    accuracy: str
+    accuracy_range: str
+    gold_n: str
+    gold: str
+    gold_range: str
+
+
+@dataclass(frozen=True)
+class BinTable:
+    """Accuracy by bin; `gold` says whether any bin has gold pairs."""
+
+    title: str
+    head: str
+    caption: str
+    rows: tuple[RewardBin, ...]
+    gold: bool
+
+
+@dataclass(frozen=True)
+class RewardModelSection:
+    """What the page shows of a reward model. `facts`: grouped by their `stage`; figures with their captions."""
+
+    facts: tuple[ResultRow, ...]
+    tables: tuple[BinTable, ...]
+    figures: tuple[tuple[Markup, str], ...]
+
+
+def reward_model_section(runs: Sequence[RunRecord], summary: Summary) -> RewardModelSection | None:
+    """The section of the reward model behind `runs` (one path; `summary` merged); None without one."""
+    confidence = latest_table(runs, "rm_confidence")
+    figures = (
+        (
+            _reliability(latest_table(runs, "rm_reliability")),
+            "On the dashed line, a preference that the rewards put at 80% is so by 80% of the labels.",
+        ),
+        (
+            by_confidence(confidence, {"on its labels": "accuracy", "on gold": "gold_accuracy"}),
+            "Where the labeler wavered, its label is hard to predict, and gold need not follow it.",
+        ),
+    )
+    section = RewardModelSection(
+        fact_rows(FACTS, summary, _notes(summary)),
+        tuple(table for table in _tables(runs, confidence) if table.rows),
+        tuple((Markup(svg), caption) for svg, caption in figures if svg),
+    )
+    return section if any((section.facts, section.tables, section.figures)) else None
+
+
+def _notes(summary: Summary) -> dict[str, str]:
+    count, p = number(summary, "rm/n"), number(summary, "rm/length_only_p_value")
+    return {
+        "rm/accuracy": f"{plain(count)} held-out pairs",
+        "rm/length_only_gap": "" if p is None else f"paired test by prompt, {p_text(p)}",
+        "rm/length_correlation": "Pearson, all held-out responses",
+        "rm/fitted_temperature": "above 1: overconfident as trained",
+        "rm/brier": "0.25 is a coin, for labels of 0 and 1",
+        "rm/disagreement": "standard deviation over members of the probability that a is better",
+    }
+
+
+def _tables(runs: Sequence[RunRecord], confidence: Sequence[Row]) -> tuple[BinTable, ...]:
+    lengths, halves = latest_table(runs, "rm_length"), latest_table(runs, "rm_disagreement")
+    return (
+        _table(
+            "By confidence of the label",
+            "|p − 0.5|",
+            "p is the label, over both orders where it has two.",
+            {between(row): row for row in confidence},
+        ),
+        _table(
+            "By length of the preferred response",
+            "Preferred is",
+            "Preferred by the label, or by gold. Similar: at most 10% of the longer one apart (tokens).",
+            {str(row["bin"]): row for row in lengths},
+        ),
+        _table(
+            "By disagreement of the ensemble",
+            "Members",
+            "Halves of the held-out pairs, at the median disagreement.",
+            {_HALVES[row["bin"]]: row for row in halves},
+        ),
+    )
+
+
+def _table(title: str, head: str, caption: str, rows: Mapping[str, Row]) -> BinTable:
+    shown = tuple(
+        RewardBin(name, *rate_texts(row, "n", "accuracy"), *rate_texts(row, "gold_n", "gold_accuracy"))
+        for name, row in rows.items()
+    )
+    return BinTable(title, head, caption, shown, any(number(row, "gold_n") for row in rows.values()))
+
+
+def _reliability(rows: Sequence[Row]) -> str:
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        curves.setdefault(str(row["curve"]), []).append(row)
+    return plots.reliability_plot(curves, title="Reward model: reliability")
+
+
+def reward_model_rows(summary: Summary) -> list[ResultRow]:
+    count, p = number(summary, "rm/n"), number(summary, "rm/length_only_p_value")
+    held_out = f"{plain(count)} held-out pairs" if count else "held-out labels"
+    test = "" if p is None else f"against the reward model: {p_text(p)}"
+    return [
+        *single_row(summary, "Reward model", "rm/accuracy", "accuracy on its labels", held_out),
+        *single_row(
+            summary, "Reward model", "rm/length_only_accuracy", 'if it were "longer is better"', test
+        ),
+        *single_row(summary, "Reward model", "rm/gold_accuracy", "accuracy on gold"),
+    ]

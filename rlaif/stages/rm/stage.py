@@ -1,0 +1,142 @@
+"""stage=rm: the reward model on the labeler's soft preferences."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from rlaif.data.datamodule import TextDataModule
+from rlaif.errors import UserError
+from rlaif.models.split import ScalarHead
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.labeling import trust_gate
+from rlaif.stages.common.limits import pair_tokens, prompt_tokens, response_tokens
+from rlaif.stages.common.policies import policy_top, sft_parent
+from rlaif.stages.common.sources import source
+from rlaif.stages.common.stage import Parents, Stage, Work
+from rlaif.stages.common.training.ranks import check_devices, training_together
+from rlaif.stages.common.training.trainer import check_training, fit, make_trainer, optim_options
+from rlaif.stages.rm.data import RewardData, check_labels, label_source, reward_data
+from rlaif.stages.rm.measures import item_rows, measure_and_save, table_rows
+from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
+
+MEMBER_SEEDS = 1_000_003  # between the seeds of two members' heads
+
+
+def _module(ctx: Context, parents: Parents, rows: RewardData) -> RewardModule:
+    """The members, which differ by their heads' first weights; member 0 is the model of an ensemble of one."""
+    node, seed = ctx.cfg.rm, ctx.cfg.seeds.rm
+    size, start = ctx.model().trunk.config.hidden_size, parents if node.init == "sft" else {}
+    generators = (torch.Generator().manual_seed(seed + MEMBER_SEEDS * i) for i in range(node.ensemble))
+    steps = node.num_epochs * sum(-(-len(phase) // node.batch_size) for phase in rows.phases)
+    return RewardModule(
+        [(policy_top(ctx, start), ScalarHead(size).init_normal(generator)) for generator in generators],
+        optim_options(node, steps),
+        PreferenceLossOptions(node.margin, node.label_smoothing, node.label_temperature, node.centering),
+        head_lr_factor=node.head_lr_factor,
+        patience=node.patience,
+        # A model that stopped before its last phase would not be what rm.labels asks for.
+        choose_from=node.num_epochs * (len(rows.phases) - 1),
+    )
+
+
+def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
+    node = ctx.cfg.rm
+    rows = reward_data(ctx, parents)
+    module = _module(ctx, parents, rows)
+    data = TextDataModule.preference_view(
+        rows.phases,
+        [one.row for one in rows.validation],
+        epochs_per_phase=node.num_epochs,
+        batch_size=node.batch_size,
+        micro_batch_size=node.micro_batch_size or node.batch_size,
+        seed=ctx.cfg.seeds.rm,
+    )
+    trainer = make_trainer(
+        ctx,
+        folder / "work",
+        max_epochs=node.num_epochs * len(rows.phases),
+        log_every=2,
+        limit_val=True,
+    )
+    planned = sum(map(len, rows.phases)) * node.num_epochs
+    task = ctx.progress.task("reward model (pairs)", planned)
+    with task as advance, training_together(ctx, "rm", folder):
+        fresh, started = not (folder / "work" / "checkpoints").exists(), time.perf_counter()
+        fit(trainer, module, folder / "work", data)
+        seconds = time.perf_counter() - started
+        advance(planned)
+    trained = sum(len(rows.phases[epoch // node.num_epochs]) for epoch in range(module.epochs))
+    module.eval().to(ctx.model().device)
+    return {
+        **measure_and_save(ctx, folder, module.members, rows.validation, rows.test),
+        **rows.counts,
+        "rm/best_val_loss": fmean(best.loss for best in module.best),
+        "rm/epochs": module.epochs,
+        **({"rm/pairs_per_s": trained / seconds} if fresh else {}),
+    }
+
+
+def _config(ctx: Context) -> dict[str, Any]:
+    return {"rm": plain(ctx.cfg.rm), "model": ctx.model_identity, "encoding": ctx.encoding}
+
+
+def _parents(ctx: Context) -> tuple[str, ...]:
+    labels = ("label",) if label_source(ctx).needs_ai else ()
+    return ("sample", *labels, *(sft_parent(ctx) if ctx.cfg.rm.init == "sft" else ()))
+
+
+def _work(ctx: Context) -> Work:
+    node, sample = ctx.cfg.rm, ctx.cfg.sample
+    if source(ctx) == "policy":
+        pairs = sample.num_prompts * sample.num_samples
+        tokens = prompt_tokens(ctx) + 2 * response_tokens(ctx)
+    else:
+        own = ctx.task.pairs[: sample.num_prompts]
+        pairs, tokens = len(own), pair_tokens(ctx, own)
+    trained = min(node.n or pairs, pairs * (1 - node.validation_fraction - node.test_fraction))
+    return Work(forward=pairs * tokens, trained=trained * tokens * node.num_epochs * node.ensemble)
+
+
+def _check(ctx: Context) -> None:
+    if ctx.cfg.rm.init not in ("sft", "base"):
+        raise UserError(f"rm.init={ctx.cfg.rm.init} is not known: write sft or base")
+    check_training("rm", ctx.cfg.rm)
+    check_devices(ctx, "rm.batch_size", ctx.cfg.rm.batch_size)
+    check_labels(ctx)
+    _check_loss(ctx)
+    if ctx.cfg.rm.normalize_rows < 2:
+        raise UserError(
+            f"rm.normalize_rows={ctx.cfg.rm.normalize_rows} gives no spread to normalise by: write 2 or more"
+        )
+
+
+def _check_loss(ctx: Context) -> None:
+    node = ctx.cfg.rm
+    if not 0 <= node.label_smoothing < 0.5:
+        raise UserError(
+            f"rm.label_smoothing={node.label_smoothing} would leave no preference: write 0 or more, below 0.5"
+        )
+
+
+def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
+    return trust_gate(ctx, built["label"].metrics) if "label" in built else {}
+
+
+STAGE = Stage(
+    "rm",
+    5,
+    "rm",
+    _parents,
+    _config,
+    _build,
+    _work,
+    _check,
+    _gate,
+    items=lambda ctx, built: item_rows(built["rm"]),
+    tables=lambda ctx, built: table_rows(built["rm"]),
+)

@@ -1,0 +1,1 @@
+"""stage=sample: the response pairs that the labeler compares."""

@@ -1,0 +1,140 @@
+"""stage=sample: the response pairs that the labeler compares, sampled from the policy or read from the task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rlaif.data.encode import Cuts
+from rlaif.errors import UserError
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.io import write_records
+from rlaif.models.split import Top
+from rlaif.records import Pair, Prompt, Sample, is_empty
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.limits import cut_metrics, no_pairs, prompt_tokens, response_tokens
+from rlaif.stages.common.policies import draw, policy_top, sampled_pair, sft_parent, to_sample
+from rlaif.stages.common.sources import PAIRS_FILE, rl_prompts, source
+from rlaif.stages.common.stage import Parents, Stage, Work
+
+logger = logging.getLogger(__name__)
+
+
+Slot = tuple[Prompt, int, str]
+"""A response to be drawn: its prompt, which of the prompt's pairs it is in, and the side, a or b."""
+
+
+def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
+    """Pairs of different responses.
+
+    Equal ones, and responses that are empty, are redrawn `max_redraws` times. Pairs that are equal then are dropped
+    and counted; an empty response beside a text is kept, as the bad answer that it is.
+    """
+    node, seed = ctx.cfg.sample, ctx.cfg.seeds.sample
+    cuts = Cuts()
+    prompts = rl_prompts(ctx, node.num_prompts, cuts)
+    decoding = Decoding(ctx.cfg.task.max_response_tokens, node.temperature, node.top_k)
+    places = [(p, n) for p in prompts for n in range(node.num_samples)]
+    drawn: dict[tuple[str, int, str], Sample] = {}
+    pending: list[Slot] = [(p, n, side) for p, n in places for side in "ab"]
+    redrawn = 0
+    for attempt in range(node.max_redraws + 1):
+        keys = [[seed, p.id, n, side, attempt] for p, n, side in pending]
+        got = draw(ctx, top, [p for p, _, _ in pending], keys, decoding, node.max_rows, "pairs")
+        for (prompt, n, side), one in zip(pending, got, strict=True):
+            drawn[prompt.id, n, side] = to_sample(ctx, prompt, one)
+        pending = [slot for p, n in places for slot in _again(p, n, drawn)]
+        if not pending or attempt == node.max_redraws:
+            break
+        redrawn += len(pending)
+    pairs = [sampled_pair(drawn[p.id, n, "a"], drawn[p.id, n, "b"], f"{p.id}#{n}") for p, n in places]
+    kept = [pair for pair in pairs if not _equal(pair.response_a, pair.response_b)]
+    every = list(drawn.values())
+    metrics = {
+        "sample/redrawn": redrawn,
+        "sample/identical_dropped": len(pairs) - len(kept),
+        "sample/empty_rate": fmean(is_empty(s.response) for s in every) if every else 0.0,
+        "sample/mean_tokens": fmean(s.tokens for s in every) if every else 0.0,
+        "sample/eos_rate": fmean(s.finished for s in every) if every else 0.0,
+    }
+    return kept, metrics | cut_metrics(ctx, "sample", cuts, "prompts")
+
+
+def _again(prompt: Prompt, n: int, drawn: Mapping[tuple[str, int, str], Sample]) -> list[Slot]:
+    """The sides of a pair that are worth another draw."""
+    a, b = (drawn[prompt.id, n, side].response for side in "ab")
+    empty = [(prompt, n, side) for side, text in (("a", a), ("b", b)) if is_empty(text)]
+    return empty or ([(prompt, n, "b")] if a == b else [])
+
+
+def _equal(a: str, b: str) -> bool:
+    return a == b or (is_empty(a) and is_empty(b))
+
+
+def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    if "error" in (ctx.encoder.too_long, ctx.encoder.too_long_responses):
+        # What labeling would refuse is refused before anything is kept.
+        ctx.encoder.fitting(ctx.task.gold_pairs)
+    if source(ctx) == "dataset":
+        cuts = Cuts()
+        pairs = ctx.encoder.fitting(ctx.task.pairs, limit=ctx.cfg.sample.num_prompts, cuts=cuts)
+        metrics = cut_metrics(ctx, "sample", cuts, "pairs")
+        if not pairs:
+            raise UserError(no_pairs(ctx, cuts))
+    else:
+        pairs, metrics = _draw_pairs(ctx, policy_top(ctx, parents).frozen_copy())
+    if not pairs:
+        raise UserError(_no_pairs(ctx, metrics))
+    write_records(folder / PAIRS_FILE, pairs)
+    return {"sample/n": len(pairs), **metrics}
+
+
+def _no_pairs(ctx: Context, metrics: Mapping[str, Any]) -> str:
+    """Why there is nothing to label."""
+    if metrics.get("sample/empty_rate") == 1.0:
+        model = ctx.model()
+        ends = ", ".join(f"{model.tokenizer.convert_ids_to_tokens(i)} ({i})" for i in model.eos_ids)
+        return (
+            f"100% of the responses are empty: the policy ends at once with {ends}; fine-tune it first "
+            "(sft.enabled=true, more sft.num_epochs), or check what ends a response in generation_config.json"
+        )
+    if metrics.get("sample/identical_dropped"):
+        return (
+            "no pairs to label: both responses of every prompt are the same; write a higher sample.temperature or "
+            "task.max_response_tokens"
+        )
+    return (
+        f"no pairs to label: no prompt fits task.max_prompt_tokens={ctx.cfg.task.max_prompt_tokens}; write a higher "
+        "limit, or task.too_long=truncate"
+    )
+
+
+def _parents(ctx: Context) -> tuple[str, ...]:
+    return sft_parent(ctx) if source(ctx) == "policy" else ()
+
+
+def _config(ctx: Context) -> dict[str, Any]:
+    node = plain(ctx.cfg.sample)
+    node.pop("max_rows")  # how many rows are decoded at once does not change what is drawn
+    if source(ctx) == "dataset":
+        node = {"num_prompts": node["num_prompts"]}
+    return {"sample": node, "source": source(ctx), "model": ctx.model_identity, "encoding": ctx.encoding}
+
+
+def _work(ctx: Context) -> Work:
+    if source(ctx) == "dataset":
+        return Work()
+    node = ctx.cfg.sample
+    rows = 2 * node.num_samples * min(node.num_prompts, len(ctx.task.train))
+    return Work(forward=rows * prompt_tokens(ctx), decoded=rows * response_tokens(ctx))
+
+
+def _check(ctx: Context) -> None:
+    source(ctx)
+
+
+STAGE = Stage("sample", 4, "sample", _parents, _config, _build, _work, _check)

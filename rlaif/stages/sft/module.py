@@ -1,0 +1,67 @@
+"""Supervised fine-tuning: next-token loss on the target of (prompt, target) rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from rlaif.data.datamodule import TokenBatch
+from rlaif.models.split import Top
+from rlaif.ops import sft_loss, total
+from rlaif.stages.common.training.optim import (
+    OptimOptions,
+    build_optimizer,
+    require_finite,
+    response_logprobs,
+    take_step,
+)
+
+
+class SFTModule(pl.LightningModule):
+    """Trains a top on the trunk's features (paper section 3, step 1)."""
+
+    def __init__(self, top: Top, optim: OptimOptions) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # a step's gradients are taken micro-batch by micro-batch
+        self.top, self._optim = top, optim
+        self.metrics: dict[
+            str, float
+        ] = {}  # the last epoch's, also after a resume that has nothing left to train
+
+    def _loss(
+        self, batch: TokenBatch, tokens: Tensor | float | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The batch's share of the loss a token over `tokens` tokens (its own if None)."""
+        return sft_loss(response_logprobs(self.top, batch), batch.response_mask, normalizer=tokens)
+
+    def training_step(self, step: Sequence[TokenBatch], step_index: int) -> None:
+        none = torch.zeros((), dtype=torch.long, device=self.device)
+        tokens = total(sum((batch.response_mask.sum() for batch in step), none))
+        losses = (self._loss(batch, tokens)[0] for batch in step)
+        loss = take_step(self, losses, self._optim.gradient_clip, "sft")
+        self.log("sft/loss", loss, prog_bar=True, batch_size=sum(len(batch.ids) for batch in step))
+
+    def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
+        loss, metrics = self._loss(batch)
+        self.log("sft/val_loss", loss, batch_size=int(metrics["tokens"]), on_epoch=True, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        measured = self.trainer.callback_metrics
+        if "sft/val_loss" in measured:
+            require_finite(
+                measured["sft/val_loss"], "validation loss", f"sft after epoch {self.current_epoch + 1}"
+            )
+        self.metrics = {name: float(value) for name, value in measured.items()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sft_metrics"] = self.metrics
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.metrics = checkpoint["sft_metrics"]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return build_optimizer([(self.top.parameters(), 1.0)], self._optim)

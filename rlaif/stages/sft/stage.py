@@ -1,0 +1,104 @@
+"""stage=sft: supervised fine-tuning on (prompt, reference)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlaif.data.datamodule import TextDataModule
+from rlaif.data.encode import Cuts
+from rlaif.errors import UserError
+from rlaif.models.weights import TOP_FILE, save_modules
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
+from rlaif.stages.common.rows import reference_rows
+from rlaif.stages.common.stage import Parents, Stage, Work
+from rlaif.stages.common.training.ranks import check_devices, training_together
+from rlaif.stages.common.training.trainer import check_training, fit, make_trainer, optim_options
+from rlaif.stages.sft.module import SFTModule
+
+
+def no_references(ctx: Context) -> str:
+    """Why there is nothing to fine-tune on, and what to write instead."""
+    task, node = ctx.task, ctx.cfg.task
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    have = {name: sum(bool(p.reference) for p in rows) for name, rows in splits.items()}
+    if any(have.values()):
+        told = ", ".join(f"{count} in {name}" for name, count in have.items())
+        return (
+            f"fine-tuning needs references to train and to validate on, but of the task's there are {told}: write "
+            f"other fractions than task.test_fraction={node.test_fraction} and "
+            f"task.validation_fraction={node.validation_fraction}, or sft.enabled=false"
+        )
+    held = sum(pair.gold_source == "human" for pair in task.gold_pairs)
+    if held and not task.pairs:
+        return (
+            f"task.gold_fraction={node.gold_fraction} holds out all {held} labelled pairs, so that none is left to be "
+            "labelled, and there are no references to fine-tune a policy on that would sample others: write a smaller "
+            "task.gold_fraction, such as 0.2"
+        )
+    return "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
+
+
+def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
+    node, model = ctx.cfg.sft, ctx.model()
+    cuts = Cuts()
+    train = reference_rows(ctx, ctx.task.train, node.num_rows, "SFT", cuts)
+    validation = reference_rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
+    cut = cut_metrics(ctx, "sft", cuts, "rows")
+    if not train or not validation:
+        raise UserError(_none_fits(ctx, cuts) if cut else no_references(ctx))
+    data = TextDataModule.sft_view(
+        train,
+        validation,
+        batch_size=node.batch_size,
+        micro_batch_size=node.micro_batch_size or node.batch_size,
+        seed=ctx.cfg.seeds.sft,
+    )
+    steps = node.num_epochs * -(-len(train) // node.batch_size)
+    module = SFTModule(model.trunk.new_top(), optim_options(node, steps))
+    trainer = make_trainer(
+        ctx,
+        folder / "work",
+        max_epochs=node.num_epochs,
+        log_every=5,
+        limit_val=True,
+    )
+    task = ctx.progress.task("SFT (rows)", len(train) * node.num_epochs)
+    with task as advance, training_together(ctx, "sft", folder):
+        fit(trainer, module, folder / "work", data)
+        advance(len(train) * node.num_epochs)
+    save_modules(folder / TOP_FILE, {"top": module.top})
+    metrics = {name: module.metrics[name] for name in ("sft/loss", "sft/val_loss")}
+    return {**metrics, **cut, "sft/rows": len(train)}
+
+
+def _none_fits(ctx: Context, cuts: Cuts) -> str:
+    node = ctx.cfg.task
+    return (
+        f"of {cuts.rows} rows with a reference none fits, to train or to validate on: {cuts.prompts_dropped} have a "
+        f"prompt beyond task.max_prompt_tokens={node.max_prompt_tokens}, {cuts.responses_dropped} a reference beyond "
+        f"task.max_response_tokens={node.max_response_tokens}; write higher limits, or task.too_long=truncate"
+    )
+
+
+def _config(ctx: Context) -> dict[str, Any]:
+    return {"sft": plain(ctx.cfg.sft), "model": ctx.model_identity, "encoding": ctx.encoding}
+
+
+def _work(ctx: Context) -> Work:
+    rows = min(ctx.cfg.sft.num_rows or len(ctx.task.train), len(ctx.task.train))
+    tokens = rows * (prompt_tokens(ctx) + response_tokens(ctx))
+    return Work(forward=tokens * 1.1, trained=tokens * ctx.cfg.sft.num_epochs)
+
+
+def _check(ctx: Context) -> None:
+    """The task is read and refused here, before a model is loaded."""
+    check_training("sft", ctx.cfg.sft)
+    check_devices(ctx, "sft.batch_size", ctx.cfg.sft.batch_size)
+    for rows in (ctx.task.train, ctx.task.validation):
+        if not any(prompt.reference for prompt in rows):
+            raise UserError(no_references(ctx))
+
+
+STAGE = Stage("sft", 2, "sft", lambda ctx: (), _config, _build, _work, _check)

@@ -1,0 +1,14 @@
+"""The artifact store: stage outputs under a digest of what they are made from."""
+
+from rlaif.store.artifacts import Artifact, ArtifactSpec, ArtifactStore, finished_folder
+from rlaif.store.cleaning import damaged_copies, stale_partials, unneeded
+
+__all__ = [
+    "Artifact",
+    "ArtifactSpec",
+    "ArtifactStore",
+    "damaged_copies",
+    "finished_folder",
+    "stale_partials",
+    "unneeded",
+]

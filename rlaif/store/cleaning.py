@@ -1,0 +1,58 @@
+"""What of the artifact store can go: artifacts that no kept run needs, and abandoned partial work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlaif.errors import UserError
+from rlaif.io import read_json
+from rlaif.store.artifacts import PARTIAL_PREFIX, TRASH_PREFIX, Artifact, ArtifactStore, artifact_name
+
+
+def unneeded(store: ArtifactStore, runs_root: Path) -> list[Artifact]:
+    """Artifacts that neither a kept run's `lineage.json` nor a build in progress needs, oldest first.
+
+    Ancestors of a needed artifact are needed. Raises UserError for a `lineage.json` that cannot be read:
+    taking it for empty would delete what its run needs.
+    """
+    artifacts = {artifact.name: artifact for artifact in store.all()}
+    needed = _named_by_runs(runs_root)
+    for name, holder in store.holders().items():
+        needed |= {name, *holder.get("parents", [])}
+    ancestors = {
+        f"{row['kind']}-{row['digest']}"
+        for name in needed & artifacts.keys()
+        for row in store.lineage(artifacts[name])
+    }
+    return [artifact for name, artifact in artifacts.items() if name not in needed | ancestors]
+
+
+def stale_partials(store: ArtifactStore) -> list[Path]:
+    """Folders of unfinished or half-deleted work that no live process holds, sorted by name.
+
+    A partial folder is also what the next run of the same command would resume from. Delete one with
+    `store.remove_folder`, which takes its lock.
+    """
+    folders = [*store.root.glob(f"{PARTIAL_PREFIX}*"), *store.root.glob(f"{TRASH_PREFIX}*")]
+    return sorted(folder for folder in folders if not store.is_held(artifact_name(folder)))
+
+
+def damaged_copies(store: ArtifactStore) -> list[Path]:
+    """Damaged artifacts that were set aside, sorted by name."""
+    return sorted((store.root / ".damaged").glob("*"))
+
+
+def _named_by_runs(runs_root: Path) -> set[str]:
+    """Names of all artifacts in the `lineage.json` files below `runs_root` (parents included)."""
+    names = set()
+    for file in sorted(runs_root.rglob("lineage.json")):
+        try:
+            for row in read_json(file):
+                entries = [row, *row["parents"]]
+                names |= {f"{entry['kind']}-{entry['digest']}" for entry in entries}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} cannot be read, so it is unknown what its run needs; "
+                "restore it, or delete its run folder, and run stage=clean again"
+            ) from error
+    return names

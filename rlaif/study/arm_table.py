@@ -1,0 +1,139 @@
+"""The arms of a comparison as numbers: means over seeds, tests on the same items, points of a curve."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlaif.stats import arm_interval, paired_difference, paired_tests, tied_groups
+from rlaif.study.items import SeedScores, common_items, paired_row, seed_scores, seed_table, tested_metric
+from rlaif.study.tables import ALPHA
+from rlaif.tracking.runs import Row, Scalar, number
+
+Rows = list[dict[str, Any]]
+Summaries = Sequence[Mapping[str, Scalar]]
+Items = Sequence[Sequence[Row]]
+_LOST = ("_ci_low", "_ci_high", "p_value")  # what a mean over seeds does not keep
+
+
+def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
+    """One arm's summary from those of its seeds, with `items` a table of single test items for each.
+
+    One seed's summary is its own. Of several, numbers are means; the metrics that `items` has get the
+    mean over seeds and items with an interval that carries the variance of both, and no other keeps an
+    interval. No p-value is a mean of p-values: that of the win rate is tested over seeds and prompts, others
+    are left out. Text stays where all seeds say the same; a warning says of how many of them it is true.
+    """
+    if len(summaries) == 1:
+        return dict(summaries[0])
+    names = [name for name in dict.fromkeys(n for s in summaries for n in s) if not name.endswith(_LOST)]
+    merged = {
+        name: (_warned if name.endswith("/warning") else _merged)(
+            [summary.get(name) for summary in summaries]
+        )
+        for name in names
+    }
+    measured = {name for rows in items for row in rows for name in row if name in merged}
+    for name in sorted(measured):
+        scores = seed_scores(items, name)
+        if scores:
+            merged |= _measured(name, scores)
+            if name == _WIN_RATE:
+                merged[_WIN_RATE_P] = _against_even(scores)
+    return merged
+
+
+def _warned(values: Sequence[Any]) -> str | None:
+    """What any seed warned of, each sentence once, with the number of seeds that say it where not all do."""
+    told = [str(value) for value in values if value]
+    counts = {sentence: told.count(sentence) for sentence in dict.fromkeys(told)}
+    if not counts:
+        return None
+    return " ".join(
+        sentence if count == len(values) else f"({count} of {len(values)} seeds) {sentence}"
+        for sentence, count in counts.items()
+    )
+
+
+_WIN_RATE, _WIN_RATE_P = "eval/win_rate", "eval/p_value"
+
+
+def _against_even(scores: SeedScores) -> float:
+    """The p of a win rate against 50%, over seeds and prompts."""
+    table = seed_table(scores, list(scores))
+    return paired_difference(table, np.full_like(table, 0.5), [prompt for prompt, _ in scores.values()])[1]
+
+
+def _merged(values: Sequence[Any]) -> Any:
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == len(values):
+        return statistics.fmean(numbers)
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _measured(name: str, scores: SeedScores) -> dict[str, float]:
+    found = arm_interval(seed_table(scores, list(scores)), [prompt for prompt, _ in scores.values()])
+    return {name: found.estimate, f"{name}_ci_low": found.low, f"{name}_ci_high": found.high}
+
+
+def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
+    """Every pair of arms on the first of `metrics` whose test items all arms share; empty without any.
+
+    Rows are those of `paired_row`, the best arm's pairs first, with the `metric` and the number of `seeds`.
+    """
+    for metric in metrics if len(items) > 1 else ():
+        scores = {arm: seed_scores(tables, tested_metric(metric)) for arm, tables in items.items()}
+        shared = common_items(scores)
+        if shared:
+            keys, prompts = [key for key, _ in shared], [prompt for _, prompt in shared]
+            values = {arm: seed_table(own, keys) for arm, own in scores.items()}
+            tests = paired_tests(values, prompts)
+            seeds = min(map(len, values.values()))
+            return [{"metric": metric, "seeds": seeds, **paired_row(test)} for test in tests]
+    return []
+
+
+def standing(tests: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """For each tested arm, whether it is `best`, its `p_holm` against the best, and its `group`.
+
+    Arms that share a letter of their groups do not differ at 5% after Holm's correction.
+    """
+    if not tests:
+        return {}
+    best = str(tests[0]["first"])
+    against = {str(test["second"]): test["p_holm"] for test in tests if test["first"] == best}
+    different = [(str(t["first"]), str(t["second"])) for t in tests if t["p_holm"] < ALPHA]
+    groups = tied_groups([best, *against], different)
+    return {
+        arm: {"best": arm == best, "p_holm": against.get(arm), "group": group}
+        for arm, group in groups.items()
+    }
+
+
+def curve_rows(arms: Sequence[Row], *, x: str, y: Sequence[str], by: str | None) -> Rows:
+    """Points of the curves: one row for each arm and metric of `y` that has both x and y.
+
+    `x` and `by` are columns of `arms`; the points of one value of `by` are a line, in the order of x.
+    """
+    rows = [
+        {
+            "line": "" if by is None else str(arm.get(by)),
+            "by": by,
+            "x_name": x,
+            "x": place,
+            "metric": metric,
+            "value": value,
+            "ci_low": number(arm, f"{metric}_ci_low"),
+            "ci_high": number(arm, f"{metric}_ci_high"),
+            "seeds": arm["seeds"],
+            "arm": arm["arm"],
+        }
+        for arm in arms
+        for metric in y
+        if (place := number(arm, x)) is not None and (value := number(arm, metric)) is not None
+    ]
+    lines = list(dict.fromkeys(row["line"] for row in rows))
+    return sorted(rows, key=lambda row: (lines.index(row["line"]), row["x"], list(y).index(row["metric"])))

@@ -1,0 +1,224 @@
+"""The arms that an experiment file asks for: written out under `arms:`, made by `grid:`, run for `repeat:`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from rlaif.errors import UserError
+from rlaif.options.prepare import apply_engine, apply_seed, require_values
+from rlaif.options.schema import check_settings
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.registry import STAGES
+from rlaif.study.controls import CONTROLS
+from rlaif.study.diagnosis import ROLES
+from rlaif.tracking.glossary import unknown
+
+_ABSENT = object()
+_BARE = re.compile(r"[\w./:+-]+")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm: a context for each value of `repeat:` (by name, such as `seeds.rm=1`; empty without any)."""
+
+    name: str
+    runs: Mapping[str, Context]
+
+    @property
+    def first(self) -> Context:
+        return next(iter(self.runs.values()))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Metrics `y` over `x`, a metric or a configuration key, with a line for each value of the key `by`."""
+
+    x: str
+    y: tuple[str, ...]
+    by: str | None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The configuration keys among its axes."""
+        return tuple(name for name in (self.x, self.by) if name and "/" not in name)
+
+
+def read_arms(ctx: Context) -> list[Arm]:
+    """The experiment's arms, in its order. Raises UserError for an experiment that cannot be run."""
+    arms = arm_overrides(plain(ctx.cfg.arms), plain(ctx.cfg.grid))
+    repeats = combinations("repeat", plain(ctx.cfg.repeat))
+    _check(ctx, list(arms), repeats)
+    return [Arm(name, _runs(ctx, overrides, repeats)) for name, overrides in arms.items()]
+
+
+def arm_overrides(arms: Mapping[str, list[str]], grid: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Overrides by arm: those of `arms`, then a `key=value, key=value` for each point of `grid`.
+
+    Raises UserError for a factor that is no list, and for a name that is there twice.
+    """
+    points = [
+        [f"{key}={_as_override(value)}" for key, value in point.items()]
+        for point in (combinations("grid", grid) if grid else [])
+    ]
+    made = {", ".join(point): point for point in points}
+    twice = sorted(set(arms) & set(made))
+    if twice:
+        raise UserError(f"arms has {twice[0]!r}, which grid makes too: rename it, or take it out")
+    return {**arms, **made}
+
+
+def combinations(node: str, factors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All combinations of the values of the factors under `node`; without any factor the empty one."""
+    for key, values in factors.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{node}: {key} must be a list of values, not {values}: write {key}: [...]")
+    return [dict(zip(factors, values, strict=True)) for values in product(*factors.values())]
+
+
+def _as_override(value: Any) -> str:
+    """A value in Hydra's grammar: words bare, other text quoted."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str) and not _BARE.fullmatch(value):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return str(value)
+
+
+def _runs(ctx: Context, overrides: Sequence[str], repeats: Sequence[Mapping[str, int]]) -> dict[str, Context]:
+    """The arm's configuration (the experiment, the command line, then its overrides) with each repeat's seeds."""
+    own = {_key(override) for override in overrides}
+    # A key that the arm sets itself is the arm's: a sweep over it would otherwise be undone silently.
+    base = [override for override in ctx.overrides if _key(override) not in own]
+    composed = compose(HydraConfig.get().job.config_name, overrides=[*base, *overrides])
+    check_settings(composed)
+    require_values(composed)
+    runs = {}
+    for seeds in repeats:
+        cfg = composed.copy()
+        apply_seed(cfg)
+        apply_engine(cfg)
+        for key, seed in seeds.items():
+            OmegaConf.update(cfg, key, seed)
+        OmegaConf.resolve(cfg)
+        runs[", ".join(f"{key}={seed}" for key, seed in seeds.items())] = ctx.with_config(cfg)
+    return runs
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
+
+
+def _check(ctx: Context, arms: Sequence[str], repeats: Sequence[Mapping[str, int]]) -> None:
+    until, pairs = ctx.cfg.until, plain(ctx.cfg.compare)
+    if not arms:
+        raise UserError("stage=compare needs an experiment: write experiments=NAME (a file in experiments/)")
+    if until not in STAGES:
+        raise UserError(f"until={until} is no stage that makes an artifact: write one of {', '.join(STAGES)}")
+    for key in repeats[0]:
+        if key not in {f"seeds.{name}" for name in ctx.cfg.seeds}:
+            raise UserError(
+                f"repeat: {key} is no seed: write one such as seeds.rm, or make it a factor of grid"
+            )
+        if ctx.cfg.seed is not None:
+            raise UserError(
+                f"seed={ctx.cfg.seed} has no say where the experiment repeats its arms: "
+                f"write 'repeat={{{key}:[{ctx.cfg.seed}]}}' to choose their seeds"
+            )
+    for pair in pairs:
+        _check_pair(pair, arms, until)
+    if pairs and len(repeats) > 1:
+        raise UserError("compare lets one policy of each arm meet another: drop compare, or drop repeat")
+
+
+def _check_pair(pair: Sequence[str], arms: Sequence[str], until: str) -> None:
+    if len(pair) != 2 or set(pair) - set(arms):
+        raise UserError(
+            f"compare: {list(pair)} is no pair of arms: write two of {', '.join(arms)} in each pair"
+        )
+    if until not in ("ppo", "eval"):
+        raise UserError(
+            f"compare needs policies, but until={until}: write until: ppo or until: eval, or drop compare"
+        )
+
+
+def read_curve(ctx: Context) -> Curve | None:
+    """The curve that the experiment asks for. Raises UserError for names that do not exist."""
+    node = plain(ctx.cfg.curve)
+    if not node:
+        return None
+    if not {"x", "y"} <= set(node) <= {"x", "y", "by"}:
+        raise UserError(f"curve has the keys {', '.join(node)}: write x and y, and by for several lines")
+    y = [node["y"]] if isinstance(node["y"], str) else node["y"]
+    curve = Curve(node["x"], tuple(y), node.get("by"))
+    _check_metrics("curve", [name for name in (curve.x, *curve.y) if "/" in name or name in curve.y])
+    for key in curve.keys:
+        if OmegaConf.select(ctx.cfg, key, default=_ABSENT) is _ABSENT:
+            raise UserError(f"curve: {key} is no configuration key: write one such as rm.labels")
+    return curve
+
+
+def read_roles(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
+    """Arms of the diagnosis by role; empty without one. Raises UserError for roles or arms that do not exist."""
+    roles: dict[str, str] = plain(ctx.cfg.diagnose)
+    if not roles:
+        return {}
+    if set(roles) != set(ROLES):
+        raise UserError(
+            f"diagnose has the roles {', '.join(roles)}: write an arm for each of {', '.join(ROLES)}"
+        )
+    missing = sorted(set(roles.values()) - {arm.name for arm in arms})
+    if missing:
+        names = ", ".join(arm.name for arm in arms)
+        raise UserError(f"diagnose: {missing[0]} is no arm: write one of {names}")
+    if ctx.cfg.until != "eval":
+        raise UserError(
+            f"diagnose needs policies that were judged, but until={ctx.cfg.until}: write until: eval"
+        )
+    return roles
+
+
+def read_controls(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
+    """What each arm that is a control is one of. Raises UserError for arms and kinds that do not exist."""
+    controls: dict[str, str] = plain(ctx.cfg.controls)
+    names = [arm.name for arm in arms]
+    for name, kind in controls.items():
+        if name not in names:
+            raise UserError(f"controls: {name} is no arm: write one of {', '.join(names)}")
+        if kind not in CONTROLS:
+            raise UserError(f"controls: {name}={kind} is not known: write one of {', '.join(CONTROLS)}")
+    if controls and ctx.cfg.until != "eval":
+        raise UserError(
+            f"controls are held to their responses, but until={ctx.cfg.until}: write until: eval, or drop controls"
+        )
+    return controls
+
+
+def read_tests(ctx: Context) -> list[str]:
+    """The metrics under `test:`. Raises UserError for one that does not exist."""
+    metrics: list[str] = plain(ctx.cfg.test)
+    _check_metrics("test", metrics)
+    return metrics
+
+
+def _check_metrics(key: str, names: Sequence[str]) -> None:
+    missing = unknown(names)
+    if missing:
+        raise UserError(f"{key}: {missing[0]} is no metric: write one such as rm/gold_accuracy")
+
+
+def setting(arm: Context, key: str) -> Any:
+    """The arm's value of a configuration key; of a group, the name of its option."""
+    value = OmegaConf.select(arm.cfg, key)
+    if not isinstance(value, DictConfig):
+        return value
+    names = [value[key] for key in ("name", "kind", "algorithm") if key in value]
+    return names[0] if names else value

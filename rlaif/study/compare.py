@@ -1,0 +1,237 @@
+"""stage=compare: the arms of an experiment side by side, and their policies head to head.
+
+An experiment file (`experiments/NAME.yaml`) gives `arms: {name: [overrides]}` or a `grid:` that makes them,
+`repeat:` the seeds that each arm is run for, `until:` the stage that each runs to, `test:` the metrics
+of single items that arms are tested on, `curve:` a plot over the arms, `diagnose:` the arms of a diagnosis by
+role, `controls:` arms that must have done something before anything is concluded from them, and `compare:` pairs
+of arms whose policies meet. Arms are composed in process, so everything that two have in common is built once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif.errors import UserError
+from rlaif.models.weights import load_top
+from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
+from rlaif.stages.eval.section import same_judge
+from rlaif.stages.eval.stage import comparison_rows, eval_config, judge_gate, judge_policies
+from rlaif.stages.graph import Graph
+from rlaif.stages.registry import STAGES
+from rlaif.stages.rl.alarms import read_history
+from rlaif.store import Artifact, ArtifactSpec
+from rlaif.study.arm_table import compare_items, curve_rows, mean_summary, standing
+from rlaif.study.arms import Arm, Curve, read_arms, read_controls, read_curve, read_roles, read_tests, setting
+from rlaif.study.diagnosis import control_row, diagnose, diagnosis_table
+from rlaif.study.labelers import compare_labelers
+
+VERSION = 2
+VERDICT = {
+    "win_rate": "eval/win_rate",
+    "ci_low": "eval/win_rate_ci_low",
+    "ci_high": "eval/win_rate_ci_high",
+    "p": "eval/p_value",
+    "n": "eval/n",
+    "win_rate_lc": "eval/win_rate_lc",
+    "win_rate_lc_ci_low": "eval/win_rate_lc_ci_low",
+    "win_rate_lc_ci_high": "eval/win_rate_lc_ci_high",
+}
+
+
+def compare_arms(ctx: Context) -> dict[str, Any]:
+    """Build every arm, record arms, curve and verdicts as tables, and return the flat summary."""
+    curve, metrics = read_curve(ctx), read_tests(ctx)
+    arms = read_arms(ctx)
+    roles, controls = read_roles(ctx, arms), read_controls(ctx, arms)
+    graphs = _built(ctx, arms)
+    firsts = {name: group[0] for name, group in graphs.items()}
+    duels = _duels(ctx, firsts)
+    items = {name: [graph.items() for graph in group] for name, group in graphs.items()}
+    runs = {name: [graph.summary() for graph in group] for name, group in graphs.items()}
+    summaries = {name: mean_summary(own, items[name]) for name, own in runs.items()}
+    tests = compare_items(items, metrics)
+    rows = _arm_rows(ctx, arms, curve, summaries, standing(tests))
+    tables = {
+        "arms": rows,
+        "arm_runs": [
+            {"arm": arm.name, "run": run, **own}
+            for arm in arms
+            for run, own in zip(arm.runs, runs[arm.name], strict=True)
+        ],
+        "arm_tests": tests,
+        "curve": curve_rows(rows, x=curve.x, y=curve.y, by=curve.by) if curve else [],
+        "verdicts": [
+            {"first": x, "second": y, **{short: duel.metrics.get(name) for short, name in VERDICT.items()}}
+            for (x, y), duel in duels.items()
+        ],
+        "diagnosis": _diagnosis(roles, summaries, items),
+        "controls": [
+            control_row(name, kind, summaries[name], items[name]) for name, kind in controls.items()
+        ],
+    }
+    _labelers(ctx, graphs)
+    _record(ctx, graphs, duels, tables)
+    for arm in arms:
+        judged = same_judge(summaries[arm.name], plain(arm.first.cfg))
+        summaries[arm.name] |= {"judge/warning": judged} if judged else {}
+    flat = {f"{name}/{key}": value for name, own in summaries.items() for key, value in own.items()}
+    for (x, y), duel in duels.items():
+        noted = _judge_notes(ctx, firsts[x], firsts[y])
+        flat |= {f"{x}_vs_{y}/{name}": value for name, value in (duel.metrics | noted).items()}
+    diagnosis = diagnosis_table(tables["diagnosis"])
+    if diagnosis:
+        flat[f"{roles['real']}/diagnosis/verdict"] = diagnosis.verdict.sentence
+    return flat | {f"{row['arm']}/control/verdict": row["sentence"] for row in tables["controls"]}
+
+
+def _built(ctx: Context, arms: Sequence[Arm]) -> dict[str, list[Graph]]:
+    """The arms' graphs, one for each of their runs; all are checked before the first is built."""
+    graphs = {arm.name: [Graph(run, STAGES) for run in arm.runs.values()] for arm in arms}
+    every = [graph for group in graphs.values() for graph in group]
+    for graph in every:
+        graph.check(ctx.cfg.until)
+    for graph in every:
+        graph.get(ctx.cfg.until)
+    return graphs
+
+
+def _arm_rows(
+    ctx: Context,
+    arms: Sequence[Arm],
+    curve: Curve | None,
+    summaries: Mapping[str, dict[str, Any]],
+    standings: Mapping[str, dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """A row for each arm: its settings (of the grid and the curve), how it did in the tests, its metrics."""
+    keys = list(dict.fromkeys([*plain(ctx.cfg.grid), *(curve.keys if curve else ())]))
+    return [
+        {
+            "arm": arm.name,
+            "seeds": len(arm.runs),
+            **{key: setting(arm.first, key) for key in keys},
+            **standings.get(arm.name, {}),
+            **summaries[arm.name],
+        }
+        for arm in arms
+    ]
+
+
+def _diagnosis(
+    roles: Mapping[str, str],
+    summaries: Mapping[str, dict[str, Any]],
+    items: Mapping[str, list[list[dict[str, Any]]]],
+) -> list[dict[str, Any]]:
+    """The checks of the arms that `diagnose:` names; none without it."""
+    if not roles:
+        return []
+    checks = diagnose(
+        {role: summaries[arm] for role, arm in roles.items()},
+        {role: items[arm] for role, arm in roles.items()},
+    )
+    return [check.row() for check in checks]
+
+
+def _labelers(ctx: Context, graphs: Mapping[str, Sequence[Graph]]) -> None:
+    """The arms' labelers on the same gold pairs; arms with the same labels are one.
+
+    Seeds of an arm that share their labels count once.
+    """
+    names: dict[tuple[str, ...], list[str]] = {}
+    labelled: dict[str, dict[str, Graph]] = {}
+    for name, group in graphs.items():
+        labelled[name] = {graph.built["label"].name: graph for graph in group if "label" in graph.built}
+        if labelled[name]:
+            names.setdefault(tuple(labelled[name]), []).append(name)
+    arms = {", ".join(group): list(labelled[group[0]].values()) for group in names.values()}
+    items = {
+        name: [STAGES["label"].items(graph.ctx, graph.built) for graph in group]
+        for name, group in arms.items()
+    }
+    ranking, tests = compare_labelers(
+        items,
+        {
+            name: mean_summary([graph.summary() for graph in group], items[name])
+            for name, group in arms.items()
+        },
+    )
+    if ranking and ctx.run is not None:
+        ctx.run.table("labelers", ranking)
+        ctx.run.table("labeler_tests", tests)
+
+
+def _duels(ctx: Context, graphs: Mapping[str, Graph]) -> dict[tuple[str, str], Artifact]:
+    """Head-to-heads of the pairs under `compare:`, judged by the experiment's own judge."""
+    return {(x, y): _head_to_head(ctx, graphs[x], graphs[y]) for x, y in plain(ctx.cfg.compare)}
+
+
+def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
+    """Policy of arm x (as the policy) against policy of arm y (as the baseline).
+
+    An arm's judge may be its own labeler, which would favour it: the judge is the experiment's. The reward
+    columns are by the reward that arm x maximised.
+    """
+    if x.ctx.model_identity != y.ctx.model_identity or x.ctx.encoding != y.ctx.encoding:
+        raise UserError("compare: two policies meet only with one model and one prompt format in both arms")
+    meeting = _meeting(ctx, x)
+    cfg = meeting.cfg
+    first, second = x.built["ppo"], y.built["ppo"]
+    spec = ArtifactSpec(
+        "headtohead",
+        eval_config(meeting),
+        (first, second, *(x.built[kind] for kind in reward_parents(meeting))),
+        cfg.seeds.eval,
+        VERSION,
+        meeting.task.fingerprint,
+    )
+
+    def build(folder: Path) -> dict[str, Any]:
+        policies = [load_top(meeting.model(), artifact.path) for artifact in (first, second)]
+        return judge_policies(meeting, folder, policies[0], policies[1], make_reward(meeting, x.built))
+
+    return ctx.store.get_or_build(spec, build)
+
+
+def _meeting(ctx: Context, arm: Graph) -> Context:
+    """The arm's context with the experiment's own judge."""
+    cfg = arm.ctx.cfg.copy()
+    cfg.judge, cfg.eval, cfg.seeds.eval = ctx.cfg.judge, ctx.cfg.eval, ctx.cfg.seeds.eval
+    return arm.ctx.with_config(cfg)
+
+
+def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:
+    """A warning where the judge of a head-to-head is an arm's labeler that may be guessing."""
+    notes: dict[str, Any] = {}
+    for arm in (x, y):
+        notes |= judge_gate(_meeting(ctx, arm), arm.built.get("label"))
+    return notes
+
+
+def _histories(graphs: Mapping[str, Sequence[Graph]]) -> list[dict[str, Any]]:
+    """RL's iterations of each arm, also where another job has built it; of several seeds those of the first."""
+    policies = {name: group[0].built["ppo"] for name, group in graphs.items() if "ppo" in group[0].built}
+    return [{"arm": name, **row} for name, policy in policies.items() for row in read_history(policy)]
+
+
+def _record(
+    ctx: Context,
+    graphs: Mapping[str, Sequence[Graph]],
+    duels: Mapping[tuple[str, str], Artifact],
+    tables: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    if ctx.run is None:
+        return
+    for name, rows in tables.items():
+        ctx.run.table(name, rows)
+    ctx.run.table("arm_histories", _histories(graphs))
+    lineage: dict[str, dict[str, Any]] = {}
+    for graph in (graph for group in graphs.values() for graph in group):
+        for row in graph.lineage():
+            known = lineage.setdefault(f"{row['kind']}-{row['digest']}", row)
+            known["reused"] = known["reused"] and row["reused"]  # one arm built it, the next found it
+    for (x, y), duel in duels.items():
+        lineage[duel.name] = {**ctx.store.lineage(duel)[0], "reused": duel.reused}
+        ctx.run.table(f"samples_{x}_vs_{y}", comparison_rows(duel, ctx.cfg.report.samples))
+    ctx.run.lineage(list(lineage.values()))

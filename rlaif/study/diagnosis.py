@@ -1,0 +1,384 @@
+"""Is it the SFT, the RL or the reward? Stated rules on what an experiment's four arms measured.
+
+Beside the real reward, RL maximises one that is known to be sound (the oracle: ROUGE-L against references),
+one with nothing to learn (random) and one of length alone. Every check is a number with a 95% interval over
+the same held-out prompts, and a rule that says what the interval means. From a control that did not do its work (the
+length arm did not get longer, the random arm moved) nothing is concluded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, Literal
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from rlaif.stats import Interval, paired_test, wilson_interval
+from rlaif.study.controls import (
+    STILL_KL,
+    STILL_LENGTH,
+    STILL_ROUGE,
+    Control,
+    length_control,
+    random_control,
+    within,
+)
+from rlaif.study.items import SeedScores, common_items, seed_scores, seed_table
+from rlaif.study.verdict import Verdict
+from rlaif.tracking.runs import Row, Scalar, interval, number
+from rlaif.tracking.text import percent, points, signed
+
+ROLES = ("real", "oracle", "random", "length")
+PARTS = ("SFT", "RL", "reward")
+ENDS = 0.5  # least share of SFT responses that must end by themselves
+
+State = Literal["yes", "no", "failed", "open"]
+Unit = Literal["share", "points", "number"]
+Items = Sequence[Sequence[Row]]
+Summary = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question with what was measured: `yes` or `no` where the interval decides, else `open`.
+
+    `failed`: the control that the answer would rest on did not do its work; `measured` and `found` are its then.
+    `unit` says how numbers are written: a share, or a difference of shares (points) or of numbers.
+    """
+
+    part: str
+    question: str
+    measured: str
+    unit: Unit
+    rule: str
+    state: State
+    found: Interval | None
+    advice: str
+
+    def row(self) -> dict[str, Any]:
+        """The check as a row of a run's table."""
+        numbers = {"value": "estimate", "ci_low": "low", "ci_high": "high", "n": "n"}
+        values = {name: getattr(self.found, field, None) for name, field in numbers.items()}
+        words = ("part", "question", "measured", "unit", "rule", "state", "advice")
+        return {name: getattr(self, name) for name in words} | values
+
+
+def diagnose(summaries: Mapping[str, Summary], items: Mapping[str, Items]) -> list[Check]:
+    """The checks in the order in which the parts stand on each other.
+
+    By role (`ROLES`): the arm's summary, and its rows of single prompts (one table a seed).
+    """
+    return [
+        *_sft_checks(summaries["real"], items["real"]),
+        *_rl_checks(summaries["random"], items),
+        *_reward_checks(summaries["real"], items),
+    ]
+
+
+def _sft_checks(summary: Summary, items: Items) -> list[Check]:
+    ends, own = _ends(summary), _gain(items, "eval/rouge_l_baseline", "eval/rouge_l_elsewhere")
+    return [
+        Check(
+            "SFT",
+            "Do its responses end by themselves?",
+            "SFT responses that end with EOS",
+            "share",
+            f"interval above {ENDS:.0%}",
+            _beside(ends, ENDS),
+            ends,
+            "train longer (sft.num_epochs), or allow longer responses (task.max_response_tokens)",
+        ),
+        Check(
+            "SFT",
+            "Do they answer their own prompt?",
+            "SFT's ROUGE-L against its own reference, minus against the next prompt's",
+            "number",
+            "interval above 0",
+            _beside(own, 0.0),
+            own,
+            "train on more rows or longer (sft.num_rows, sft.num_epochs), or take a larger model",
+        ),
+    ]
+
+
+def _rl_checks(summary: Summary, items: Mapping[str, Items]) -> list[Check]:
+    oracle = _gain(items["oracle"], *_ROUGE)
+    return [
+        Check(
+            "RL",
+            "Does it raise a reward that is sound?",
+            "oracle arm: ROUGE-L, policy minus SFT",
+            "number",
+            "interval above 0",
+            _beside(oracle, 0.0),
+            oracle,
+            "more iterations (rl.num_prompts, rl.num_epochs), another rl.lr, a lower rl.beta; look at ppo/kl, "
+            "ppo/entropy and the alarms of that arm",
+        ),
+        _still_check(summary, items["random"]),
+    ]
+
+
+def _still_check(summary: Summary, items: Items) -> Check:
+    """A random reward that moves KL or length is no control; one that moves ROUGE-L alone says no."""
+    control, rouge = arm_control("random", summary, items), _gain(items, *_ROUGE)
+    state: State = within(rouge, STILL_ROUGE)
+    measured, found = "random arm: ROUGE-L, policy minus SFT", rouge
+    if control.state == "failed" or (control.state == "open" and state == "yes"):
+        state, measured, found = control.state, f"random arm: {control.measured}", control.found
+    return Check(
+        "RL",
+        "Does it stand still where nothing can be learnt?",
+        measured,
+        "number",
+        f"length within {STILL_LENGTH:.0%} of SFT's, KL at most {STILL_KL:g}, ROUGE-L within {STILL_ROUGE:g}",
+        state,
+        found,
+        "lower rl.lr or raise rl.beta; penalties that go with every reward, such as rl.missing_eos_penalty, "
+        "move a policy too: they must be off in this arm",
+    )
+
+
+def arm_control(role: str, summary: Summary, items: Items) -> Control:
+    """Whether an arm (its summary, its rows of single prompts) did its work as a control: `length` or `random`."""
+    longer = _gain(items, *_LENGTH)
+    if role == "length":
+        return length_control(longer)
+    return random_control(longer, _mean(items, _LENGTH[1]), number(summary, "ppo/kl"))
+
+
+def _knowledge_checks(summary: Summary) -> list[Check]:
+    """What the reward knows of gold: the reward model's accuracy or, without gold pairs of its own, its labels'."""
+    better = (
+        "better or more labels (labeler=, sample.num_prompts): experiments=rm_label_quality, rm_label_count"
+    )
+    longer = "train it longer or on more pairs (rm.num_epochs, rm.lr, sample.num_prompts)"
+    asked = (
+        (
+            "rm/gold_accuracy",
+            "Does the reward model know the better response?",
+            "its accuracy on gold",
+            better,
+        ),
+        ("label/alignment", "Does the labeler know the better response?", "its alignment with gold", better),
+        ("rm/accuracy", "Has the reward model learnt its labels?", "its accuracy on held-out ones", longer),
+    )
+    chosen = asked[:1] if interval(summary, "rm/gold_accuracy") else asked[1:]
+    return [
+        Check("reward", question, measured, "share", "interval above 50%", _beside(found, 0.5), found, advice)
+        for name, question, measured, advice in chosen
+        for found in [interval(summary, name)]
+    ]
+
+
+def _reward_checks(summary: Summary, items: Mapping[str, Items]) -> list[Check]:
+    raised, follows = interval(summary, "eval/reward_gain"), _gain(items["real"], *_ROUGE)
+    return [
+        *_knowledge_checks(summary),
+        Check(
+            "reward",
+            "Does RL raise it?",
+            "real arm: its own reward, policy minus SFT",
+            "number",
+            "interval above 0",
+            _beside(raised, 0.0),
+            raised,
+            "where the oracle arm does rise, this reward is hard to tell apart: more iterations, a lower rl.beta",
+        ),
+        Check(
+            "reward",
+            "Does the held-out measure follow?",
+            "real arm: ROUGE-L, policy minus SFT",
+            "number",
+            "interval above 0",
+            _beside(follows, 0.0),
+            follows,
+            "the reward pays for something else: another labeler, reward=ensemble, a higher rl.beta, and "
+            "rl.track to see where it parts",
+        ),
+        _length_check(summary, items),
+    ]
+
+
+def control_row(name: str, kind: str, summary: Summary, items: Items) -> dict[str, Any]:
+    """An arm of a comparison that is a control (`length` or `random`), as a row of a run's table."""
+    control = arm_control(kind, summary, items)
+    return {"arm": name, "control": kind, "state": control.state, "sentence": control.sentence}
+
+
+def _length_check(summary: Summary, items: Mapping[str, Items]) -> Check:
+    """Nothing to explain without a gain; a gain that comes without longer responses is not length.
+
+    Else the arm that is paid for length says what length alone wins, if its responses did get longer.
+    """
+    beyond = _paired(*(seed_scores(items[role], "eval/win_rate") for role in ("real", "length")))
+    check = Check(
+        "reward",
+        "Is its gain more than length?",
+        "win rate over SFT: real arm minus length arm",
+        "points",
+        f"win rate above 50%, and either responses that are not longer (at most {STILL_LENGTH:.0%}), or interval above "
+        "0 beside a length arm that did get longer",
+        _beside(beyond, 0.0),
+        beyond,
+        "set rl.length_penalty, or label pairs of similar length; without a gain there is nothing to explain",
+    )
+    won, control = interval(summary, "eval/win_rate"), arm_control("length", {}, items["length"])
+    if won is None or won.low <= 0.5:
+        return replace(check, state="open")
+    if _no_longer(items["real"]):
+        return replace(check, state="yes")
+    if control.state == "yes":
+        return check
+    return replace(
+        check,
+        measured=f"length arm: {control.measured}",
+        unit="number",
+        state=control.state,
+        found=control.found,
+        advice="let the length arm learn longer (rl.num_prompts, rl.num_epochs) or freer (a lower rl.beta)",
+    )
+
+
+def _no_longer(items: Items) -> bool:
+    """Whether responses are surely not longer by more than a stated bound, nor longer beyond noise."""
+    longer, start = _gain(items, *_LENGTH), _mean(items, _LENGTH[1])
+    if longer is None or start is None:
+        return False
+    return longer.low <= 0 and longer.high <= STILL_LENGTH * start
+
+
+_ROUGE = ("eval/rouge_l_policy", "eval/rouge_l_baseline")
+_LENGTH = ("eval/length_policy", "eval/length_baseline")
+
+
+def _ends(summary: Summary) -> Interval | None:
+    rate, judged = number(summary, "eval/eos_rate_baseline"), number(summary, "eval/n")
+    if rate is None or judged is None:
+        return None
+    lost = sum(number(summary, f"eval/{state}") or 0.0 for state in ("unparsed", "failed"))
+    count = round(judged + lost)
+    return wilson_interval(rate * count, count)
+
+
+def _gain(items: Items, mine: str, other: str) -> Interval | None:
+    """One metric minus another on the same prompts (and seeds)."""
+    return _paired(seed_scores(items, mine), seed_scores(items, other))
+
+
+def _mean(items: Items, name: str) -> float | None:
+    """One metric over all prompts (and seeds); None where none has it."""
+    scores = [score for _, own in seed_scores(items, name).values() for score in own]
+    return fmean(scores) if scores else None
+
+
+def _paired(x: SeedScores, y: SeedScores) -> Interval | None:
+    shared = common_items({"x": x, "y": y}) if x and y else []
+    if not shared:
+        return None
+    keys, prompts = [key for key, _ in shared], [prompt for _, prompt in shared]
+    first, second = (seed_table(scores, keys) for scores in (x, y))
+    return paired_test(first, second, prompts)[0]
+
+
+def _beside(found: Interval | None, bound: float) -> State:
+    """Whether the interval lies above (`yes`) or below (`no`) the bound; `open` where it holds it."""
+    if found is None or math.isnan(found.low):
+        return "open"
+    return "yes" if found.low > bound else "no" if found.high < bound else "open"
+
+
+def diagnosis_verdict(rows: Sequence[Row]) -> Verdict:
+    """The part to look at first: the lowest one with a `no` or a control that failed, else with an open question.
+
+    `rows` are those of `Check.row`. A part stands on those before it (SFT, RL, reward), and within a part what was
+    measured without the control stands.
+    """
+    failed = [row for row in rows if row["state"] == "failed"]
+    for part in PARTS:
+        told = [row for row in rows if row["part"] == part and row["state"] == "no"]
+        if told:
+            more = f" {_no_control(failed)}" if failed else ""
+            return Verdict(f"{_blame(part, 'no', told)}{more}", "loss")
+        if any(row["part"] == part for row in failed):
+            return Verdict(f"{_no_control(failed)} Try: {failed[0]['advice']}.", "open")
+    for part in PARTS:
+        told = [row for row in rows if row["part"] == part and row["state"] == "open"]
+        if told:
+            return Verdict(_blame(part, "open", told), "open")
+    return Verdict(
+        "None of the three is to blame: the SFT policy answers its prompts, RL raises a sound reward and no "
+        "other, and what the real reward pays for raises the held-out measure beyond length.",
+        "win",
+    )
+
+
+def _no_control(failed: Sequence[Row]) -> str:
+    """That nothing follows from controls that did not do their work."""
+    asked = " ".join(f"{row['question']} Cannot be said ({row['measured']}: {_cell(row)})." for row in failed)
+    return f"The control failed, so that nothing is concluded from it. {asked}"
+
+
+def _blame(part: str, state: str, told: Sequence[Row]) -> str:
+    names = {"SFT": "the SFT", "RL": "the RL", "reward": "the reward"}
+    asked = " ".join(
+        f"{row['question']} {'No' if state == 'no' else 'Not shown'} ({_cell(row)})." for row in told
+    )
+    lead = (
+        f"It is {names[part]}." if state == "no" else f"Nothing is surely wrong; look at {names[part]} first."
+    )
+    return f"{lead} {asked} Try: {told[0]['advice']}."
+
+
+@dataclass(frozen=True)
+class DiagnosisTable:
+    """The checks in text, under the verdict; `rows`: part, question, measured, value, rule, answer."""
+
+    verdict: Verdict
+    rows: tuple[tuple[str, str, str, str, str, str], ...]
+
+
+HEADS = ("part", "question", "measured", "value", "rule", "answer")
+_ANSWERS = {"yes": "yes", "no": "no", "failed": "the control failed", "open": "not shown"}
+
+
+def diagnosis_table(rows: Sequence[Row]) -> DiagnosisTable | None:
+    """What `stage=compare` shows of a diagnosis; None without one."""
+    if not rows:
+        return None
+    body = tuple(
+        (row["part"], row["question"], row["measured"], _cell(row), row["rule"], _ANSWERS[row["state"]])
+        for row in rows
+    )
+    return DiagnosisTable(diagnosis_verdict(rows), body)
+
+
+_WRITTEN: Mapping[str, Callable[[float], str]] = {"share": percent, "points": points, "number": signed}
+
+
+def _cell(row: Row) -> str:
+    value, low, high = (number(row, name) for name in ("value", "ci_low", "ci_high"))
+    written = _WRITTEN[row["unit"]]
+    if value is None:
+        return "not measured"
+    if low is None or high is None:
+        return f"{written(value)}, no interval"
+    return f"{written(value)} ({written(low).removesuffix(' points')} to {written(high)})"
+
+
+def terminal_diagnosis(table: DiagnosisTable) -> RichTable:
+    """The checks for the terminal, with the verdict below."""
+    view = RichTable(title="Diagnosis", header_style="bold", caption=Text(table.verdict.sentence))
+    for head in HEADS:
+        view.add_column(head, overflow="fold", no_wrap=head in ("part", "answer"))
+    last = None
+    for row in table.rows:
+        if last not in (None, row[0]):
+            view.add_section()
+        view.add_row(Text("" if row[0] == last else row[0]), *map(Text, row[1:]))
+        last = row[0]
+    return view

@@ -1,0 +1,77 @@
+"""Scores of single items, so that arms can be compared on the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlaif.stats import PairedTest
+from rlaif.tracking.runs import Row, number
+
+# Item id to (prompt, a score for each seed).
+SeedScores = Mapping[str, tuple[str, tuple[float, ...]]]
+# Arms that share fewer of the smallest one's items measured different things.
+_ENOUGH = 0.5
+
+
+def tested_metric(name: str) -> str:
+    """What a metric is tested by: alignment, with pairs that could not be read counted as wrong.
+
+    So all arms are tested on the same pairs, whatever each abstains from.
+    """
+    return "label/alignment_worst" if name == "label/alignment" else name
+
+
+def seed_scores(tables: Sequence[Sequence[Row]], name: str) -> SeedScores:
+    """Scores of metric `name` in each of `tables` (one a seed), of the items that all of them have."""
+    per_seed = [
+        {str(row["id"]): row for row in rows if "id" in row and number(row, name) is not None}
+        for rows in tables
+    ]
+    first, *rest = per_seed
+    return {
+        key: (
+            str(row.get("group") or row.get("prompt_id", key)),
+            tuple(float(rows[key][name]) for rows in per_seed),
+        )
+        for key, row in first.items()
+        if all(key in rows for rows in rest)
+    }
+
+
+def seed_table(scores: SeedScores, keys: Sequence[str]) -> np.ndarray:
+    """(S, n) scores of the items `keys`."""
+    return np.array([scores[key][1] for key in keys]).T
+
+
+def common_items(scores: Mapping[str, SeedScores]) -> list[tuple[str, str]]:
+    """(id, prompt) of the items that all arms have; empty below half of the smallest arm's items.
+
+    An id whose prompt differs between the arms is another item.
+    """
+    places = [{(key, prompt) for key, (prompt, _) in arm.items()} for arm in scores.values()]
+    shared = set.intersection(*places)
+    if len(shared) < _ENOUGH * min(map(len, places)):
+        return []
+    return [
+        (key, prompt) for key, (prompt, _) in next(iter(scores.values())).items() if (key, prompt) in shared
+    ]
+
+
+def paired_row(test: PairedTest) -> dict[str, Any]:
+    """A paired test as a row of a run's table."""
+    return {
+        "first": test.first,
+        "second": test.second,
+        "n": test.n,
+        "ahead": test.ahead,
+        "behind": test.behind,
+        "difference": test.difference.estimate,
+        "difference_ci_low": test.difference.low,
+        "difference_ci_high": test.difference.high,
+        "mcnemar_p": test.mcnemar,
+        "p": test.p_value,
+        "p_holm": test.p_holm,
+    }

@@ -1,0 +1,234 @@
+"""Labelers against each other on the same gold pairs: ranking, ties with the best, and every pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from rlaif.stats import Interval, arm_interval, paired_tests
+from rlaif.study.items import SeedScores, common_items, paired_row, seed_scores, seed_table
+from rlaif.study.tables import ALPHA, group_runs
+from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
+from rlaif.tracking.text import (
+    metric_label,
+    metric_range,
+    metric_value,
+    p_text,
+    percent,
+    points,
+    points_range,
+)
+
+METRICS = (
+    "label/alignment_half",
+    "label/kappa",
+    "label/same_position_rate",
+    "label/ece",
+    "label/verbosity_gap",
+    "label/unread_rate",
+    "label/usd",
+    "label/pairs_per_s",
+)
+WORST, HALF = "label/alignment_worst", "label/alignment_half"
+_TERMINAL_COLUMNS = 4
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class LabelerRow:
+    """One labeler, in text; `tied`: not significantly below the best after Holm's correction."""
+
+    name: str
+    alignment: str
+    interval: str
+    cells: tuple[str, ...]
+    p_holm: str
+    best: bool
+    tied: bool
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Two labelers or other arms, in text. `counts`: items on which the first, and the second, does better."""
+
+    first: str
+    second: str
+    difference: str
+    interval: str
+    counts: str
+    mcnemar: str
+    p: str
+    p_holm: str
+    tied: bool
+
+
+@dataclass(frozen=True)
+class LabelersTable:
+    """Labelers best first, with the columns of `metrics` that at least one of them has, and all pairs."""
+
+    metrics: tuple[str, ...]
+    labelers: tuple[LabelerRow, ...]
+    pairs: tuple[PairRow, ...]
+    caption: str
+
+
+def compare_labelers(
+    items: Mapping[str, Sequence[Sequence[Row]]], summaries: Mapping[str, Mapping[str, Scalar]]
+) -> tuple[Rows, Rows]:
+    """Rows of the ranking and of the paired tests, as numbers; both empty where nothing can be compared.
+
+    `items`: for each labeler, rows by gold pair, one list a seed (as many as the labeler with the fewest has
+    count). A pair that a labeler could not read counts as wrong; `label/alignment_half` and `p_holm_half` say
+    how it stands if such pairs count half. So no labeler chooses its test by what it abstains from.
+    """
+    worst, half = (
+        _on_all({name: seed_scores(tables, metric) for name, tables in items.items()})
+        for metric in (WORST, HALF)
+    )
+    if not worst.values:  # the items of runs from before do not have them
+        worst = half = _on_all({name: seed_scores(t, "label/alignment") for name, t in items.items()})
+    if not worst.values:
+        return [], []
+    tests = paired_tests(worst.values, worst.prompts)
+    best = tests[0].first
+    against = {test.second: test.p_holm for test in tests if test.first == best}
+    halves = {
+        other: test.p_holm
+        for test in paired_tests(half.values, half.prompts)
+        for one, other in ((test.first, test.second), (test.second, test.first))
+        if one == best
+    }
+    ranking = []
+    for name in (best, *against):
+        found, other = (arm_interval(one.values[name], one.prompts) for one in (worst, half))
+        row = {"labeler": name, "n": len(worst.prompts), "seeds": worst.seeds, **_bounded(WORST, found)}
+        row |= {"p_holm": against.get(name), "best": name == best, **_bounded(HALF, other)}
+        row |= {"p_holm_half": halves.get(name), "tied": name == best or against[name] >= ALPHA}
+        own = {metric: number(summaries[name], metric) for metric in METRICS if metric != HALF}
+        ranking.append(row | own)
+    return ranking, [paired_row(test) for test in tests]
+
+
+@dataclass(frozen=True)
+class _OnAll:
+    """Scores (S, n) by labeler of the pairs that all were asked, and those pairs' prompts."""
+
+    values: dict[str, np.ndarray]
+    prompts: list[str]
+    seeds: int
+
+
+def _on_all(scores: Mapping[str, SeedScores]) -> _OnAll:
+    """Empty below two labelers, and where they share too few pairs."""
+    shared = common_items(scores) if len(scores) > 1 and all(scores.values()) else []
+    if not shared:
+        return _OnAll({}, [], 0)
+    keys = [key for key, _ in shared]
+    tables = {name: seed_table(one, keys) for name, one in scores.items()}
+    seeds = min(map(len, tables.values()))
+    return _OnAll({name: table[:seeds] for name, table in tables.items()}, [p for _, p in shared], seeds)
+
+
+def _bounded(name: str, found: Interval) -> dict[str, float]:
+    return {name: found.estimate, f"{name}_ci_low": found.low, f"{name}_ci_high": found.high}
+
+
+def labelers_of(runs: Sequence[RunRecord]) -> tuple[Rows, Rows]:
+    """`compare_labelers` of the labelers behind `runs`: the latest comparison's own, or one for each label artifact.
+
+    Runs that only differ in what comes after the labels share their labeler; seeds of one are averaged.
+    """
+    for run in reversed(runs):
+        if run.table("labelers"):
+            return [dict(row) for row in run.table("labelers")], [
+                dict(row) for row in run.table("labeler_tests")
+            ]
+    first = {digest: run for run in reversed(runs) if (digest := _label_digest(run))}
+    chosen = list(reversed(first.values()))
+    if len(chosen) < 2:
+        return [], []
+    groups = group_runs(chosen)
+    items = {name: [run.table("items") for run in group] for name, group in groups.items()}
+    return compare_labelers(items, {name: group[0].summary for name, group in groups.items()})
+
+
+def _label_digest(run: RunRecord) -> str | None:
+    return next((str(row["digest"]) for row in run.lineage if row.get("kind") == "label"), None)
+
+
+def labelers_table(ranking: Sequence[Row], pairs: Sequence[Row]) -> LabelersTable | None:
+    """The rows as text; None without a ranking."""
+    if not ranking:
+        return None
+    metrics = tuple(name for name in METRICS if any(number(row, name) is not None for row in ranking))
+    count, family = number(ranking[0], "n"), len(pairs)
+    tied = [str(row["labeler"]) for row in ranking if row.get("tied") and not row.get("best")]
+    verdict = (
+        f"not told apart from the best: {', '.join(tied)}" if tied else "the best differs from every other"
+    )
+    seeds = number(ranking[0], "seeds") or 1
+    over = f" and {seeds:.0f} seeds" if seeds > 1 else ""
+    caption = (
+        f"On the same {count:.0f} gold pairs{over}, those that a labeler could not read counted as wrong (in the "
+        f"next column as half right); {verdict}. p: exact McNemar, or Student's t over whole prompts where prompts "
+        f"repeat, a labeler was undecided or seeds differ; Holm over {family} pair{'s' if family > 1 else ''} of "
+        "labelers, 5% level."
+    )
+    rows = tuple(_labeler_row(row, metrics) for row in ranking)
+    return LabelersTable(metrics, rows, tuple(map(pair_row, pairs)), caption)
+
+
+def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
+    found, p = interval(row, WORST), number(row, "p_holm")
+    return LabelerRow(
+        str(row["labeler"]),
+        percent(number(row, WORST)),
+        metric_range(WORST, found.low, found.high) if found else "",
+        tuple(metric_value(name, number(row, name)) for name in metrics),
+        bare_p(p),
+        bool(row.get("best")),
+        bool(row.get("tied")),
+    )
+
+
+def pair_row(row: Row) -> PairRow:
+    """A paired test's row (`reports.items.paired_row`) as text."""
+    gap, low, high = (number(row, f"difference{end}") for end in ("", "_ci_low", "_ci_high"))
+    adjusted = number(row, "p_holm")
+    return PairRow(
+        str(row["first"]),
+        str(row["second"]),
+        points(gap),
+        "" if low is None or high is None else points_range(low, high),
+        f"{row['ahead']} : {row['behind']}",
+        bare_p(number(row, "mcnemar_p")),
+        bare_p(number(row, "p")),
+        bare_p(adjusted),
+        adjusted is None or adjusted >= ALPHA,
+    )
+
+
+def bare_p(value: float | None) -> str:
+    """`p_text` without the `p` that the column's head has."""
+    return p_text(value).removeprefix("p ").removeprefix("= ")
+
+
+def terminal_labelers(table: LabelersTable) -> RichTable:
+    """The ranking for the terminal; `*` marks the best labeler, `=` those tied with it."""
+    view = RichTable(title="Labelers", caption=table.caption, header_style="bold")
+    view.add_column("")
+    view.add_column("labeler", overflow="fold")
+    view.add_column("alignment", justify="right", no_wrap=True)
+    for name in table.metrics[:_TERMINAL_COLUMNS]:
+        view.add_column(metric_label(name).removeprefix("label "), justify="right")
+    view.add_column("Holm p", justify="right", no_wrap=True)
+    for row in table.labelers:
+        mark = "*" if row.best else "=" if row.tied else ""
+        alignment = f"{row.alignment}\n({row.interval})" if row.interval else row.alignment
+        view.add_row(mark, Text(row.name), alignment, *row.cells[:_TERMINAL_COLUMNS], row.p_holm)
+    return view
