@@ -1,7 +1,7 @@
 """The records that travel between stages: frozen, checked on construction, stored as JSON lines.
 
 task --Prompt--> sft --policy--> sample --Pair--> label --Judgement/Preference--> rm --reward model-->
-ppo --policy--> eval --Comparison--> report
+rl --policy--> eval --Comparison--> report
 """
 
 from __future__ import annotations

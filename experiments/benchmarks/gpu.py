@@ -220,7 +220,7 @@ def ppo(models: Models, device: Device, batch: int, new: int, profile: bool) -> 
         module = ppo_module(trunk, batch=batch, new_tokens=new, value=value, minibatch=batch)
         fit(module, device.name, 4)
         rows = module.history[1:]
-        seconds = {name: fmean(row[f"ppo/seconds_{name}"] for row in rows) for name in PARTS}
+        seconds = {name: fmean(row[f"rl/seconds_{name}"] for row in rows) for name in PARTS}
         found[side] = {**seconds, "gib": device.gib()}
         shown = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
         print(

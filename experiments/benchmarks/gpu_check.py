@@ -100,7 +100,7 @@ def check(device: str) -> dict[str, Any]:
         for name in here.texts:
             same = sum(a == b for a, b in zip(there.texts[name], here.texts[name], strict=True))
             row[f"{name} texts equal"] = f"{same} of {len(here.texts[name])}"
-        for name in ("ppo/reward", "ppo/kl", "ppo/policy_loss", "ppo/value_loss", "ppo/ratio_first"):
+        for name in ("rl/reward", "rl/kl", "rl/policy_loss", "rl/value_loss", "rl/ratio_first"):
             row[name] = abs(there.history[name] - here.history[name])
         found[trainable] = row
         count = len(here.texts["greedy"])

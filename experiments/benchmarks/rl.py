@@ -192,8 +192,8 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
     steady = module.history[1:]
     return {
         "seconds": [end - start for start, end in zip(ends, ends[1:], strict=False)],
-        "parts": {part: fmean(row[f"ppo/seconds_{part}"] for row in steady) for part in PARTS},
-        "rewards": [row["ppo/reward"] for row in module.history],
+        "parts": {part: fmean(row[f"rl/seconds_{part}"] for row in steady) for part in PARTS},
+        "rewards": [row["rl/reward"] for row in module.history],
         "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
@@ -253,10 +253,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     differences = gaps(module, rollout, found, ppo_options(args))
     train(module, 1)
     (row,) = module.history
-    differences["score"] = abs(row["ppo/reward"] - fmean(found["scores"]))
+    differences["score"] = abs(row["rl/reward"] - fmean(found["scores"]))
     names = {"policy_loss": "loss/policy_avg", "value_loss": "loss/value_avg"}
     names |= {"ratio_mean": "val/ratio", "kl": "objective/kl"}
-    update = {name: (row[f"ppo/{name}"], found[theirs]) for name, theirs in names.items()}
+    update = {name: (row[f"rl/{name}"], found[theirs]) for name, theirs in names.items()}
     return {"differences": differences, "update": update}
 
 

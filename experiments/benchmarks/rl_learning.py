@@ -54,7 +54,7 @@ class StopAt(pl.Callback):
         self._module, self._target = module, target
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        reached = level([row["ppo/reward"] for row in self._module.history])
+        reached = level([row["rl/reward"] for row in self._module.history])
         trainer.should_stop = reached is not None and reached >= self._target
 
 
@@ -66,8 +66,8 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
     history = module.history
     return {
         "seconds": [end - start for start, end in zip(ends, ends[1:], strict=False)],
-        "rewards": [row["ppo/reward"] for row in history],
-        "kl": history[-1]["ppo/kl"],
+        "rewards": [row["rl/reward"] for row in history],
+        "kl": history[-1]["rl/kl"],
     }
 
 

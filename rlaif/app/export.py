@@ -1,4 +1,4 @@
-"""`export=DIR`: the whole model of stage sft, rm or ppo, with its card, for use outside of this harness."""
+"""`export=DIR`: the whole model of stage sft, rm or rl, with its card, for use outside of this harness."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rlaif.models.weights import export_policy, export_reward, load_reward, load
 from rlaif.report.card import ModelCard, TextFormat, model_card
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.rewards.kinds import KINDS
+from rlaif.stages.rl.options import TITLES
 from rlaif.store import Artifact
 
 
@@ -31,7 +32,7 @@ def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, 
     identity, encoding = ctx.model_identity, dict(ctx.encoding)
     for rule in ("too_long", "too_long_responses"):
         encoding.pop(rule)
-    reward = KINDS[ctx.cfg.reward.kind] if artifact.kind == "ppo" else None
+    reward = KINDS[ctx.cfg.reward.kind] if artifact.kind == "rl" else None
     labels = ctx.cfg.rm.labels if artifact.kind == "rm" or (reward and "rm" in reward.parents) else None
     labelled = labels not in (None, "gold") or (reward is not None and reward.by_labeler)
     return ModelCard(
@@ -43,6 +44,7 @@ def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, 
         task=ctx.cfg.task.name,
         labels=labels,
         labeler=ctx.cfg.labeler.name if labelled else None,
+        algorithm=TITLES[ctx.cfg.rl.algorithm] if reward else None,
         reward=reward.words if reward else None,
         members=members,
         text=TextFormat(eos_id=ctx.model().eos_id, **encoding),

@@ -41,7 +41,7 @@ OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
 MAIN_METRIC = {
     "label": ["label/alignment", "label/unparsed_rate", "label/same_position_rate", "label/length_gap"],
     "rm": ["rm/accuracy", "rm/gold_accuracy", "rm/length_only_accuracy", "rm/ece", "label/alignment"],
-    "ppo": ["ppo/reward", "ppo/objective", "ppo/kl", "ppo/response_length", "ppo/eos_rate"],
+    "rl": ["rl/reward", "rl/objective", "rl/kl", "rl/response_length", "rl/eos_rate"],
     "sft": ["sft/val_loss"],
     "sample": ["sample/n", "sample/mean_tokens"],
 }
@@ -105,8 +105,8 @@ def _check_config(cfg: DictConfig, overrides: Sequence[str]) -> None:
     check_settings(cfg)
     if cfg.stage not in ("compare", "report", "clean"):
         require_values(cfg)
-    if cfg.export and cfg.stage not in ("sft", "rm", "ppo"):
-        raise UserError(f"export={cfg.export}: stage={cfg.stage} makes no model; write stage=sft, rm or ppo")
+    if cfg.export and cfg.stage not in ("sft", "rm", "rl"):
+        raise UserError(f"export={cfg.export}: stage={cfg.stage} makes no model; write stage=sft, rm or rl")
 
 
 def _job_name(cfg: DictConfig, overrides: Sequence[str]) -> str:

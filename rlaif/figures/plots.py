@@ -304,7 +304,7 @@ def _log_axis(axes: Axes, places: Sequence[float]) -> None:
 def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPoint], *, title: str) -> str:
     """Proxy reward over sqrt(KL) above the judge's win rate over the same axis (Gao et al. 2023, figure 1).
 
-    `paths`: label to history rows with `ppo/kl` and `ppo/reward`; `points`: judged policies. Empty when
+    `paths`: label to history rows with `rl/kl` and `rl/reward`; `points`: judged policies. Empty when
     neither has a KL. Dashed beside the proxy is the one on prompts that the reward model was not trained on.
     """
     tracks = {label: _track(rows) for label, rows in paths.items()}
@@ -318,12 +318,12 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
         colours = _colours([*tracks, *(point.label for point in usable)])
         for label, track in tracks.items():
             top.plot(*zip(*track, strict=True), color=colours[label], label=label)
-            if held_out := _track(paths[label], "ppo/reward_held_out"):
+            if held_out := _track(paths[label], "rl/reward_held_out"):
                 top.plot(*zip(*held_out, strict=True), "--o", color=colours[label], markersize=4)
         for point in usable:
             _judged(top, bottom, point, colours[point.label])
         bottom.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-        measured = any(_track(paths[label], "ppo/reward_held_out") for label in tracks)
+        measured = any(_track(paths[label], "rl/reward_held_out") for label in tracks)
         dashed = " (dashed: on held-out prompts)" if measured else ""
         top.set_title(f"proxy: reward, before penalties and KL{dashed}")
         bottom.margins(y=0.15)
@@ -342,11 +342,11 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
 def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
     """What a tracker measured on fixed prompts over sqrt(KL): proxy reward beside the held-out measure.
 
-    `paths`: label to history rows, of which those with `ppo/track_kl` count, in their order: a policy may come
+    `paths`: label to history rows, of which those with `rl/track_kl` count, in their order: a policy may come
     back. Empty where nothing was tracked. (Gao et al. 2022, figure 1.)
     """
     tracks = {
-        label: [row for row in rows if number(row, "ppo/track_kl") is not None]
+        label: [row for row in rows if number(row, "rl/track_kl") is not None]
         for label, rows in paths.items()
     }
     tracks = {label: rows for label, rows in tracks.items() if rows}
@@ -356,15 +356,15 @@ def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
     def draw(figure: Figure) -> None:
         colours = _colours(list(tracks))
         panels = (
-            ("ppo/track_proxy", "proxy: reward, before penalties and KL"),
-            ("ppo/track_gold", "held-out measure"),
+            ("rl/track_proxy", "proxy: reward, before penalties and KL"),
+            ("rl/track_gold", "held-out measure"),
         )
         for axes, (name, heading) in zip(figure.subplots(1, 2, sharex=True), panels, strict=True):
             for label, rows in tracks.items():
                 for piece in rising_pieces(
                     [row["step"] for row in rows]
                 ):  # a line each for arms in one history
-                    places = [math.sqrt(max(row["ppo/track_kl"], 0.0)) for row in rows[piece]]
+                    places = [math.sqrt(max(row["rl/track_kl"], 0.0)) for row in rows[piece]]
                     values = [row[name] for row in rows[piece]]
                     axes.plot(places, values, "o-", color=colours[label], markersize=4)
             axes.set_title(heading)
@@ -376,9 +376,9 @@ def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
     return _svg(draw, 9.4, 3.0 + (0.25 if len(tracks) > 2 else 0), title)
 
 
-def _track(rows: Sequence[Row], name: str = "ppo/reward") -> list[tuple[float, float]]:
+def _track(rows: Sequence[Row], name: str = "rl/reward") -> list[tuple[float, float]]:
     rewards = dict(zip(*series(rows, name), strict=True))
-    divergences = zip(*series(rows, "ppo/kl"), strict=True)
+    divergences = zip(*series(rows, "rl/kl"), strict=True)
     return [(math.sqrt(max(kl, 0.0)), rewards[step]) for step, kl in divergences if step in rewards]
 
 

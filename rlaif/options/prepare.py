@@ -15,7 +15,7 @@ SEEDS = {
     "sample": ("sample",),
     "label": ("label",),
     "rm": ("rm",),
-    "ppo": ("rl",),
+    "rl": ("rl",),
     "eval": ("eval",),
     "pipeline": ("rm", "rl"),
 }

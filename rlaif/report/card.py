@@ -26,12 +26,12 @@ _REWARD = (
     ("", "rm/train_pairs", "training pairs"),
 )
 _POLICY = (
-    ("", "ppo/reward", "mean reward in the last iterations of RL, before penalties and KL"),
-    ("", "ppo/objective", "what RL maximised then: reward less penalties and KL"),
-    ("", "ppo/reward_raw_sd", "what 1 of the reward is, before it was standardised"),
-    ("", "ppo/kl", "KL from the reference policy (nats a response)"),
-    ("", "ppo/response_length", "response length (tokens)"),
-    ("", "ppo/eos_rate", "responses that end by themselves"),
+    ("", "rl/reward", "mean reward in the last iterations of RL, before penalties and KL"),
+    ("", "rl/objective", "what RL maximised then: reward less penalties and KL"),
+    ("", "rl/reward_raw_sd", "what 1 of the reward is, before it was standardised"),
+    ("", "rl/kl", "KL from the reference policy (nats a response)"),
+    ("", "rl/response_length", "response length (tokens)"),
+    ("", "rl/eos_rate", "responses that end by themselves"),
     ("", "rm/accuracy", "accuracy of the reward model on held-out labels"),
     ("", "rm/gold_accuracy", "accuracy of the reward model on gold"),
 )
@@ -39,7 +39,7 @@ _SUPERVISED = (
     ("", "sft/val_loss", "validation loss (nats a token)"),
     ("", "sft/rows", "training rows"),
 )
-FACTS = {"sft": _SUPERVISED, "rm": (*_LABELS, *_REWARD), "ppo": (*_LABELS, *_POLICY)}
+FACTS = {"sft": _SUPERVISED, "rm": (*_LABELS, *_REWARD), "rl": (*_LABELS, *_POLICY)}
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class TextFormat:
 class ModelCard:
     """What a card says. `stage` is the one that made the model, `members` the size of a reward ensemble.
 
-    `labels` and `labeler` are None where no labels were used; `reward` says, in words, what RL maximised (of a
-    policy tuned by it); `metrics` are those of the model's artifact and its ancestors: what they lack, the card
-    leaves out.
+    `labels` and `labeler` are None where no labels were used; `algorithm` and `reward` say, in words, how RL trained a
+    policy and what it maximised; `metrics` are those of the model's artifact and its ancestors:
+    what they lack, the card leaves out.
     """
 
-    stage: Literal["sft", "rm", "ppo"]
+    stage: Literal["sft", "rm", "rl"]
     artifact: str
     base: str
     hub_id: str | None
@@ -72,6 +72,7 @@ class ModelCard:
     task: str
     labels: str | None
     labeler: str | None
+    algorithm: str | None
     reward: str | None
     members: int
     text: TextFormat

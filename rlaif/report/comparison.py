@@ -23,9 +23,9 @@ ARM_METRICS = (
     "rm/accuracy",
     "rm/gold_accuracy",
     "rm/ece",
-    "ppo/reward",
-    "ppo/objective",
-    "ppo/kl",
+    "rl/reward",
+    "rl/objective",
+    "rl/kl",
     "eval/win_rate",
     "eval/win_rate_lc",
     "eval/rouge_l_policy",
@@ -41,9 +41,9 @@ _TERMINAL_FIRST = (
     "label/alignment",
     "rm/gold_accuracy",
     "rm/accuracy",
-    "ppo/kl",
+    "rl/kl",
     "eval/length_policy",
-    "ppo/reward",
+    "rl/reward",
 )
 _TERMINAL_COLUMNS = 5
 

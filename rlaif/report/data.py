@@ -25,7 +25,7 @@ FACTS: tuple[Fact, ...] = (
             ("sft", "training rows"),
             ("sample", "pairs"),
             ("label", "gold pairs"),
-            ("ppo", "RL"),
+            ("rl", "RL"),
             ("eval", "evaluation"),
         )
         for name, label in (

@@ -37,7 +37,7 @@ MAIN_METRICS = (
     "rm/gold_accuracy",
     "rm/accuracy",
     "label/alignment",
-    "ppo/reward",
+    "rl/reward",
     "rm/loss",
     "sft/loss",
 )
@@ -51,13 +51,13 @@ TABLE_METRICS = (
     "label/alignment",
     "label/same_position_rate",
     "label/length_gap",
-    "ppo/reward",
-    "ppo/objective",
-    "ppo/kl",
-    "ppo/response_length",
+    "rl/reward",
+    "rl/objective",
+    "rl/kl",
+    "rl/response_length",
 )
 UNTESTED = Verdict("The arms stand side by side: none was tested against another.", "none")
-CURVE_STAGES = ("sft", "label", "rm", "ppo", "eval")
+CURVE_STAGES = ("sft", "label", "rm", "rl", "eval")
 _FIRST_CURVES = (
     "loss",
     "accuracy",
@@ -275,7 +275,7 @@ def _curves(histories: Mapping[str, Sequence[Row]]) -> list[tuple[str, Markup]]:
     for stage in CURVE_STAGES:
         mine = sorted((name for name in names if name.startswith(f"{stage}/")), key=_curve_rank)
         longer = [name for name in mine if any(len(series(rows, name)[0]) > 1 for rows in histories.values())]
-        title = {"rm": "Reward model", "ppo": "RL", "sft": "SFT", "label": "Labels", "eval": "Evaluation"}[
+        title = {"rm": "Reward model", "rl": "RL", "sft": "SFT", "label": "Labels", "eval": "Evaluation"}[
             stage
         ]
         svg = plots.learning_curves(histories, longer[:_MAX_CURVES], title=f"{title}: learning curves")
@@ -293,10 +293,10 @@ def _proxy(judged: Judged, histories: Histories) -> str:
     points = []
     for label, summaries in judged.items():
         for summary in summaries:
-            kl, win = number(summary, "eval/kl", "ppo/kl"), interval(summary, "eval/win_rate")
+            kl, win = number(summary, "eval/kl", "rl/kl"), interval(summary, "eval/win_rate")
             if kl is None or kl < 0 or number(summary, "eval/win_rate") is None:
                 continue
-            reward, rate = number(summary, "ppo/reward"), number(summary, "eval/win_rate")
+            reward, rate = number(summary, "rl/reward"), number(summary, "eval/win_rate")
             low, high = (win.low, win.high) if win else (None, None)
             points.append(plots.JudgedPoint(label, kl, reward, rate, low, high))
     return plots.proxy_vs_judge(histories, points, title="Proxy reward and judge over the square root of KL")

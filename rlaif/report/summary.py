@@ -42,7 +42,7 @@ def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple
     cards = []
     if rise:
         cards.append(("Proxy", "reward, before penalties and KL", change_text(rise.change)))
-    objective = number(summary, "ppo/objective")
+    objective = number(summary, "rl/objective")
     if objective is not None:
         cards.append(
             ("Objective", "at the end: what RL maximised, reward less penalties and KL", signed(objective))

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlaif.figures.rows import LENGTH, ROUGE, both_sides
 from rlaif.stages.eval.section import same_judge
+from rlaif.stages.rl.options import TITLES
 from rlaif.study.verdict import Tone, Verdict
 from rlaif.tracking.runs import Row, Scalar, interval, number
 from rlaif.tracking.text import EN_DASH, p_text, percent, plain, signed
@@ -14,8 +15,7 @@ from rlaif.tracking.text import EN_DASH, p_text, percent, plain, signed
 ALPHA = 0.05
 _UNPARSED = 0.05
 # The reward's rise on prompts that no training saw: on the evaluation's, else on the reward model's own held-out ones.
-_HELD_OUT_RISE = ("eval/reward_gain", "ppo/reward_held_out_gain")
-_NAMES = {"ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE"}
+_HELD_OUT_RISE = ("eval/reward_gain", "rl/reward_held_out_gain")
 
 
 def verdict(summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row] = ()) -> Verdict:
@@ -37,7 +37,7 @@ def _tone(summary: Mapping[str, Scalar]) -> Tone:
 def _policy_name(config: Mapping[str, Any]) -> str:
     rl = config.get("rl")
     name = rl.get("algorithm") or rl.get("name") if isinstance(rl, Mapping) else rl
-    return f"{_NAMES.get(str(name).split('_')[0].lower(), 'RL')} policy"
+    return f"{TITLES.get(str(name).split('_')[0].lower(), 'RL')} policy"
 
 
 def _judged(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone) -> str:
@@ -113,7 +113,7 @@ def _warnings(
 
 
 _WARNING = "/warning"
-_SOURCES = ("label", "ppo", "eval", "judge")
+_SOURCES = ("label", "rl", "eval", "judge")
 
 
 def told_warnings(summary: Mapping[str, Scalar]) -> list[str]:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from rlaif.stages.common.stage import Stage
 from rlaif.stages.eval import stage as evaluate
 from rlaif.stages.label import stage as label
-from rlaif.stages.rl import stage as ppo
+from rlaif.stages.rl import stage as rl
 from rlaif.stages.rm import stage as rm
 from rlaif.stages.sample import stage as sample
 from rlaif.stages.sft import stage as sft
@@ -19,7 +19,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
         "sample": sample.STAGE,
         "label": label.STAGE,
         "rm": rm.STAGE,
-        "ppo": ppo.STAGE,
+        "rl": rl.STAGE,
         "eval": evaluate.STAGE,
     }
 )

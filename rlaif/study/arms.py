@@ -144,9 +144,9 @@ def _check_pair(pair: Sequence[str], arms: Sequence[str], until: str) -> None:
         raise UserError(
             f"compare: {list(pair)} is no pair of arms: write two of {', '.join(arms)} in each pair"
         )
-    if until not in ("ppo", "eval"):
+    if until not in ("rl", "eval"):
         raise UserError(
-            f"compare needs policies, but until={until}: write until: ppo or until: eval, or drop compare"
+            f"compare needs policies, but until={until}: write until: rl or until: eval, or drop compare"
         )
 
 

@@ -177,7 +177,7 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
         raise UserError("compare: two policies meet only with one model and one prompt format in both arms")
     meeting = _meeting(ctx, x)
     cfg = meeting.cfg
-    first, second = x.built["ppo"], y.built["ppo"]
+    first, second = x.built["rl"], y.built["rl"]
     spec = ArtifactSpec(
         "headtohead",
         eval_config(meeting),
@@ -211,7 +211,7 @@ def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:
 
 def _histories(graphs: Mapping[str, Sequence[Graph]]) -> list[dict[str, Any]]:
     """RL's iterations of each arm, also where another job has built it; of several seeds those of the first."""
-    policies = {name: group[0].built["ppo"] for name, group in graphs.items() if "ppo" in group[0].built}
+    policies = {name: group[0].built["rl"] for name, group in graphs.items() if "rl" in group[0].built}
     return [{"arm": name, **row} for name, policy in policies.items() for row in read_history(policy)]
 
 

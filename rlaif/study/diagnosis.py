@@ -116,8 +116,8 @@ def _rl_checks(summary: Summary, items: Mapping[str, Items]) -> list[Check]:
             "interval above 0",
             _beside(oracle, 0.0),
             oracle,
-            "more iterations (rl.num_prompts, rl.num_epochs), another rl.lr, a lower rl.beta; look at ppo/kl, "
-            "ppo/entropy and the alarms of that arm",
+            "more iterations (rl.num_prompts, rl.num_epochs), another rl.lr, a lower rl.beta; look at rl/kl, "
+            "rl/entropy and the alarms of that arm",
         ),
         _still_check(summary, items["random"]),
     ]
@@ -148,7 +148,7 @@ def arm_control(role: str, summary: Summary, items: Items) -> Control:
     longer = _gain(items, *_LENGTH)
     if role == "length":
         return length_control(longer)
-    return random_control(longer, _mean(items, _LENGTH[1]), number(summary, "ppo/kl"))
+    return random_control(longer, _mean(items, _LENGTH[1]), number(summary, "rl/kl"))
 
 
 def _knowledge_checks(summary: Summary) -> list[Check]:

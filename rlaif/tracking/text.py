@@ -25,7 +25,7 @@ _HEADLINE = {
 }
 _ACRONYMS = {
     "rm": "RM",
-    "ppo": "PPO",
+    "rl": "RL",
     "sft": "SFT",
     "kl": "KL",
     "ece": "ECE",

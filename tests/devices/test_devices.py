@@ -27,7 +27,7 @@ JOBS = {
         "reward=ensemble",
     ),
     "foreign": (
-        "stage=ppo",
+        "stage=rl",
         "reward=hub",
         "reward.format=pair",
         "reward.name={classifier}",

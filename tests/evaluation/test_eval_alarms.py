@@ -13,17 +13,17 @@ from rlaif.stages.rl.alarm_rules import AlarmLimits
 LIMITS = AlarmLimits(window=2, kl=10.0, entropy=0.5, explained_variance=-1.0, eos_rate=0.2, length=2.0)
 OFF = AlarmLimits(2, None, None, None, None, None)
 CALM = {
-    "ppo/kl": 1.0,
-    "ppo/entropy": 2.0,
-    "ppo/value_loss": 0.3,
-    "ppo/explained_variance": 0.4,
-    "ppo/eos_rate": 0.9,
-    "ppo/response_length": 10.0,
+    "rl/kl": 1.0,
+    "rl/entropy": 2.0,
+    "rl/value_loss": 0.3,
+    "rl/explained_variance": 0.4,
+    "rl/eos_rate": 0.9,
+    "rl/response_length": 10.0,
 }
 
 
 def _history(name: str, values: list[float]) -> list[dict[str, float]]:
-    return [{**CALM, f"ppo/{name}": value} for value in values]
+    return [{**CALM, f"rl/{name}": value} for value in values]
 
 
 # title, metric, values, iteration at which the mean of two passes the limit, numbers that are told
@@ -66,9 +66,9 @@ def test_every_alarm_has_a_limit_that_switches_it_off() -> None:
 def test_each_kind_fires_once_and_in_its_order() -> None:
     history = [dict(CALM) for _ in range(8)]
     for row in history[4:]:
-        row["ppo/kl"] = 99.0
+        row["rl/kl"] = 99.0
     for row in history[2:]:
-        row["ppo/eos_rate"] = 0.1
+        row["rl/eos_rate"] = 0.1
     found = alarms(history, LIMITS)
     assert [(alarm.title, alarm.iteration) for alarm in found] == [("EOS loss", 2), ("KL runaway", 4)]
     for end in range(len(history)):
@@ -77,7 +77,7 @@ def test_each_kind_fires_once_and_in_its_order() -> None:
 
 def test_a_calm_or_short_history_fires_nothing() -> None:
     assert alarms([], LIMITS) == alarms([CALM] * 9, LIMITS) == []
-    wild = {**CALM, "ppo/kl": 1e6, "ppo/eos_rate": 0.0}
+    wild = {**CALM, "rl/kl": 1e6, "rl/eos_rate": 0.0}
     assert alarms([CALM, wild], LIMITS) == [], "one iteration after the start is no window of two"
     assert len(alarms([CALM, wild, wild], LIMITS)) == 2
 
@@ -90,5 +90,5 @@ def test_nan_sets_alarms_off_and_constant_returns_do_not() -> None:
 
 
 def test_without_a_critic_there_is_no_value_to_diverge() -> None:
-    bare = {k: v for k, v in CALM.items() if k not in ("ppo/value_loss", "ppo/explained_variance")}
+    bare = {k: v for k, v in CALM.items() if k not in ("rl/value_loss", "rl/explained_variance")}
     assert alarms([bare] * 5, LIMITS) == []

@@ -156,7 +156,7 @@ def make_module(
         policy.frozen_copy(),
         collect=lambda i: collector.collect(policy.frozen_copy(), cursor.indices(i), i),
         reward=reward or letter_share(model),
-        diagnose=lambda rollout: {"ppo/seen": float(len(rollout))},
+        diagnose=lambda rollout: {"rl/seen": float(len(rollout))},
         watch=watch or (lambda history: None),
         tracker=tracker(policy) if tracker else None,
         rollouts_per_iteration=rollouts,
@@ -201,8 +201,8 @@ def random_rollout(model, seed=0, sizes=((3, 5), (1, 1), (6, 4), (2, 8), (4, 2),
 
 
 TIMES = (
-    *(f"ppo/seconds_{part}" for part in ("rollout", "prepare", "reward", "update", "track")),
-    "ppo/samples_per_s",
+    *(f"rl/seconds_{part}" for part in ("rollout", "prepare", "reward", "update", "track")),
+    "rl/samples_per_s",
 )
 
 

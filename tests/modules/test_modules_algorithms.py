@@ -93,14 +93,14 @@ def _advantages(options, experience, finished, beta):
 
 
 VARIANTS = {
-    "ppo": {"gamma": 0.9, "kl_estimator": "k3", "whiten_rewards": True, "length_penalty": 0.2},
+    "rl": {"gamma": 0.9, "kl_estimator": "k3", "whiten_rewards": True, "length_penalty": 0.2},
     "reinforce": {"gamma": 0.9, "missing_eos_score": -1.0, "kl_estimator": "k2"},
     "reinforce_lee2023": {"missing_eos_penalty": 1.5},
     "rloo": {"length_penalty": 0.1, "missing_eos_penalty": 0.5},
     "grpo": {"kl": "reward", "missing_eos_score": -1.0},
 }
 WRONG = {
-    "ppo": [{"kl_estimator": "k1"}, {"whiten_rewards": False}, {"length_penalty": 0.0}, {"gamma": 1.0}],
+    "rl": [{"kl_estimator": "k1"}, {"whiten_rewards": False}, {"length_penalty": 0.0}, {"gamma": 1.0}],
     "reinforce": [{"missing_eos_score": None}, {"kl_estimator": "k1"}, {"beta": 0.1}, {"gamma": 1.0}],
     "reinforce_lee2023": [{"convex_kl": False}, {"kl": "reward"}, {"missing_eos_penalty": 0.0}],
     "rloo": [{"advantage": "grpo"}, {"length_penalty": 0.0}, {"kl": "loss"}, {"samples_per_prompt": 2}],
@@ -124,9 +124,9 @@ def test_advantages_equal_a_loop(tiny_model, name):
     else:
         assert not experience.old_values.any()
     weight = 0.7 if options.convex_kl else 1.0
-    objective = weight * metrics["ppo/score"] - 0.3 * metrics["ppo/kl"]
-    assert metrics["ppo/objective"] == pytest.approx(objective, abs=1e-5)
-    assert metrics["ppo/kl_coefficient"] == 0.3
+    objective = weight * metrics["rl/score"] - 0.3 * metrics["rl/kl"]
+    assert metrics["rl/objective"] == pytest.approx(objective, abs=1e-5)
+    assert metrics["rl/kl_coefficient"] == 0.3
     for wrong in WRONG[name]:  # mutations: each misses the loop by far
         module._options = replace(options, **{"samples_per_prompt": 3, **wrong})
         module.beta = module._options.beta
@@ -198,8 +198,8 @@ def test_without_a_critic_there_are_no_values(tiny_model, tmp_path, name):
     assert {key.split(".")[0] for key in module.state_dict()} == {"policy"}
     assert len(trainer.optimizers[0].param_groups) == 1
     row = module.history[0]
-    assert "ppo/value_loss" not in row and "ppo/explained_variance" not in row
-    assert abs(row["ppo/ratio_first"] - 1) <= 1e-5, "checked for every loss"
+    assert "rl/value_loss" not in row and "rl/explained_variance" not in row
+    assert abs(row["rl/ratio_first"] - 1) <= 1e-5, "checked for every loss"
     assert all(math.isfinite(value) for value in row.values())
 
 
@@ -217,7 +217,7 @@ def test_the_groups_are_the_responses_to_one_prompt(tiny_model, tmp_path):
         )
         before = {k: v.clone() for k, v in module.state_dict().items()}
         train(module, tmp_path / name, 1)
-        assert module.history[0]["ppo/reward_std"] > 1
+        assert module.history[0]["rl/reward_std"] > 1
         assert equal(dict(module.state_dict()), before)
 
 
@@ -253,15 +253,15 @@ def test_every_preset_climbs_the_easy_reward(tiny_model, tmp_path, name):
     started = time.monotonic()
     module, shares = _learn(tiny_model("top:1"), tmp_path, name)
     assert shares[0] == pytest.approx(52 / 259, abs=0.08)
-    assert module.history[0]["ppo/kl"] == pytest.approx(0.0, abs=1e-3)
+    assert module.history[0]["rl/kl"] == pytest.approx(0.0, abs=1e-3)
     assert sum(shares[-3:]) / 3 > 0.8
     # To write a letter with probability 0.9 takes at least 8 (0.9 ln 4.5 - 0.1 ln 8), about 9 nats.
-    assert end(module, "ppo/kl") < 13.0, "nats a response of eight tokens"
-    assert [row["ppo/reward"] for row in module.history] == pytest.approx([EASY_SCALE * x for x in shares])
+    assert end(module, "rl/kl") < 13.0, "nats a response of eight tokens"
+    assert [row["rl/reward"] for row in module.history] == pytest.approx([EASY_SCALE * x for x in shares])
     assert time.monotonic() - started < 60
 
 
-SPOILT = [*((name, {"sign": -1}) for name in PRESETS), ("ppo", {"noise": True}), ("rloo", {"noise": True})]
+SPOILT = [*((name, {"sign": -1}) for name in PRESETS), ("rl", {"noise": True}), ("rloo", {"noise": True})]
 
 
 @pytest.mark.parametrize(("name", "spoilt"), SPOILT)
@@ -275,7 +275,7 @@ def test_the_critic_of_a_small_run_does_not_overshoot(tiny_model, tmp_path, seed
     """At a high rate too: with ten times the policy's, its explained variance began at -2."""
     explained = {}
     for factor in (None, 10.0):
-        options, critic = preset("ppo", seed=seed, **({} if factor is None else {"value_lr_factor": factor}))
+        options, critic = preset("rl", seed=seed, **({} if factor is None else {"value_lr_factor": factor}))
         share = letter_share(tiny_model("top:1"))
         module = make_module(
             tiny_model("top:1"),
@@ -286,6 +286,6 @@ def test_the_critic_of_a_small_run_does_not_overshoot(tiny_model, tmp_path, seed
             lr=1e-2,
         )
         train(module, tmp_path / str(factor), 6)
-        explained[factor] = [row["ppo/explained_variance"] for row in module.history]
+        explained[factor] = [row["rl/explained_variance"] for row in module.history]
     assert min(explained[None]) > -0.6 and sum(explained[None][-3:]) / 3 > -0.1
     assert min(explained[10.0]) < -1

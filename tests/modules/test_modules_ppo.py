@@ -98,14 +98,14 @@ def test_experience_equals_a_loop_over_unpadded_rows(tiny_model, trainable, crit
     for name in ("old_logprobs", "old_values", "advantages", "returns"):
         assert not getattr(experience, name)[~mask].any(), "zero outside of the response"
     kl = [sum(row["logprob"]) - sum(row["reference"]) for row in rows]
-    assert metrics["ppo/kl"] == pytest.approx(sum(kl) / 6, abs=1e-4)
-    assert abs(metrics["ppo/kl"]) > 1e-2
-    assert metrics["ppo/reward"] == pytest.approx(1.5 / 6, abs=1e-6)
-    assert metrics["ppo/score"] == pytest.approx((1.5 - 4.5) / 6, abs=1e-6)
-    assert metrics["ppo/objective"] == pytest.approx(-0.5 - 0.3 * sum(kl) / 6, abs=1e-4)
-    assert metrics["ppo/entropy"] == pytest.approx(flat("entropy").mean().item(), abs=1e-4)
-    assert metrics["ppo/eos_rate"] == 0.5
-    assert metrics["ppo/response_length"] == pytest.approx(23 / 6, abs=1e-6)
+    assert metrics["rl/kl"] == pytest.approx(sum(kl) / 6, abs=1e-4)
+    assert abs(metrics["rl/kl"]) > 1e-2
+    assert metrics["rl/reward"] == pytest.approx(1.5 / 6, abs=1e-6)
+    assert metrics["rl/score"] == pytest.approx((1.5 - 4.5) / 6, abs=1e-6)
+    assert metrics["rl/objective"] == pytest.approx(-0.5 - 0.3 * sum(kl) / 6, abs=1e-4)
+    assert metrics["rl/entropy"] == pytest.approx(flat("entropy").mean().item(), abs=1e-4)
+    assert metrics["rl/eos_rate"] == 0.5
+    assert metrics["rl/response_length"] == pytest.approx(23 / 6, abs=1e-6)
 
 
 def test_the_oracle_sees_wrong_variants(tiny_model):
@@ -159,9 +159,9 @@ def test_the_first_ratio_is_one(tiny_model, tmp_path, dtype, bound, critic):
     train(module, tmp_path, 3)
     assert len(module.history) == 3
     for row in module.history:
-        assert abs(row["ppo/ratio_first"] - 1) <= bound
-        assert row["ppo/ratio_mean"] != 1.0, "later minibatches do move"
-        assert row["ppo/seen"] == 32.0
+        assert abs(row["rl/ratio_first"] - 1) <= bound
+        assert row["rl/ratio_mean"] != 1.0, "later minibatches do move"
+        assert row["rl/seen"] == 32.0
     assert all(math.isfinite(value) for row in module.history for value in row.values())
 
 
@@ -208,10 +208,10 @@ def test_ppo_raises_a_programmatic_reward_within_a_kl_bound(tiny_model, tmp_path
         k: v.clone() for k, v in (*model.trunk.state_dict().items(), *module.reference.state_dict().items())
     }
     train(module, tmp_path, 12)
-    assert module.history[0]["ppo/reward"] == pytest.approx(52 / 259, abs=0.08)
-    assert end(module, "ppo/reward") > 0.35
-    assert module.history[0]["ppo/kl"] == pytest.approx(0.0, abs=1e-3 if dtype == "float32" else 0.2)
-    assert 0.5 < end(module, "ppo/kl") < 9.0, "nats a response of eight tokens"
+    assert module.history[0]["rl/reward"] == pytest.approx(52 / 259, abs=0.08)
+    assert end(module, "rl/reward") > 0.35
+    assert module.history[0]["rl/kl"] == pytest.approx(0.0, abs=1e-3 if dtype == "float32" else 0.2)
+    assert 0.5 < end(module, "rl/kl") < 9.0, "nats a response of eight tokens"
     now = {**model.trunk.state_dict(), **module.reference.state_dict()}
     assert all(torch.equal(value, now[name]) for name, value in frozen.items()), (
         "trunk and reference never move"
@@ -236,8 +236,8 @@ def test_the_reference_and_all_that_is_shared_never_move(tiny_model, tmp_path, t
     still = [name for name, value in module.state_dict().items() if torch.equal(value, start[name])]
     assert still == []
     # Policy and reference start as one; where the head is trained too, the two run different kernels.
-    assert abs(module.history[0]["ppo/kl"]) <= (1e-4 if trainable == "full" else 0.0)
-    assert abs(module.history[1]["ppo/kl"]) > 1e-3
+    assert abs(module.history[0]["rl/kl"]) <= (1e-4 if trainable == "full" else 0.0)
+    assert abs(module.history[1]["rl/kl"]) > 1e-3
 
 
 def test_the_opposite_reward_teaches_the_opposite(tiny_model, tmp_path):
@@ -245,7 +245,7 @@ def test_the_opposite_reward_teaches_the_opposite(tiny_model, tmp_path):
     share = letter_share(model)
     module = make_module(model, iterations=8, reward=lambda rollout: -share(rollout))
     train(module, tmp_path, 8)
-    assert -end(module, "ppo/reward") < 0.13
+    assert -end(module, "rl/reward") < 0.13
 
 
 def test_a_penalty_for_missing_eos_teaches_to_stop(tiny_model, tmp_path):
@@ -258,11 +258,11 @@ def test_a_penalty_for_missing_eos_teaches_to_stop(tiny_model, tmp_path):
         module.policy.embedding[model.eos_id] += 3 * typical / typical.dot(typical)
     train(module, tmp_path, 8)
     first, last = module.history[0], module.history[-1]
-    assert 0.1 < first["ppo/eos_rate"] < 0.6
-    assert last["ppo/eos_rate"] > 0.9
-    assert last["ppo/response_length"] < first["ppo/response_length"] - 2
+    assert 0.1 < first["rl/eos_rate"] < 0.6
+    assert last["rl/eos_rate"] > 0.9
+    assert last["rl/response_length"] < first["rl/response_length"] - 2
     for row in module.history:
-        assert row["ppo/score"] == pytest.approx(row["ppo/eos_rate"] - 1, abs=1e-6)
+        assert row["rl/score"] == pytest.approx(row["rl/eos_rate"] - 1, abs=1e-6)
 
 
 def test_the_value_head_learns_at_its_own_rate(tiny_model, tmp_path):
@@ -284,7 +284,7 @@ def test_max_kl_stops_the_run(tiny_model, tmp_path):
     model = tiny_model("top:1")
     free = make_module(model, iterations=8)
     train(free, tmp_path / "free", 5)
-    kls = [row["ppo/kl"] for row in free.history]
+    kls = [row["rl/kl"] for row in free.history]
     limit = 0.5
     stop = next(i for i, kl in enumerate(kls) if kl > limit)
     assert 0 < stop < 4
@@ -293,10 +293,10 @@ def test_max_kl_stops_the_run(tiny_model, tmp_path):
         module = make_module(model, iterations=8, options=replace(OPTIONS, max_kl=limit))
         train(module, tmp_path / folder, epochs)
         states[folder] = dict(module.state_dict())
-    assert [row["ppo/kl"] for row in module.history] == kls[: stop + 1]
+    assert [row["rl/kl"] for row in module.history] == kls[: stop + 1]
     assert equal(states["stopped"], states["before"]), "the iteration that is too far away updates nothing"
-    assert "ppo/ratio_first" not in module.history[-1]
-    assert all("ppo/ratio_first" in row for row in module.history[:-1])
+    assert "rl/ratio_first" not in module.history[-1]
+    assert all("rl/ratio_first" in row for row in module.history[:-1])
     again = make_module(model, iterations=8, options=replace(OPTIONS, max_kl=limit))
     train(again, tmp_path / "stopped", 8)
     assert untimed(again.history) == untimed(module.history), "the same command stops at the same place"

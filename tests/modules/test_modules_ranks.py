@@ -178,7 +178,7 @@ def test_two_processes_end_as_one_does(tmp_path, two, kind):
     assert told["told"] == pytest.approx(also_told["told"], abs=1e-4)
     for row, other in zip(told["history"], also_told["history"], strict=True):
         for one in (row, other):  # a minibatch's explained variance is no mean of its parts'
-            one.pop("ppo/explained_variance", None)
+            one.pop("rl/explained_variance", None)
         assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 

@@ -158,11 +158,9 @@ def test_it_measures_before_an_iteration_and_changes_no_update(tiny_model, tmp_p
     train(plain, tmp_path / "plain", 4)
     assert equal(asked[0], start) and not equal(asked[1], start)
     assert [point.iteration for point in module._tracker.points] == [0, 2]
-    assert [row.get("ppo/track_gold") for row in module.history] == [0.3, None, 0.4, None]
-    assert [row.get("ppo/track_kl") for row in module.history] == [0.0, None, 0.25, None]
-    bare = [
-        {k: v for k, v in row.items() if not k.startswith("ppo/track")} for row in untimed(module.history)
-    ]
+    assert [row.get("rl/track_gold") for row in module.history] == [0.3, None, 0.4, None]
+    assert [row.get("rl/track_kl") for row in module.history] == [0.0, None, 0.25, None]
+    bare = [{k: v for k, v in row.items() if not k.startswith("rl/track")} for row in untimed(module.history)]
     assert bare == untimed(plain.history)
     assert equal(dict(module.state_dict()), dict(plain.state_dict()))
 
@@ -171,7 +169,7 @@ def test_it_stops_by_its_rule_and_gives_the_best_policy(tiny_model, tmp_path):
     module, asked = _module(tiny_model, RISE_AND_FALL, patience=2, keep="best", iterations=6)
     train(module, tmp_path, 6)
     assert len(module.history) == 5, "measured after 4 iterations: two without a gain since the best"
-    assert "ppo/ratio_first" not in module.history[4], "the last row has rollouts and no update"
+    assert "rl/ratio_first" not in module.history[4], "the last row has rollouts and no update"
     assert equal(asked[4], dict(module.policy.state_dict()))
     kept = module._tracker.keep()
     assert kept == Point(2, 2.0, 0.6, 0.5, _golds(0.6))
@@ -195,9 +193,9 @@ def test_the_end_is_measured_once(tiny_model, tmp_path):
         module._tracker.measure(2)
         == module._tracker.measure(2)
         == {
-            "ppo/track_proxy": 2.0,
-            "ppo/track_gold": 0.6,
-            "ppo/track_kl": 0.5,
+            "rl/track_proxy": 2.0,
+            "rl/track_gold": 0.6,
+            "rl/track_kl": 0.5,
         }
     )
     assert len(asked) == 3

@@ -33,10 +33,10 @@ PATH_SUMMARY: dict[str, Any] = {
     "rm/gold_accuracy": 0.68,
     "rm/gold_accuracy_ci_low": 0.62,
     "rm/gold_accuracy_ci_high": 0.73,
-    "ppo/reward": 0.94,
-    "ppo/kl": 6.25,
+    "rl/reward": 0.94,
+    "rl/kl": 6.25,
     "eval/kl": 6.5,
-    "ppo/eos_rate": 0.97,
+    "rl/eos_rate": 0.97,
     "eval/win_rate": 0.63,
     "eval/win_rate_ci_low": 0.57,
     "eval/win_rate_ci_high": 0.69,
@@ -63,7 +63,7 @@ CONFIG: dict[str, Any] = {
     "labeler": {"name": "cot", "backend": "transformers", "batch_size": 32},
     "judge": {"name": "detailed", "backend": "openai", "batch_size": 32},
     "backend": {"name": "model-one"},
-    "rl": {"algorithm": "ppo", "lr": 3e-6},
+    "rl": {"algorithm": "rl", "lr": 3e-6},
     "paths": {"root": "somewhere-private"},
 }
 ATTACK = "<script>alert('x')</script> & <img src=http://example.invalid/a.png>"
@@ -78,11 +78,11 @@ def ppo_history(start: float = 0.1, end: float = 0.94, rows: int = 40) -> list[d
             {
                 "step": step,
                 "time": 2.0 * step,
-                "ppo/reward": start + (end - start) * share + 0.01 * math.sin(3.0 * step),
-                "ppo/kl": 6.25 * share,
-                "ppo/entropy": 2.0 - share,
-                "ppo/response_length": 15 + 3 * share,
-                "ppo/eos_rate": 0.95 + 0.02 * share,
+                "rl/reward": start + (end - start) * share + 0.01 * math.sin(3.0 * step),
+                "rl/kl": 6.25 * share,
+                "rl/entropy": 2.0 - share,
+                "rl/response_length": 15 + 3 * share,
+                "rl/eos_rate": 0.95 + 0.02 * share,
             }
         )
     return found
@@ -154,7 +154,7 @@ LINEAGE = [
         "bytes": 28_000_000,
     },
     {
-        "kind": "ppo",
+        "kind": "rl",
         "digest": "bb00" * 16,
         "parents": [{"kind": "sft", "digest": "5f7a" * 16}, {"kind": "rm", "digest": "4e0d" * 16}],
         "seed": 1,
@@ -164,7 +164,7 @@ LINEAGE = [
     {
         "kind": "eval",
         "digest": "e0a1" * 16,
-        "parents": [{"kind": "ppo", "digest": "bb00" * 16}, {"kind": "sft", "digest": "5f7a" * 16}],
+        "parents": [{"kind": "rl", "digest": "bb00" * 16}, {"kind": "sft", "digest": "5f7a" * 16}],
         "seed": 0,
         "seconds": 70,
         "bytes": 90_000,

@@ -76,16 +76,16 @@ def test_seeds_become_means_and_intervals_of_both():
 
 def test_warnings_of_seeds_say_how_many_they_are_of_and_other_texts_must_agree():
     runs = [
-        {"ppo/warning": "KL ran away.", "label/warning": "At chance.", "eval/judge": "x"},
-        {"ppo/warning": "KL ran away.", "eval/judge": "y"},
-        {"ppo/warning": "Entropy fell.", "eval/judge": "x", "label/warning": None},
+        {"rl/warning": "KL ran away.", "label/warning": "At chance.", "eval/judge": "x"},
+        {"rl/warning": "KL ran away.", "eval/judge": "y"},
+        {"rl/warning": "Entropy fell.", "eval/judge": "x", "label/warning": None},
     ]
     merged = mean_summary(runs, [[], [], []])
-    assert merged["ppo/warning"] == "(2 of 3 seeds) KL ran away. (1 of 3 seeds) Entropy fell."
+    assert merged["rl/warning"] == "(2 of 3 seeds) KL ran away. (1 of 3 seeds) Entropy fell."
     assert merged["label/warning"] == "(1 of 3 seeds) At chance."
     assert merged["eval/judge"] is None
     same = mean_summary([runs[0], runs[0]], [[], []])
-    assert same["ppo/warning"] == "KL ran away." and same["eval/judge"] == "x"
+    assert same["rl/warning"] == "KL ran away." and same["eval/judge"] == "x"
 
 
 def test_no_p_value_is_a_mean_of_p_values():
@@ -292,14 +292,14 @@ def test_markdown_and_page(tmp_path):
 
 def test_each_arm_has_a_curve_of_its_own(tmp_path):
     """What a comparison logs is one arm after the other, and no curve of anything."""
-    jumble = [{"step": step, "ppo/reward": 7.0, "ppo/kl": 1.0} for step in (0, 1, 0, 1)]
+    jumble = [{"step": step, "rl/reward": 7.0, "rl/kl": 1.0} for step in (0, 1, 0, 1)]
     rows = [
-        {"arm": arm, "step": step, "ppo/reward": step + start, "ppo/kl": 0.5 * step}
+        {"arm": arm, "step": step, "rl/reward": step + start, "rl/kl": 0.5 * step}
         for arm, start in (("quick arm", 0.0), ("slow arm", 5.0))
         for step in range(3)
     ]
     arms = [
-        {"arm": name, "ppo/kl": 1.0, "eval/win_rate": 0.6, "ppo/reward": 2.0}
+        {"arm": name, "rl/kl": 1.0, "eval/win_rate": 0.6, "rl/reward": 2.0}
         for name in ("quick arm", "slow arm")
     ]
     tables = {"arms": arms, "arm_histories": rows}
@@ -309,7 +309,7 @@ def test_each_arm_has_a_curve_of_its_own(tmp_path):
     curves = page[page.index("Proxy against judge") :]
     assert curves.count("quick arm") == curves.count("slow arm") >= 2, "a label in each figure's legend"
     assert "reward (proxy)" not in curves
-    alone = load_run(write_run(tmp_path, "y", stage="ppo", history=jumble))
+    alone = load_run(write_run(tmp_path, "y", stage="rl", history=jumble))
     assert "reward (proxy)" in render_report([alone], tmp_path / "alone.html", title="t").read_text(
         encoding="utf-8"
     )

@@ -25,8 +25,8 @@ METRICS = {
     "label/alignment_ci_high": 0.83,
     "label/warning": "It may be guessing.",
     "sft/val_loss": 2.5,
-    "ppo/kl": None,
-    "ppo/eos_rate": 0.97,
+    "rl/kl": None,
+    "rl/eos_rate": 0.97,
 }
 
 
@@ -40,6 +40,7 @@ def card(**changes) -> str:
         "task": "docs",
         "labels": "ai",
         "labeler": "likelihood",
+        "algorithm": None,
         "reward": None,
         "members": 1,
         "text": TEXT,
@@ -94,8 +95,10 @@ def test_the_code_is_python_with_the_format_in_it() -> None:
 
 
 def test_policies_have_cards_too() -> None:
-    tuned = card(stage="ppo", artifact="ppo-1", hub_id="some/model", reward="the length of responses")
-    assert "to maximise the length of responses, with a KL penalty" in tuned
+    tuned = card(
+        stage="rl", artifact="rl-1", hub_id="some/model", algorithm="GRPO", reward="the length of responses"
+    )
+    assert "Trained by GRPO to maximise the length of responses, with a KL penalty" in tuned
     compile(code(tuned), "card", "exec")
     assert "| responses that end by themselves | 97.0% |  |" in tuned and "KL from" not in tuned
     assert yaml.safe_load(tuned.split("---")[1])["base_model"] == "some/model"

@@ -179,7 +179,7 @@ CONTROLS = [
 
 @pytest.mark.parametrize(("did", "question", "state", "shown"), CONTROLS)
 def test_nothing_is_concluded_from_a_control_that_did_not_do_its_work(did, question, state, shown) -> None:
-    summaries = dict.fromkeys(ROLES, {}) | {"real": SUMMARY, "random": {"ppo/kl": did.pop("kl", 0.1)}}
+    summaries = dict.fromkeys(ROLES, {}) | {"real": SUMMARY, "random": {"rl/kl": did.pop("kl", 0.1)}}
     items = {role: [did.get(role, HEALTHY[role])] for role in ROLES}
     rows = [check.row() for check in diagnose(summaries, items)]
     others = {name: s for name, s in _states(rows).items() if s != "yes"}
@@ -236,7 +236,7 @@ def test_a_gain_with_a_few_more_tokens_is_not_one_without() -> None:
     ],
 )
 def test_a_comparison_says_what_its_control_did(kind, longer, kl, state, tmp_path) -> None:
-    row = control_row("longer", kind, {"ppo/kl": kl}, [_arm(longer=longer, seed=6)])
+    row = control_row("longer", kind, {"rl/kl": kl}, [_arm(longer=longer, seed=6)])
     assert (row["arm"], row["state"]) == ("longer", state)
     arms = [{"arm": name, "eval/win_rate": 0.6} for name in ("likelihood", "longer")]
     duel = {

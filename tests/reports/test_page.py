@@ -76,7 +76,7 @@ def test_model_text_is_escaped_everywhere(tmp_path):
         write_run(
             tmp_path,
             f"run-{seed}",
-            summary=PATH_SUMMARY | {"eval/judge": ATTACK, "eval/baseline": ATTACK, "ppo/kl": 1.0 + seed},
+            summary=PATH_SUMMARY | {"eval/judge": ATTACK, "eval/baseline": ATTACK, "rl/kl": 1.0 + seed},
             overrides=[f"labeler={label}"],
             config=evil | {"seed": seed},
             history=ppo_history(),
@@ -188,7 +188,7 @@ def test_an_empty_run_and_odd_rows_are_tolerated(tmp_path):
         tmp_path,
         "1",
         summary={"eval/win_rate": float("nan"), "x": None},
-        history=[{}, {"step": 1, "ppo/kl": -1}],
+        history=[{}, {"step": 1, "rl/kl": -1}],
         tables={"samples": [{"policy": "only"}, {"other": 1}], "reliability": [{"n": 0}]},
         lineage=[
             {"kind": "a", "digest": "1", "parents": [{"kind": "b", "digest": "2"}, "odd"]},

@@ -36,16 +36,16 @@ def test_forest_plot_keeps_labels_as_text():
 
 def test_learning_curves_are_one_panel_a_metric():
     svg = learning_curves(
-        {"x": ppo_history(), "y": ppo_history(0, 1)}, ["ppo/kl", "ppo/reward", "no/thing"], title="t"
+        {"x": ppo_history(), "y": ppo_history(0, 1)}, ["rl/kl", "rl/reward", "no/thing"], title="t"
     )
-    assert {"PPO KL", "PPO reward", "x", "y"} <= texts(svg)
-    assert learning_curves({"x": []}, ["ppo/kl"], title="t") == ""
+    assert {"RL KL", "RL reward", "x", "y"} <= texts(svg)
+    assert learning_curves({"x": []}, ["rl/kl"], title="t") == ""
 
 
 def test_proxy_axis_is_the_root_of_kl():
     rows = [
-        {"step": 0, "ppo/kl": -0.1, "ppo/reward": 1.0},
-        {"step": 1, "ppo/kl": 4.0, "ppo/reward": 2.0},
+        {"step": 0, "rl/kl": -0.1, "rl/reward": 1.0},
+        {"step": 1, "rl/kl": 4.0, "rl/reward": 2.0},
         {"step": 2},
     ]
     assert _track(rows) == [(0.0, 1.0), (2.0, 2.0)]
@@ -62,16 +62,14 @@ def test_the_proxy_on_held_out_prompts_is_dashed_beside_it(monkeypatch):
         return plot(axes, *arguments, **options)
 
     monkeypatch.setattr(Axes, "plot", spied)
-    rows = [{"step": i, "ppo/kl": float(i * i), "ppo/reward": 0.5 * i} for i in range(4)]
-    rows[0]["ppo/reward_held_out"], rows[3]["ppo/reward_held_out"] = 0.1, 0.2
+    rows = [{"step": i, "rl/kl": float(i * i), "rl/reward": 0.5 * i} for i in range(4)]
+    rows[0]["rl/reward_held_out"], rows[3]["rl/reward_held_out"] = 0.1, 0.2
     assert "proxy: reward, before penalties and KL (dashed: on held-out prompts)" in texts(
         proxy_vs_judge({"a": rows}, [], title="t")
     )
     assert drawn == [[[0, 1, 2, 3], [0, 0.5, 1, 1.5], ()], [[0, 3], [0.1, 0.2], ("--o",)]]
-    known = {
-        f"ppo/reward_held_out{end}": value for end, value in (("", 0.2), ("_start", 0.1), ("_gain", 0.1))
-    }
-    bounds = {"ppo/reward_held_out_gain_ci_low": -0.3, "ppo/reward_held_out_gain_ci_high": 0.5}
+    known = {f"rl/reward_held_out{end}": value for end, value in (("", 0.2), ("_start", 0.1), ("_gain", 0.1))}
+    bounds = {"rl/reward_held_out_gain_ci_low": -0.3, "rl/reward_held_out_gain_ci_high": 0.5}
     (row,) = result_rows({**known, **bounds})
     minus = signed(-1.0)[0]
     assert (row.value, row.note) == ("0.100 → 0.200", f"+0.100, 95% interval {minus}0.300 to +0.500")
@@ -145,10 +143,10 @@ def test_a_tracked_run_is_drawn_over_the_root_of_its_kl(monkeypatch) -> None:
 
     monkeypatch.setattr(Axes, "plot", spy)
     rows = [
-        {"step": step, "ppo/track_kl": kl, "ppo/track_proxy": kl / 2, "ppo/track_gold": gold}
+        {"step": step, "rl/track_kl": kl, "rl/track_proxy": kl / 2, "rl/track_gold": gold}
         for step, kl, gold in [(0, -1e-3, 0.2), (2, 4.0, 0.4), (4, 9.0, 0.3), (0, 0.0, 0.2), (2, 1.0, 0.1)]
     ]
-    rows.insert(1, {"step": 1, "ppo/kl": 5.0})
+    rows.insert(1, {"step": 1, "rl/kl": 5.0})
     svg = over_optimisation({"one": rows, "none": [{"step": 0}]}, title="t")
     assert svg.startswith("<svg") and "held-out measure" in svg
     assert drawn == [

@@ -13,7 +13,7 @@ def test_a_whole_run_is_read_back(tmp_path):
     run = load_run(full_run(tmp_path))
     assert (run.stage, run.state, run.id) == ("pipeline", "finished", "20260101-a")
     assert run.summary["eval/win_rate"] == 0.63
-    assert run.config["rl"]["algorithm"] == "ppo"
+    assert run.config["rl"]["algorithm"] == "rl"
     assert len(run.table("samples")) == 14 and run.table("absent") == []
     assert run.problems == ()
 
@@ -21,7 +21,7 @@ def test_a_whole_run_is_read_back(tmp_path):
 def test_a_half_written_run_is_tolerated_and_named(tmp_path):
     path = full_run(tmp_path)
     with (path / "history.jsonl").open("a") as stream:
-        stream.write('{"step": 99, "ppo/rew')
+        stream.write('{"step": 99, "rl/rew')
     (path / "summary.json").write_text('{"eval/win')
     (path / "lineage.json").write_text("[{")
     (path / "config.yaml").unlink()
@@ -73,4 +73,4 @@ def test_numbers_intervals_and_series_leave_out_what_is_not_finite():
     assert (found.low, found.high) == (0.4, 0.6)
     rows = [{"step": 3, "m": 1.0}, {"step": 4, "m": nan}, {"step": 5, "other": 1}, {"step": 6, "m": 2}]
     assert series(rows, "m") == ([3.0, 6.0], [1.0, 2.0])
-    assert len(series(ppo_history(rows=7), "ppo/kl")[0]) == 7
+    assert len(series(ppo_history(rows=7), "rl/kl")[0]) == 7

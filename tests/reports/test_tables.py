@@ -73,10 +73,10 @@ def test_holm_decides_where_a_single_test_would_not(tmp_path):
 
 def test_seeds_are_grouped_with_mean_spread_and_interval(tmp_path):
     for seed, value in enumerate((0.60, 0.62, 0.67)):
-        run = {**summary(value, 0.0392), "ppo/kl": 4.0}
+        run = {**summary(value, 0.0392), "rl/kl": 4.0}
         write_run(tmp_path, f"{seed}", summary=run, overrides=["labeler=cot", f"seed={seed}"])
     write_run(tmp_path, "9", summary=summary(0.5, 0.0392), overrides=["labeler=base", "seeds.rm=1"])
-    table = ablation_table(find_runs(tmp_path), [WIN, "ppo/kl"])
+    table = ablation_table(find_runs(tmp_path), [WIN, "rl/kl"])
     arm = table.arms[0]
     cell = arm.cells[WIN]
     assert (arm.label, len(arm.runs), cell.n) == ("labeler=cot", 3, 3)
@@ -86,7 +86,7 @@ def test_seeds_are_grouped_with_mean_spread_and_interval(tmp_path):
     # items: 0.0392^2 = 1.53664e-3; seeds, t with 2 degrees of freedom 4.302653: 4.302653^2 * .0013/3 = 8.02221e-3.
     assert cell.high - cell.value == pytest.approx(0.00955885**0.5, abs=2e-5)
     assert cell.text(WIN) == "63.0% ± 3.6%"
-    assert arm.cells["ppo/kl"].text("ppo/kl") == "4"
+    assert arm.cells["rl/kl"].text("rl/kl") == "4"
     assert table.arms[1].cells[WIN].spread is None
 
 
@@ -146,7 +146,7 @@ def test_terminal_table_prints_labels_that_look_like_markup(tmp_path):
 
 
 def test_result_table_skips_what_is_missing():
-    shown = printed(result_table({"label/alignment": 0.78, "ppo/kl": math.nan}))
+    shown = printed(result_table({"label/alignment": 0.78, "rl/kl": math.nan}))
     assert "labeler alignment" in shown and "78.0%" in shown
     assert "KL" not in shown and "win rate" not in shown
 
@@ -183,26 +183,26 @@ def test_the_reward_and_what_rl_maximises_stand_side_by_side(tmp_path):
 
     run = load_run(full_run(tmp_path))
     own = {
-        "ppo/objective": -1.25,
-        "ppo/reward_scale": "mean 0, standard deviation 1 on 24 references",
-        "ppo/reward_raw_sd": 0.0932,
+        "rl/objective": -1.25,
+        "rl/reward_scale": "mean 0, standard deviation 1 on 24 references",
+        "rl/reward_raw_sd": 0.0932,
     }
     summary = {**run.summary, **own}
     rows = {row.metric: row for row in result_rows(summary, run.history)}
-    assert rows["ppo/objective"].value == "-1.250" and "maximises" in rows["ppo/objective"].label
-    assert "maximis" not in rows["ppo/reward"].label
-    assert rows["ppo/reward_scale"].value == "0.093 raw" and "24 references" in rows["ppo/reward_scale"].note
+    assert rows["rl/objective"].value == "-1.250" and "maximises" in rows["rl/objective"].label
+    assert "maximis" not in rows["rl/reward"].label
+    assert rows["rl/reward_scale"].value == "0.093 raw" and "24 references" in rows["rl/reward_scale"].note
     cards = {who: (words, value) for who, words, value in proxy_and_judge(summary, run.history)}
     assert cards["Proxy"][0] == "reward, before penalties and KL"
     assert "what RL maximised" in cards["Objective"][0] and cards["Objective"][1] == "\u22121.250"
     arms = [{"arm": name, **summary} for name in "ab"]
     history = [
-        {"step": i, "ppo/reward": 0.1 * i, "ppo/objective": -0.1 * i, "ppo/kl": 0.1 * i} for i in range(9)
+        {"step": i, "rl/reward": 0.1 * i, "rl/objective": -0.1 * i, "rl/kl": 0.1 * i} for i in range(9)
     ]
     path = write_run(
         tmp_path, "c", stage="compare", summary={"a/x": 1}, history=history, tables={"arms": arms}
     )
     text = comparison_markdown(load_run(path))
-    assert "| PPO reward | PPO objective |" in text
+    assert "| RL reward | RL objective |" in text
     page = render_report([load_run(path)], tmp_path / "page.html", title="t").read_text(encoding="utf-8")
-    assert "PPO objective" in page and "reward that RL maximise" not in page
+    assert "RL objective" in page and "reward that RL maximise" not in page

@@ -86,8 +86,8 @@ def test_without_a_judged_policy_nothing_is_said_of_the_judge():
 
 def test_warnings_travel_with_the_arms_that_they_are_said_of():
     said = {
-        "short/ppo/warning": "KL ran away.",
-        "long/ppo/warning": "KL ran away.",
+        "short/rl/warning": "KL ran away.",
+        "long/rl/warning": "KL ran away.",
         "long/judge/warning": "The judge is the labeler itself.",
         "label/warning": "The labeler may be guessing.",
         "long_vs_short/eval/warning": "The judge may be guessing.",
@@ -134,7 +134,7 @@ def test_a_reward_that_rises_without_the_judge_warns(rate, words):
 
 
 def _rows(values):
-    return [{"step": step, "ppo/reward": float(value)} for step, value in enumerate(values)]
+    return [{"step": step, "rl/reward": float(value)} for step, value in enumerate(values)]
 
 
 def test_reward_rise_is_a_line_through_all_iterations():
@@ -149,7 +149,7 @@ def test_reward_rise_is_a_line_through_all_iterations():
     )
     assert not reward_rise({}, _rows([0.0, 1.0])).clear, "two iterations have no noise to compare with"
     assert reward_rise({"eval/reward_baseline": 0.2, "eval/reward_policy": 0.5}).end == 0.5
-    assert reward_rise({"ppo/reward": 0.5}) is None
+    assert reward_rise({"rl/reward": 0.5}) is None
 
 
 def test_noise_is_rarely_a_rise():

@@ -81,7 +81,7 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def start_process() -> Callable[..., subprocess.Popen[Any]]:
-    """`start_process("stage=ppo", ...)`: train.py in the background, to be killed."""
+    """`start_process("stage=rl", ...)`: train.py in the background, to be killed."""
     import os
 
     def start(*words: str) -> subprocess.Popen[Any]:

@@ -127,7 +127,7 @@ def test_overrides_of_a_grid() -> None:
         (["+repeat={rm.n:[1,2]}"], "repeat: rm.n is no seed"),
         (["seed=3"], "write 'repeat={seeds.rm:[3]}'"),
         (
-            ["until=ppo", "+compare=[['rm.labels=ai, rm.n=2','rm.labels=gold, rm.n=2']]"],
+            ["until=rl", "+compare=[['rm.labels=ai, rm.n=2','rm.labels=gold, rm.n=2']]"],
             "drop compare, or drop repeat",
         ),
         (["curve.x=rm.size"], "curve: rm.size is no configuration key"),
@@ -173,8 +173,8 @@ def test_policies_meet_under_the_experiments_judge(run, warm_root, pipeline, cap
     manifest = read_json(warm_root / "artifacts" / f"headtohead-{digest}" / "manifest.json")
     judge = manifest["config"]["judge"]
     assert judge["backend"]["engine"] == "scripted" and manifest["config"]["name"] == "scripted"
-    policies = [parent["digest"] for parent in manifest["parents"] if parent["kind"] == "ppo"]
-    assert len(set(policies)) == 2 and set(policies) == _digests(record, "ppo")
+    policies = [parent["digest"] for parent in manifest["parents"] if parent["kind"] == "rl"]
+    assert len(set(policies)) == 2 and set(policies) == _digests(record, "rl")
     (verdict,) = record.table("verdicts")
     assert (verdict["first"], verdict["second"]) == ("likelihood", "longer")
     (control,) = record.table("controls")
@@ -198,7 +198,7 @@ def test_a_second_call_reuses_all_and_clean_keeps_it(run, warm_root, pipeline) -
     run("experiments=label_vs_length")
     again = run("experiments=label_vs_length")
     assert all(row["reused"] for row in again.lineage)
-    assert {row["kind"] for row in again.lineage} >= {"headtohead", "eval", "ppo"}
+    assert {row["kind"] for row in again.lineage} >= {"headtohead", "eval", "rl"}
     run("stage=clean")
     for row in again.lineage:
         assert (warm_root / "artifacts" / f"{row['kind']}-{row['digest']}").is_dir()
@@ -234,7 +234,7 @@ def test_a_diagnosis_holds_four_rewards_side_by_side(run, records, pipeline, war
         next(row["value"] for row in rows if row["measured"].startswith("oracle arm"))
     )
     assert len(_digests(record, "sft")) == len(_digests(record, "sample")) == 1
-    assert len(_digests(record, "ppo")) == len(_digests(record, "eval")) == 4
+    assert len(_digests(record, "rl")) == len(_digests(record, "eval")) == 4
     said = record.summary["real/diagnosis/verdict"]
     page = unescape(
         (warm_root / "reports" / f"compare-{record.id}").with_suffix(".html").read_text(encoding="utf-8")
@@ -247,7 +247,7 @@ def test_a_diagnosis_holds_four_rewards_side_by_side(run, records, pipeline, war
     [
         (["+diagnose.other=real"], "write an arm for each of real, oracle, random, length"),
         (["diagnose.real=rm"], "diagnose: rm is no arm: write one of real, oracle, random, length"),
-        (["until=ppo"], "write until: eval"),
+        (["until=rl"], "write until: eval"),
         (["+controls.rm=length"], "controls: rm is no arm: write one of real, oracle, random, length"),
         (["+controls.random=noise"], "controls: random=noise is not known: write one of length, random"),
     ],

@@ -116,7 +116,7 @@ def test_prompts_that_are_too_long_are_counted_wherever_policies_answer(run, tmp
     found = run(
         *words, "judge=scripted", "rm.test_fraction=0.3", "rm.validation_fraction=0.3", root=tmp_path / "root"
     ).summary
-    for stage in ("sample", "ppo", "eval"):
+    for stage in ("sample", "rl", "eval"):
         assert found[f"{stage}/prompts_dropped"] > 0, stage
         assert f"{stage}: of " in caplog.text
     assert found["eval/n"] == min(8, found["data/n_test"] - found["eval/prompts_dropped"])

@@ -91,7 +91,7 @@ def test_hydra_errors_are_one_sentence(overrides, words, sentence, tmp_path) -> 
         (["task=custom"], ["task.path has no value", "task.path="]),
         (["model=hub"], ["model.name has no value"]),
         (["force=nonsense"], ["force=nonsense", "true, false or all"]),
-        (["stage=label", "export=/x"], ["export=/x", "stage=sft, rm or ppo"]),
+        (["stage=label", "export=/x"], ["export=/x", "stage=sft, rm or rl"]),
         (["tracking.mode=nonsense"], ["tracking.mode", "offline"]),
         (["rm.lr=fast"], ["rm.lr=fast is no number", "rm.lr=0.000"]),
         (["rl.lr="], ["rl.lr= is no number"]),

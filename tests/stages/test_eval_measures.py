@@ -129,7 +129,7 @@ def test_kl_and_gain_are_those_of_a_plain_loop(run, context) -> None:
     summary = run(*JUDGED, *words).summary
     ctx = context("judge=scripted", *words)
     graph, model = Graph(ctx, STAGES), ctx.model()
-    policy, sft = load_top(model, graph.get("ppo").path), policy_top(ctx, {"sft": graph.get("sft")})
+    policy, sft = load_top(model, graph.get("rl").path), policy_top(ctx, {"sft": graph.get("sft")})
     (member,) = load_reward(model, graph.get("rm").path)
     prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.cfg.eval.num_prompts)
     encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]

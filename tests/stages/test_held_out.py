@@ -25,9 +25,9 @@ from rlaif.stages.rl.held_out import make_held_out, unseen
 from rlaif.stats import mean_interval
 from rlaif.tracking.glossary import unknown
 
-NAME = "ppo/reward_held_out"
+NAME = "rl/reward_held_out"
 # What learns, quickly.
-LEARNS = ["stage=ppo", "model.trainable=full", "rl.lr=0.03", "rl.ppo_epochs=1", "rl.prompts_per_iteration=4"]
+LEARNS = ["stage=rl", "model.trainable=full", "rl.lr=0.03", "rl.ppo_epochs=1", "rl.prompts_per_iteration=4"]
 LEARNS += [
     "task.validation_fraction=0.3",
     "rl.held_out.num_prompts=6",
@@ -74,14 +74,14 @@ def _rewards(ctx, top, prompts, member) -> list[float]:
 def test_start_every_so_often_and_end_are_measured_and_told_with_an_interval(run, context) -> None:
     record = run(*LEARNS)
     summary, rows = record.summary, {row["step"]: row[NAME] for row in record.history if NAME in row}
-    last = summary["ppo/iterations"]
+    last = summary["rl/iterations"]
     assert list(rows) == [*range(0, last - 1, 4), last - 1] and last > 5 and unknown(summary) == []
-    assert sum("ppo/kl" in row or NAME in row for row in record.history) == last, "no rows of its own"
+    assert sum("rl/kl" in row or NAME in row for row in record.history) == last, "no rows of its own"
     ctx = context(*LEARNS)
     graph = Graph(ctx, STAGES)
     prompts = ctx.encoder.fitting(ctx.task.validation)[:6]
     (member,) = load_reward(ctx.model(), graph.get("rm").path)
-    end = _rewards(ctx, load_top(ctx.model(), graph.get("ppo").path), prompts, member)
+    end = _rewards(ctx, load_top(ctx.model(), graph.get("rl").path), prompts, member)
     start = _rewards(ctx, policy_top(ctx, {"sft": graph.get("sft")}), prompts, member)
     told = (summary[f"{NAME}_start"], summary[NAME])
     assert told == pytest.approx((fmean(start), fmean(end)), abs=1e-4) and told[0] == rows[0]
@@ -101,7 +101,7 @@ def test_start_every_so_often_and_end_are_measured_and_told_with_an_interval(run
 def test_measuring_does_not_move_the_policy(pipeline, run, warm_root) -> None:
     weights = []
     for words in ([], ["rl.held_out.every=null"]):
-        record = run("stage=ppo", "rl.lr=0.03", *words)
+        record = run("stage=rl", "rl.lr=0.03", *words)
         assert (NAME in record.summary) == (not words) == any(NAME in row for row in record.history)
         row = record.lineage[0]
         weights.append(

@@ -222,8 +222,8 @@ def test_what_is_too_long_loses_its_beginning_and_says_so_once(raw, tmp_path, ca
 def test_it_goes_the_whole_path_without_a_reward_model_of_ours(run, pipeline, tmp_path) -> None:
     words = ["reward=hub", f"reward.name={save_decoder(tmp_path)}", "judge=scripted"]
     record = run("stage=eval", *words)
-    assert {row["kind"] for row in record.lineage} == {"eval", "ppo", "sft"}
-    assert 0 <= record.summary["eval/reward_win_rate"] <= 1 and "ppo/reward" in record.summary
+    assert {row["kind"] for row in record.lineage} == {"eval", "rl", "sft"}
+    assert 0 <= record.summary["eval/reward_win_rate"] <= 1 and "rl/reward" in record.summary
 
 
 def test_the_digest_knows_weights_tokenizer_and_format(context, tmp_path) -> None:
@@ -267,7 +267,7 @@ def test_what_is_no_reward_model_is_refused_before_anything_is_built(
         save_decoder(folder, head=False)
     root = tmp_path / "root"
     with pytest.raises(UserError) as told:
-        run("stage=ppo", "reward=hub", *name, *words, root=root)
+        run("stage=rl", "reward=hub", *name, *words, root=root)
     assert said in str(told.value) and not list(root.glob("artifacts/*-*"))
 
 

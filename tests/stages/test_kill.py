@@ -42,20 +42,20 @@ def _newest(root: Path, stage: str) -> RunRecord:
 
 def test_a_killed_ppo_run_ends_bit_identical(pipeline, run, copied_root, start_process, command) -> None:
     root = copied_root(["sft", "sample", "label", "rm"])
-    options = ["stage=ppo", "rl.num_epochs=6", "rl.lr=0.003"]
+    options = ["stage=rl", "rl.num_epochs=6", "rl.lr=0.003"]
     whole = run(*options)
     words = [*options, "profile=smoke", "tracking=none", f"paths.root={root}"]
     process = start_process(*words)
-    _kill_when(process, lambda: bool(list(root.glob("artifacts/.partial-ppo-*/work/checkpoints/last.ckpt"))))
-    partial = next(root.glob("artifacts/.partial-ppo-*"))
+    _kill_when(process, lambda: bool(list(root.glob("artifacts/.partial-rl-*/work/checkpoints/last.ckpt"))))
+    partial = next(root.glob("artifacts/.partial-rl-*"))
     reached = torch.load(partial / "work" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] + 1
-    assert not list(root.glob("artifacts/ppo-*")) and find_runs(root, stage="ppo") == []
-    assert 1 <= reached < whole.summary["ppo/iterations"] == 12
+    assert not list(root.glob("artifacts/rl-*")) and find_runs(root, stage="rl") == []
+    assert 1 <= reached < whole.summary["rl/iterations"] == 12
 
     ended = command(*words)
     assert ended.returncode == 0, ended.stderr
     assert "continuing from the last whole epoch" in ended.stderr
-    resumed = _newest(root, "ppo")
+    resumed = _newest(root, "rl")
     assert [row["reused"] for row in resumed.lineage] == [False, True, True, True, True]
     folders = _artifact(Path(whole.path).parents[2], whole), _artifact(root, resumed)
     assert folders[0].name == folders[1].name

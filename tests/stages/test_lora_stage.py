@@ -33,14 +33,14 @@ def model(tmp_path):
 def test_every_stage_runs_on_adapters(adapted, pipeline):
     assert adapted.state == "finished" and not any(row["reused"] for row in adapted.lineage)
     kinds = [row["kind"] for row in adapted.lineage]
-    assert sorted(kinds) == sorted(["sft", "sample", "label", "rm", "ppo", "eval"])
-    assert abs(adapted.summary["ppo/ratio_first"] - 1) <= 1e-5
+    assert sorted(kinds) == sorted(["sft", "sample", "label", "rm", "rl", "eval"])
+    assert abs(adapted.summary["rl/ratio_first"] - 1) <= 1e-5
     assert adapted.history and adapted.summary["sft/val_loss"] != pipeline.summary["sft/val_loss"]
-    first = next(row for row in adapted.history if "ppo/kl" in row)
-    assert first["ppo/kl"] == 0.0, "the policy starts as its reference, the SFT policy, to the last bit"
+    first = next(row for row in adapted.history if "rl/kl" in row)
+    assert first["rl/kl"] == 0.0, "the policy starts as its reference, the SFT policy, to the last bit"
 
 
-@pytest.mark.parametrize("kind", ["sft", "rm", "ppo"])
+@pytest.mark.parametrize("kind", ["sft", "rm", "rl"])
 def test_artifacts_hold_adapters_alone(kind, folder):
     stored = load_file(folder(kind) / TOP_FILE)
     heads = {name for name in stored if name.endswith("score.weight")}
@@ -50,7 +50,7 @@ def test_artifacts_hold_adapters_alone(kind, folder):
 
 
 def test_roles_go_on_from_the_adapters_of_sft(folder, model):
-    sft, policy = (load_top(model, folder(kind)) for kind in ("sft", "ppo"))
+    sft, policy = (load_top(model, folder(kind)) for kind in ("sft", "rl"))
     pairs = zip(sft.state_dict().values(), policy.state_dict().values(), strict=True)
     gap = max(float((a - b).abs().max()) for a, b in pairs)
     assert 0 < gap < 0.02, "a few steps away"
@@ -58,10 +58,10 @@ def test_roles_go_on_from_the_adapters_of_sft(folder, model):
 
 
 def test_exports_are_whole_models(run, adapted, folder, model, tmp_path):
-    run("stage=ppo", *LORA, f"export={tmp_path / 'policy'}")
+    run("stage=rl", *LORA, f"export={tmp_path / 'policy'}")
     run("stage=rm", *LORA, f"export={tmp_path / 'rm'}")
     ids = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
-    top, (member,) = load_top(model, folder("ppo")), load_reward(model, folder("rm"))
+    top, (member,) = load_top(model, folder("rl")), load_reward(model, folder("rm"))
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float32)(ids).logits
         torch.testing.assert_close(logits, top.logits(top(ids)), rtol=0, atol=1e-5)
@@ -91,5 +91,5 @@ def test_rank_and_alpha_make_another_model(run, adapted, warm_root):
 )
 def test_bad_adapters_are_refused_before_anything_is_built(run, tmp_path, words, key):
     with pytest.raises(UserError, match=key):
-        run("stage=ppo", *words, root=tmp_path)
+        run("stage=rl", *words, root=tmp_path)
     assert not list(tmp_path.glob("artifacts/*"))

@@ -193,5 +193,5 @@ def test_a_base_model_trains_and_its_exports_load_and_score_the_same(run, words,
     loaded = AutoTokenizer.from_pretrained(tmp_path / "rm")
     config = json.loads((tmp_path / "rm" / "config.json").read_text())
     assert loaded.pad_token_id == config["pad_token_id"] not in (None, loaded.eos_token_id)
-    run("stage=ppo", *job, "reward=length", f"export={tmp_path / 'policy'}", root=tmp_path / "root")
+    run("stage=rl", *job, "reward=length", f"export={tmp_path / 'policy'}", root=tmp_path / "root")
     AutoModelForCausalLM.from_pretrained(tmp_path / "policy")

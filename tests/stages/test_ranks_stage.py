@@ -44,14 +44,14 @@ def _gap(one, other):
 def test_two_processes_make_what_one_makes(run, pipeline, copied_root, warm_root):
     """Reward model and PPO, whose tolerance on fp32 weights is 1e-5; the artifacts have the same names."""
     root = copied_root(["sft", "sample", "label"])
-    two = run("stage=ppo", *TWO, root=root)
-    assert {row["kind"] for row in two.lineage if not row["reused"]} == {"rm", "ppo"}
-    for kind in ("rm", "ppo"):
+    two = run("stage=rl", *TWO, root=root)
+    assert {row["kind"] for row in two.lineage if not row["reused"]} == {"rm", "rl"}
+    for kind in ("rm", "rl"):
         assert _gap(_weights(warm_root, pipeline, kind), _weights(root, two, kind)) < 1e-5, kind
-    for name in ("rm/best_val_loss", "ppo/reward", "ppo/kl", "ppo/loss"):
+    for name in ("rm/best_val_loss", "rl/reward", "rl/kl", "rl/loss"):
         assert two.summary[name] == pytest.approx(pipeline.summary[name], abs=1e-4), name
-    steps = [row["ppo/reward"] for row in two.history if "ppo/reward" in row]
-    assert len(steps) == two.summary["ppo/iterations"], "one process alone keeps the record"
+    steps = [row["rl/reward"] for row in two.history if "rl/reward" in row]
+    assert len(steps) == two.summary["rl/iterations"], "one process alone keeps the record"
     assert not list((root / "artifacts").glob("*/work")) and not _followers(root)
 
 
@@ -93,7 +93,7 @@ def test_a_process_that_fails_is_told_of(tmp_path):
         ("sft", "trainer.devices=0", r"trainer\.devices=0 is out of range: write a whole number from 1"),
         ("sft", "trainer.devices=9", r"sft\.batch_size=8: write trainer\.devices=8"),
         ("rm", "trainer.strategy=fsdp", r"trainer\.strategy=fsdp is not known"),
-        ("ppo", "trainer.devices=5", r"rl\.minibatch_rollouts=4: write trainer\.devices=4"),
+        ("rl", "trainer.devices=5", r"rl\.minibatch_rollouts=4: write trainer\.devices=4"),
     ],
 )
 def test_processes_that_there_cannot_be_are_refused(run, tmp_path, stage, word, said):

@@ -192,7 +192,7 @@ def test_rl_maximises_what_becomes_of_the_members_rewards(how, run, opened) -> N
     assert reward(rollout).tolist() == pytest.approx(a, abs=1e-4, rel=1e-5)
     assert a != pytest.approx(sides[0][0], abs=1e-3), "mutation: the first member alone"
     spread = [abs(x - y) / 2 for x, y in zip(*sides[0], strict=True)]
-    assert reward.measures == {"ppo/reward_disagreement": pytest.approx(fmean(spread), abs=1e-4)}
+    assert reward.measures == {"rl/reward_disagreement": pytest.approx(fmean(spread), abs=1e-4)}
     got = reward.of_pairs((rollout.samples(), rollout.samples()), encode_pairs(ctx, pairs, "pairs"))
     assert [x for x, _ in got] == pytest.approx(a, abs=1e-4, rel=1e-5)
     assert [y for _, y in got] == pytest.approx(b, abs=1e-4, rel=1e-5) and a != pytest.approx(b, abs=1e-3)
@@ -225,7 +225,7 @@ def test_the_cards_code_gives_our_rewards(run, opened, tmp_path) -> None:
 
 
 def test_exported_policies_have_cards_whose_code_runs(run, pipeline, tmp_path) -> None:
-    for stage in ("sft", "ppo"):
+    for stage in ("sft", "rl"):
         run(f"stage={stage}", f"export={tmp_path / stage}")
         card = (tmp_path / stage / "README.md").read_text(encoding="utf-8")
         (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)

@@ -23,7 +23,7 @@ from rlaif.tracking.glossary import unknown
 CODE = Path(__file__).resolve().parents[2]
 HARMLESS = ["task=harmless", f"task.path={CODE / 'tests' / 'fixtures' / 'hh_harmless.jsonl'}"]
 BY_RULE = ["reward=direct", "labeler.backend=scripted", "labeler.scripted.rule=longer"]
-PATH = {"eval", "ppo", "sft"}
+PATH = {"eval", "rl", "sft"}
 WIDE = "task.validation_fraction=0.3"
 AS_IT_COMES = "reward.normalize_rows=0"
 LIMIT = 32  # task.max_response_tokens
@@ -75,9 +75,9 @@ def test_direct_is_the_labelers_expected_score(context) -> None:
     assert got == pytest.approx([(scripted_score(text) - 5.5) / 4.5 for text in own.responses], abs=1e-6)
     assert got == sorted(got) and -1 < got[0] < got[-1] < 1
     assert reward.measures == {
-        "ppo/reward_unparsed_rate": 0.0,
-        "ppo/reward_failed_rate": 0.0,
-        "ppo/usd": 0.0,
+        "rl/reward_unparsed_rate": 0.0,
+        "rl/reward_failed_rate": 0.0,
+        "rl/usd": 0.0,
     }
     sides = own.samples(), own.samples()[::-1]
     torch.testing.assert_close(torch.tensor(reward.of_pairs(sides, [])), torch.tensor([got, got[::-1]]).T)
@@ -88,11 +88,11 @@ def test_direct_answers_are_kept_and_paid_once(context) -> None:
     ctx, own = context("labeler=score", *BY_RULE, price, AS_IT_COMES), sized_rollout(5)
     reward = make_reward(ctx, {})
     first = reward(own).tolist()
-    usd, kept = reward.measures["ppo/usd"], len(ctx.label_store)
+    usd, kept = reward.measures["rl/usd"], len(ctx.label_store)
     assert kept == 5 and usd > 5 * 20, "a dollar for each word of the prompts"
-    assert reward(own).tolist() == first and reward.measures["ppo/usd"] == 0.0
+    assert reward(own).tolist() == first and reward.measures["rl/usd"] == 0.0
     assert reward(sized_rollout(7)).tolist()[:5] == first and len(ctx.label_store) == 7
-    assert reward.measures["ppo/usd"] > 0, "two new ones"
+    assert reward.measures["rl/usd"] > 0, "two new ones"
 
 
 def test_a_response_without_a_readable_score_gets_the_least(context) -> None:
@@ -103,7 +103,7 @@ def test_a_response_without_a_readable_score_gets_the_least(context) -> None:
     read = [i for i in range(12) if got[i] == pytest.approx(full[i], abs=1e-6)]
     assert 4 < len(read) < 12
     assert {got[i] for i in range(12) if i not in read} == {min(got)} and min(got) == got[read[0]]
-    assert reward.measures["ppo/reward_unparsed_rate"] == pytest.approx(1 - len(read) / 12)
+    assert reward.measures["rl/reward_unparsed_rate"] == pytest.approx(1 - len(read) / 12)
     sides = own.samples(), own.samples()
     assert len(reward.of_pairs(sides, [])) == len(read), "no verdict on what was not read"
     with pytest.raises(UserError, match=r"labeler\.max_unparsed=0\.1"):
@@ -193,11 +193,11 @@ def test_a_reward_is_standardised_on_references_and_says_so(words, context) -> N
     told = reward.scale.metrics()
     unit, zero = (4.5, 5.5) if "labeler=score" in words else (1.0, 0.0)
     first = [unit * value + zero for value in raw(own).tolist()]
-    assert told["ppo/reward_raw_mean"] == pytest.approx(fmean(first), abs=1e-5)
-    assert told["ppo/reward_raw_sd"] == pytest.approx(pstdev(first), abs=1e-5)
+    assert told["rl/reward_raw_mean"] == pytest.approx(fmean(first), abs=1e-5)
+    assert told["rl/reward_raw_sd"] == pytest.approx(pstdev(first), abs=1e-5)
     assert got == pytest.approx([(x - fmean(first)) / pstdev(first) for x in first], abs=1e-4)
-    assert told["ppo/reward_scale"] == f"mean 0, standard deviation 1 on {len(prompts)} references"
-    assert raw.scale.metrics()["ppo/reward_raw_sd"] == unit and "1 on" not in raw.scale.words
+    assert told["rl/reward_scale"] == f"mean 0, standard deviation 1 on {len(prompts)} references"
+    assert raw.scale.metrics()["rl/reward_raw_sd"] == unit and "1 on" not in raw.scale.words
     few = make_reward(context(*words, WIDE, "task.max_response_tokens=80", "reward.normalize_rows=2"), {})(
         own
     )
@@ -217,7 +217,7 @@ def test_rouge_is_standardised_on_references_of_other_prompts(context) -> None:
         == f"mean 0, standard deviation 1 on {len(prompts)} references, each of another prompt"
     )
     _, right = of_references(ctx)
-    sd = reward.scale.metrics()["ppo/reward_raw_sd"]
+    sd = reward.scale.metrics()["rl/reward_raw_sd"]
     assert (
         reward(right).tolist() == pytest.approx([(1 - reward.scale.mean) / sd] * len(prompts))
         and 0 < sd < 0.3
@@ -324,22 +324,22 @@ def test_a_formula_stays_what_it_says(context) -> None:
 )
 def test_a_reward_goes_the_whole_path(words, kinds, run, pipeline) -> None:
     record = run("stage=eval", "judge=scripted", *words)
-    summary, rows = record.summary, [row for row in record.history if "ppo/reward" in row]
+    summary, rows = record.summary, [row for row in record.history if "rl/reward" in row]
     assert record.state == "finished" and {row["kind"] for row in record.lineage} == kinds
     assert summary["eval/n"] == 8 and 0 <= summary["eval/reward_win_rate"] <= 1
-    assert len(rows) == summary["ppo/iterations"] and unknown({*summary, *rows[0]} - {"step", "time"}) == []
+    assert len(rows) == summary["rl/iterations"] and unknown({*summary, *rows[0]} - {"step", "time"}) == []
     direct = "direct" in words[0]
-    assert ("ppo/reward_disagreement" in summary) is not direct
-    assert "standard deviation 1 on" in summary["ppo/reward_scale"]
-    assert ("ppo/reward_raw_sd" in summary) is direct, "each member has a scale of its own"
+    assert ("rl/reward_disagreement" in summary) is not direct
+    assert "standard deviation 1 on" in summary["rl/reward_scale"]
+    assert ("rl/reward_raw_sd" in summary) is direct, "each member has a scale of its own"
     if direct:
-        raw = summary["ppo/reward"] * summary["ppo/reward_raw_sd"] + summary["ppo/reward_raw_mean"]
-        assert 1 < raw < 10 and summary["ppo/usd"] == summary["ppo/reward_unparsed_rate"] == 0
+        raw = summary["rl/reward"] * summary["rl/reward_raw_sd"] + summary["rl/reward_raw_mean"]
+        assert 1 < raw < 10 and summary["rl/usd"] == summary["rl/reward_unparsed_rate"] == 0
 
 
 def raw(arm, name: str) -> float:
     """A reward of an arm before it was standardised."""
-    return arm[name] * arm["ppo/reward_raw_sd"] + arm["ppo/reward_raw_mean"]
+    return arm[name] * arm["rl/reward_raw_sd"] + arm["rl/reward_raw_mean"]
 
 
 def record_arms(record) -> list[str]:
@@ -353,23 +353,23 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
     record = run("stage=compare", grid, "compare=[['reward=rouge','reward=rm']]", *small)
     arms, summary = {row["reward"]: row for row in record.table("arms")}, record.summary
     assert list(arms) == ["rm", "rouge", "length", "random"]
-    assert len({row["digest"] for row in record.lineage if row["kind"] == "ppo"}) == 4
+    assert len({row["digest"] for row in record.lineage if row["kind"] == "rl"}) == 4
     assert len({row["digest"] for row in record.lineage if row["kind"] == "rm"}) == 1
-    for stage, name in (("ppo", ""), ("eval", "_policy"), ("eval", "_baseline")):
+    for stage, name in (("rl", ""), ("eval", "_policy"), ("eval", "_baseline")):
         tokens = arms["length"][f"{stage}/{'response_length' if stage == 'ppo' else 'length' + name}"]
         assert raw(arms["length"], f"{stage}/reward{name}") == pytest.approx(tokens / LIMIT)
         if stage == "eval":
             assert raw(arms["rouge"], f"eval/reward{name}") == pytest.approx(
                 arms["rouge"][f"eval/rouge_l{name}"], abs=1e-7
             )
-    assert -1 < raw(arms["random"], "ppo/reward") < 1
+    assert -1 < raw(arms["random"], "rl/reward") < 1
     # Each arm's own iterations, also of the one that was built before.
     histories = record.table("arm_histories")
     assert list(dict.fromkeys(row["arm"] for row in histories)) == list(record_arms(record))
     for name, arm in zip(record_arms(record), arms.values(), strict=True):
         own = [row for row in histories if row["arm"] == name]
-        assert [row["step"] for row in own] == list(range(int(arm["ppo/iterations"])))
-        assert own[0]["ppo/reward"] == arm["ppo/reward_start"]
+        assert [row["step"] for row in own] == list(range(int(arm["rl/iterations"])))
+        assert own[0]["rl/reward"] == arm["rl/reward_start"]
     duel = "reward=rouge_vs_reward=rm/eval/"
     for side in ("policy", "baseline"):
         reward = raw({**arms["rouge"], **summary}, f"{duel}reward_{side}")
@@ -377,9 +377,9 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
 
 
 def test_direct_by_likelihood_needs_no_label_and_no_reward_model(run, pipeline) -> None:
-    record = run("stage=ppo", "reward=direct")
-    assert {row["kind"] for row in record.lineage} == {"ppo", "sft"}
-    assert record.config["labeler"]["name"] == "likelihood" and math.isfinite(record.summary["ppo/reward"])
+    record = run("stage=rl", "reward=direct")
+    assert {row["kind"] for row in record.lineage} == {"rl", "sft"}
+    assert record.config["labeler"]["name"] == "likelihood" and math.isfinite(record.summary["rl/reward"])
 
 
 def test_only_the_direct_reward_depends_on_the_labeler(context) -> None:
@@ -401,15 +401,15 @@ def test_a_plan_knows_what_direct_rewards_cost(run, capsys) -> None:
     price = "+prices.usd_per_million.transformers={in: 1000000.0, out: 0.0, cached: 0.0}"
     usd = {}
     for reward in ("direct", "length"):
-        run("stage=ppo", "plan=true", "labeler=score", "rl.lr=0.7", price, f"reward={reward}")
+        run("stage=rl", "plan=true", "labeler=score", "rl.lr=0.7", price, f"reward={reward}")
         rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
-        assert [row[1].strip() for row in rows if row[1].strip()][-3:] == ["sft", "ppo", "total"]
-        (usd[reward],) = [float(row[-2].replace(",", "")) for row in rows if row[1].strip() == "ppo"]
+        assert [row[1].strip() for row in rows if row[1].strip()][-3:] == ["sft", "rl", "total"]
+        (usd[reward],) = [float(row[-2].replace(",", "")) for row in rows if row[1].strip() == "rl"]
     assert usd["direct"] > 1000 and usd["length"] == 0
 
 
 def test_the_card_names_the_reward(run, pipeline, tmp_path) -> None:
-    run("stage=ppo", "reward=length", f"export={tmp_path}")
+    run("stage=rl", "reward=length", f"export={tmp_path}")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "maximise a reward of length alone" in text and "| Labeler |" not in text
     assert "| Labels |" not in text

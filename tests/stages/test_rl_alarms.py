@@ -15,7 +15,7 @@ from rlaif.stages.rl.alarms import check_alarms, raise_alarms
 from rlaif.tracking import Run
 from rlaif.tracking.glossary import unknown
 
-FAST = ["stage=ppo", "rl.lr=0.03", "rl.num_epochs=3"]  # six iterations that move far
+FAST = ["stage=rl", "rl.lr=0.03", "rl.num_epochs=3"]  # six iterations that move far
 TIGHT = ["rl.alarms.window=1", "rl.alarms.kl=0.01"]
 
 
@@ -23,20 +23,18 @@ def test_an_alarm_is_told_everywhere_and_once(pipeline, run, caplog, warm_root) 
     with caplog.at_level(logging.WARNING, logger="rlaif"):
         record = run(*FAST, *TIGHT)
     alerts = [row for row in record.alerts if row["title"] == "KL runaway"]
-    assert len(alerts) == 1 and record.summary["ppo/alarms"] >= 1
-    assert alerts[0]["text"] in record.summary["ppo/warning"] and "rl.alarms.kl=0.01" in alerts[0]["text"]
+    assert len(alerts) == 1 and record.summary["rl/alarms"] >= 1
+    assert alerts[0]["text"] in record.summary["rl/warning"] and "rl.alarms.kl=0.01" in alerts[0]["text"]
     assert sum(alerts[0]["text"] in r.getMessage() for r in caplog.records) == 1
     first = next(
-        i
-        for i, row in enumerate(r for r in record.history if "ppo/kl" in r)
-        if i and not row["ppo/kl"] <= 0.01
+        i for i, row in enumerate(r for r in record.history if "rl/kl" in r) if i and not row["rl/kl"] <= 0.01
     )
     assert f"At iteration {first} the KL" in alerts[0]["text"]
     assert unknown(record.summary) == []
 
     judged = run("stage=eval", *FAST[1:], *TIGHT)
-    assert {row["kind"]: row["reused"] for row in judged.lineage}["ppo"]
-    assert judged.summary["ppo/warning"] == record.summary["ppo/warning"]
+    assert {row["kind"]: row["reused"] for row in judged.lineage}["rl"]
+    assert judged.summary["rl/warning"] == record.summary["rl/warning"]
     assert [row for row in judged.alerts if row["title"] == "KL runaway"][0]["text"] == alerts[0]["text"]
     page = unescape((warm_root / "reports" / f"eval-{judged.id}.html").read_text(encoding="utf-8"))
     assert alerts[0]["text"] in page[: page.index("<h2>")], "what one reads first"
@@ -47,7 +45,7 @@ def test_other_limits_are_no_other_policy(pipeline, run) -> None:
     other = run(*FAST, "rl.alarms.kl=null", "rl.alarms.entropy=null", "rl.alarms.window=5")
     assert other.lineage[0]["digest"] == record.lineage[0]["digest"] and other.lineage[0]["reused"]
     assert not any(row["title"] == "KL runaway" for row in other.alerts)
-    assert run("stage=ppo").summary["ppo/alarms"] == 0 and "ppo/warning" not in run("stage=ppo").summary
+    assert run("stage=rl").summary["rl/alarms"] == 0 and "rl/warning" not in run("stage=rl").summary
 
 
 def test_every_iteration_logs_what_a_diagnosis_needs(pipeline) -> None:
@@ -55,11 +53,11 @@ def test_every_iteration_logs_what_a_diagnosis_needs(pipeline) -> None:
     reward kl entropy approx_kl clip_fraction explained_variance value_loss eos_rate response_length copy_rate
     distinct_3 seconds_rollout seconds_prepare seconds_reward seconds_update
     """
-    rows = [row for row in pipeline.history if "ppo/reward" in row]
-    assert len(rows) == pipeline.summary["ppo/iterations"]
+    rows = [row for row in pipeline.history if "rl/reward" in row]
+    assert len(rows) == pipeline.summary["rl/iterations"]
     for row in rows:
-        assert {f"ppo/{name}" for name in wanted.split()} <= row.keys()
-        assert 0 < row["ppo/seconds_reward"] < row["ppo/seconds_prepare"]
+        assert {f"rl/{name}" for name in wanted.split()} <= row.keys()
+        assert 0 < row["rl/seconds_reward"] < row["rl/seconds_prepare"]
 
 
 def test_a_resumed_run_raises_the_alarms_of_the_whole_one(tiny_model, tmp_path) -> None:
@@ -70,7 +68,7 @@ def test_a_resumed_run_raises_the_alarms_of_the_whole_one(tiny_model, tmp_path) 
     def alerts(folder, name, iterations):
         with Run(
             directory=tmp_path / name,
-            stage="ppo",
+            stage="rl",
             config={},
             overrides=[],
             group=None,

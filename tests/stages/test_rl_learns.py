@@ -52,8 +52,8 @@ def lengths_of(model, ctx: Context, folder: Path) -> list[float]:
         new_tokens=LIMIT,
     )
     train(module, folder, 12)
-    assert 0.85 < module.history[0]["ppo/eos_rate"] < 0.97, "the limit is met, and the penalty paid"
-    return [row["ppo/response_length"] for row in module.history]
+    assert 0.85 < module.history[0]["rl/eos_rate"] < 0.97, "the limit is met, and the penalty paid"
+    return [row["rl/response_length"] for row in module.history]
 
 
 def test_a_reward_of_length_makes_responses_longer_for_all_that_a_missing_end_costs(

@@ -34,15 +34,15 @@ def test_the_presets_are_those_of_the_interface() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_runs(pipeline: RunRecord, run: Callable[..., RunRecord], node, preset: str) -> None:
     # A seed of its own: another test may have trained the same policy in this root.
-    record = run("stage=ppo", f"rl={preset}", "rl.num_epochs=1", "seeds.rl=77")
+    record = run("stage=rl", f"rl={preset}", "rl.num_epochs=1", "seeds.rl=77")
     summary, values = record.summary, node(preset)
-    assert summary["ppo/iterations"] == 2
-    assert abs(summary["ppo/ratio_first"] - 1) <= 1e-5
-    assert summary["ppo/kl_coefficient"] == values.beta
-    assert ("ppo/explained_variance" in summary) == ("ppo/value_loss" in summary) == (values.value != "none")
-    assert ("ppo/kl_loss" in summary) == (values.kl == "loss")
-    assert ("ppo/clip_fraction" in summary) == (values.loss == "clip")
-    assert unknown([name for name in summary if name.startswith("ppo/")]) == []
+    assert summary["rl/iterations"] == 2
+    assert abs(summary["rl/ratio_first"] - 1) <= 1e-5
+    assert summary["rl/kl_coefficient"] == values.beta
+    assert ("rl/explained_variance" in summary) == ("rl/value_loss" in summary) == (values.value != "none")
+    assert ("rl/kl_loss" in summary) == (values.kl == "loss")
+    assert ("rl/clip_fraction" in summary) == (values.loss == "clip")
+    assert unknown([name for name in summary if name.startswith("rl/")]) == []
     assert [row["reused"] for row in record.lineage] == [False, *[True] * 4], "only RL differs"
 
 
@@ -116,5 +116,5 @@ def test_what_makes_no_sense_is_refused(node, preset: str, changes: dict[str, An
 
 def test_a_refusal_comes_before_anything_is_built(run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rl.samples_per_prompt=1"):
-        run("stage=ppo", "rl=rloo", "rl.samples_per_prompt=1", root=tmp_path / "root")
+        run("stage=rl", "rl=rloo", "rl.samples_per_prompt=1", root=tmp_path / "root")
     assert not list((tmp_path / "root").glob("artifacts/*-*"))

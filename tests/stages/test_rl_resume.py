@@ -25,7 +25,7 @@ from rlaif.tracking.runs import RunRecord
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ITERATIONS = 3
-COMMON = ["stage=ppo", "rl.num_epochs=1.5", "rl.lr=0.003"]
+COMMON = ["stage=rl", "rl.num_epochs=1.5", "rl.lr=0.003"]
 ADAPTIVE = ["rl.kl_controller=adaptive", "rl.kl_target=0.01", "rl.kl_horizon=50"]
 JOBS = {
     **{file.stem: [f"rl={file.stem}"] for file in sorted((CONF / "rl").glob("[!_]*.yaml"))},
@@ -64,7 +64,7 @@ def _kill(words: list[str], moment: tuple[type, str], call: int) -> None:
 
 
 def _checkpoint(root: Path) -> dict[str, Any]:
-    (partial,) = root.glob("artifacts/.partial-ppo-*")
+    (partial,) = root.glob("artifacts/.partial-rl-*")
     return torch.load(partial / "work" / "checkpoints" / CHECKPOINT, weights_only=True)
 
 
@@ -78,7 +78,7 @@ def _results(record: RunRecord) -> tuple[str, list[dict[str, Any]], dict[str, An
 
 
 def _untimed(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k.startswith("ppo/") and "seconds" not in k and "per_s" not in k}
+    return {k: v for k, v in row.items() if k.startswith("rl/") and "seconds" not in k and "per_s" not in k}
 
 
 def _updates_of_an_iteration(words: list[str]) -> int:
@@ -107,6 +107,6 @@ def test_a_killed_run_ends_bit_identical(pipeline, run, copied_root, caplog, nam
         ended = _results(run(*words, root=root))
     assert "continuing from the last whole epoch" in caplog.text
     assert ended == whole
-    assert len(whole[1]) == ITERATIONS and len({row["ppo/kl"] for row in whole[1]}) == ITERATIONS
-    coefficients = {row["ppo/kl_coefficient"] for row in whole[1]}
+    assert len(whole[1]) == ITERATIONS and len({row["rl/kl"] for row in whole[1]}) == ITERATIONS
+    coefficients = {row["rl/kl_coefficient"] for row in whole[1]}
     assert len(coefficients) == (ITERATIONS if name == "adaptive" else 1)

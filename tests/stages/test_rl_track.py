@@ -22,11 +22,11 @@ from rlaif.stages.registry import STAGES
 from rlaif.stages.rl.track import _tracked_prompts, check_track
 from rlaif.tracking.glossary import unknown
 
-TRACKED = ["stage=ppo", "rl.lr=0.03", "rl.num_epochs=2", "rl.track.every=2", "rl.track.num_prompts=4"]
+TRACKED = ["stage=rl", "rl.lr=0.03", "rl.num_epochs=2", "rl.track.every=2", "rl.track.num_prompts=4"]
 
 
 def _measured(record) -> list[tuple[int, float, float, float]]:
-    names = ("ppo/track_proxy", "ppo/track_gold", "ppo/track_kl")
+    names = ("rl/track_proxy", "rl/track_gold", "rl/track_kl")
     return [(row["step"], *(row[name] for name in names)) for row in record.history if names[0] in row]
 
 
@@ -40,17 +40,17 @@ def test_start_every_so_often_and_end_are_measured(judge, pipeline, run, warm_ro
     options = [*TRACKED, f"rl.track.judge={judge}", "judge=scripted"]
     record = run(*options)
     rows, summary = _measured(record), record.summary
-    assert [step for step, *_ in rows] == [0, 2, 4] and summary["ppo/iterations"] == 4
+    assert [step for step, *_ in rows] == [0, 2, 4] and summary["rl/iterations"] == 4
     assert rows[0][3] == 0.0 != rows[-1][3], "the first policy is the reference itself"
     assert all(0 <= gold <= 1 for _, _, gold, _ in rows)
     if judge == "judge":
         assert rows[0][2] == 0.5, "the SFT policy against itself, with the same noise"
-    assert summary["ppo/track_iteration"] == 4
-    assert (summary["ppo/track_proxy"], summary["ppo/track_gold"], summary["ppo/track_kl"]) == rows[-1][1:]
-    assert (summary["ppo/track_proxy_start"], summary["ppo/track_gold_start"]) == rows[0][1:3]
+    assert summary["rl/track_iteration"] == 4
+    assert (summary["rl/track_proxy"], summary["rl/track_gold"], summary["rl/track_kl"]) == rows[-1][1:]
+    assert (summary["rl/track_proxy_start"], summary["rl/track_gold_start"]) == rows[0][1:3]
     assert unknown(summary) == []
     judged = run("stage=eval", *options[1:])
-    assert {row["kind"]: row["reused"] for row in judged.lineage}["ppo"] and _measured(judged) == rows
+    assert {row["kind"]: row["reused"] for row in judged.lineage}["rl"] and _measured(judged) == rows
     page = (warm_root / "reports" / f"eval-{judged.id}.html").read_text(encoding="utf-8")
     assert "<h2>Over-optimisation</h2>" in page
 
@@ -78,14 +78,14 @@ def test_the_best_policy_is_kept_and_measured_again_on_other_prompts(run, warm_r
     record = run(*words)
     rows, summary = _measured(record), record.summary
     first = next(row for row in rows if row[2] == max(gold for _, _, gold, _ in rows))
-    assert summary["ppo/track_iteration"] == first[0] > 0, rows
+    assert summary["rl/track_iteration"] == first[0] > 0, rows
     # From the stored policy alone: other validation prompts, with the noise of the first iteration.
     ctx = context(*words[1:])
     fixed, others = _tracked_prompts(ctx)
     assert len(others) == 6 and not {p.cluster for p in fixed} & {p.cluster for p in others}
     assert {p.id for p in (*fixed, *others)} <= {p.id for p in ctx.task.validation}
     graph = Graph(ctx, STAGES)
-    policy, start = load_top(ctx.model(), graph.get("ppo").path), policy_top(ctx, {"sft": graph.get("sft")})
+    policy, start = load_top(ctx.model(), graph.get("rl").path), policy_top(ctx, {"sft": graph.get("sft")})
     encoded = [ctx.encoder.prompt(p.prompt) for p in others]
     decoding = Decoding(ctx.cfg.task.max_response_tokens, 1.0)
     seeds = [int(digest([0, 0, p.id, 0], 15), 16) for p in others]
@@ -95,8 +95,8 @@ def test_the_best_policy_is_kept_and_measured_again_on_other_prompts(run, warm_r
     ]
     texts = [[ctx.encoder.decode(one.ids) for one in each] for each in drawn]
     wanted = fmean(0.5 + 0.5 * ((len(a) < len(b)) - (len(a) > len(b))) for a, b in zip(*texts, strict=True))
-    assert summary["ppo/track_gold"] == wanted != first[2], (wanted, first)
-    assert summary["ppo/track_gold_start"] == 0.5
+    assert summary["rl/track_gold"] == wanted != first[2], (wanted, first)
+    assert summary["rl/track_gold_start"] == 0.5
     ratios = []
     for prompt, one in zip(encoded, drawn[0], strict=True):
         row, place = (
@@ -108,7 +108,7 @@ def test_the_best_policy_is_kept_and_measured_again_on_other_prompts(run, warm_r
             top.logits(top(features))[0].log_softmax(-1)[place - 1, row[0, place]] for top in (policy, start)
         ]
         ratios.append(float((logps[0] - logps[1]).sum()))
-    assert summary["ppo/track_kl"] == pytest.approx(fmean(ratios), abs=1e-3) and fmean(ratios) > 0.1
+    assert summary["rl/track_kl"] == pytest.approx(fmean(ratios), abs=1e-3) and fmean(ratios) > 0.1
 
 
 def test_the_best_of_one_prompt_cannot_be_measured_again(context) -> None:
@@ -121,9 +121,9 @@ def test_the_best_of_one_prompt_cannot_be_measured_again(context) -> None:
 
 def test_the_plan_counts_the_measurements(pipeline, run, capsys) -> None:
     def tokens(*words: str) -> int:
-        assert run("stage=ppo", "rl.num_epochs=5", "plan=true", *words) is None
+        assert run("stage=rl", "rl.num_epochs=5", "plan=true", *words) is None
         lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if "build" in line]
-        (generated,) = [cells[5] for cells in lines if cells[1].strip() == "ppo"]
+        (generated,) = [cells[5] for cells in lines if cells[1].strip() == "rl"]
         return int(generated.replace(",", ""))
 
     few = tokens()
@@ -156,7 +156,7 @@ def test_the_plan_counts_the_measurements(pipeline, run, capsys) -> None:
 )
 def test_options_that_cannot_be_had_are_refused(words, sentence, run, tmp_path) -> None:
     with pytest.raises(UserError) as told:
-        run("stage=ppo", *words, root=tmp_path / "root")
+        run("stage=rl", *words, root=tmp_path / "root")
     assert sentence in str(told.value)
     assert not list((tmp_path / "root").glob("artifacts/*-*"))
 
@@ -165,6 +165,6 @@ def test_rouge_needs_references_and_says_so(run, tmp_path) -> None:
     rows = [{"prompt": f"Say {i} again.", "response_a": "a", "response_b": "b"} for i in range(60)]
     file = tmp_path / "plain.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["stage=ppo", "task=custom", f"task.path={file}", "sft.enabled=false", "rl.track.every=1"]
+    words = ["stage=rl", "task=custom", f"task.path={file}", "sft.enabled=false", "rl.track.every=1"]
     with pytest.raises(UserError, match="validation prompts with references"):
         run(*words, root=tmp_path / "root")

@@ -22,11 +22,11 @@ SMALLER = {
 CODE = Path(__file__).resolve().parents[2]
 MEASURED = """
 sft/val_loss sample/n label/alignment label/alignment_ci_low label/unparsed_rate label/pairs_per_s label/ece
-rm/accuracy rm/accuracy_ci_low rm/ece rm/pairs_per_s ppo/reward ppo/kl ppo/entropy ppo/clip_fraction ppo/ratio_first
-ppo/response_length ppo/eos_rate ppo/samples_per_s eval/win_rate eval/win_rate_ci_low eval/p_value eval/n eval/kl
+rm/accuracy rm/accuracy_ci_low rm/ece rm/pairs_per_s rl/reward rl/kl rl/entropy rl/clip_fraction rl/ratio_first
+rl/response_length rl/eos_rate rl/samples_per_s eval/win_rate eval/win_rate_ci_low eval/p_value eval/n eval/kl
 eval/judge eval/rouge_l_policy eval/copy_rate_policy eval/length_policy
 """
-KINDS = ("sft", "sample", "label", "rm", "ppo", "eval")
+KINDS = ("sft", "sample", "label", "rm", "rl", "eval")
 
 
 def _artifact_times(root: Path) -> dict[str, int]:
@@ -50,7 +50,7 @@ def test_the_pipeline_leaves_a_whole_record(pipeline, warm_root) -> None:
     for name in MEASURED.split():
         assert summary.get(name) is not None, name
     assert summary["label/n"] == summary["sample/n"] > 0 and summary["eval/n"] == 8
-    assert abs(summary["ppo/ratio_first"] - 1) <= 1e-5
+    assert abs(summary["rl/ratio_first"] - 1) <= 1e-5
     assert (warm_root / "reports" / f"pipeline-{pipeline.id}.html").stat().st_size > 20_000
 
 
@@ -58,9 +58,9 @@ def test_every_metric_is_in_the_glossary(pipeline, run) -> None:
     """With a labeler that has positions and a rationale too, so that every name a run can write comes up."""
     both = run("stage=rm", "labeler=cot", "rl.value=separate")
     names = _names([*pipeline.history, *both.history]) | set(pipeline.summary) | set(both.summary)
-    assert {"sft/loss", "rm/loss", "ppo/loss", "label/same_position_rate", "label/choice_mass"} <= names
+    assert {"sft/loss", "rm/loss", "rl/loss", "label/same_position_rate", "label/choice_mass"} <= names
     assert unknown(names) == []
-    assert unknown([*names, "ppo/invented"]) == ["ppo/invented"]
+    assert unknown([*names, "rl/invented"]) == ["rl/invented"]
 
 
 @pytest.mark.parametrize("stage", KINDS)
@@ -78,9 +78,9 @@ def test_each_stage_reuses_what_the_pipeline_made(stage, pipeline, run, warm_roo
 
 
 def test_a_reused_policy_keeps_its_curves_and_tables(pipeline, run) -> None:
-    again = run("stage=ppo")
-    curves = [row["ppo/reward"] for row in again.history if "ppo/reward" in row]
-    assert curves == [row["ppo/reward"] for row in pipeline.history if "ppo/reward" in row] != []
+    again = run("stage=rl")
+    curves = [row["rl/reward"] for row in again.history if "rl/reward" in row]
+    assert curves == [row["rl/reward"] for row in pipeline.history if "rl/reward" in row] != []
     assert {row["id"] for row in again.table("items")} < {row["id"] for row in pipeline.table("items")}
 
 
@@ -218,7 +218,7 @@ def test_export_loads_and_scores_the_same_elsewhere(run, warm_root, tmp_path) ->
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     run("stage=rm", f"export={tmp_path / 'rm'}")
-    run("stage=ppo", f"export={tmp_path / 'policy'}")
+    run("stage=rl", f"export={tmp_path / 'policy'}")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
     reward = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
     ids = torch.tensor([tokenizer.encode("Read a file. Answer")])

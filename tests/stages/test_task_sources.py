@@ -57,9 +57,9 @@ def test_the_whole_path_runs(task, run) -> None:
     """`tldr` fine-tunes on human summaries; the dialogue tasks start from the base model, as in the paper."""
     record = run("stage=pipeline", f"task={task}", SOURCES[task])
     kinds = {row["kind"] for row in record.lineage}
-    assert kinds == {"sample", "label", "rm", "ppo", "eval"} | ({"sft"} if task == "tldr" else set())
+    assert kinds == {"sample", "label", "rm", "rl", "eval"} | ({"sft"} if task == "tldr" else set())
     assert record.state == "finished" and record.problems == ()
-    for name in ("rm/accuracy", "ppo/reward", "eval/win_rate", "eval/kl"):
+    for name in ("rm/accuracy", "rl/reward", "eval/win_rate", "eval/kl"):
         assert record.summary[name] is not None
     assert record.summary["eval/n"] >= 1
 

@@ -98,7 +98,7 @@ def test_a_labeler_above_chance_is_not_warned_of(run, pipeline) -> None:
     assert "label/warning" not in record.summary and _said(record, "labeler") == []
 
 
-@pytest.mark.parametrize("stage", ["rm", "ppo", "eval"])
+@pytest.mark.parametrize("stage", ["rm", "rl", "eval"])
 def test_min_alignment_stops_every_later_stage(stage, run, pipeline, warm_root) -> None:
     run("stage=rm", *GUESSING)  # labels and reward model are there: no way round the bound
     before = {folder.name for folder in (warm_root / "artifacts").iterdir()}

@@ -12,13 +12,13 @@ label/n label/alignment label/alignment_ci_low label/alignment_ci_high label/sam
 label/first_position_rate label/unparsed_rate label/choice_mass label/ece label/brier label/length_gap
 label/tokens_in label/tokens_out label/tokens_cached label/usd label/pairs_per_s label/reused rm/accuracy
 rm/accuracy_ci_low rm/accuracy_ci_high rm/gold_accuracy rm/ece rm/length_correlation rm/pairs_per_s
-ppo/reward ppo/kl ppo/entropy ppo/clip_fraction ppo/ratio_first ppo/response_length ppo/eos_rate
-ppo/samples_per_s eval/win_rate eval/win_rate_ci_low eval/win_rate_ci_high eval/p_value eval/win_rate_lc
+rl/reward rl/kl rl/entropy rl/clip_fraction rl/ratio_first rl/response_length rl/eos_rate
+rl/samples_per_s eval/win_rate eval/win_rate_ci_low eval/win_rate_ci_high eval/p_value eval/win_rate_lc
 eval/win_rate_lc_ci_low eval/win_rate_lc_ci_high eval/judge eval/n label/alignment_truncation label/kappa
 label/alignment_worst label/alignment_best label/position_p_value label/failed_rate rm/brier rm/n rm/loss
-rm/length_only_accuracy sft/loss sft/val_loss sft/rows_per_s ppo/loss ppo/value_loss ppo/approx_kl
-ppo/explained_variance ppo/copy_rate ppo/distinct_3 ppo/reward_val ppo/seconds_rollout
-ppo/seconds_update eval/wins eval/losses eval/ties eval/unparsed eval/unparsed_rate eval/win_rate_worst
+rm/length_only_accuracy sft/loss sft/val_loss sft/rows_per_s rl/loss rl/value_loss rl/approx_kl
+rl/explained_variance rl/copy_rate rl/distinct_3 rl/reward_val rl/seconds_rollout
+rl/seconds_update eval/wins eval/losses eval/ties eval/unparsed eval/unparsed_rate eval/win_rate_worst
 eval/win_rate_best eval/length_policy eval/length_baseline eval/rouge_l_policy eval/rouge_l_policy_ci_low
 eval/rouge_l_policy_ci_high eval/rouge_l_baseline eval/rouge_l_baseline_ci_low
 eval/rouge_l_baseline_ci_high eval/copy_rate_policy eval/copy_rate_baseline eval/reward_policy
@@ -58,5 +58,5 @@ def test_exact_names_win_over_patterns() -> None:
     assert construction is not None and construction.name == "label/alignment_*"
     seconds = describe("rm/seconds")
     assert seconds is not None and (seconds.name, seconds.unit) == ("*/seconds", "s")
-    exact = describe("ppo/samples_per_s")
-    assert exact is not None and exact.name == "ppo/samples_per_s"
+    exact = describe("rl/samples_per_s")
+    assert exact is not None and exact.name == "rl/samples_per_s"

@@ -174,7 +174,7 @@ def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[s
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    policy = load_top(ctx.model(), parents["ppo"].path)
+    policy = load_top(ctx.model(), parents["rl"].path)
     return judge_policies(ctx, folder, policy, policy_top(ctx, parents), make_reward(ctx, parents))
 
 
@@ -238,7 +238,7 @@ def _again(ctx: Context) -> bool:
 
 
 def _parents(ctx: Context) -> tuple[str, ...]:
-    return ("ppo", *reward_parents(ctx), *sft_parent(ctx))
+    return ("rl", *reward_parents(ctx), *sft_parent(ctx))
 
 
 STAGE = Stage(

@@ -40,7 +40,7 @@ class Alarm:
 
 
 def alarms(history: Sequence[Row], limits: AlarmLimits) -> list[Alarm]:
-    """The alarms that `history` (metrics `ppo/*` of each iteration) sets off, each kind once, in its order.
+    """The alarms that `history` (metrics `rl/*` of each iteration) sets off, each kind once, in its order.
 
     A function of the history alone, so that a resumed run has those of the whole one.
     """
@@ -67,7 +67,7 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 
 
 def _kl_runaway(start: Row, recent: Sequence[Row], limit: float) -> str | None:
-    kl = _mean(recent, "ppo/kl")
+    kl = _mean(recent, "rl/kl")
     if kl is None or kl <= limit:
         return None
     return (
@@ -77,7 +77,7 @@ def _kl_runaway(start: Row, recent: Sequence[Row], limit: float) -> str | None:
 
 
 def _entropy_collapse(start: Row, recent: Sequence[Row], limit: float) -> str | None:
-    first, now = start["ppo/entropy"], _mean(recent, "ppo/entropy")
+    first, now = start["rl/entropy"], _mean(recent, "rl/entropy")
     if now is None or now >= limit * first:
         return None
     return (
@@ -88,9 +88,9 @@ def _entropy_collapse(start: Row, recent: Sequence[Row], limit: float) -> str | 
 
 
 def _value_divergence(start: Row, recent: Sequence[Row], limit: float) -> str | None:
-    loss = _mean(recent, "ppo/value_loss")
-    known = [row for row in recent if not math.isnan(row.get("ppo/explained_variance", math.nan))]
-    explained = _mean(known, "ppo/explained_variance")  # constant returns have none
+    loss = _mean(recent, "rl/value_loss")
+    known = [row for row in recent if not math.isnan(row.get("rl/explained_variance", math.nan))]
+    explained = _mean(known, "rl/explained_variance")  # constant returns have none
     diverged = loss is not None and not math.isfinite(loss)
     if not diverged and (explained is None or explained >= limit):
         return None
@@ -106,7 +106,7 @@ def _value_divergence(start: Row, recent: Sequence[Row], limit: float) -> str | 
 
 
 def _eos_loss(start: Row, recent: Sequence[Row], limit: float) -> str | None:
-    first, now = start["ppo/eos_rate"], _mean(recent, "ppo/eos_rate")
+    first, now = start["rl/eos_rate"], _mean(recent, "rl/eos_rate")
     if now is None or now >= first - limit:
         return None
     return (
@@ -117,7 +117,7 @@ def _eos_loss(start: Row, recent: Sequence[Row], limit: float) -> str | None:
 
 
 def _length_drift(start: Row, recent: Sequence[Row], limit: float) -> str | None:
-    first, now = start["ppo/response_length"], _mean(recent, "ppo/response_length")
+    first, now = start["rl/response_length"], _mean(recent, "rl/response_length")
     if now is None or first / limit <= now <= first * limit:
         return None
     way = "shorter" if now < first else "longer"

@@ -1,4 +1,4 @@
-"""The alarms of stage=ppo: raised while it trains, and told again by every run that stands on the policy."""
+"""The alarms of stage=rl: raised while it trains, and told again by every run that stands on the policy."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ def read_history(policy: Artifact) -> list[dict[str, Any]]:
 def review_policy(ctx: Context, policy: Artifact) -> dict[str, Any]:
     """Summary entries of a policy's alarms, by its history and the limits of this job, however old it is."""
     # The tracker's last row is no iteration.
-    found = raise_alarms(ctx, [row for row in read_history(policy) if "ppo/kl" in row])
-    warning = {"ppo/warning": " ".join(alarm.text for alarm in found)} if found else {}
-    return {"ppo/alarms": len(found), **warning}
+    found = raise_alarms(ctx, [row for row in read_history(policy) if "rl/kl" in row])
+    warning = {"rl/warning": " ".join(alarm.text for alarm in found)} if found else {}
+    return {"rl/alarms": len(found), **warning}

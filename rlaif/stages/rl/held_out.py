@@ -24,7 +24,7 @@ from rlaif.stages.common.stage import Work
 from rlaif.stages.rl.options import rl_collector
 from rlaif.stats import paired_test
 
-NAME = "ppo/reward_held_out"
+NAME = "rl/reward_held_out"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def make_held_out(
     if not prompts:
         ctx.warn(
             "no held-out prompts",
-            f"ppo: none of the {len(ctx.task.validation)} validation prompts is new to the reward model, so that its "
+            f"rl: none of the {len(ctx.task.validation)} validation prompts is new to the reward model, so that its "
             "reward is told on prompts that it may remember: write a larger task.validation_fraction, or "
             "rl.held_out.every=null",
         )

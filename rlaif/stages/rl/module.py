@@ -186,7 +186,7 @@ class PPOModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         # Resumed after it had stopped by itself (a last row without updates): there is nothing to go on with.
-        if self.history and "ppo/ratio_first" not in self.history[-1]:
+        if self.history and "rl/ratio_first" not in self.history[-1]:
             self.trainer.should_stop = True
 
     def on_train_epoch_start(self) -> None:
@@ -199,11 +199,11 @@ class PPOModule(pl.LightningModule):
         rollout = self._collect(iteration)
         rolled = time.perf_counter()
         self._experience, self._metrics = self._prepare(rollout, orders[0].split(options.minibatch_rollouts))
-        self._metrics["ppo/seconds_rollout"] = rolled - started
-        self._metrics["ppo/seconds_prepare"] = time.perf_counter() - rolled
+        self._metrics["rl/seconds_rollout"] = rolled - started
+        self._metrics["rl/seconds_prepare"] = time.perf_counter() - rolled
         self._metrics.update(self._diagnose(rollout) | tracked)
         self._sums, self._update_started = {}, time.perf_counter()
-        if options.max_kl is not None and self._metrics["ppo/kl"] > options.max_kl:
+        if options.max_kl is not None and self._metrics["rl/kl"] > options.max_kl:
             self.trainer.should_stop = True
 
     def _track(self, iteration: int) -> dict[str, float]:
@@ -213,7 +213,7 @@ class PPOModule(pl.LightningModule):
         started = time.perf_counter()
         tracked = self._tracker.at(iteration)
         if tracked:
-            tracked["ppo/seconds_track"] = time.perf_counter() - started
+            tracked["rl/seconds_track"] = time.perf_counter() - started
             if self._tracker.should_stop:
                 self.trainer.should_stop = True
         return tracked
@@ -246,16 +246,16 @@ class PPOModule(pl.LightningModule):
         logprobs, reference = experience.old_logprobs, experience.ref_logprobs
         kl = masked_sum(kl_estimate(logprobs, reference, "k1"), mask, 1).mean()
         metrics: dict[str, Tensor | float] = {
-            "ppo/reward": raw.mean(),
-            "ppo/reward_std": raw.std(correction=0),
-            "ppo/score": scores.mean(),
-            "ppo/kl": kl,
-            "ppo/kl_coefficient": self.beta,
-            "ppo/objective": self._score_weight * scores.mean() - self.beta * kl,
-            "ppo/entropy": masked_mean(entropy, mask),
-            "ppo/response_length": mask.sum(dim=1).float().mean(),
-            "ppo/eos_rate": rollout.finished.float().mean(),
-            "ppo/seconds_reward": seconds,
+            "rl/reward": raw.mean(),
+            "rl/reward_std": raw.std(correction=0),
+            "rl/score": scores.mean(),
+            "rl/kl": kl,
+            "rl/kl_coefficient": self.beta,
+            "rl/objective": self._score_weight * scores.mean() - self.beta * kl,
+            "rl/entropy": masked_mean(entropy, mask),
+            "rl/response_length": mask.sum(dim=1).float().mean(),
+            "rl/eos_rate": rollout.finished.float().mean(),
+            "rl/seconds_reward": seconds,
         }
         experience = replace(experience, advantages=advantages, returns=returns)
         return experience, {name: float(value) for name, value in metrics.items()}
@@ -411,7 +411,7 @@ class PPOModule(pl.LightningModule):
 
     def _check_first_ratio(self, deviation: float) -> None:
         """Before any update the new policy is the old one: anything else is a bug in log-probabilities."""
-        self._metrics["ppo/ratio_first"] = 1.0 + deviation
+        self._metrics["rl/ratio_first"] = 1.0 + deviation
         tolerance = RATIO_TOLERANCE[self.policy.trunk.dtype]
         if not deviation <= tolerance:
             raise RuntimeError(
@@ -420,15 +420,15 @@ class PPOModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         sums = {name: total(torch.stack(values)) for name, values in self._sums.items()}
-        self._metrics.update({f"ppo/{name}": float(values.nanmean()) for name, values in sums.items()})
-        self._metrics["ppo/seconds_update"] = time.perf_counter() - self._update_started
-        seconds = sum(self._metrics[f"ppo/seconds_{part}"] for part in ("rollout", "prepare", "update"))
-        self._metrics["ppo/samples_per_s"] = self._count / seconds
+        self._metrics.update({f"rl/{name}": float(values.nanmean()) for name, values in sums.items()})
+        self._metrics["rl/seconds_update"] = time.perf_counter() - self._update_started
+        seconds = sum(self._metrics[f"rl/seconds_{part}"] for part in ("rollout", "prepare", "update"))
+        self._metrics["rl/samples_per_s"] = self._count / seconds
         self.history.append(self._metrics)
         if self._options.kl_controller == "adaptive":
             self.beta = adapted_beta(
                 self.beta,
-                self._metrics["ppo/kl"],
+                self._metrics["rl/kl"],
                 target=self._options.kl_target,
                 horizon=self._options.kl_horizon,
                 samples=self._count,

@@ -1,4 +1,4 @@
-"""The algorithm of stage=ppo as configuration: which options of `rl` go together, what they say, how they sample."""
+"""The algorithm of stage=rl as configuration: which options of `rl` go together, what they say, how they sample."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rlaif.stages.rl.module import PPOOptions
 
 # An algorithm is named after its advantages, so that no report calls one by another's name.
 ADVANTAGES = {"ppo": "gae", "reinforce": "return", "rloo": "rloo", "grpo": "grpo"}
+TITLES = {"ppo": "PPO", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO"}
 KNOWN = {
     "algorithm": tuple(ADVANTAGES),
     "value": ("shared", "separate", "none"),

@@ -42,7 +42,7 @@ class RewardRise:
 
 def reward_rise(summary: Summary, history: Sequence[Row] = ()) -> RewardRise | None:
     """How far RL raised its reward; None where that is not known."""
-    values = series(history, "ppo/reward")[1]
+    values = series(history, "rl/reward")[1]
     if len(values) < 2:
         end, start = both_sides(summary, REWARD)
         if start is None or end is None:
@@ -60,9 +60,9 @@ def rl_rows(summary: Summary, history: Sequence[Row]) -> list[ResultRow]:
     rows = []
     if rise:
         value = f"{plain(rise.start)} → {plain(rise.end)}"
-        rows.append(ResultRow("RL", "reward (proxy)", "ppo/reward", value, note=change_text(rise.change)))
+        rows.append(ResultRow("RL", "reward (proxy)", "rl/reward", value, note=change_text(rise.change)))
     else:
-        rows += single_row(summary, "RL", "ppo/reward", "reward (proxy)", "at the end")
+        rows += single_row(summary, "RL", "rl/reward", "reward (proxy)", "at the end")
     return [
         *rows,
         *_held_out_rows(summary),
@@ -70,28 +70,28 @@ def rl_rows(summary: Summary, history: Sequence[Row]) -> list[ResultRow]:
         *single_row(
             summary,
             "RL",
-            "ppo/objective",
+            "rl/objective",
             "objective (RL maximises it)",
             "reward less penalties and KL, at the end",
         ),
-        *single_row(summary, "RL", "ppo/kl", "KL from the reference", "nats per response"),
-        *single_row(summary, "RL", "ppo/eos_rate", "ends by itself"),
-        *row_if_any(summary, "ppo/empty_rate", "empty responses", EMPTY_LOSES, "RL"),
+        *single_row(summary, "RL", "rl/kl", "KL from the reference", "nats per response"),
+        *single_row(summary, "RL", "rl/eos_rate", "ends by itself"),
+        *row_if_any(summary, "rl/empty_rate", "empty responses", EMPTY_LOSES, "RL"),
     ]
 
 
 def _scale_rows(summary: Summary) -> list[ResultRow]:
     """How much of the raw reward 1 is, and so 1 of every penalty."""
-    words, sd = summary.get("ppo/reward_scale"), number(summary, "ppo/reward_raw_sd")
+    words, sd = summary.get("rl/reward_scale"), number(summary, "rl/reward_raw_sd")
     if not words:
         return []
     value = "" if sd is None else f"{plain(sd)} raw"
-    return [ResultRow("RL", "1 of reward and penalties is", "ppo/reward_scale", value, note=str(words))]
+    return [ResultRow("RL", "1 of reward and penalties is", "rl/reward_scale", value, note=str(words))]
 
 
 def _held_out_rows(summary: Summary) -> list[ResultRow]:
     """The proxy on prompts that the reward model was not trained on, with the interval of its gain."""
-    name = "ppo/reward_held_out"
+    name = "rl/reward_held_out"
     start, end = both_sides(summary, (f"{name}_start", name))
     gain, found = number(summary, f"{name}_gain"), interval(summary, f"{name}_gain")
     if start is None or end is None or gain is None:

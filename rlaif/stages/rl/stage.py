@@ -1,4 +1,4 @@
-"""stage=ppo: RL fine-tuning of the SFT policy against the configured reward."""
+"""stage=rl: RL fine-tuning of the SFT policy against the configured reward."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def iterations(ctx: Context, prompts: int) -> int:
 def _diagnose(rollout: Rollout) -> dict[str, float]:
     pairs = list(zip(rollout.responses, rollout.prompts, strict=True))
     return {
-        "ppo/copy_rate": fmean(copy_rate(response, prompt.prompt) for response, prompt in pairs),
-        "ppo/distinct_3": distinct_ngram_share(rollout.responses, 3),
-        "ppo/empty_rate": fmean(is_empty(response) for response in rollout.responses),
+        "rl/copy_rate": fmean(copy_rate(response, prompt.prompt) for response, prompt in pairs),
+        "rl/distinct_3": distinct_ngram_share(rollout.responses, 3),
+        "rl/empty_rate": fmean(is_empty(response) for response in rollout.responses),
     }
 
 
@@ -123,7 +123,7 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     cuts, reward = Cuts(), make_reward(ctx, parents)
     module, tracker, held_out, count = _module(ctx, parents, cuts, reward)
-    cut = cut_metrics(ctx, "ppo", cuts, "prompts")
+    cut = cut_metrics(ctx, "rl", cuts, "prompts")
     trainer = make_trainer(
         ctx,
         folder / "work",
@@ -132,13 +132,13 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         limit_val=False,
     )
     rollouts = ctx.cfg.rl.prompts_per_iteration * ctx.cfg.rl.samples_per_prompt
-    task = ctx.progress.task("PPO (rollouts)", count * rollouts)
-    with task as advance, training_together(ctx, "ppo", folder):
+    task = ctx.progress.task("RL (rollouts)", count * rollouts)
+    with task as advance, training_together(ctx, "rl", folder):
         fit(trainer, module, folder / "work")
         advance(count * rollouts)
     history = module.history
     # The iteration that `rl.max_kl` or the tracker stops has rollouts but no updates: a shorter row.
-    updated = [row for row in history if "ppo/ratio_first" in row]
+    updated = [row for row in history if "rl/ratio_first" in row]
     rows: list[dict[str, Any]] = [{"step": i, **row} for i, row in enumerate(history)]
     tracked: dict[str, Any] = {}
     if tracker is not None:
@@ -149,12 +149,12 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     save_modules(folder / TOP_FILE, {"top": module.policy})
     write_history(folder / HISTORY_FILE, rows)
     metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:]), **tracked}
-    metrics["ppo/ratio_first"] = max(row["ppo/ratio_first"] for row in updated)
-    metrics["ppo/reward_start"] = history[0]["ppo/reward"]
-    metrics["ppo/iterations"] = len(history)
-    if "ppo/usd" in metrics:
-        metrics["ppo/usd"] = sum(row["ppo/usd"] for row in history)
-    _say_flat(ctx, history[0]["ppo/entropy"])
+    metrics["rl/ratio_first"] = max(row["rl/ratio_first"] for row in updated)
+    metrics["rl/reward_start"] = history[0]["rl/reward"]
+    metrics["rl/iterations"] = len(history)
+    if "rl/usd" in metrics:
+        metrics["rl/usd"] = sum(row["rl/usd"] for row in history)
+    _say_flat(ctx, history[0]["rl/entropy"])
     if reward.scale.problem:
         ctx.warn("reward without a scale", reward.scale.problem)
     return metrics | reward.scale.metrics() | cut
@@ -219,7 +219,7 @@ def _parents(ctx: Context) -> tuple[str, ...]:
 
 
 STAGE = Stage(
-    "ppo",
+    "rl",
     6,
     "rl",
     _parents,

@@ -1,4 +1,4 @@
-"""What stage=ppo tracks on fixed validation prompts: the reward that RL is paid beside a held-out measure."""
+"""What stage=rl tracks on fixed validation prompts: the reward that RL is paid beside a held-out measure."""
 
 from __future__ import annotations
 
@@ -191,9 +191,9 @@ def kept_metrics(tracker: Tracker) -> dict[str, float]:
     kept, start = tracker.told()
     return {
         **point_metrics(kept),
-        "ppo/track_iteration": kept.iteration,
-        "ppo/track_proxy_start": start.proxy,
-        "ppo/track_gold_start": start.gold,
+        "rl/track_iteration": kept.iteration,
+        "rl/track_proxy_start": start.proxy,
+        "rl/track_gold_start": start.gold,
     }
 
 

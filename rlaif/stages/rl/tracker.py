@@ -175,5 +175,5 @@ class Tracker:
 
 
 def point_metrics(point: Point) -> dict[str, float]:
-    """A measurement as metrics `ppo/track_*`."""
-    return {f"ppo/track_{name}": getattr(point, name) for name in ("proxy", "gold", "kl")}
+    """A measurement as metrics `rl/track_*`."""
+    return {f"rl/track_{name}": getattr(point, name) for name in ("proxy", "gold", "kl")}

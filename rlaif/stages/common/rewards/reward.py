@@ -30,7 +30,7 @@ Sides = tuple[Sequence[Sample], Sequence[Sample]]
 
 
 class Reward(Protocol):
-    """Gives each response a number. `measures` are `ppo/*` metrics of the last rollout.
+    """Gives each response a number. `measures` are `rl/*` metrics of the last rollout.
 
     Where it is a judgement (of a model, not a formula), an empty response gets less than every text beside it, and as
     much as another empty one.
@@ -72,7 +72,7 @@ class ModelReward:
             rows.append(torch.cat(scores) + member.shift)
         rewards = torch.stack(rows)
         if len(rows) > 1:
-            self.measures = {"ppo/reward_disagreement": float(rewards.std(dim=0, correction=0).mean())}
+            self.measures = {"rl/reward_disagreement": float(rewards.std(dim=0, correction=0).mean())}
         return empty_last(self._combine(rewards), _empties(rollout.responses).to(rewards.device))
 
     def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
@@ -128,11 +128,11 @@ class LabelerReward:
         scores = [self._scaled(reading) for reading in readings]
         read = [score for score in scores if score is not None]
         self.measures = {
-            "ppo/reward_unparsed_rate": unread.unparsed / len(scores),
-            "ppo/reward_failed_rate": unread.failed / len(scores),
+            "rl/reward_unparsed_rate": unread.unparsed / len(scores),
+            "rl/reward_failed_rate": unread.failed / len(scores),
         }
         if spent is not None:
-            self.measures["ppo/usd"] = (self._labeler.usd or 0.0) - spent
+            self.measures["rl/usd"] = (self._labeler.usd or 0.0) - spent
         self._check(unread)
         if not read:
             raise UserError("reward=direct: none of an iteration's responses has a score that could be read")

@@ -41,8 +41,8 @@ class RewardScale:
 
     def metrics(self) -> dict[str, Any]:
         """What the summary says of it."""
-        numbers = {"ppo/reward_raw_mean": self.mean, "ppo/reward_raw_sd": self.sd} if self.known else {}
-        return {"ppo/reward_scale": self.words, **numbers}
+        numbers = {"rl/reward_raw_mean": self.mean, "rl/reward_raw_sd": self.sd} if self.known else {}
+        return {"rl/reward_scale": self.words, **numbers}
 
 
 AS_IT_COMES = RewardScale("as it comes")

@@ -1,4 +1,4 @@
-"""The Lightning Trainer that sft, rm and ppo share, with checkpoints that survive kill -9."""
+"""The Lightning Trainer that sft, rm and rl share, with checkpoints that survive kill -9."""
 
 from __future__ import annotations
 
