@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from rlaif.app.job import OTHER_STAGES
-from rlaif.labelers import LabelerOptions
+from rlaif.options.job import Options
+from rlaif.options.read import read
 from rlaif.stages.registry import STAGES
 
 CODE = Path(__file__).resolve().parents[1]
@@ -67,11 +68,11 @@ def test_every_option_of_every_group_composes(composed, position: int) -> None:
         group, option = word.split("=")
         if group in ("labeler", "judge"):
             assert values[group]["name"] == option
-            LabelerOptions.from_mapping(values[group], seed=0)
         elif group == "stage" and not {"experiments", "sweeps"} & {w.split("=")[0] for w in words}:
             assert values["stage"] == option
         elif group == "task":
             assert values["task"]["name"] == option
+    read(Options, values)
     assert "???" not in str(values)
 
 

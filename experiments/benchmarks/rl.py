@@ -29,7 +29,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from types import SimpleNamespace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -38,6 +37,7 @@ from hydra import compose, initialize_config_dir
 from reward import score_head, spec
 from torch import Tensor
 
+from rlaif.app.compose import read_options
 from rlaif.data.datamodule import TokenBatch
 from rlaif.data.files.hh import split_dialogue
 from rlaif.data.files.readers import HubPart, read_rows
@@ -49,6 +49,7 @@ from rlaif.models.load import LanguageModel, load_model, resolve_dtype
 from rlaif.models.weights import Normalization, RewardMember, export_policy, export_reward
 from rlaif.ops import gae, kl_shaped_rewards
 from rlaif.records import Prompt
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.scoring import sequence_scores
 from rlaif.stages.common.training.optim import OptimOptions, response_hidden, response_logprobs
 from rlaif.stages.common.training.trainer import ReleaseMemory, quiet_lightning
@@ -101,7 +102,7 @@ def ppo_options(args: argparse.Namespace) -> PPOOptions:
     words = [f"rl.minibatch_rollouts={args.batch}", "rl.missing_eos_penalty=0", "rl.value_lr_factor=1"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=["rl=ppo", *words])
-    return rl_options(SimpleNamespace(cfg=cfg))  # type: ignore[arg-type]
+    return rl_options(Context(read_options(cfg), None))
 
 
 def ppo_module(

@@ -22,17 +22,17 @@ def clean(ctx: Context) -> dict[str, float]:
     for artifact in unneeded(ctx.store, ctx.root / "runs"):
         freed, count = freed + artifact.bytes, count + 1
         print(f"artifact  {artifact.name}  {artifact.bytes / 2**20:.1f} MiB  (no run needs it)")
-        if not ctx.cfg.plan:
+        if not ctx.options.plan:
             ctx.store.remove(artifact)
     for folder in stale_partials(ctx.store):
         freed, count = freed + _size(folder), count + 1
         print(f"partial   {folder.name}  (left by a run that stopped)")
-        if not ctx.cfg.plan:
+        if not ctx.options.plan:
             ctx.store.remove_folder(folder)
     for folder in damaged_copies(ctx.store):
         freed, count = freed + _size(folder), count + 1
         print(f"damaged   {folder.name}  (set aside earlier)")
-        if not ctx.cfg.plan:
+        if not ctx.options.plan:
             shutil.rmtree(folder)
-    print(f"{'would free' if ctx.cfg.plan else 'freed'} {freed / 2**20:.1f} MiB in {count} folders")
+    print(f"{'would free' if ctx.options.plan else 'freed'} {freed / 2**20:.1f} MiB in {count} folders")
     return {"clean/folders": count, "clean/mib": freed / 2**20}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue
 
-from rlaif.options.schema import missing_value, unknown_key
+from rlaif.options.read import missing_value, unknown_key
 
 _NO_OVERRIDE = re.compile(r"Could not override '([^']+)'")
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '([^']+)'")

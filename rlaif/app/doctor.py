@@ -55,7 +55,7 @@ def _task(ctx: Context) -> str:
 
 
 def _wandb(ctx: Context) -> str:
-    return f"mode {ctx.cfg.tracking.mode}; " + (
+    return f"mode {ctx.options.tracking.mode}; " + (
         "a login is present: runs go online"
         if has_login()
         else "no login: runs stay offline, sync them with `wandb sync`"
@@ -77,7 +77,7 @@ def _choices(ctx: Context) -> str:
     answer = checked(backend.choice_logprobs([question], CHOICES)[0], choices=len(CHOICES))
     if answer.error is not None:
         raise UserError(f"the question whether 1 or 2 is larger got no answer: {answer.error}")
-    mass, least = _mass(answer.logprobs), ctx.cfg.labeler.min_mass
+    mass, least = _mass(answer.logprobs), ctx.options.labeler.min_mass
     finding = f"{mass:.1%} of the next token's probability lies on the choices 1 and 2"
     if mass < least:
         raise UserError(
@@ -94,14 +94,14 @@ def _mass(logprobs: Sequence[float | None]) -> float:
 def _injection(ctx: Context) -> str:
     """How often a response that talks to the labeler turns its verdict; answers are kept in the label store."""
     gold = [pair for pair in ctx.encoder.fitting(ctx.task.gold_pairs) if pair.gold not in (None, 0.5)]
-    wanted = ctx.cfg.doctor.injection_pairs
+    wanted = ctx.options.doctor.injection_pairs
     if not gold or not wanted:
         return "not measured: " + ("doctor.injection_pairs=0" if gold else "the task has no gold pairs")
     spread = gold[:: max(1, len(gold) // wanted)][:wanted]  # gold pairs lie grouped by how they were made
-    labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
+    labeler = ctx.labeler("labeler", ctx.options.seeds.label, stored=True)
     report = injection_report(labeler, spread, prefix="doctor")
     names = {"doctor/flip_rate": "all attacks", **{f"doctor/flip_rate_{name}": name for name in ATTACKS}}
-    lines = [f"verdicts of {ctx.cfg.labeler.name} that an attack on the worse response turns to it:"]
+    lines = [f"verdicts of {ctx.options.labeler.name} that an attack on the worse response turns to it:"]
     for name, shown in names.items():
         low, high = (percent(report[f"{name}_ci_{end}"]) for end in ("low", "high"))
         lines.append(f"{shown}: {percent(report[name])} of {report[f'{name}_n']} ({low} to {high})")

@@ -32,8 +32,8 @@ def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, 
     identity, encoding = ctx.model_identity, dict(ctx.encoding)
     for rule in ("too_long", "too_long_responses"):
         encoding.pop(rule)
-    reward = KINDS[ctx.cfg.reward.kind] if artifact.kind == "rl" else None
-    labels = ctx.cfg.rm.labels if artifact.kind == "rm" or (reward and "rm" in reward.parents) else None
+    reward = KINDS[ctx.options.reward.kind] if artifact.kind == "rl" else None
+    labels = ctx.options.rm.labels if artifact.kind == "rm" or (reward and "rm" in reward.parents) else None
     labelled = labels not in (None, "gold") or (reward is not None and reward.by_labeler)
     return ModelCard(
         stage=artifact.kind,  # type: ignore[arg-type]
@@ -41,10 +41,10 @@ def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, 
         base=f"{identity['name']} ({identity['weights']})",
         hub_id=identity["name"] if identity["source"] == "hub" else None,
         trainable=identity["trainable"],
-        task=ctx.cfg.task.name,
+        task=ctx.options.task.name,
         labels=labels,
-        labeler=ctx.cfg.labeler.name if labelled else None,
-        algorithm=TITLES[ctx.cfg.rl.algorithm] if reward else None,
+        labeler=ctx.options.labeler.name if labelled else None,
+        algorithm=TITLES[ctx.options.rl.algorithm] if reward else None,
         reward=reward.words if reward else None,
         members=members,
         text=TextFormat(eos_id=ctx.model().eos_id, **encoding),

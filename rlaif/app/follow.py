@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
 from rlaif.app.job import prepare_torch
+from rlaif.options.job import Options
+from rlaif.options.read import read
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.training.ranks import Place, follow
 from rlaif.stages.graph import Graph
@@ -21,12 +24,12 @@ from rlaif.stages.registry import STAGES
 def main(words: Sequence[str]) -> None:
     """Build what the leader builds, up to the end of its fit."""
     config, kind, folder, *place = words
-    cfg = OmegaConf.load(config)
-    assert isinstance(cfg, DictConfig)
-    cfg.trainer.progress = False
-    prepare_torch(cfg)
+    values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    options = read(Options, values)
+    options = replace(options, trainer=replace(options.trainer, progress=False))
+    prepare_torch(options)
     follow(Place(*map(int, place)))
-    Graph(Context(cfg, None), STAGES).follow(kind, Path(folder))
+    Graph(Context(options, None), STAGES).follow(kind, Path(folder))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rlaif.app.clean import clean
+from rlaif.app.compose import arm_composer, read_options
 from rlaif.app.disk import written_below
 from rlaif.app.doctor import doctor
 from rlaif.app.export import export_model
@@ -20,8 +21,8 @@ from rlaif.app.plan import merge_plans, plan_table, total_seconds
 from rlaif.app.report import choose_runs, write_comparison, write_report
 from rlaif.errors import UserError
 from rlaif.io.terminal import console
-from rlaif.options.prepare import apply_engine, apply_seed, require_values
-from rlaif.options.schema import check_settings
+from rlaif.options.job import Options
+from rlaif.options.read import plain
 from rlaif.report.comparison import terminal_comparison
 from rlaif.report.summary import result_table
 from rlaif.stages.common.context import Context
@@ -56,9 +57,9 @@ EVAL_METRICS = [
 ]
 
 
-def prepare_torch(cfg: DictConfig) -> None:
+def prepare_torch(options: Options) -> None:
     """Threads, and the same arithmetic in every job of a multirun."""
-    torch.set_num_threads(cfg.trainer.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(options.trainer.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
 
 
@@ -66,76 +67,73 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
     """Run one composed configuration; returns the summary's path (None for a plan). Raises UserError."""
     if cfg.stage not in (*STAGES, *OTHER_STAGES):
         raise UserError(f"stage={cfg.stage} is not known: write one of {', '.join((*STAGES, *OTHER_STAGES))}")
-    _check_config(cfg, overrides)
-    apply_seed(cfg)
-    apply_engine(cfg)
-    prepare_torch(cfg)
-    OmegaConf.resolve(cfg)
-    with written_below(cfg.paths.root):
-        return _run(cfg, overrides, group)
+    options = read_options(cfg)
+    _check(options)
+    prepare_torch(options)
+    with written_below(options.paths.root):
+        return _run(options, overrides, group)
 
 
-def _run(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Path | None:
-    if cfg.plan and cfg.stage != "clean":
-        print_plan(Context(cfg, None, overrides))
+def _run(options: Options, overrides: Sequence[str], group: str | None) -> Path | None:
+    compose = arm_composer(overrides)
+    if options.plan and options.stage != "clean":
+        print_plan(Context(options, None, compose))
         return None
-    if cfg.stage == "doctor":
-        doctor(Context(cfg, None, overrides))
+    if options.stage == "doctor":
+        doctor(Context(options, None, compose))
         return None
-    wandb_options = _wandb_options(cfg, group)
+    tracking = options.tracking
     with Run(
-        directory=run_directory(Path(cfg.paths.root).expanduser().absolute(), cfg.stage),
-        stage=cfg.stage,
-        config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+        directory=run_directory(Path(options.paths.root).expanduser().absolute(), options.stage),
+        stage=options.stage,
+        config=plain(options),
         overrides=list(overrides),
-        group=cfg.tracking.group or group,
-        name=cfg.tracking.name or os.environ.get("WANDB_NAME") or _job_name(cfg, overrides),
-        wandb_options=wandb_options,
+        group=tracking.group or group,
+        name=tracking.name or os.environ.get("WANDB_NAME") or _job_name(options.stage, overrides),
+        wandb_options=wandb_options(options, group),
     ) as run:
-        ctx = Context(cfg, run, overrides)
+        ctx = Context(options, run, compose)
         with closing(ctx.progress):
             _dispatch(ctx, run)
     return _finish(ctx, run, group)
 
 
-def _check_config(cfg: DictConfig, overrides: Sequence[str]) -> None:
+def _check(options: Options) -> None:
     """What can be refused before anything is opened or written."""
-    if cfg.force not in (True, False, "all"):
-        raise UserError(f"force={cfg.force} is not known: write true, false or all")
-    check_settings(cfg)
-    if cfg.stage not in ("compare", "report", "clean"):
-        require_values(cfg)
-    if cfg.export and cfg.stage not in ("sft", "rm", "rl"):
-        raise UserError(f"export={cfg.export}: stage={cfg.stage} makes no model; write stage=sft, rm or rl")
+    if options.force not in (True, False, "all"):
+        raise UserError(f"force={options.force} is not known: write true, false or all")
+    if options.export and options.stage not in ("sft", "rm", "rl"):
+        raise UserError(
+            f"export={options.export}: stage={options.stage} makes no model; write stage=sft, rm or rl"
+        )
 
 
-def _job_name(cfg: DictConfig, overrides: Sequence[str]) -> str:
+def _job_name(stage: str, overrides: Sequence[str]) -> str:
     told = [o for o in overrides if not o.startswith(("stage=", "paths.", "tracking."))]
-    return " ".join([cfg.stage, *told])[:120]
+    return " ".join([stage, *told])[:120]
 
 
-def _wandb_options(cfg: DictConfig, group: str | None) -> WandbOptions | None:
+def wandb_options(options: Options, group: str | None) -> WandbOptions | None:
     """What the configuration says, else W&B's own variables, else our defaults. Raises UserError for bad ones."""
-    node, env = cfg.tracking, os.environ
+    node, env = options.tracking, os.environ
     if node.mode == "disabled":
         return None
-    upload: Any = node.upload or ("text" if cfg.task.public else "metrics")
-    options = WandbOptions(
+    upload: Any = node.upload or ("text" if options.task.public else "metrics")
+    found = WandbOptions(
         project=node.project or env.get("WANDB_PROJECT") or "rlaif",
-        mode=node.mode,
+        mode=node.mode,  # type: ignore[arg-type]
         entity=node.entity or env.get("WANDB_ENTITY") or None,
         group=node.group or env.get("WANDB_RUN_GROUP") or group,
-        job_type=cfg.stage,
-        tags=_tags(node.tags),
+        job_type=options.stage,
+        tags=_tags(node.tags or ()),
         upload=upload,
     )
-    check_environment(options.mode)
-    return options
+    check_environment(found.mode)
+    return found
 
 
-def _tags(value: Any) -> tuple[str, ...]:
+def _tags(stated: Sequence[str]) -> tuple[str, ...]:
     """A text is one tag; without any, those of WANDB_TAGS, which commas part. Raises UserError for an odd one."""
-    stated = [value] if isinstance(value, str) else [str(tag) for tag in value or ()]
     if not stated:
         stated = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     odd = [tag for tag in stated if not 1 <= len(tag.strip()) <= 64]
@@ -146,8 +144,8 @@ def _tags(value: Any) -> tuple[str, ...]:
 
 def print_plan(ctx: Context) -> None:
     """What the stage, or each arm of a comparison, would reuse and build."""
-    stage = ctx.cfg.stage
-    target = {"pipeline": "eval", "compare": ctx.cfg.until}.get(stage, stage)
+    stage = ctx.options.stage
+    target = {"pipeline": "eval", "compare": ctx.options.until}.get(stage, stage)
     if target not in STAGES:
         raise UserError(f"plan=true plans {', '.join(STAGES)}, compare and pipeline, not stage={stage}")
     arms = read_arms(ctx) if stage == "compare" else [Arm("", {"": ctx})]
@@ -164,7 +162,7 @@ def print_plan(ctx: Context) -> None:
 
 
 def _dispatch(ctx: Context, run: Run) -> None:
-    stage = ctx.cfg.stage
+    stage = ctx.options.stage
     if stage == "clean":
         run.summary(clean(ctx))
     elif stage == "compare":
@@ -178,9 +176,9 @@ def _dispatch(ctx: Context, run: Run) -> None:
 
 
 def _build(ctx: Context, run: Run, target: str) -> None:
-    force, graph = ctx.cfg.force, Graph(ctx, STAGES)
+    force, graph = ctx.options.force, Graph(ctx, STAGES)
     graph.check(target)
-    if ctx.cfg.stage == "pipeline":
+    if ctx.options.stage == "pipeline":
         plan = graph.plan(target)
         if not all(p.exists for p in plan):
             console(stderr=True).print(plan_table(ctx, plan, "Plan"))
@@ -190,8 +188,8 @@ def _build(ctx: Context, run: Run, target: str) -> None:
     run.summary(graph.summary())
     run.lineage(graph.lineage())
     _details(graph, run)
-    if ctx.cfg.export:
-        folder = export_model(ctx, artifact, Path(ctx.cfg.export).expanduser(), graph.summary())
+    if ctx.options.export:
+        folder = export_model(ctx, artifact, Path(ctx.options.export).expanduser(), graph.summary())
         print(f"exported: {folder}")
 
 
@@ -209,7 +207,7 @@ def _details(graph: Graph, run: Run) -> None:
 
 def _finish(ctx: Context, run: Run, group: str | None) -> Path:
     """The table and the report, from the run directory alone, after the run is closed."""
-    stage = ctx.cfg.stage
+    stage = ctx.options.stage
     record = load_run(run.directory)
     if stage in (*STAGES, "pipeline"):
         console().print(result_table(record.summary, record.history))
@@ -228,10 +226,10 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
 
 def _sweep_report(ctx: Context, group: str) -> None:
     """Rendered again by each finished job: a sweep with a failed job has a report of the others."""
-    runs = find_runs(ctx.root, stage=ctx.cfg.stage, group=group)
+    runs = find_runs(ctx.root, stage=ctx.options.stage, group=group)
     if len(runs) < 2:
         return
-    main, *more = MAIN_METRIC.get(ctx.cfg.stage, EVAL_METRICS)
+    main, *more = MAIN_METRIC.get(ctx.options.stage, EVAL_METRICS)
     present = [name for name in more if any(run.summary.get(name) is not None for run in runs)]
     console().print(terminal_table(ablation_table(runs, [main, *present])))
     labelers = labelers_table(*labelers_of(runs))

@@ -59,7 +59,7 @@ def estimate_seconds(ctx: Context, plan: Sequence[Planned]) -> dict[str, float]:
     """Estimated seconds of each artifact that would be built, by its name."""
     spec = ctx.model_spec
     rate, (total, trainable) = matrix_rate(spec.dtype, spec.device), parameters(ctx)
-    overhead = 0.5 if ctx.cfg.models.tiny else 3.0
+    overhead = 0.5 if ctx.options.models.tiny else 3.0
     return {
         p.name: 0.0
         if p.exists

@@ -19,7 +19,7 @@ NEWEST_FIRST = ("compare", "pipeline", "eval", "rl", "rm", "label", "sample", "s
 
 def choose_runs(ctx: Context) -> list[RunRecord]:
     """Finished runs as `report.stage` and `report.group` say; without either, those of the latest kind of run."""
-    node = ctx.cfg.report
+    node = ctx.options.report
     runs = [r for r in find_runs(ctx.root, stage=node.stage, group=node.group) if r.stage in NEWEST_FIRST]
     if not runs:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from rlaif.labelers.cost import FREE, Meter, Price
 from rlaif.labelers.labeler import Estimate, Labeler, LabelResult, estimate
-from rlaif.labelers.options import LabelerOptions, ReadoutOptions, check_retry
+from rlaif.labelers.options import LabelerOptions, ReadoutOptions
 from rlaif.labelers.readout.unread import Unread
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet
@@ -19,6 +19,5 @@ __all__ = [
     "ReadoutOptions",
     "TemplateSet",
     "Unread",
-    "check_retry",
     "estimate",
 ]

@@ -16,7 +16,7 @@ from rlaif.io import digest
 from rlaif.labelers.aggregate import aggregate, is_inconsistent, orders_of
 from rlaif.labelers.asking import Answered, Asker, Follow, Progress, Sampling, Stopped, choice_rules
 from rlaif.labelers.cost import Meter
-from rlaif.labelers.options import LabelerOptions, Retry
+from rlaif.labelers.options import LabelerOptions
 from rlaif.labelers.prompts import (
     CHOICES,
     PromptStrategy,
@@ -39,6 +39,7 @@ from rlaif.labelers.readout.readouts import (
 from rlaif.labelers.readout.unread import Unread
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet, toward_better
+from rlaif.options.labeling import Retry
 from rlaif.records import Judgement, Order, Pair, Preference, Provenance, is_empty
 
 _CHARS_PER_TOKEN = 4

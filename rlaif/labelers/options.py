@@ -3,64 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rlaif.errors import UserError
-
-Preamble = Literal["base", "detailed"]
-ReadoutKind = Literal["choice", "score", "likelihood", "text"]
-Direction = Literal["forward", "reverse"]
-Normalize = Literal["none", "tokens"]
-OrderMode = Literal["first", "random", "both", "both_consistent"]
-Averaging = Literal["prob", "logit"]
-Retry = Literal["unparsed", "failed", "all"]
-
-STAGE_KEYS = frozenset(
-    {"name", "backend", "scripted", "max_unparsed", "min_alignment", "budget_usd", "max_seconds", "retry"}
-)
-"""Keys of a labeler's config that the stage reads and the labeler does not."""
-
-
-def _one_of(key: str, value: object, allowed: Any) -> None:
-    names = get_args(allowed)
-    if value not in names:
-        raise UserError(f"labeler.{key} is {value!r}; write one of {', '.join(names)}")
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise UserError(f"labeler.{key} is {value!r}; write a number of at least {least}")
-
-
-@dataclass(frozen=True)
-class ReadoutOptions:
-    """How a number is read from the model.
-
-    `temperature` divides the choices' log-probabilities (`choice`) or the difference of the two
-    responses' scores (`score`, `likelihood`) before the softmax or sigmoid that gives `p_a`.
-    `direction` and `normalize` belong to `likelihood`, `max_tokens` (new tokens of a verdict) to `text`.
-    """
-
-    kind: ReadoutKind
-    temperature: float
-    direction: Direction
-    normalize: Normalize
-    max_tokens: int
-
-    def __post_init__(self) -> None:
-        _one_of("readout.kind", self.kind, ReadoutKind)
-        _one_of("readout.direction", self.direction, Direction)
-        _one_of("readout.normalize", self.normalize, Normalize)
-        _at_least("readout.max_tokens", self.max_tokens, 1)
-        if not self.temperature > 0:
-            raise UserError(f"labeler.readout.temperature is {self.temperature!r}; write a number above 0")
-
-    @property
-    def pointwise(self) -> bool:
-        """Whether each response is read by itself, so that a pair has no positions."""
-        return self.kind in ("score", "likelihood")
+from rlaif.options.labeling import Averaging, LabelerNode, OrderMode, Preamble, ReadoutOptions
 
 
 @dataclass(frozen=True)
@@ -71,7 +18,7 @@ class LabelerOptions:
     must carry together: below it the answer says something else, and is unparsed.
     `temperature` and `top_k` (0 = no limit) govern sampled text: the rationales, or the verdicts of a
     `text` readout without rationale. `batch_size` is how many prompts reach the backend at once and
-    are committed to the store together. Raises UserError for a value or combination without meaning.
+    are committed to the store together. Raises UserError for a combination without meaning.
     """
 
     preamble: Preamble
@@ -89,20 +36,6 @@ class LabelerOptions:
     seed: int
 
     def __post_init__(self) -> None:
-        _one_of("preamble", self.preamble, Preamble)
-        _one_of("order", self.order, OrderMode)
-        _one_of("averaging", self.averaging, Averaging)
-        for key, least in (("exemplars", 0), ("temperature", 0), ("top_k", 0)):
-            _at_least(key, getattr(self, key), least)
-        for key in ("samples", "max_rationale_tokens", "batch_size"):
-            _at_least(key, getattr(self, key), 1)
-        if isinstance(self.min_mass, bool) or not (
-            isinstance(self.min_mass, int | float) and 0 <= self.min_mass <= 1
-        ):
-            raise UserError(f"labeler.min_mass is {self.min_mass!r}; write a probability from 0 to 1")
-        self._check_combination()
-
-    def _check_combination(self) -> None:
         kind = self.readout.kind
         if self.readout.pointwise and (self.cot or self.exemplars):
             raise UserError(
@@ -121,19 +54,10 @@ class LabelerOptions:
         return self.temperature > 0 and (self.cot or self.readout.kind == "text")
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], *, seed: int) -> LabelerOptions:
-        """Options from a labeler's resolved config (the stage's own keys are passed over).
-
-        Raises UserError for a key that is unknown or missing.
-        """
-        own = {key: value for key, value in values.items() if key not in STAGE_KEYS}
+    def of(cls, node: LabelerNode, *, seed: int) -> LabelerOptions:
+        """A labeler's own options out of its configuration, without those that a stage reads."""
         names = {field.name for field in dataclasses.fields(cls)} - {"seed"}
-        _check_keys("labeler", own, names)
-        readout = own.pop("readout")
-        if not isinstance(readout, Mapping):
-            raise UserError("labeler.readout is not a mapping; set labeler.readout.kind instead")
-        _check_keys("labeler.readout", readout, {field.name for field in dataclasses.fields(ReadoutOptions)})
-        return cls(**own, readout=ReadoutOptions(**readout), seed=seed)
+        return cls(**{name: getattr(node, name) for name in names}, seed=seed)
 
     def identity(self) -> dict[str, Any]:
         """The options that labels depend on, with those that have no effect left out.
@@ -166,20 +90,3 @@ class LabelerOptions:
         if readout.kind == "likelihood":
             values |= {"direction": readout.direction, "normalize": readout.normalize}
         return values
-
-
-def check_retry(key: str, value: object) -> Retry | None:
-    """The value of `<key>.retry`. Raises UserError for one that is not known."""
-    if value is not None and value not in get_args(Retry):
-        raise UserError(f"{key}.retry is {value!r}; write one of {', '.join(get_args(Retry))}, or null")
-    return value  # type: ignore[return-value]
-
-
-def _check_keys(place: str, values: Mapping[str, Any], names: set[str]) -> None:
-    unknown, missing = sorted(set(values) - names), sorted(names - set(values))
-    if unknown:
-        raise UserError(
-            f"{place}.{unknown[0]} is no option of a labeler; write one of {', '.join(sorted(names))}"
-        )
-    if missing:
-        raise UserError(f"{place}.{missing[0]} is missing; set it in the labeler's file under conf/labeler")

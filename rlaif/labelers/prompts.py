@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from rlaif.backends.base import Message
 from rlaif.backends.fencing import neutralise
 from rlaif.errors import UserError
-from rlaif.labelers.options import Preamble
 from rlaif.labelers.templates import Exemplar, TemplateSet, toward_better
+from rlaif.options.labeling import Preamble
 from rlaif.records import Order, Pair
 
 CHOICES = ("1", "2")

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-
 from rlaif.errors import UserError
-from rlaif.options.prepare import apply_engine, apply_seed, require_values
-from rlaif.options.schema import check_settings
-from rlaif.stages.common.context import Context, plain
+from rlaif.options.job import Options, SeedOptions
+from rlaif.options.read import plain, read
+from rlaif.stages.common.context import Context
 from rlaif.stages.registry import STAGES
 from rlaif.study.controls import CONTROLS
 from rlaif.study.diagnosis import ROLES
 from rlaif.tracking.glossary import unknown
 
-_ABSENT = object()
 _BARE = re.compile(r"[\w./:+-]+")
 
 
@@ -53,8 +48,8 @@ class Curve:
 
 def read_arms(ctx: Context) -> list[Arm]:
     """The experiment's arms, in its order. Raises UserError for an experiment that cannot be run."""
-    arms = arm_overrides(plain(ctx.cfg.arms), plain(ctx.cfg.grid))
-    repeats = combinations("repeat", plain(ctx.cfg.repeat))
+    arms = arm_overrides(plain(ctx.options.arms), plain(ctx.options.grid))
+    repeats = combinations("repeat", plain(ctx.options.repeat))
     _check(ctx, list(arms), repeats)
     return [Arm(name, _runs(ctx, overrides, repeats)) for name, overrides in arms.items()]
 
@@ -94,44 +89,32 @@ def _as_override(value: Any) -> str:
 
 
 def _runs(ctx: Context, overrides: Sequence[str], repeats: Sequence[Mapping[str, int]]) -> dict[str, Context]:
-    """The arm's configuration (the experiment, the command line, then its overrides) with each repeat's seeds."""
-    own = {_key(override) for override in overrides}
-    # A key that the arm sets itself is the arm's: a sweep over it would otherwise be undone silently.
-    base = [override for override in ctx.overrides if _key(override) not in own]
-    composed = compose(HydraConfig.get().job.config_name, overrides=[*base, *overrides])
-    check_settings(composed)
-    require_values(composed)
+    """The arm's options (the experiment, the command line, then its overrides) with each repeat's seeds."""
+    assert ctx.compose is not None
+    options = ctx.compose(overrides)
     runs = {}
-    for seeds in repeats:
-        cfg = composed.copy()
-        apply_seed(cfg)
-        apply_engine(cfg)
-        for key, seed in seeds.items():
-            OmegaConf.update(cfg, key, seed)
-        OmegaConf.resolve(cfg)
-        runs[", ".join(f"{key}={seed}" for key, seed in seeds.items())] = ctx.with_config(cfg)
+    for repeat in repeats:
+        seeds = plain(options.seeds) | {key.removeprefix("seeds."): seed for key, seed in repeat.items()}
+        seeded = replace(options, seeds=read(SeedOptions, seeds, "seeds"))
+        runs[", ".join(f"{key}={seed}" for key, seed in repeat.items())] = ctx.with_options(seeded)
     return runs
 
 
-def _key(override: str) -> str:
-    return override.split("=")[0].lstrip("+~")
-
-
 def _check(ctx: Context, arms: Sequence[str], repeats: Sequence[Mapping[str, int]]) -> None:
-    until, pairs = ctx.cfg.until, plain(ctx.cfg.compare)
+    until, pairs = ctx.options.until, plain(ctx.options.compare)
     if not arms:
         raise UserError("stage=compare needs an experiment: write experiments=NAME (a file in experiments/)")
     if until not in STAGES:
         raise UserError(f"until={until} is no stage that makes an artifact: write one of {', '.join(STAGES)}")
     for key in repeats[0]:
-        if key not in {f"seeds.{name}" for name in ctx.cfg.seeds}:
+        if key not in {f"seeds.{name}" for name in plain(ctx.options.seeds)}:
             raise UserError(
                 f"repeat: {key} is no seed: write one such as seeds.rm, or make it a factor of grid"
             )
-        if ctx.cfg.seed is not None:
+        if ctx.options.seed is not None:
             raise UserError(
-                f"seed={ctx.cfg.seed} has no say where the experiment repeats its arms: "
-                f"write 'repeat={{{key}:[{ctx.cfg.seed}]}}' to choose their seeds"
+                f"seed={ctx.options.seed} has no say where the experiment repeats its arms: "
+                f"write 'repeat={{{key}:[{ctx.options.seed}]}}' to choose their seeds"
             )
     for pair in pairs:
         _check_pair(pair, arms, until)
@@ -152,7 +135,7 @@ def _check_pair(pair: Sequence[str], arms: Sequence[str], until: str) -> None:
 
 def read_curve(ctx: Context) -> Curve | None:
     """The curve that the experiment asks for. Raises UserError for names that do not exist."""
-    node = plain(ctx.cfg.curve)
+    node = plain(ctx.options.curve)
     if not node:
         return None
     if not {"x", "y"} <= set(node) <= {"x", "y", "by"}:
@@ -161,14 +144,14 @@ def read_curve(ctx: Context) -> Curve | None:
     curve = Curve(node["x"], tuple(y), node.get("by"))
     _check_metrics("curve", [name for name in (curve.x, *curve.y) if "/" in name or name in curve.y])
     for key in curve.keys:
-        if OmegaConf.select(ctx.cfg, key, default=_ABSENT) is _ABSENT:
+        if not _has(ctx.options, key):
             raise UserError(f"curve: {key} is no configuration key: write one such as rm.labels")
     return curve
 
 
 def read_roles(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
     """Arms of the diagnosis by role; empty without one. Raises UserError for roles or arms that do not exist."""
-    roles: dict[str, str] = plain(ctx.cfg.diagnose)
+    roles: dict[str, str] = plain(ctx.options.diagnose)
     if not roles:
         return {}
     if set(roles) != set(ROLES):
@@ -179,32 +162,32 @@ def read_roles(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
     if missing:
         names = ", ".join(arm.name for arm in arms)
         raise UserError(f"diagnose: {missing[0]} is no arm: write one of {names}")
-    if ctx.cfg.until != "eval":
+    if ctx.options.until != "eval":
         raise UserError(
-            f"diagnose needs policies that were judged, but until={ctx.cfg.until}: write until: eval"
+            f"diagnose needs policies that were judged, but until={ctx.options.until}: write until: eval"
         )
     return roles
 
 
 def read_controls(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
     """What each arm that is a control is one of. Raises UserError for arms and kinds that do not exist."""
-    controls: dict[str, str] = plain(ctx.cfg.controls)
+    controls: dict[str, str] = plain(ctx.options.controls)
     names = [arm.name for arm in arms]
     for name, kind in controls.items():
         if name not in names:
             raise UserError(f"controls: {name} is no arm: write one of {', '.join(names)}")
         if kind not in CONTROLS:
             raise UserError(f"controls: {name}={kind} is not known: write one of {', '.join(CONTROLS)}")
-    if controls and ctx.cfg.until != "eval":
+    if controls and ctx.options.until != "eval":
         raise UserError(
-            f"controls are held to their responses, but until={ctx.cfg.until}: write until: eval, or drop controls"
+            f"controls are held to their responses, but until={ctx.options.until}: write until: eval, or drop controls"
         )
     return controls
 
 
 def read_tests(ctx: Context) -> list[str]:
     """The metrics under `test:`. Raises UserError for one that does not exist."""
-    metrics: list[str] = plain(ctx.cfg.test)
+    metrics: list[str] = list(ctx.options.test or ())
     _check_metrics("test", metrics)
     return metrics
 
@@ -216,9 +199,19 @@ def _check_metrics(key: str, names: Sequence[str]) -> None:
 
 
 def setting(arm: Context, key: str) -> Any:
-    """The arm's value of a configuration key; of a group, the name of its option."""
-    value = OmegaConf.select(arm.cfg, key)
-    if not isinstance(value, DictConfig):
+    """The arm's value of a configuration key; of a group, the name of its option; None where it has none."""
+    value = plain(arm.options)
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
         return value
     names = [value[key] for key in ("name", "kind", "algorithm") if key in value]
     return names[0] if names else value
+
+
+def _has(options: Options, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    value = plain(options)
+    for part in filter(None, parent.split(".")):
+        value = value.get(part) if isinstance(value, dict) else None
+    return isinstance(value, dict) and name in value

@@ -10,12 +10,14 @@ of arms whose policies meet. Arms are composed in process, so everything that tw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlaif.errors import UserError
 from rlaif.models.weights import load_top
-from rlaif.stages.common.context import Context, plain
+from rlaif.options.read import plain
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
 from rlaif.stages.eval.section import same_judge
 from rlaif.stages.eval.stage import comparison_rows, eval_config, judge_gate, judge_policies
@@ -75,7 +77,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     _labelers(ctx, graphs)
     _record(ctx, graphs, duels, tables)
     for arm in arms:
-        judged = same_judge(summaries[arm.name], plain(arm.first.cfg))
+        judged = same_judge(summaries[arm.name], plain(arm.first.options))
         summaries[arm.name] |= {"judge/warning": judged} if judged else {}
     flat = {f"{name}/{key}": value for name, own in summaries.items() for key, value in own.items()}
     for (x, y), duel in duels.items():
@@ -92,9 +94,9 @@ def _built(ctx: Context, arms: Sequence[Arm]) -> dict[str, list[Graph]]:
     graphs = {arm.name: [Graph(run, STAGES) for run in arm.runs.values()] for arm in arms}
     every = [graph for group in graphs.values() for graph in group]
     for graph in every:
-        graph.check(ctx.cfg.until)
+        graph.check(ctx.options.until)
     for graph in every:
-        graph.get(ctx.cfg.until)
+        graph.get(ctx.options.until)
     return graphs
 
 
@@ -106,7 +108,7 @@ def _arm_rows(
     standings: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """A row for each arm: its settings (of the grid and the curve), how it did in the tests, its metrics."""
-    keys = list(dict.fromkeys([*plain(ctx.cfg.grid), *(curve.keys if curve else ())]))
+    keys = list(dict.fromkeys([*plain(ctx.options.grid), *(curve.keys if curve else ())]))
     return [
         {
             "arm": arm.name,
@@ -164,7 +166,7 @@ def _labelers(ctx: Context, graphs: Mapping[str, Sequence[Graph]]) -> None:
 
 def _duels(ctx: Context, graphs: Mapping[str, Graph]) -> dict[tuple[str, str], Artifact]:
     """Head-to-heads of the pairs under `compare:`, judged by the experiment's own judge."""
-    return {(x, y): _head_to_head(ctx, graphs[x], graphs[y]) for x, y in plain(ctx.cfg.compare)}
+    return {(x, y): _head_to_head(ctx, graphs[x], graphs[y]) for x, y in plain(ctx.options.compare)}
 
 
 def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
@@ -176,13 +178,12 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
     if x.ctx.model_identity != y.ctx.model_identity or x.ctx.encoding != y.ctx.encoding:
         raise UserError("compare: two policies meet only with one model and one prompt format in both arms")
     meeting = _meeting(ctx, x)
-    cfg = meeting.cfg
     first, second = x.built["rl"], y.built["rl"]
     spec = ArtifactSpec(
         "headtohead",
         eval_config(meeting),
         (first, second, *(x.built[kind] for kind in reward_parents(meeting))),
-        cfg.seeds.eval,
+        meeting.options.seeds.eval,
         VERSION,
         meeting.task.fingerprint,
     )
@@ -196,9 +197,9 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
 
 def _meeting(ctx: Context, arm: Graph) -> Context:
     """The arm's context with the experiment's own judge."""
-    cfg = arm.ctx.cfg.copy()
-    cfg.judge, cfg.eval, cfg.seeds.eval = ctx.cfg.judge, ctx.cfg.eval, ctx.cfg.seeds.eval
-    return arm.ctx.with_config(cfg)
+    own, options = arm.ctx.options, ctx.options
+    seeds = replace(own.seeds, eval=options.seeds.eval)
+    return arm.ctx.with_options(replace(own, judge=options.judge, eval=options.eval, seeds=seeds))
 
 
 def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:
@@ -233,5 +234,5 @@ def _record(
             known["reused"] = known["reused"] and row["reused"]  # one arm built it, the next found it
     for (x, y), duel in duels.items():
         lineage[duel.name] = {**ctx.store.lineage(duel)[0], "reused": duel.reused}
-        ctx.run.table(f"samples_{x}_vs_{y}", comparison_rows(duel, ctx.cfg.report.samples))
+        ctx.run.table(f"samples_{x}_vs_{y}", comparison_rows(duel, ctx.options.report.samples))
     ctx.run.lineage(list(lineage.values()))

@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 
 from rlaif.backends.scripted import ScriptedBackend
 from rlaif.errors import UserError
-from rlaif.labelers import Labeler, LabelerOptions, ReadoutOptions
-from rlaif.labelers.options import STAGE_KEYS
+from rlaif.labelers import Labeler, LabelerOptions
+from rlaif.options.labeling import LabelerNode
+from rlaif.options.read import plain, read
 
 PRESETS = [
     "base",
@@ -37,11 +38,10 @@ def composed(override: str, key: str) -> dict:
 def test_a_preset_names_every_option_and_is_the_same_at_judge(name):
     values = composed(f"+labeler={name}", "labeler")
     assert values["name"] == name
-    own = {field.name for field in dataclasses.fields(LabelerOptions)} - {"seed"}
-    assert set(values) == own | STAGE_KEYS
-    assert set(values["readout"]) == {field.name for field in dataclasses.fields(ReadoutOptions)}
+    node = read(LabelerNode, values, "labeler")
+    assert plain(node) == values
     assert composed(f"+labeler@judge={name}", "judge") == values
-    built = LabelerOptions.from_mapping(values, seed=3)
+    built = LabelerOptions.of(node, seed=3)
     assert built.seed == 3 and built.exemplars == values["exemplars"]
     backend = ScriptedBackend(**values["scripted"])
     result = Labeler(backend, templates(), built, store=None, progress=None).label(pairs(2))
@@ -57,7 +57,8 @@ def test_there_is_no_other_preset_and_no_package_header():
 
 def test_presets_differ_from_each_other_as_named():
     built = {
-        name: LabelerOptions.from_mapping(composed(f"+labeler={name}", "labeler"), seed=0) for name in PRESETS
+        name: LabelerOptions.of(read(LabelerNode, composed(f"+labeler={name}", "labeler")), seed=0)
+        for name in PRESETS
     }
     assert built["detailed"] == dataclasses.replace(built["base"], preamble="detailed")
     assert built["fewshot"] == dataclasses.replace(built["base"], exemplars=2)
@@ -71,35 +72,62 @@ def test_presets_differ_from_each_other_as_named():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"order": "twice"}, r"labeler\.order is 'twice'; write one of first, random, both"),
-        ({"preamble": "long"}, r"labeler\.preamble is 'long'"),
-        ({"averaging": "mean"}, r"labeler\.averaging"),
-        ({"samples": 0}, r"labeler\.samples is 0; write a number of at least 1"),
-        ({"batch_size": True}, r"labeler\.batch_size"),
-        ({"temperature": float("nan")}, r"labeler\.temperature"),
-        ({"exemplars": -1}, r"labeler\.exemplars is -1"),
-        ({"readout_kind": "vibes"}, r"labeler\.readout\.kind is 'vibes'; write one of choice, score"),
-        ({"readout_direction": "up"}, r"labeler\.readout\.direction"),
-        ({"readout_normalize": "chars"}, r"labeler\.readout\.normalize"),
-        ({"readout_temperature": 0.0}, r"labeler\.readout\.temperature is 0\.0; write a number above 0"),
+        (
+            {"order": "twice"},
+            r"labeler\.order=twice is not known: write first, random, both or both_consistent",
+        ),
+        ({"preamble": "long"}, r"labeler\.preamble=long is not known"),
+        ({"averaging": "mean"}, r"labeler\.averaging=mean is not known"),
+        ({"samples": 0}, r"labeler\.samples=0 is out of range: write a whole number from 1"),
+        ({"batch_size": True}, r"labeler\.batch_size=true is no whole number"),
+        ({"temperature": float("nan")}, r"labeler\.temperature=nan is out of range"),
+        ({"exemplars": -1}, r"labeler\.exemplars=-1 is out of range"),
+        ({"retry": "some"}, r"labeler\.retry=some is not known: write unparsed, failed, all or null"),
+        (
+            {"readout.kind": "vibes"},
+            r"labeler\.readout\.kind=vibes is not known: write choice, score, likelihood",
+        ),
+        ({"readout.direction": "up"}, r"labeler\.readout\.direction=up"),
+        ({"readout.normalize": "chars"}, r"labeler\.readout\.normalize=chars"),
+        (
+            {"readout.temperature": 0.0},
+            r"labeler\.readout\.temperature=0\.0 is out of range: write a number above 0",
+        ),
+    ],
+)
+def test_a_bad_value_is_one_sentence_that_names_its_key(change, said):
+    values = composed("+labeler=base", "labeler")
+    for key, value in change.items():
+        place, _, name = key.rpartition(".")
+        (values[place] if place else values)[name] = value
+    with pytest.raises(UserError, match=said):
+        read(LabelerNode, values, "labeler")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
         ({"samples": 4}, r"labeler\.samples=4 would repeat one answer"),
         ({"samples": 4, "cot": True}, r"labeler\.temperature above 0"),
         ({"readout_kind": "score", "cot": True}, r"labeler\.cot=false"),
         ({"readout_kind": "likelihood", "exemplars": 1}, r"labeler\.exemplars=0"),
     ],
 )
-def test_a_bad_value_is_one_sentence_that_names_its_key(change, said):
+def test_a_combination_without_meaning_is_refused(change, said):
     with pytest.raises(UserError, match=said):
         options(**change)
 
 
 def test_unknown_and_missing_keys_are_named():
     values = composed("+labeler=base", "labeler")
-    with pytest.raises(UserError, match=r"labeler\.ordr is no option of a labeler"):
-        LabelerOptions.from_mapping(values | {"ordr": "both"}, seed=0)
-    with pytest.raises(UserError, match=r"labeler\.cot is missing"):
-        LabelerOptions.from_mapping({key: value for key, value in values.items() if key != "cot"}, seed=0)
-    with pytest.raises(UserError, match=r"labeler\.readout\.king is no option"):
-        LabelerOptions.from_mapping(values | {"readout": values["readout"] | {"king": 1}}, seed=0)
-    with pytest.raises(UserError, match=r"set labeler\.readout\.kind"):
-        LabelerOptions.from_mapping(values | {"readout": "score"}, seed=0)
+    for changed, said in (
+        (values | {"ordr": "both"}, r"labeler\.ordr is no configuration key: did you mean labeler\.order\?"),
+        ({key: value for key, value in values.items() if key != "cot"}, r"labeler\.cot is missing"),
+        (
+            values | {"readout": values["readout"] | {"king": 1}},
+            r"labeler\.readout\.king is no .*readout\.kind",
+        ),
+        (values | {"readout": "score"}, r"write labeler\.readout\.KEY=VALUE"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(LabelerNode, changed, "labeler")

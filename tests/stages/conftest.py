@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from jobs import CODE, start_job
-from omegaconf import OmegaConf
+from jobs import CODE, job_context, start_job
 
 from rlaif.labelers import LabelStore
-from rlaif.options.prepare import apply_engine, apply_seed
 from rlaif.stages.common.context import Context
 from rlaif.tracking.runs import RunRecord
 
@@ -107,12 +104,7 @@ def context(warm_root, tmp_path) -> Callable[..., Context]:
 
     def make(*overrides: str) -> Context:
         words = ["profile=smoke", "tracking=none", f"paths.root={warm_root}", *overrides]
-        with initialize_config_dir(str(CODE / "conf"), version_base="1.3"):
-            cfg = compose("config", overrides=words)
-        apply_seed(cfg)
-        apply_engine(cfg)
-        OmegaConf.resolve(cfg)
-        ctx = Context(cfg, None, words)
+        ctx = job_context(words)
         ctx.label_store = LabelStore(tmp_path / "labels.sqlite", claim_seconds=60.0)
         return ctx
 

@@ -87,7 +87,7 @@ TASKS = {
 def test_no_conversation_is_in_two_parts(name, tmp_path) -> None:
     task = TASKS[name](tmp_path / "rows.jsonl", conversations())
     ctx = SimpleNamespace(
-        cfg=SimpleNamespace(rm=SimpleNamespace(test_fraction=0.2, validation_fraction=0.1)), task=task
+        options=SimpleNamespace(rm=SimpleNamespace(test_fraction=0.2, validation_fraction=0.1)), task=task
     )
     parts = _split(ctx, [Labelled(pair, 1.0, None) for pair in task.pairs])
     first = {

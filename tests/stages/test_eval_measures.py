@@ -48,7 +48,7 @@ def _rollout(ctx):
         prompts,
         encoded,
         ctx.encoder.decode,
-        Decoding(ctx.cfg.task.max_response_tokens, 1.0),
+        Decoding(ctx.options.task.max_response_tokens, 1.0),
         eos_ids=ctx.model().eos_ids,
         samples_per_prompt=1,
         max_rows=64,
@@ -78,7 +78,7 @@ def test_the_reward_that_eval_prints_is_the_one_that_rl_saw(pipeline, context) -
 def test_sampled_pairs_keep_the_tokens_that_the_policy_wrote(pipeline, context, tmp_path) -> None:
     ctx = context()
     pairs = read_records(Graph(ctx, STAGES).get("sample").file("pairs.jsonl"), Pair)
-    limit, differ = ctx.cfg.task.max_response_tokens, 0
+    limit, differ = ctx.options.task.max_response_tokens, 0
     for pair in pairs:
         for ids, text in ((pair.ids_a, pair.response_a), (pair.ids_b, pair.response_b)):
             assert ids is not None and 0 < len(ids) <= limit and ctx.encoder.decode(ids) == text
@@ -131,10 +131,10 @@ def test_kl_and_gain_are_those_of_a_plain_loop(run, context) -> None:
     graph, model = Graph(ctx, STAGES), ctx.model()
     policy, sft = load_top(model, graph.get("rl").path), policy_top(ctx, {"sft": graph.get("sft")})
     (member,) = load_reward(model, graph.get("rm").path)
-    prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.cfg.eval.num_prompts)
+    prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.options.eval.num_prompts)
     encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]
     seeds = [int(digest([0, p.id], 15), 16) for p in prompts]
-    decoding = Decoding(ctx.cfg.task.max_response_tokens, 0.7)
+    decoding = Decoding(ctx.options.task.max_response_tokens, 0.7)
     written = [
         sample(top.frozen_copy(), encoded, seeds, decoding, eos_ids=model.eos_ids, max_rows=8)
         for top in (policy, sft)

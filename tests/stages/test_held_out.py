@@ -65,7 +65,7 @@ def _rewards(ctx, top, prompts, member) -> list[float]:
     model = ctx.model()
     encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]
     seeds = [int(digest([0, 0, p.id, 0], 15), 16) for p in prompts]
-    decoding = Decoding(ctx.cfg.task.max_response_tokens, 1.0)
+    decoding = Decoding(ctx.options.task.max_response_tokens, 1.0)
     drawn = sample(top.frozen_copy(), encoded, seeds, decoding, eos_ids=model.eos_ids, max_rows=8)
     rows = [torch.tensor([[*start, *one.ids]]) for start, one in zip(encoded, drawn, strict=True)]
     return [float(member.head(member.top(model.trunk(row)))[0, -1]) + member.shift for row in rows]

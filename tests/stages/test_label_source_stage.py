@@ -8,14 +8,10 @@ from statistics import fmean
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from jobs import job_context
 
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl, stable_uniform
-from rlaif.options.prepare import apply_engine, apply_seed
-from rlaif.stages.common.context import Context
 from rlaif.stages.common.rows import encode_pairs
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
@@ -37,15 +33,7 @@ def prepared(warm_root):
     def prepare(*overrides: str):
         place = ["profile=smoke", "tracking=none", f"paths.root={warm_root}"]
         words = [*place, *WORDS, "rm.bootstrap=false", *overrides]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("config", overrides=words, return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            cfg.pop("hydra")
-        apply_seed(cfg)
-        apply_engine(cfg)
-        OmegaConf.resolve(cfg)
-        ctx = Context(cfg, None, words)
+        ctx = job_context(words)
         graph = Graph(ctx, STAGES)
         graph.check("rm")
         parents = {kind: graph.get(kind) for kind in STAGES["rm"].parents(ctx)}

@@ -32,7 +32,7 @@ def test_what_exists_costs_nothing_and_what_waits_for_others_takes_their_time(mo
     monkeypatch.setattr(plan, "parameters", lambda ctx: (1e6, 2e5))
     ctx = SimpleNamespace(
         model_spec=SimpleNamespace(dtype="float32", device="cpu"),
-        cfg=SimpleNamespace(models=SimpleNamespace(tiny=False)),
+        options=SimpleNamespace(models=SimpleNamespace(tiny=False)),
     )
     planned = [
         Planned("sft", "sft-1", True, Work(forward=1e9)),

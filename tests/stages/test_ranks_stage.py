@@ -6,13 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from jobs import job_context
 from safetensors.torch import load_file
 
 from rlaif.errors import UserError
 from rlaif.io import read_json
 from rlaif.models.weights import TOP_FILE
-from rlaif.stages.common.context import Context
 from rlaif.stages.common.training.ranks import training_together
 
 TWO = ("trainer.devices=2", "trainer.strategy=ddp")
@@ -75,9 +74,8 @@ def test_a_killed_leader_leaves_nobody_and_is_resumed(start_process, run, warm_r
 
 
 def test_a_process_that_fails_is_told_of(tmp_path):
-    cfg = OmegaConf.create({"trainer": {"devices": 2, "threads": 1, "progress": False}})
-    cfg.paths = {"root": str(tmp_path), "code": os.environ["RLAIF_ROOT"]}
-    ctx = Context(cfg, None)
+    words = ["profile=smoke", "trainer.devices=2", "trainer.progress=false", f"paths.root={tmp_path}"]
+    ctx = job_context(words)
     ctx.model_spec = type("Spec", (), {"device": "cpu"})  # type: ignore[misc, assignment]
     with (
         pytest.raises(RuntimeError, match=r"devices has failed \(KeyError: 'nothing'\).*rank1\.log"),

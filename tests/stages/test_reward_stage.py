@@ -9,15 +9,12 @@ from statistics import fmean, pstdev
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
+from jobs import job_context
 
 from rlaif.errors import UserError
 from rlaif.inference.rollouts import Rollout
 from rlaif.io import read_jsonl, read_records, stable_uniform
 from rlaif.models.weights import load_reward
-from rlaif.options.prepare import apply_engine, apply_seed
 from rlaif.records import Pair, Prompt
 from rlaif.report.summary import result_table
 from rlaif.stages.common.context import Context
@@ -40,15 +37,7 @@ def opened(pipeline, run, warm_root):
     def start(*overrides: str):
         run(*overrides)
         words = ["profile=smoke", "tracking=none", f"paths.root={warm_root}", *overrides]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = compose("config", overrides=words, return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            cfg.pop("hydra")
-        apply_seed(cfg)
-        apply_engine(cfg)
-        OmegaConf.resolve(cfg)
-        ctx = Context(cfg, None, words)
+        ctx = job_context(words)
         return ctx, Graph(ctx, STAGES).get("rm")
 
     return start

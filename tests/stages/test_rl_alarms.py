@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from ppo_cases import make_module, train
 
 from rlaif.errors import UserError
+from rlaif.options.training import AlarmLimits
 from rlaif.stages.rl.alarms import check_alarms, raise_alarms
 from rlaif.tracking import Run
 from rlaif.tracking.glossary import unknown
@@ -62,8 +63,8 @@ def test_every_iteration_logs_what_a_diagnosis_needs(pipeline) -> None:
 
 def test_a_resumed_run_raises_the_alarms_of_the_whole_one(tiny_model, tmp_path) -> None:
     """The history is in the checkpoint; what fired before the kill is told again by the run that goes on."""
-    limits = {"window": 1, "kl": 1e-4, "entropy": None, "explained_variance": None, "eos_rate": None}
-    cfg = OmegaConf.create({"rl": {"alarms": {**limits, "length": None}}})
+    limits = AlarmLimits(window=1, kl=1e-4, entropy=None, explained_variance=None, eos_rate=None, length=None)
+    options = SimpleNamespace(rl=SimpleNamespace(alarms=limits))
 
     def alerts(folder, name, iterations):
         with Run(
@@ -75,7 +76,7 @@ def test_a_resumed_run_raises_the_alarms_of_the_whole_one(tiny_model, tmp_path) 
             name="n",
             wandb_options=None,
         ) as record:
-            ctx = SimpleNamespace(cfg=cfg, run=record)
+            ctx = SimpleNamespace(options=options, run=record)
             watch = lambda history: raise_alarms(ctx, history)  # noqa: E731
             module = make_module(tiny_model("top:1"), iterations=4, rollouts=32, watch=watch)
             train(module, tmp_path / folder, iterations)

@@ -45,7 +45,7 @@ def lengths_of(model, ctx: Context, folder: Path) -> list[float]:
         iterations=12,
         reward=make_reward(ctx, {}),
         critic=critic,
-        options=replace(options, missing_eos_penalty=ctx.cfg.rl.missing_eos_penalty),
+        options=replace(options, missing_eos_penalty=ctx.options.rl.missing_eos_penalty),
         lr=1e-2,
         rollouts=128,
         eos_ids=tuple(letters(model).nonzero().flatten().tolist()),

@@ -87,7 +87,7 @@ def test_the_best_policy_is_kept_and_measured_again_on_other_prompts(run, warm_r
     graph = Graph(ctx, STAGES)
     policy, start = load_top(ctx.model(), graph.get("rl").path), policy_top(ctx, {"sft": graph.get("sft")})
     encoded = [ctx.encoder.prompt(p.prompt) for p in others]
-    decoding = Decoding(ctx.cfg.task.max_response_tokens, 1.0)
+    decoding = Decoding(ctx.options.task.max_response_tokens, 1.0)
     seeds = [int(digest([0, 0, p.id, 0], 15), 16) for p in others]
     drawn = [
         sample(top.frozen_copy(), encoded, seeds, decoding, eos_ids=ctx.model().eos_ids, max_rows=8)

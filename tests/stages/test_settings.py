@@ -6,12 +6,20 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf, open_dict
+from omegaconf import open_dict
 
+from rlaif.app.compose import read_options, resolved
 from rlaif.errors import UserError
-from rlaif.options.schema import OPEN, RULES, Number, check_settings, unknown_key
+from rlaif.options.job import Options
+from rlaif.options.read import all_rules, leaves, plain, unknown_key
+from rlaif.options.rules import Anything, Number
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+GIVEN = {
+    "custom": ["task.path=x.jsonl"],
+    "openai": ["backend.base_url=http://x", "backend.name=x"],
+    "hub": ["++model.name=x", "++reward.name=x"],
+}
 CHOICES = {
     "task": ["docs", "tldr", "helpful", "harmless", "custom"],
     "model": ["embedded", "hub"],
@@ -34,22 +42,20 @@ def composed():
     return start
 
 
-def _leaves(node, place=""):
-    if not isinstance(node, dict):
-        yield place
-        return
-    for name, value in node.items():
-        yield from _leaves(value, f"{place}.{name}" if place else name)
-
-
-def test_every_key_of_every_option_has_a_rule_and_every_rule_a_key(composed) -> None:
-    seen = set()
+def test_every_key_of_every_option_has_a_field_and_every_field_a_key(composed) -> None:
+    rules, seen = all_rules(Options), set()
     for group, options in CHOICES.items():
         for option in options:
-            cfg = composed(f"{group}={option}")
-            check_settings(cfg)
-            seen |= {key for key in _leaves(OmegaConf.to_container(cfg)) if key.split(".")[0] not in OPEN}
-    assert seen == set(RULES)
+            values = resolved(composed(f"{group}={option}"))
+            open_nodes = {key for key, rule in rules.items() if isinstance(rule, Anything)}
+            keys = {key for key, _ in leaves(values)}
+            seen |= {key for key in keys if key.split(".")[0] not in open_nodes}
+            assert (
+                plain(read_options(composed(f"{group}={option}", *GIVEN.get(option, ())))).keys()
+                == values.keys()
+            )
+    closed = {key for key, rule in rules.items() if "." in key or not isinstance(rule, Anything)}
+    assert seen | {"force"} == closed | {"force"}
 
 
 @pytest.mark.parametrize(
@@ -107,21 +113,20 @@ def test_a_setting_that_cannot_be_is_one_sentence(run, tmp_path, word, said) -> 
 
 @pytest.mark.parametrize("word", ["++sft.lr=1e-3", "+prices.mine=1", "+arms.mine=[a]", "seed=3", "rm.n=5"])
 def test_words_that_stay_possible(composed, word) -> None:
-    check_settings(composed(word))
+    read_options(composed(word))
 
 
 def test_a_number_may_come_from_the_environment(composed, monkeypatch) -> None:
     monkeypatch.setenv("LR", "3e-4")
     monkeypatch.setenv("STEPS", "7")
-    cfg = composed("sft.lr=${oc.env:LR}", "sft.num_epochs=${oc.env:STEPS}")
-    check_settings(cfg)
-    assert cfg.sft.lr == 3e-4 and cfg.sft.num_epochs == 7
+    sft = read_options(composed("sft.lr=${oc.env:LR}", "sft.num_epochs=${oc.env:STEPS}")).sft
+    assert sft.lr == 3e-4 and sft.num_epochs == 7
     for text, said in (("fast", "sft.lr=fast is no number"), ("-1", "sft.lr=-1 is out of range")):
         monkeypatch.setenv("LR", text)
         with pytest.raises(UserError, match=said):
-            check_settings(composed("sft.lr=${oc.env:LR}"))
+            read_options(composed("sft.lr=${oc.env:LR}"))
     with pytest.raises(UserError, match="sft.lr follows the environment variable NOWHERE, which is not set"):
-        check_settings(composed("sft.lr=${oc.env:NOWHERE}"))
+        read_options(composed("sft.lr=${oc.env:NOWHERE}"))
 
 
 def test_a_key_that_a_file_adds_is_refused_too(composed) -> None:
@@ -129,7 +134,7 @@ def test_a_key_that_a_file_adds_is_refused_too(composed) -> None:
     with open_dict(cfg):
         cfg.rm.learning_rate = 1.0
     with pytest.raises(UserError, match="rm.learning_rate is no configuration key: did you mean rm.lr?"):
-        check_settings(cfg)
+        read_options(cfg)
 
 
 def test_arms_are_held_to_the_same_rules(run, tmp_path) -> None:
@@ -142,11 +147,8 @@ def test_arms_are_held_to_the_same_rules(run, tmp_path) -> None:
 
 
 def test_examples_and_suggestions_are_allowed_values() -> None:
-    from rlaif.options.schema import _example
-
-    for key, rule in RULES.items():
+    for key, rule in all_rules(Options).items():
         if isinstance(rule, Number):
-            text = _example(key, rule)
-            value = int(text) if rule.whole else float(text)
-            assert rule.wrong(key, value, text) is None, key
+            text = rule.example(key)
+            assert rule.wrong(key, rule.read(text)) is None, key
     assert unknown_key("zzz").endswith("see --help for groups and conf/config.yaml")

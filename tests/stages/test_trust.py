@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import unescape
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,17 +120,13 @@ def test_min_alignment_stops_a_comparison(run, pipeline) -> None:
         run("experiments=labelers", _arm("guess", GUESSING), "labeler.min_alignment=0.95")
 
 
-class Node(dict):
-    __getattr__ = dict.__getitem__
-
-
 class Job:
     """A context as far as the gate looks at it."""
 
     run = None
 
     def __init__(self, bound: float | None) -> None:
-        self.cfg = Node(labeler=Node(name="base", min_alignment=bound))
+        self.options = SimpleNamespace(labeler=SimpleNamespace(name="base", min_alignment=bound))
 
 
 def measured(estimate: float, low: float, high: float) -> dict[str, float]:

@@ -148,12 +148,12 @@ def test_a_min_mass_out_of_range_is_refused(run, pipeline, value):
 
 
 def test_min_mass_is_for_servers_also_under_the_smoke_profile(context):
-    assert context("labeler=base").cfg.labeler.min_mass == 0.0
+    assert context("labeler=base").options.labeler.min_mass == 0.0
     hosted = (
         "backend=openai",
         "backend.base_url=http://127.0.0.1:1/v1",
         "backend.name=x",
         "backend.api=chat",
     )
-    assert context("labeler=base", *hosted).cfg.labeler.min_mass == 0.5
-    assert context("labeler=scripted").cfg.labeler.min_mass == 0.5
+    assert context("labeler=base", *hosted).options.labeler.min_mass == 0.5
+    assert context("labeler=scripted").options.labeler.min_mass == 0.5

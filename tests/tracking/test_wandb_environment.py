@@ -9,7 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from jobs import CODE
 
-from rlaif.app.job import _wandb_options
+from rlaif.app.compose import read_options
+from rlaif.app.job import wandb_options
 from rlaif.errors import UserError
 from rlaif.tracking import Run, WandbOptions, check_environment
 from rlaif.tracking.wandb_run import resolve_mode
@@ -26,7 +27,7 @@ def options(monkeypatch):
             monkeypatch.setenv(name, value)
         with initialize_config_dir(str(CODE / "conf"), version_base="1.3"):
             cfg = compose("config", overrides=list(words))
-        return _wandb_options(cfg, group)
+        return wandb_options(read_options(cfg), group)
 
     return read
 

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from rlaif.backends.base import Backend
 from rlaif.backends.openai.backend import OpenAIBackend
 from rlaif.backends.scripted import ScriptedBackend
@@ -22,7 +20,7 @@ from rlaif.errors import UserError
 from rlaif.inference.features import FeatureCache
 from rlaif.io import digest
 from rlaif.io.progress import Progress
-from rlaif.labelers import Labeler, LabelerOptions, LabelStore, Price, TemplateSet, check_retry
+from rlaif.labelers import Labeler, LabelerOptions, LabelStore, Price, TemplateSet
 from rlaif.models.checkpoint import expanded
 from rlaif.models.load import (
     LanguageModel,
@@ -36,6 +34,9 @@ from rlaif.models.load import (
 )
 from rlaif.models.lora import parse_lora
 from rlaif.models.split import check_trainable, parse_trainable
+from rlaif.options.job import ModelOptions, Options
+from rlaif.options.labeling import BackendOptions, LabelerNode
+from rlaif.options.read import plain
 from rlaif.records import TaskData
 from rlaif.stages.common.engines import meter_of, openai_backend, price_of, priced_as
 from rlaif.store import ArtifactStore
@@ -53,32 +54,29 @@ ENCODING_KEYS = (
 )
 
 
-def plain(node: Any) -> Any:
-    """A configuration node as resolved dicts, lists and scalars."""
-    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-
-
 class Context:
     """One job. `run` is None where nothing is to be recorded (planning, doctor).
+
+    `compose` gives the options of this job with more words on its command line: the arms of an experiment.
 
     `renewed` are the names of artifacts that `labeler.retry` has made anew in this job.
     """
 
-    def __init__(self, cfg: DictConfig, run: Run | None, overrides: Sequence[str] = ()) -> None:
-        self.cfg, self.run, self.overrides = cfg, run, list(overrides)
-        self.root = Path(cfg.paths.root).expanduser().absolute()
+    def __init__(self, options: Options, run: Run | None, compose: Compose | None = None) -> None:
+        self.options, self.run, self.compose = options, run, compose
+        self.root = Path(options.paths.root).expanduser().absolute()
         self.cache_dir = self.root / "cache"
         self.store = ArtifactStore(self.root / "artifacts")
-        self.progress = Progress(cfg.trainer.progress)
+        self.progress = Progress(options.trainer.progress)
         self._models: dict[ModelSpec, LanguageModel] = {}
-        self._servers: dict[str, OpenAIBackend] = {}
+        self._servers: dict[BackendOptions, OpenAIBackend] = {}
         self._tasks: dict[str, TaskData] = {}
         self._renewed_answers: set[str] = set()
         self.renewed: set[str] = set()
 
-    def with_config(self, cfg: DictConfig) -> Context:
-        """The same job under another configuration (an arm of a comparison); what was read or loaded is shared."""
-        other = Context(cfg, self.run, self.overrides)
+    def with_options(self, options: Options) -> Context:
+        """The same job under other options (an arm of a comparison); what was read or loaded is shared."""
+        other = Context(options, self.run, self.compose)
         other._models, other._servers, other._tasks = self._models, self._servers, self._tasks
         other._renewed_answers, other.renewed = self._renewed_answers, self.renewed
         return other
@@ -87,7 +85,7 @@ class Context:
 
     @cached_property
     def task(self) -> TaskData:
-        node, seed = plain(self.cfg.task), self.cfg.seeds.data
+        node, seed = plain(self.options.task), self.options.seeds.data
         settings = digest([node, seed])
         if settings not in self._tasks:
             task = load_task(node, seed=seed, cache_dir=self.cache_dir, progress=self.progress)
@@ -109,11 +107,14 @@ class Context:
     @property
     def encoding(self) -> dict[str, Any]:
         """How text becomes tokens, as a slice for digests."""
-        node = self.cfg.task
-        rules = {"too_long": node.too_long_prompts, "too_long_responses": node.too_long_responses}
+        node = self.options.task
+        rules: dict[str, Any] = {
+            "too_long": node.too_long_prompts,
+            "too_long_responses": node.too_long_responses,
+        }
         if node.too_long is not None:
             rules = dict.fromkeys(rules, node.too_long)
-        return {key: node[key] for key in ENCODING_KEYS} | rules
+        return {key: getattr(node, key) for key in ENCODING_KEYS} | rules
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -125,17 +126,18 @@ class Context:
 
     def _spec(self, group: str, trainable: str) -> ModelSpec:
         """The model of `group` (`model` or `backend`) with `trainable` as its split."""
-        node, tiny = self.cfg[group], self.cfg.models.tiny
-        device = resolve_device(self.cfg.trainer.accelerator)
+        node: ModelOptions | BackendOptions = self.options.model if group == "model" else self.options.backend
+        tiny = self.options.models.tiny
+        device = resolve_device(self.options.trainer.accelerator)
         return ModelSpec(
             source="tiny" if tiny else node.source,
-            name="tiny" if tiny else expanded(str(node.name)),
+            name="tiny" if tiny else expanded(node.name),
             revision=None if tiny else node.revision,
             trainable=trainable,
             dtype="float32" if tiny else resolve_dtype(node.dtype, device, f"{group}.dtype"),
             device=device,
             trust_remote_code=node.trust_remote_code,
-            lora_alpha=self.cfg.model.lora_alpha if trainable.startswith("lora:") else None,
+            lora_alpha=self.options.model.lora_alpha if trainable.startswith("lora:") else None,
             key=f"{group}.name",
             chat_template=None if tiny else node.chat_template,
         )
@@ -143,8 +145,8 @@ class Context:
     @cached_property
     def model_spec(self) -> ModelSpec:
         """The base model of policy and reward model. `model.trainable=auto` is resolved here."""
-        wanted = str(self.cfg.model.trainable)
-        if self.cfg.models.tiny:
+        wanted = self.options.model.trainable
+        if self.options.models.tiny:
             return self._spec("model", "top:1" if wanted == "auto" or wanted.startswith("top:") else wanted)
         spec = self._spec("model", wanted)
         if wanted != "auto":
@@ -174,14 +176,14 @@ class Context:
         if spec in self._checked:
             return
         check_trainable(spec.trainable)
-        sizes = check_model(spec, chat=self.cfg.task.chat)
+        sizes = check_model(spec, chat=self.options.task.chat)
         if sizes is not None:
             parse_trainable(spec.trainable, sizes.num_layers)
             self._check_context(sizes.max_positions)
         self._checked.add(spec)
 
     def _check_context(self, positions: int) -> None:
-        prompt, response = self.cfg.task.max_prompt_tokens, self.cfg.task.max_response_tokens
+        prompt, response = self.options.task.max_prompt_tokens, self.options.task.max_response_tokens
         if prompt + response > positions:
             raise UserError(
                 f"task.max_prompt_tokens={prompt} and task.max_response_tokens={response} make texts of "
@@ -215,17 +217,17 @@ class Context:
 
     @cached_property
     def features(self) -> FeatureCache:
-        return FeatureCache(self.cache_dir / "trunk", int(self.cfg.model.trunk_cache_gb * 2**30))
+        return FeatureCache(self.cache_dir / "trunk", int(self.options.model.trunk_cache_gb * 2**30))
 
     # Labelers and judges.
 
     def labeler(self, key: str, seed: int, *, stored: bool) -> Labeler:
         """The labeler composed at `key` (`labeler` or `judge`); without `stored`, only to be asked who it is."""
-        node = plain(self.cfg[key])
+        node = self.options.asked(key)
         templates = TemplateSet.load(
-            Path(self.cfg.paths.code) / "conf" / "templates" / self.cfg.task.templates
+            Path(self.options.paths.code) / "conf" / "templates" / self.options.task.templates
         )
-        options = LabelerOptions.from_mapping(node, seed=seed)
+        options = LabelerOptions.of(node, seed=seed)
         return Labeler(
             self._backend(node, templates),
             templates,
@@ -233,26 +235,26 @@ class Context:
             store=self.label_store if stored else None,
             progress=self.progress.phases(key),
             meter=meter_of(key, node, self.price(key), self.priced_as(key)),
-            retry=check_retry(key, node["retry"]),
+            retry=node.retry,
             renewed=self._renewed_answers,
         )
 
     def priced_as(self, key: str) -> str:
         """The name that the price list has the labeler at `key` under."""
-        return priced_as(self.cfg[key].backend, plain(self.cfg.backend))
+        return priced_as(self.options.asked(key).engine, self.options.backend)
 
     def price(self, key: str) -> Price | None:
         """What the tokens of the labeler at `key` cost; None where that is not known."""
-        return price_of(plain(self.cfg.prices), self.cfg[key].backend, plain(self.cfg.backend))
+        return price_of(self.options.prices, self.options.asked(key).engine, self.options.backend)
 
     @cached_property
     def label_store(self) -> LabelStore:
         return LabelStore(self.root / "labels.sqlite", claim_seconds=60.0)
 
-    def _backend(self, node: dict[str, Any], templates: TemplateSet) -> Backend:
-        wanted, have = node["backend"], self.cfg.backend.engine
+    def _backend(self, node: LabelerNode, templates: TemplateSet) -> Backend:
+        wanted, have = node.engine, self.options.backend.engine
         if wanted == "scripted":
-            return ScriptedBackend(**node["scripted"])
+            return ScriptedBackend(**plain(node.scripted))
         if wanted != have:
             raise UserError(
                 f"labeler.backend={wanted} is not what backend={have} sets up: write scripted, or leave it out and"
@@ -265,23 +267,19 @@ class Context:
             check_model(spec, chat=templates.chat)
             self._checked.add(spec)
         identity = {**describe_model(spec, self.cache_dir), "dtype": spec.dtype}
-        return TransformersBackend(identity, lambda: self.load(spec), max_rows=self.cfg.backend.max_rows)
+        return TransformersBackend(identity, lambda: self.load(spec), max_rows=self.options.backend.max_rows)
 
     def _server(self) -> OpenAIBackend:
         """One for labeler and judge, so that it is probed once and its rate limits hold for both."""
-        node = plain(self.cfg.backend)
-        settings = digest(node)
-        if settings not in self._servers:
-            self._servers[settings] = openai_backend(node, self.cache_dir)
-        return self._servers[settings]
+        node = self.options.backend
+        if node not in self._servers:
+            self._servers[node] = openai_backend(node, self.cache_dir)
+        return self._servers[node]
 
     def server_remarks(self, key: str) -> tuple[str, ...]:
         """What the server of the labeler at `key` turned out to refuse or to leave out; nothing for other engines."""
-        return self._server().remarks if self.cfg[key].backend == "openai" else ()
-
-    def resolved(self) -> dict[str, Any]:
-        """The whole configuration as plain values."""
-        return plain(self.cfg)
+        return self._server().remarks if self.options.asked(key).backend == "openai" else ()
 
 
-Build = Callable[["Context", Path], dict[str, Any]]
+Compose = Callable[[Sequence[str]], Options]
+"""Words of a command line, after those of the job itself, to the options that they make."""

@@ -16,17 +16,18 @@ from rlaif.errors import UserError
 from rlaif.labelers import FREE, Estimate, Meter, Price
 from rlaif.models.checkpoint import expanded, require_source
 from rlaif.models.load import ModelSpec, load_tokenizer
+from rlaif.options.labeling import BackendOptions, LabelerNode
 
 ENGINES_HERE = ("transformers", "scripted")
 _SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8})$")
 
 
-def priced_as(engine: str, backend: Mapping[str, Any]) -> str:
+def priced_as(engine: str, backend: BackendOptions) -> str:
     """The name that the price list has a labeler under: a server's model, or the engine of this process."""
-    return engine if engine in ENGINES_HERE else str(backend["name"])
+    return engine if engine in ENGINES_HERE else backend.name
 
 
-def price_of(prices: Mapping[str, Any], engine: str, backend: Mapping[str, Any]) -> Price | None:
+def price_of(prices: Mapping[str, Any], engine: str, backend: BackendOptions) -> Price | None:
     """The price of a labeler's tokens; None where it is not known.
 
     A listed model costs its price wherever it is served: a proxy on this machine passes the bill on, under the
@@ -37,7 +38,7 @@ def price_of(prices: Mapping[str, Any], engine: str, backend: Mapping[str, Any])
     for name in _forms(priced_as(engine, backend)):
         if table.get(name) is not None:
             return Price.from_mapping(table[name], place=f"prices.usd_per_million.{name}")
-    here = engine in ENGINES_HERE or _on_this_machine(urlsplit(str(backend["base_url"])).hostname)
+    here = engine in ENGINES_HERE or _on_this_machine(urlsplit(backend.base_url).hostname)
     return FREE if here else None
 
 
@@ -56,27 +57,27 @@ def _on_this_machine(host: str | None) -> bool:
         return False
 
 
-def meter_of(key: str, node: Mapping[str, Any], price: Price | None, name: str) -> Meter:
+def meter_of(key: str, node: LabelerNode, price: Price | None, name: str) -> Meter:
     """The meter of the labeler composed at `key`. Raises UserError for a budget that cannot be kept."""
-    if node["budget_usd"] is not None and price is None:
+    if node.budget_usd is not None and price is None:
         raise UserError(
-            f"{key}.budget_usd={node['budget_usd']} cannot be kept, since the price of {name} is not known:"
+            f"{key}.budget_usd={node.budget_usd} cannot be kept, since the price of {name} is not known:"
             " write it into conf/prices/default.yaml, or use max_seconds instead"
         )
     return Meter(
         name=key,
         price=price,
-        budget_usd=node["budget_usd"],
-        max_seconds=node["max_seconds"],
+        budget_usd=node.budget_usd,
+        max_seconds=node.max_seconds,
         clock=time.monotonic,
     )
 
 
-def seconds_elsewhere(engine: str, backend: Mapping[str, Any], guess: Estimate) -> float | None:
+def seconds_elsewhere(engine: str, backend: BackendOptions, guess: Estimate) -> float | None:
     """Seconds of labeling that are not this machine's matrix work; None where they are."""
     if engine == "transformers":
         return None
-    return 0.0 if engine == "scripted" else guess.calls * backend["seconds_per_call"] / backend["concurrency"]
+    return 0.0 if engine == "scripted" else guess.calls * backend.seconds_per_call / backend.concurrency
 
 
 def usd_of(price: Price, counters: Mapping[str, float]) -> float:
@@ -97,20 +98,18 @@ _HTTP_KEYS = (
 )
 
 
-def openai_backend(node: Mapping[str, Any], cache_dir: Path) -> OpenAIBackend:
+def openai_backend(node: BackendOptions, cache_dir: Path) -> OpenAIBackend:
     """The backend of `backend=openai`; nothing is sent yet. Raises UserError for settings that cannot work."""
-    http = HttpOptions(**{key: node[key] for key in _HTTP_KEYS}, max_concurrency=node["concurrency"])
+    http = HttpOptions(**{key: getattr(node, key) for key in _HTTP_KEYS}, max_concurrency=node.concurrency)
     options = OpenAIOptions(
-        model=str(node["name"]),
-        revision=node["revision"],
-        api=node["api"],
-        top_logprobs=node["top_logprobs"],
-        choice_samples=node["choice_samples"],
+        model=node.name,
+        revision=node.revision,
+        api=node.api,
+        top_logprobs=node.top_logprobs,
+        choice_samples=node.choice_samples,
         http=http,
     )
-    return OpenAIBackend(
-        options, None if options.api == "chat" else _template(str(node["tokenizer"]), cache_dir)
-    )
+    return OpenAIBackend(options, None if options.api == "chat" else _template(node.tokenizer, cache_dir))
 
 
 def _template(name: str, cache_dir: Path) -> ChatTemplate:

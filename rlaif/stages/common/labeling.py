@@ -9,7 +9,7 @@ from typing import Any
 from rlaif.errors import UserError
 from rlaif.labelers import LabelerOptions, TemplateSet, Unread, estimate
 from rlaif.records import Pair, Prompt
-from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.engines import seconds_elsewhere, usd_of
 from rlaif.stages.common.limits import CHARS_PER_TOKEN, response_tokens
 from rlaif.stages.common.stage import Work
@@ -46,7 +46,7 @@ def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
 
     Judgements count here, not preferences: two orders that disagree were both read.
     """
-    node = ctx.cfg[key]
+    node = ctx.options.asked(key)
     if unread.rate > node.max_unparsed:
         sentence = unread.sentence(
             key,
@@ -61,9 +61,9 @@ def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
 
 def low_mass_hints(ctx: Context, key: str) -> list[str]:
     """What to change where a model's next token is none of the choices."""
-    node, backend = ctx.cfg[key], ctx.cfg.backend
+    node, backend = ctx.options.asked(key), ctx.options.backend
     cue = "score_cue" if node.readout.kind == "score" else "cue"
-    hints = [f"another {cue} (conf/templates/{ctx.cfg.task.templates}/task.yaml)"]
+    hints = [f"another {cue} (conf/templates/{ctx.options.task.templates}/task.yaml)"]
     if node.readout.kind == "choice":
         hints.insert(0, f"{key}.readout.kind=text")
     if node.backend == "openai":
@@ -78,7 +78,7 @@ def trust_gate(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
     Alignment whose interval reaches below 0.5 may be chance: an alert, and `label/warning` for the summary.
     Raises UserError below `labeler.min_alignment`, or where that bound cannot be checked.
     """
-    alignment, wanted = metrics.get("label/alignment"), ctx.cfg.labeler.min_alignment
+    alignment, wanted = metrics.get("label/alignment"), ctx.options.labeler.min_alignment
     if alignment is None:
         if wanted is not None:
             raise UserError(
@@ -119,7 +119,7 @@ def warn(ctx: Context, name: str, title: str, sentence: str) -> dict[str, Any]:
 def _measured(ctx: Context, metrics: dict[str, Any]) -> str:
     estimate, low, high, count = (metrics[f"label/alignment{x}"] for x in ("", "_ci_low", "_ci_high", "_n"))
     return (
-        f"labeler's alignment is {estimate:.3f} (labeler {ctx.cfg.labeler.name}, 95% interval {low:.3f} to "
+        f"labeler's alignment is {estimate:.3f} (labeler {ctx.options.labeler.name}, 95% interval {low:.3f} to "
         f"{high:.3f}, {count} gold pairs)"
     )
 
@@ -137,12 +137,14 @@ def filler_pairs(ctx: Context, prompts: Sequence[Prompt]) -> list[Pair]:
 
 def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:
     """What the labeler at `key` would read, write and cost for `pairs`, were nothing of it stored."""
-    node, price = plain(ctx.cfg[key]), ctx.price(key)
-    templates = TemplateSet.load(Path(ctx.cfg.paths.code) / "conf" / "templates" / ctx.cfg.task.templates)
-    guess = estimate(pairs, templates, LabelerOptions.from_mapping(node, seed=seed))
+    node, price = ctx.options.asked(key), ctx.price(key)
+    templates = TemplateSet.load(
+        Path(ctx.options.paths.code) / "conf" / "templates" / ctx.options.task.templates
+    )
+    guess = estimate(pairs, templates, LabelerOptions.of(node, seed=seed))
     return Work(
-        forward=guess.tokens_in * (2.0 if ctx.cfg.models.tiny else 1.0),
+        forward=guess.tokens_in * (2.0 if ctx.options.models.tiny else 1.0),
         decoded=guess.tokens_out,
         usd=None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0),
-        seconds=seconds_elsewhere(node["backend"], plain(ctx.cfg.backend), guess),
+        seconds=seconds_elsewhere(node.engine, ctx.options.backend, guess),
     )

@@ -21,8 +21,8 @@ def cut_metrics(
     """
     names = [name for name in COUNTS if not (shown_whole and name.endswith("s_cut"))]
     counts = {name: getattr(cuts, name) for name in names if getattr(cuts, name)}
-    prompt_limit = f"task.max_prompt_tokens={ctx.cfg.task.max_prompt_tokens}"
-    limit = f"task.max_response_tokens={ctx.cfg.task.max_response_tokens}"
+    prompt_limit = f"task.max_prompt_tokens={ctx.options.task.max_prompt_tokens}"
+    limit = f"task.max_response_tokens={ctx.options.task.max_response_tokens}"
     words = {
         "prompts_cut": f"prompts are cut to {prompt_limit}",
         "prompts_dropped": f"are dropped, their prompt longer than {prompt_limit}",
@@ -47,8 +47,8 @@ def no_pairs(ctx: Context, cuts: Cuts) -> str:
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     return (
         f"no pairs to label: of {cuts.rows} pairs all were dropped ({told}); write a higher task.max_prompt_tokens "
-        f"(now {ctx.cfg.task.max_prompt_tokens}) or task.max_response_tokens "
-        f"(now {ctx.cfg.task.max_response_tokens})"
+        f"(now {ctx.options.task.max_prompt_tokens}) or task.max_response_tokens "
+        f"(now {ctx.options.task.max_response_tokens})"
     )
 
 
@@ -57,18 +57,18 @@ CHARS_PER_TOKEN = 3.3
 
 def prompt_tokens(ctx: Context) -> float:
     """Mean tokens of an encoded prompt that fits."""
-    chars_per_token = 1.0 if ctx.cfg.models.tiny else CHARS_PER_TOKEN
-    overhead = len(ctx.cfg.task.prefix + ctx.cfg.task.suffix) / chars_per_token + (
-        25 if ctx.cfg.task.chat else 0
+    chars_per_token = 1.0 if ctx.options.models.tiny else CHARS_PER_TOKEN
+    overhead = len(ctx.options.task.prefix + ctx.options.task.suffix) / chars_per_token + (
+        25 if ctx.options.task.chat else 0
     )
     sizes = [len(p.prompt) / chars_per_token + overhead for p in ctx.task.train[:400]]
-    fitting = [min(size, ctx.cfg.task.max_prompt_tokens) for size in sizes] or [0.0]
+    fitting = [min(size, ctx.options.task.max_prompt_tokens) for size in sizes] or [0.0]
     return fmean(fitting)
 
 
 def pair_tokens(ctx: Context, pairs: Sequence[Pair]) -> float:
     """Mean tokens of a pair's prompt and two responses."""
-    chars_per_token = 1.0 if ctx.cfg.models.tiny else CHARS_PER_TOKEN
+    chars_per_token = 1.0 if ctx.options.models.tiny else CHARS_PER_TOKEN
     texts = [len(p.prompt) + len(p.response_a) + len(p.response_b) for p in pairs]
     return fmean(texts) / chars_per_token if texts else 0.0
 
@@ -76,5 +76,5 @@ def pair_tokens(ctx: Context, pairs: Sequence[Pair]) -> float:
 def response_tokens(ctx: Context) -> float:
     """Mean tokens of a response: the references' where there are some, else the limit."""
     sizes = [len(p.reference) / CHARS_PER_TOKEN + 1 for p in ctx.task.train[:400] if p.reference]
-    limit = float(ctx.cfg.task.max_response_tokens)
+    limit = float(ctx.options.task.max_response_tokens)
     return min(fmean(sizes), limit) if sizes else limit

@@ -65,7 +65,7 @@ def sampled_pair(a: Sample, b: Sample, id: str | None = None) -> Pair:
 
 def sft_parent(ctx: Context) -> tuple[str, ...]:
     """`sft` as a parent, or nothing where the base model is passed through."""
-    return ("sft",) if ctx.cfg.sft.enabled else ()
+    return ("sft",) if ctx.options.sft.enabled else ()
 
 
 def policy_top(ctx: Context, parents: Parents) -> Any:

@@ -18,7 +18,7 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 def part_of(ctx: Context, cluster: str) -> Part:
     """Where pairs go: train, validation (chooses the epoch) or test (is reported). A conversation goes as a whole."""
-    node, place = ctx.cfg.rm, stable_uniform("rm-split", cluster)
+    node, place = ctx.options.rm, stable_uniform("rm-split", cluster)
     if place < node.test_fraction:
         return "test"
     return "validation" if place < node.test_fraction + node.validation_fraction else "train"
@@ -29,9 +29,7 @@ PAIRS_FILE = "pairs.jsonl"
 
 def source(ctx: Context) -> str:
     """`dataset` or `policy`; auto takes the data set's pairs where it has some (as the paper does)."""
-    wanted = ctx.cfg.sample.source
-    if wanted not in ("auto", "dataset", "policy"):
-        raise UserError(f"sample.source={wanted} is not known: write auto, dataset or policy")
+    wanted = ctx.options.sample.source
     if wanted == "dataset" and not ctx.task.pairs:
         raise UserError(
             f"sample.source=dataset, but task {ctx.task.name} has no pairs: write sample.source=policy"

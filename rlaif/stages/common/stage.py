@@ -92,7 +92,7 @@ class Stage:
             kind=self.kind,
             config=self.config(ctx),
             parents=tuple(parents.values()),
-            seed=ctx.cfg.seeds[self.seed],
+            seed=getattr(ctx.options.seeds, self.seed),
             version=self.version,
             data_hash=ctx.task.fingerprint,
         )

@@ -14,11 +14,11 @@ from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.io import read_records, write_records
-from rlaif.labelers import check_retry
 from rlaif.models.split import Top
 from rlaif.models.weights import load_top
+from rlaif.options.read import plain
 from rlaif.records import Comparison, Pair, Sample
-from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import (
     check_unread,
     cost_metrics,
@@ -52,11 +52,11 @@ COMPARISONS_FILE = "comparisons.jsonl"
 
 
 def _responses(ctx: Context, top: Top, what: str, cuts: Cuts) -> list[Sample]:
-    node = ctx.cfg.eval
+    node = ctx.options.eval
     prompts = ctx.encoder.fitting(ctx.task.test, limit=node.num_prompts, cuts=cuts)
-    decoding = Decoding(ctx.cfg.task.max_response_tokens, node.temperature, node.top_k)
+    decoding = Decoding(ctx.options.task.max_response_tokens, node.temperature, node.top_k)
     # Both policies draw with the same noise: the comparison is of the policies, not of their luck.
-    keys = [[ctx.cfg.seeds.eval, p.id] for p in prompts]
+    keys = [[ctx.options.seeds.eval, p.id] for p in prompts]
     drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, node.max_rows, what)
     return [to_sample(ctx, prompt, got) for prompt, got in zip(prompts, drawn, strict=True)]
 
@@ -66,16 +66,16 @@ def _judge(
 ) -> tuple[list[Comparison], dict[str, float]]:
     """The comparisons, and what they cost. Raises UserError where more than `judge.max_unparsed` is unread."""
     pairs = [sampled_pair(p, b) for p, b in zip(policy, baseline, strict=True)]
-    judged = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True).label(pairs)
+    judged = ctx.labeler("judge", ctx.options.seeds.eval, stored=True).label(pairs)
     check_unread(ctx, "judge", judged.unread, "the judge's judgements")
     comparisons = compare(
         pairs,
         judged.preferences,
         [(p.tokens, b.tokens) for p, b in zip(policy, baseline, strict=True)],
-        tie_margin=ctx.cfg.eval.tie_margin,
+        tie_margin=ctx.options.eval.tie_margin,
         references=[p.reference for p in policy],
     )
-    if ctx.cfg.judge.retry is not None:
+    if ctx.options.judge.retry is not None:
         logger.info("judge.retry: %d answers were asked again", judged.counters["asked_again"])
     counts = {"eval/asked_again": judged.counters["asked_again"]}
     return comparisons, counts | cost_metrics(ctx, "judge", judged.counters, "eval")
@@ -86,7 +86,7 @@ def _divergence_name(ctx: Context) -> str:
 
     Greedy and truncated responses are not: the mean of their log-ratios has no bound below, and is no KL.
     """
-    node, vocabulary = ctx.cfg.eval, ctx.model().trunk.config.vocab_size
+    node, vocabulary = ctx.options.eval, ctx.model().trunk.config.vocab_size
     whole = node.temperature > 0 and not 0 < node.top_k < vocabulary
     return "eval/kl" if whole else "eval/log_ratio"
 
@@ -96,7 +96,7 @@ def _log_ratio(
     ctx: Context, policy: Top, baseline: Top, pairs: Sequence[Pair], encoded: Sequence[EncodedPair]
 ) -> float:
     """Mean over the policy's own responses (the pairs' a) of log pi(response) - log pi_baseline(response), nats."""
-    encoder, temperature, total = ctx.encoder, ctx.cfg.eval.temperature or 1.0, 0.0
+    encoder, temperature, total = ctx.encoder, ctx.options.eval.temperature or 1.0, 0.0
     rows = [
         EncodedRow(
             torch.tensor([*encoder.prompt(pair.prompt), *response_ids(ctx, pair)[0]]),
@@ -118,7 +118,7 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
     new, old = _responses(ctx, policy, "policy", cuts), _responses(ctx, baseline, "baseline", Cuts())
     comparisons, cost = _judge(ctx, new, old)
     write_records(folder / COMPARISONS_FILE, comparisons)
-    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.cfg.seeds.eval) | cost
+    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.options.seeds.eval) | cost
     metrics |= text_gains(comparisons)
     metrics |= cut_metrics(ctx, "eval", cuts, "prompts")
     for who, samples in (("policy", new), ("baseline", old)):
@@ -134,7 +134,7 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
     # Where some pairs have no reward, it is not told which: then each is drawn by itself.
     prompts = [pair.cluster if len(rewards) == len(pairs) else pair.id for pair in pairs][: len(rewards)]
     metrics |= _rewards(rewards, prompts)
-    return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
+    return {**metrics, "eval/judge": str(ctx.options.judge.name)}
 
 
 def _rewards(rewards: Sequence[tuple[float, float]], prompts: Sequence[str]) -> dict[str, float]:
@@ -180,13 +180,13 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 
 def eval_config(ctx: Context) -> dict[str, Any]:
     """The slice that decides a head-to-head besides the two policies."""
-    node = plain(ctx.cfg.eval)
+    node = plain(ctx.options.eval)
     node.pop("max_rows")
-    judge = labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+    judge = labeler_identity(ctx, "judge", ctx.options.seeds.eval)
     return {
         "eval": node,
         "judge": judge,
-        "name": ctx.cfg.judge.name,
+        "name": ctx.options.judge.name,
         "model": ctx.model_identity,
         "encoding": ctx.encoding,
     }
@@ -199,7 +199,7 @@ def judge_gate(ctx: Context, labels: Artifact | None) -> dict[str, Any]:
         return {}
     low = labels.metrics["label/alignment_ci_low"]
     sentence = (
-        f"The judge is the labeler {ctx.cfg.labeler.name}, whose alignment may be as low as {low:.3f}: "
+        f"The judge is the labeler {ctx.options.labeler.name}, whose alignment may be as low as {low:.3f}: "
         "its verdicts may be guesses, and the win rate with them."
     )
     return warn(ctx, "eval/warning", "judge at chance", sentence)
@@ -210,19 +210,19 @@ def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
 
 
 def _work(ctx: Context) -> Work:
-    rows = 2 * min(ctx.cfg.eval.num_prompts, len(ctx.task.test))
+    rows = 2 * min(ctx.options.eval.num_prompts, len(ctx.task.test))
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
-    judged = filler_pairs(ctx, ctx.task.test[: ctx.cfg.eval.num_prompts])
-    judging = labeling_work(ctx, "judge", ctx.cfg.seeds.eval, judged)
+    judged = filler_pairs(ctx, ctx.task.test[: ctx.options.eval.num_prompts])
+    judging = labeling_work(ctx, "judge", ctx.options.seeds.eval, judged)
     return Work(forward=3 * rows * (prompt + response), decoded=rows * response, usd=judging.usd)
 
 
 def _check(ctx: Context) -> None:
-    labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+    labeler_identity(ctx, "judge", ctx.options.seeds.eval)
     if not ctx.task.test:
         raise UserError(
-            f"task.test_fraction={ctx.cfg.task.test_fraction} leaves task {ctx.cfg.task.name} no prompt to compare "
-            "policies on: write a larger one, such as 0.15"
+            f"task.test_fraction={ctx.options.task.test_fraction} leaves task {ctx.options.task.name} no prompt to "
+            "compare policies on: write a larger one, such as 0.15"
         )
 
 
@@ -234,7 +234,7 @@ def _items(ctx: Context, built: Parents) -> list[Row]:
 
 
 def _again(ctx: Context) -> bool:
-    return check_retry("judge", ctx.cfg.judge.retry) is not None
+    return ctx.options.judge.retry is not None
 
 
 def _parents(ctx: Context) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from rlaif.backends.openai.backend import OpenAIBackend
 from rlaif.data.encode import Cuts
 from rlaif.io import read_jsonl, read_records, write_records
-from rlaif.labelers import LabelResult, check_retry
+from rlaif.labelers import LabelResult
 from rlaif.records import Pair, Preference
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import (
@@ -36,7 +36,7 @@ GOLD_JUDGEMENTS_FILE = "gold_judgements.jsonl"
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
+    labeler = ctx.labeler("labeler", ctx.options.seeds.label, stored=True)
     earlier = (folder / JUDGEMENTS_FILE).exists() or finished_folder(folder).exists()
     pairs = _training_pairs(parents["sample"])
     cuts = Cuts()
@@ -57,7 +57,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     said = labeler.backend.said() if isinstance(labeler.backend, OpenAIBackend) else None
     if said is not None:
         report["label/server"] = said
-    if ctx.cfg.labeler.retry is not None:
+    if ctx.options.labeler.retry is not None:
         logger.info("labeler.retry: %d answers were asked again", report["label/asked_again"])
     check_unread(ctx, "labeler", result.unread, "the labeler's judgements")
     return report
@@ -86,34 +86,34 @@ def _judgement_rows(ctx: Context, built: Parents) -> list[Row]:
         rows.append(
             {"prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b, **row}
         )
-        if len(rows) == ctx.cfg.report.samples:
+        if len(rows) == ctx.options.report.samples:
             break
     return rows
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    identity = labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
-    return {"labeler": identity, "max_unparsed": ctx.cfg.labeler.max_unparsed, "encoding": ctx.encoding}
+    identity = labeler_identity(ctx, "labeler", ctx.options.seeds.label)
+    return {"labeler": identity, "max_unparsed": ctx.options.labeler.max_unparsed, "encoding": ctx.encoding}
 
 
 def _work(ctx: Context) -> Work:
-    node = ctx.cfg.sample
+    node = ctx.options.sample
     pairs: list[Pair] = list(ctx.task.gold_pairs)
     if source(ctx) == "dataset":
         pairs += ctx.task.pairs[: node.num_prompts]
     else:
         prompts = ctx.task.train[-node.num_prompts :]
         pairs += filler_pairs(ctx, [p for p in prompts for _ in range(node.num_samples)])
-    return labeling_work(ctx, "labeler", ctx.cfg.seeds.label, pairs)
+    return labeling_work(ctx, "labeler", ctx.options.seeds.label, pairs)
 
 
 def _check(ctx: Context) -> None:
     """Options and templates are read, and refused, when the labeler is made."""
-    labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
+    labeler_identity(ctx, "labeler", ctx.options.seeds.label)
 
 
 def _again(ctx: Context) -> bool:
-    return check_retry("labeler", ctx.cfg.labeler.retry) is not None
+    return ctx.options.labeler.retry is not None
 
 
 def _items(ctx: Context, built: Parents) -> list[Row]:

@@ -11,23 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from rlaif.options.training import AlarmLimits
+
 Row = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class AlarmLimits:
-    """When each alarm fires; None switches it off. Means are over `window` iterations.
-
-    `kl`: nats a response; `entropy`: share of the first iteration's; `explained_variance`: its least value;
-    `eos_rate`: fall since the first iteration, in shares of the responses; `length`: factor, up or down.
-    """
-
-    window: int
-    kl: float | None
-    entropy: float | None
-    explained_variance: float | None
-    eos_rate: float | None
-    length: float | None
 
 
 @dataclass(frozen=True)

@@ -7,39 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.errors import UserError
 from rlaif.io import read_jsonl, write_jsonl
 from rlaif.io.plain import json_ready
-from rlaif.stages.common.context import Context, plain
-from rlaif.stages.common.training.trainer import is_count
-from rlaif.stages.rl.alarm_rules import Alarm, AlarmLimits, alarms
+from rlaif.stages.common.context import Context
+from rlaif.stages.rl.alarm_rules import Alarm, alarms
 from rlaif.store import Artifact
 
 HISTORY_FILE = "history.jsonl"
-# The least that makes sense, and what is wrong with less.
-_LEAST = {
-    "kl": (0.0, "would fire at once: write a number above 0"),
-    "entropy": (0.0, "never fires: write a share between 0 and 1"),
-    "eos_rate": (0.0, "would fire on noise: write a share between 0 and 1"),
-    "length": (1.0, "is no factor of change: write a number above 1"),
-}
-
-
-def check_alarms(node: Any) -> None:
-    """Raises UserError for limits under `rl.alarms` that no history could meaningfully pass."""
-    if not is_count(node.window):
-        raise UserError(f"rl.alarms.window={node.window} is no number of iterations: write 1 or more")
-    for key, (least, wrong) in _LEAST.items():
-        if node[key] is not None and node[key] <= least:
-            raise UserError(f"rl.alarms.{key}={node[key]} {wrong}, or null")
-    for key in ("entropy", "eos_rate"):
-        if node[key] is not None and node[key] >= 1:
-            raise UserError(f"rl.alarms.{key}={node[key]} is no share: write one between 0 and 1, or null")
 
 
 def raise_alarms(ctx: Context, history: Sequence[Mapping[str, float]]) -> list[Alarm]:
     """The alarms that `history` sets off; the run alerts of each one once, however often it is asked."""
-    found = alarms(history, AlarmLimits(**plain(ctx.cfg.rl.alarms)))
+    found = alarms(history, ctx.options.rl.alarms)
     if ctx.run is not None:
         for alarm in found:
             ctx.run.alert(alarm.title, alarm.text)

@@ -94,8 +94,8 @@ def make_held_out(
 
     Without any such prompt it is left out, with a warning.
     """
-    node = ctx.cfg.rl.held_out
-    if not _wanted(ctx):
+    node, every = ctx.options.rl.held_out, _every(ctx)
+    if every is None:
         return None
     prompts = ctx.encoder.fitting(unseen(ctx, ctx.task.validation), limit=node.num_prompts)
     if not prompts:
@@ -106,19 +106,20 @@ def make_held_out(
             "rl.held_out.every=null",
         )
         return None
-    return HeldOut(ctx, prompts, policy, reference, reward, node.every, iterations)
+    return HeldOut(ctx, prompts, policy, reference, reward, every, iterations)
 
 
-def _wanted(ctx: Context) -> bool:
-    return bool(ctx.cfg.rl.held_out.every) and "rm" in reward_parents(ctx)
+def _every(ctx: Context) -> int | None:
+    """Iterations between two measurements; None where nothing is to be measured."""
+    return ctx.options.rl.held_out.every if "rm" in reward_parents(ctx) else None
 
 
 def held_out_work(ctx: Context, iterations: int) -> Work:
     """What measuring takes over a run of so many iterations, its summary included."""
-    node = ctx.cfg.rl.held_out
-    if not _wanted(ctx):
+    node, every = ctx.options.rl.held_out, _every(ctx)
+    if every is None:
         return Work()
-    responses = min(node.num_prompts, len(ctx.task.validation)) * (-(-iterations // node.every) + 3)
+    responses = min(node.num_prompts, len(ctx.task.validation)) * (-(-iterations // every) + 3)
     return Work(
         forward=responses * (prompt_tokens(ctx) + response_tokens(ctx)),
         decoded=responses * response_tokens(ctx),

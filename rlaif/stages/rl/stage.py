@@ -13,8 +13,9 @@ from rlaif.errors import UserError
 from rlaif.inference.rollouts import Rollout
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import TOP_FILE, save_modules
+from rlaif.options.read import plain
 from rlaif.records import is_empty
-from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
 from rlaif.stages.common.measures.text import copy_rate, distinct_ngram_share
 from rlaif.stages.common.policies import policy_top, sft_parent
@@ -32,7 +33,6 @@ from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import fit, make_trainer, optim_options
 from rlaif.stages.rl.alarms import (
     HISTORY_FILE,
-    check_alarms,
     raise_alarms,
     read_history,
     review_policy,
@@ -50,7 +50,7 @@ LAST = 3  # iterations averaged for the end's figures
 
 def iterations(ctx: Context, prompts: int) -> int:
     """Iterations of the configured passes over the prompts (at least one)."""
-    node = ctx.cfg.rl
+    node = ctx.options.rl
     return max(1, int(node.num_epochs * prompts) // node.prompts_per_iteration)
 
 
@@ -64,9 +64,8 @@ def _diagnose(rollout: Rollout) -> dict[str, float]:
 
 
 def _check(ctx: Context) -> None:
-    check_rl(ctx.cfg.rl)
-    check_alarms(ctx.cfg.rl.alarms)
-    check_devices(ctx, "rl.minibatch_rollouts", ctx.cfg.rl.minibatch_rollouts)
+    check_rl(ctx.options.rl)
+    check_devices(ctx, "rl.minibatch_rollouts", ctx.options.rl.minibatch_rollouts)
     check_reward(ctx)
     check_track(ctx)
 
@@ -75,13 +74,13 @@ def _module(
     ctx: Context, parents: Parents, cuts: Cuts, reward: Reward
 ) -> tuple[PPOModule, Tracker | None, HeldOut | None, int]:
     """The PPO module with its collector, what measures it on held-out prompts, and the number of iterations."""
-    node, model = ctx.cfg.rl, ctx.model()
+    node, model = ctx.options.rl, ctx.model()
     prompts = rl_prompts(ctx, node.num_prompts, cuts)
     if not prompts:
         raise UserError("no prompt fits task.max_prompt_tokens: write a higher limit")
     count, rollouts = iterations(ctx, len(prompts)), node.prompts_per_iteration * node.samples_per_prompt
     collector = rl_collector(ctx, prompts, samples_per_prompt=node.samples_per_prompt)
-    cursor = PromptCursor(len(prompts), node.prompts_per_iteration, ctx.cfg.seeds.rl)
+    cursor = PromptCursor(len(prompts), node.prompts_per_iteration, ctx.options.seeds.rl)
     policy = policy_top(ctx, parents)
     reference = policy_top(ctx, parents).frozen_copy()
     tracker = make_tracker(ctx, policy, reference, reward)
@@ -131,7 +130,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         log_every=1,
         limit_val=False,
     )
-    rollouts = ctx.cfg.rl.prompts_per_iteration * ctx.cfg.rl.samples_per_prompt
+    rollouts = ctx.options.rl.prompts_per_iteration * ctx.options.rl.samples_per_prompt
     task = ctx.progress.task("RL (rollouts)", count * rollouts)
     with task as advance, training_together(ctx, "rl", folder):
         fit(trainer, module, folder / "work")
@@ -183,7 +182,7 @@ def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    node = plain(ctx.cfg.rl)
+    node = plain(ctx.options.rl)
     for key in ("max_rows", "alarms", "track"):  # the first two do not change what is trained
         node.pop(key)
     return {
@@ -195,7 +194,7 @@ def _config(ctx: Context) -> dict[str, Any]:
 
 
 def _work(ctx: Context) -> Work:
-    node = ctx.cfg.rl
+    node = ctx.options.rl
     count = iterations(ctx, min(node.num_prompts, len(ctx.task.train)))
     rollouts = count * node.prompts_per_iteration * node.samples_per_prompt
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)

@@ -13,8 +13,9 @@ from rlaif.errors import UserError
 from rlaif.inference.rollouts import Rollout, RolloutCollector
 from rlaif.models.split import Top
 from rlaif.ops import by_first
+from rlaif.options.read import plain
 from rlaif.records import Prompt, Sample
-from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.common.limits import prompt_tokens, response_tokens
 from rlaif.stages.common.measures.text import rouge_l
@@ -30,18 +31,13 @@ _ONE = (
     "rl.track.keep=best measures the policy that it keeps again on other validation prompts, but there is only one: "
     "write a larger task.validation_fraction, or rl.track.keep=last"
 )
-JUDGES = ("rouge", "judge")
-KEEP = ("last", "best")
 Gold = Callable[[Rollout], list[float]]
 """The held-out measure of each response, NaN where it could not be read."""
 
 
 def check_track(ctx: Context) -> None:
     """Raises UserError for options of `rl.track` that cannot be had, before anything is built."""
-    node = ctx.cfg.rl.track
-    for key, known in (("judge", JUDGES), ("keep", KEEP)):
-        if node[key] not in known:
-            raise UserError(f"rl.track.{key}={node[key]} is not known: write {' or '.join(known)}")
+    node = ctx.options.rl.track
     if not node.every:
         if node.patience is not None or node.keep == "best":
             raise UserError(
@@ -52,16 +48,16 @@ def check_track(ctx: Context) -> None:
     if not _candidates(ctx):
         raise UserError(
             f"rl.track.every={node.every} needs validation prompts{_with_references(ctx)}{_new(ctx)}, of which task "
-            f"{ctx.cfg.task.name} has none: write a larger task.validation_fraction, or rl.track.every=null"
+            f"{ctx.options.task.name} has none: write a larger task.validation_fraction, or rl.track.every=null"
         )
     if node.keep == "best" and len({prompt.cluster for prompt in _candidates(ctx)}) < 2:
         raise UserError(_ONE)
     if node.judge == "judge":
-        labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
+        labeler_identity(ctx, "judge", ctx.options.seeds.eval)
 
 
 def _with_references(ctx: Context) -> str:
-    needed = "rouge" in (ctx.cfg.rl.track.judge, ctx.cfg.reward.kind)
+    needed = "rouge" in (ctx.options.rl.track.judge, ctx.options.reward.kind)
     return " with references" if needed else ""
 
 
@@ -77,18 +73,18 @@ def _candidates(ctx: Context) -> list[Prompt]:
 
 def track_config(ctx: Context) -> dict[str, Any]:
     """The slice that the measurements depend on; nothing where there are none."""
-    node = plain(ctx.cfg.rl.track)
+    node = plain(ctx.options.rl.track)
     if not node["every"]:
         return {}
     if node["judge"] == "judge":
-        node["labeler"] = labeler_identity(ctx, "judge", ctx.cfg.seeds.eval)
-        node["tie_margin"] = ctx.cfg.eval.tie_margin
+        node["labeler"] = labeler_identity(ctx, "judge", ctx.options.seeds.eval)
+        node["tie_margin"] = ctx.options.eval.tie_margin
     return {"track": node}
 
 
 def track_work(ctx: Context, iterations: int) -> Work:
     """What measuring takes over a run of so many iterations, its end included."""
-    node = ctx.cfg.rl.track
+    node = ctx.options.rl.track
     if not node.every:
         return Work()
     prompts, times = _candidates(ctx)[: node.num_prompts], -(-iterations // node.every) + 1
@@ -98,7 +94,7 @@ def track_work(ctx: Context, iterations: int) -> Work:
     work = Work(forward=3 * responses * tokens, decoded=responses * response_tokens(ctx))
     if node.judge == "rouge":
         return work
-    judging = labeling_work(ctx, "judge", ctx.cfg.seeds.eval, filler_pairs(ctx, prompts * times))
+    judging = labeling_work(ctx, "judge", ctx.options.seeds.eval, filler_pairs(ctx, prompts * times))
     local = judging.forward if judging.seconds is None else 0.0
     return Work(forward=work.forward + local, decoded=work.decoded, usd=judging.usd)
 
@@ -132,7 +128,7 @@ class _Measure:
                 "rl.track.judge=judge: none of the judge's answers could be read: choose another judge=, or "
                 "write rl.track.judge=rouge"
             )
-        kl = rollout_kl(top, self.reference, rollout, self.ctx.cfg.rl.temperature)
+        kl = rollout_kl(top, self.reference, rollout, self.ctx.options.rl.temperature)
         return float(self.reward(rollout).mean()), fmean(read), kl, golds
 
     @cached_property
@@ -141,14 +137,14 @@ class _Measure:
 
     @cached_property
     def _gold(self) -> Gold:
-        if self.ctx.cfg.rl.track.judge == "rouge":
+        if self.ctx.options.rl.track.judge == "rouge":
             return _rouge
         return _against(self.ctx, self.draw(self.reference).samples())
 
 
 def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> Tracker | None:
     """The configured tracker of `policy`, which starts as `reference`; None where nothing is to be tracked."""
-    node = ctx.cfg.rl.track
+    node = ctx.options.rl.track
     if not node.every:
         return None
     fixed, others = _tracked_prompts(ctx)
@@ -171,7 +167,7 @@ def _tracked_prompts(ctx: Context) -> tuple[list[Prompt], list[Prompt]]:
 
     They share no conversation. Half of the conversations that there are at most are fixed then.
     """
-    node, prompts = ctx.cfg.rl.track, ctx.encoder.fitting(_candidates(ctx))
+    node, prompts = ctx.options.rl.track, ctx.encoder.fitting(_candidates(ctx))
     if not prompts:
         raise UserError("no validation prompt fits task.max_prompt_tokens: write a higher limit")
     if node.keep != "best":
@@ -204,7 +200,7 @@ def _rouge(rollout: Rollout) -> list[float]:
 
 def _against(ctx: Context, baseline: list[Sample]) -> Gold:
     """Win, tie or loss against the SFT policy's responses to the same prompts, as `stage=eval` counts them."""
-    judge = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True)
+    judge = ctx.labeler("judge", ctx.options.seeds.eval, stored=True)
 
     def verdicts(rollout: Rollout) -> list[float]:
         sides = list(zip(rollout.samples(), baseline, strict=True))
@@ -215,7 +211,7 @@ def _against(ctx: Context, baseline: list[Sample]) -> Gold:
             pairs,
             judged.preferences,
             [(a.tokens, b.tokens) for a, b in sides],
-            tie_margin=ctx.cfg.eval.tie_margin,
+            tie_margin=ctx.options.eval.tie_margin,
         )
         read = {row["id"]: row["eval/win_rate"] for row in win_rate_items(comparisons)}
         return [read.get(pair.id, math.nan) for pair in pairs]

@@ -51,7 +51,7 @@ class RewardData:
 
 def label_source(ctx: Context) -> LabelSource:
     """The label source that the configuration asks for. Raises UserError for options that make no sense."""
-    node = ctx.cfg.rm
+    node = ctx.options.rm
     return LabelSource(
         labels=node.labels,
         noise=node.label_noise,
@@ -59,7 +59,7 @@ def label_source(ctx: Context) -> LabelSource:
         min_confidence=node.min_confidence,
         hard=node.hard_labels,
         confidence_exponent=node.confidence_weight,
-        seed=ctx.cfg.seeds.rm,
+        seed=ctx.options.seeds.rm,
     )
 
 
@@ -71,7 +71,7 @@ def check_labels(ctx: Context) -> None:
     if policy or all(pair.gold is None for pair in ctx.task.pairs):
         what = "pairs sampled from the policy have" if policy else f"the pairs of task {ctx.task.name} have"
         raise UserError(
-            f"rm.labels={ctx.cfg.rm.labels} trains on gold labels, but {what} none: write rm.labels=ai, or "
+            f"rm.labels={ctx.options.rm.labels} trains on gold labels, but {what} none: write rm.labels=ai, or "
             "sample.source=dataset with task=helpful, harmless, tldr or a custom file that has labels"
         )
 
@@ -97,9 +97,9 @@ def reward_data(ctx: Context, parents: Parents) -> RewardData:
 
 def _weight(ctx: Context, label: TrainingLabel) -> float | tuple[float, ...]:
     """The pair's weight in the loss: one for each member where an ensemble's members draw their own samples."""
-    if not ctx.cfg.rm.bootstrap:
+    if not ctx.options.rm.bootstrap:
         return label.weight
-    counts = bootstrap_counts(label.pair_id, members=ctx.cfg.rm.ensemble, seed=ctx.cfg.seeds.rm)
+    counts = bootstrap_counts(label.pair_id, members=ctx.options.rm.ensemble, seed=ctx.options.seeds.rm)
     return tuple(label.weight * count for count in counts)
 
 
@@ -127,7 +127,7 @@ def _differ(ctx: Context, pair: Pair) -> bool:
 
 def _say_equal(ctx: Context, equal: int, every: int) -> dict[str, float]:
     """Raises UserError where no pair is left."""
-    limit = f"task.max_response_tokens={ctx.cfg.task.max_response_tokens}"
+    limit = f"task.max_response_tokens={ctx.options.task.max_response_tokens}"
     if equal == every:
         raise UserError(
             f"all {every} pairs have responses that are equal once cut to {limit}, so there is nothing to train a "
@@ -157,7 +157,7 @@ def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[Part, list[Labelled]]
 
 
 def _alert_of_few(ctx: Context, available: int) -> None:
-    wanted = ctx.cfg.rm.n
+    wanted = ctx.options.rm.n
     if wanted is not None and wanted > available and ctx.run is not None:
         ctx.run.alert(
             "fewer labels than asked for",

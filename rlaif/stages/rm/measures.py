@@ -67,7 +67,7 @@ def reference_scores(ctx: Context, members: Sequence[Member]) -> list[list[float
 
     The prompts are the task's own validation split: no model of the path was trained on them.
     """
-    rows = reference_rows(ctx, ctx.task.validation, ctx.cfg.rm.normalize_rows, "reference")
+    rows = reference_rows(ctx, ctx.task.validation, ctx.options.rm.normalize_rows, "reference")
     return [_scores(ctx, top, head, rows) for top, head in members] if len(rows) > 1 else []
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from rlaif.data.datamodule import TextDataModule
-from rlaif.errors import UserError
 from rlaif.models.split import ScalarHead
-from rlaif.stages.common.context import Context, plain
+from rlaif.options.read import plain
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import trust_gate
 from rlaif.stages.common.limits import pair_tokens, prompt_tokens, response_tokens
 from rlaif.stages.common.policies import policy_top, sft_parent
@@ -29,7 +29,7 @@ MEMBER_SEEDS = 1_000_003  # between the seeds of two members' heads
 
 def _module(ctx: Context, parents: Parents, rows: RewardData) -> RewardModule:
     """The members, which differ by their heads' first weights; member 0 is the model of an ensemble of one."""
-    node, seed = ctx.cfg.rm, ctx.cfg.seeds.rm
+    node, seed = ctx.options.rm, ctx.options.seeds.rm
     size, start = ctx.model().trunk.config.hidden_size, parents if node.init == "sft" else {}
     generators = (torch.Generator().manual_seed(seed + MEMBER_SEEDS * i) for i in range(node.ensemble))
     steps = node.num_epochs * sum(-(-len(phase) // node.batch_size) for phase in rows.phases)
@@ -45,7 +45,7 @@ def _module(ctx: Context, parents: Parents, rows: RewardData) -> RewardModule:
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    node = ctx.cfg.rm
+    node = ctx.options.rm
     rows = reward_data(ctx, parents)
     module = _module(ctx, parents, rows)
     data = TextDataModule.preference_view(
@@ -54,7 +54,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         epochs_per_phase=node.num_epochs,
         batch_size=node.batch_size,
         micro_batch_size=node.micro_batch_size or node.batch_size,
-        seed=ctx.cfg.seeds.rm,
+        seed=ctx.options.seeds.rm,
     )
     trainer = make_trainer(
         ctx,
@@ -82,16 +82,16 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    return {"rm": plain(ctx.cfg.rm), "model": ctx.model_identity, "encoding": ctx.encoding}
+    return {"rm": plain(ctx.options.rm), "model": ctx.model_identity, "encoding": ctx.encoding}
 
 
 def _parents(ctx: Context) -> tuple[str, ...]:
     labels = ("label",) if label_source(ctx).needs_ai else ()
-    return ("sample", *labels, *(sft_parent(ctx) if ctx.cfg.rm.init == "sft" else ()))
+    return ("sample", *labels, *(sft_parent(ctx) if ctx.options.rm.init == "sft" else ()))
 
 
 def _work(ctx: Context) -> Work:
-    node, sample = ctx.cfg.rm, ctx.cfg.sample
+    node, sample = ctx.options.rm, ctx.options.sample
     if source(ctx) == "policy":
         pairs = sample.num_prompts * sample.num_samples
         tokens = prompt_tokens(ctx) + 2 * response_tokens(ctx)
@@ -103,24 +103,9 @@ def _work(ctx: Context) -> Work:
 
 
 def _check(ctx: Context) -> None:
-    if ctx.cfg.rm.init not in ("sft", "base"):
-        raise UserError(f"rm.init={ctx.cfg.rm.init} is not known: write sft or base")
-    check_training("rm", ctx.cfg.rm)
-    check_devices(ctx, "rm.batch_size", ctx.cfg.rm.batch_size)
+    check_training("rm", ctx.options.rm)
+    check_devices(ctx, "rm.batch_size", ctx.options.rm.batch_size)
     check_labels(ctx)
-    _check_loss(ctx)
-    if ctx.cfg.rm.normalize_rows < 2:
-        raise UserError(
-            f"rm.normalize_rows={ctx.cfg.rm.normalize_rows} gives no spread to normalise by: write 2 or more"
-        )
-
-
-def _check_loss(ctx: Context) -> None:
-    node = ctx.cfg.rm
-    if not 0 <= node.label_smoothing < 0.5:
-        raise UserError(
-            f"rm.label_smoothing={node.label_smoothing} would leave no preference: write 0 or more, below 0.5"
-        )
 
 
 def _gate(ctx: Context, built: Parents) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from rlaif.errors import UserError
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.io import write_records
 from rlaif.models.split import Top
+from rlaif.options.read import plain
 from rlaif.records import Pair, Prompt, Sample, is_empty
-from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.limits import cut_metrics, no_pairs, prompt_tokens, response_tokens
 from rlaif.stages.common.policies import draw, policy_top, sampled_pair, sft_parent, to_sample
 from rlaif.stages.common.sources import PAIRS_FILE, rl_prompts, source
@@ -33,10 +34,10 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
     Equal ones, and responses that are empty, are redrawn `max_redraws` times. Pairs that are equal then are dropped
     and counted; an empty response beside a text is kept, as the bad answer that it is.
     """
-    node, seed = ctx.cfg.sample, ctx.cfg.seeds.sample
+    node, seed = ctx.options.sample, ctx.options.seeds.sample
     cuts = Cuts()
     prompts = rl_prompts(ctx, node.num_prompts, cuts)
-    decoding = Decoding(ctx.cfg.task.max_response_tokens, node.temperature, node.top_k)
+    decoding = Decoding(ctx.options.task.max_response_tokens, node.temperature, node.top_k)
     places = [(p, n) for p in prompts for n in range(node.num_samples)]
     drawn: dict[tuple[str, int, str], Sample] = {}
     pending: list[Slot] = [(p, n, side) for p, n in places for side in "ab"]
@@ -81,7 +82,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         ctx.encoder.fitting(ctx.task.gold_pairs)
     if source(ctx) == "dataset":
         cuts = Cuts()
-        pairs = ctx.encoder.fitting(ctx.task.pairs, limit=ctx.cfg.sample.num_prompts, cuts=cuts)
+        pairs = ctx.encoder.fitting(ctx.task.pairs, limit=ctx.options.sample.num_prompts, cuts=cuts)
         metrics = cut_metrics(ctx, "sample", cuts, "pairs")
         if not pairs:
             raise UserError(no_pairs(ctx, cuts))
@@ -108,8 +109,8 @@ def _no_pairs(ctx: Context, metrics: Mapping[str, Any]) -> str:
             "task.max_response_tokens"
         )
     return (
-        f"no pairs to label: no prompt fits task.max_prompt_tokens={ctx.cfg.task.max_prompt_tokens}; write a higher "
-        "limit, or task.too_long=truncate"
+        f"no pairs to label: no prompt fits task.max_prompt_tokens={ctx.options.task.max_prompt_tokens}; write a "
+        "higher limit, or task.too_long=truncate"
     )
 
 
@@ -118,7 +119,7 @@ def _parents(ctx: Context) -> tuple[str, ...]:
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    node = plain(ctx.cfg.sample)
+    node = plain(ctx.options.sample)
     node.pop("max_rows")  # how many rows are decoded at once does not change what is drawn
     if source(ctx) == "dataset":
         node = {"num_prompts": node["num_prompts"]}
@@ -128,7 +129,7 @@ def _config(ctx: Context) -> dict[str, Any]:
 def _work(ctx: Context) -> Work:
     if source(ctx) == "dataset":
         return Work()
-    node = ctx.cfg.sample
+    node = ctx.options.sample
     rows = 2 * node.num_samples * min(node.num_prompts, len(ctx.task.train))
     return Work(forward=rows * prompt_tokens(ctx), decoded=rows * response_tokens(ctx))
 

@@ -9,7 +9,8 @@ from rlaif.data.datamodule import TextDataModule
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.models.weights import TOP_FILE, save_modules
-from rlaif.stages.common.context import Context, plain
+from rlaif.options.read import plain
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
 from rlaif.stages.common.rows import reference_rows
 from rlaif.stages.common.stage import Parents, Stage, Work
@@ -20,7 +21,7 @@ from rlaif.stages.sft.module import SFTModule
 
 def no_references(ctx: Context) -> str:
     """Why there is nothing to fine-tune on, and what to write instead."""
-    task, node = ctx.task, ctx.cfg.task
+    task, node = ctx.task, ctx.options.task
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     have = {name: sum(bool(p.reference) for p in rows) for name, rows in splits.items()}
     if any(have.values()):
@@ -41,7 +42,7 @@ def no_references(ctx: Context) -> str:
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    node, model = ctx.cfg.sft, ctx.model()
+    node, model = ctx.options.sft, ctx.model()
     cuts = Cuts()
     train = reference_rows(ctx, ctx.task.train, node.num_rows, "SFT", cuts)
     validation = reference_rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
@@ -53,7 +54,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         validation,
         batch_size=node.batch_size,
         micro_batch_size=node.micro_batch_size or node.batch_size,
-        seed=ctx.cfg.seeds.sft,
+        seed=ctx.options.seeds.sft,
     )
     steps = node.num_epochs * -(-len(train) // node.batch_size)
     module = SFTModule(model.trunk.new_top(), optim_options(node, steps))
@@ -74,7 +75,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 
 
 def _none_fits(ctx: Context, cuts: Cuts) -> str:
-    node = ctx.cfg.task
+    node = ctx.options.task
     return (
         f"of {cuts.rows} rows with a reference none fits, to train or to validate on: {cuts.prompts_dropped} have a "
         f"prompt beyond task.max_prompt_tokens={node.max_prompt_tokens}, {cuts.responses_dropped} a reference beyond "
@@ -83,19 +84,19 @@ def _none_fits(ctx: Context, cuts: Cuts) -> str:
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    return {"sft": plain(ctx.cfg.sft), "model": ctx.model_identity, "encoding": ctx.encoding}
+    return {"sft": plain(ctx.options.sft), "model": ctx.model_identity, "encoding": ctx.encoding}
 
 
 def _work(ctx: Context) -> Work:
-    rows = min(ctx.cfg.sft.num_rows or len(ctx.task.train), len(ctx.task.train))
+    rows = min(ctx.options.sft.num_rows or len(ctx.task.train), len(ctx.task.train))
     tokens = rows * (prompt_tokens(ctx) + response_tokens(ctx))
-    return Work(forward=tokens * 1.1, trained=tokens * ctx.cfg.sft.num_epochs)
+    return Work(forward=tokens * 1.1, trained=tokens * ctx.options.sft.num_epochs)
 
 
 def _check(ctx: Context) -> None:
     """The task is read and refused here, before a model is loaded."""
-    check_training("sft", ctx.cfg.sft)
-    check_devices(ctx, "sft.batch_size", ctx.cfg.sft.batch_size)
+    check_training("sft", ctx.options.sft)
+    check_devices(ctx, "sft.batch_size", ctx.options.sft.batch_size)
     for rows in (ctx.task.train, ctx.task.validation):
         if not any(prompt.reference for prompt in rows):
             raise UserError(no_references(ctx))

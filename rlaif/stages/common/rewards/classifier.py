@@ -6,21 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlaif.data.encode import Encoder
-from rlaif.errors import UserError
 from rlaif.inference.classifier import ClassifierSpec, TextClassifier
 from rlaif.models.checkpoint import expanded
 from rlaif.models.load import resolve_device, resolve_dtype
 from rlaif.records import Sample
 from rlaif.stages.common.context import Context
 
-FORMATS = ("chat", "pair", "policy")
 Row = dict[str, list[int]]
 
 
 def _spec(ctx: Context) -> ClassifierSpec:
-    node, device = ctx.cfg.reward, resolve_device(ctx.cfg.trainer.accelerator)
+    node, device = ctx.options.reward, resolve_device(ctx.options.trainer.accelerator)
     return ClassifierSpec(
-        name=expanded(str(node.name)),
+        name=expanded(node.name),
         revision=node.revision,
         dtype=resolve_dtype(node.dtype, device, "reward.dtype"),
         device=device,
@@ -31,16 +29,13 @@ def _spec(ctx: Context) -> ClassifierSpec:
 
 def classifier_identity(ctx: Context) -> dict[str, Any]:
     """The reward as a slice for digests. Raises UserError where there is no such model."""
-    node = ctx.cfg.reward
+    node = ctx.options.reward
     read = {"kind": node.kind, "format": node.format, "normalize_rows": node.normalize_rows}
     return {**_spec(ctx).describe(ctx.cache_dir), **read}
 
 
 def check_classifier(ctx: Context) -> None:
     """Raises UserError for options of `reward=hub` that it cannot have."""
-    node = ctx.cfg.reward
-    if node.format not in FORMATS:
-        raise UserError(f"reward.format={node.format} is not known: write one of {', '.join(FORMATS)}")
     classifier_identity(ctx)
     _spec(ctx).check()
 
@@ -48,13 +43,13 @@ def check_classifier(ctx: Context) -> None:
 def text_scorer(ctx: Context) -> Callable[[Sequence[Sample]], list[float]]:
     """Scores of samples, by the text that `reward.format` makes of them; the model is loaded here."""
     classifier = _spec(ctx).load()
-    row = _as_policy(ctx, classifier) if ctx.cfg.reward.format == "policy" else _as_text(ctx, classifier)
+    row = _as_policy(ctx, classifier) if ctx.options.reward.format == "policy" else _as_text(ctx, classifier)
     return lambda samples: classifier.scores([row(sample) for sample in samples])
 
 
 def _as_text(ctx: Context, classifier: TextClassifier) -> Callable[[Sample], Row]:
-    prefix, suffix = ctx.cfg.task.prefix, ctx.cfg.task.suffix
-    read = classifier.as_chat if ctx.cfg.reward.format == "chat" else classifier.as_pair
+    prefix, suffix = ctx.options.task.prefix, ctx.options.task.suffix
+    read = classifier.as_chat if ctx.options.reward.format == "chat" else classifier.as_pair
     return lambda sample: read(prefix + sample.prompt + suffix, sample.response)
 
 

@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from rlaif.errors import UserError
 from rlaif.io import stable_uniform
-from rlaif.labelers import LabelerOptions, Unread
+from rlaif.labelers import Unread
 from rlaif.models.weights import load_reward
-from rlaif.ops import MemberRule, combine_members, length_reward
+from rlaif.ops import combine_members, length_reward
+from rlaif.options.read import plain
 from rlaif.records import Sample
-from rlaif.stages.common.context import Context, plain
+from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stages.common.rewards.classifier import check_classifier, classifier_identity, text_scorer
@@ -30,7 +31,6 @@ from rlaif.stages.common.rewards.scale import (
     standardised,
 )
 from rlaif.stages.common.stage import Parents, Work
-from rlaif.stages.common.training.trainer import is_count
 
 # Reward models.
 
@@ -45,20 +45,13 @@ def _model(ctx: Context, parents: Parents) -> Reward:
 
 
 def _ensemble(ctx: Context, parents: Parents) -> Reward:
-    node = ctx.cfg.reward
+    node = ctx.options.reward
     combine = partial(combine_members, how=node.how, coefficient=node.coefficient)
     return ModelReward(ctx, load_reward(ctx.model(), parents["rm"].path), combine)
 
 
 def _check_ensemble(ctx: Context) -> None:
-    node, rules = ctx.cfg.reward, get_args(MemberRule)
-    if node.how not in rules:
-        raise UserError(f"reward.how={node.how} is not known: write one of {', '.join(rules)}")
-    if node.coefficient < 0:
-        raise UserError(
-            f"reward.coefficient={node.coefficient} would reward what the members disagree on: write 0 or more"
-        )
-    if ctx.cfg.rm.ensemble == 1:
+    if ctx.options.rm.ensemble == 1:
         raise UserError(
             "reward=ensemble is over several reward models, but rm.ensemble=1 trains one: write rm.ensemble=4,"
             " say, or reward=rm"
@@ -70,17 +63,17 @@ def _check_ensemble(ctx: Context) -> None:
 
 def _readout(ctx: Context) -> str:
     """`score` or `likelihood`. Raises UserError for a labeler that compares pairs."""
-    readout = LabelerOptions.from_mapping(plain(ctx.cfg.labeler), seed=ctx.cfg.seeds.label).readout
+    readout = ctx.options.labeler.readout
     if not readout.pointwise:
         raise UserError(
-            f"reward=direct needs a score of each response by itself, but labeler={ctx.cfg.labeler.name} compares"
+            f"reward=direct needs a score of each response by itself, but labeler={ctx.options.labeler.name} compares"
             " two: write labeler=score or labeler=likelihood"
         )
     return readout.kind
 
 
 def _direct(ctx: Context, parents: Parents) -> Reward:
-    labeler = ctx.labeler("labeler", ctx.cfg.seeds.label, stored=True)
+    labeler = ctx.labeler("labeler", ctx.options.seeds.label, stored=True)
 
     def read(samples: Sequence[Sample]) -> list[float | None]:
         readings = labeler.readings([(sample.prompt, sample.response) for sample in samples])
@@ -99,9 +92,9 @@ _ONE_TO_TEN = RewardScale("from -1 to 1: scores from 1 to 10, less 5.5, over 4.5
 
 
 def _check_direct(ctx: Context) -> None:
-    bound = ctx.cfg.labeler.min_alignment
+    bound = ctx.options.labeler.min_alignment
     check_scale(ctx, has_own=_readout(ctx) == "score")
-    labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
+    labeler_identity(ctx, "labeler", ctx.options.seeds.label)
     if bound is not None:
         raise UserError(
             f"labeler.min_alignment={bound} is not checked by reward=direct, which labels no gold pairs: look at"
@@ -139,13 +132,13 @@ def _check_rouge(ctx: Context) -> None:
     if without:
         raise UserError(
             f"reward=rouge needs references, but {without} of the {len(ctx.task.train)} training prompts of task "
-            f"{ctx.cfg.task.name} have none: write another reward, such as reward=rm"
+            f"{ctx.options.task.name} have none: write another reward, such as reward=rm"
         )
     check_scale(ctx, has_own=True)
 
 
 def _length(ctx: Context, parents: Parents) -> Reward:
-    limit, target = ctx.cfg.task.max_response_tokens, ctx.cfg.reward.target
+    limit, target = ctx.options.task.max_response_tokens, ctx.options.reward.target
 
     def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
         tokens = torch.tensor([sample.tokens for sample in samples])
@@ -155,8 +148,8 @@ def _length(ctx: Context, parents: Parents) -> Reward:
 
 
 def _check_length(ctx: Context) -> None:
-    limit, target = ctx.cfg.task.max_response_tokens, ctx.cfg.reward.target
-    if target is not None and not (is_count(target) and target <= limit):
+    limit, target = ctx.options.task.max_response_tokens, ctx.options.reward.target
+    if target is not None and target > limit:
         raise UserError(
             f"reward.target={target} is no length that a response can have: write a whole number from 1 to "
             f"task.max_response_tokens={limit}, or null"
@@ -165,7 +158,7 @@ def _check_length(ctx: Context) -> None:
 
 
 def _random(ctx: Context, parents: Parents) -> Reward:
-    seed = ctx.cfg.seeds.rl
+    seed = ctx.options.seeds.rl
 
     def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
         return [2 * stable_uniform("reward", seed, key) - 1 for key in keys]
@@ -204,7 +197,7 @@ KINDS: Mapping[str, RewardKind] = {
 
 
 def _kind(ctx: Context) -> RewardKind:
-    kind = ctx.cfg.reward.kind
+    kind = ctx.options.reward.kind
     if kind not in KINDS:
         raise UserError(f"reward.kind={kind} is not known: write reward= and one of {', '.join(KINDS)}")
     return KINDS[kind]
@@ -227,9 +220,9 @@ def reward_parents(ctx: Context) -> tuple[str, ...]:
 
 def reward_config(ctx: Context) -> dict[str, Any]:
     """The slice that rewards depend on besides those artifacts."""
-    node = plain(ctx.cfg.reward)
+    node = plain(ctx.options.reward)
     if _kind(ctx).by_labeler:
-        node["labeler"] = labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
+        node["labeler"] = labeler_identity(ctx, "labeler", ctx.options.seeds.label)
     if _kind(ctx).by_text:
         node = classifier_identity(ctx)
     return node
@@ -243,4 +236,4 @@ def reward_work(ctx: Context, responses: int) -> Work:
     if not _kind(ctx).by_labeler:
         return Work()
     prompts = islice(cycle(ctx.task.train), (responses + anchor_count(ctx)) // 2)
-    return labeling_work(ctx, "labeler", ctx.cfg.seeds.label, filler_pairs(ctx, list(prompts)))
+    return labeling_work(ctx, "labeler", ctx.options.seeds.label, filler_pairs(ctx, list(prompts)))

@@ -68,7 +68,7 @@ def standardised(
     `problem` said, where there is no spread at all; without it a UserError is raised. `elsewhere` shows each reference
     to another prompt: for a score against the prompt's own reference, which every reference would have in full.
     """
-    if not ctx.cfg.reward.normalize_rows:
+    if not ctx.options.reward.normalize_rows:
         return own or AS_IT_COMES
     problem = ""
     for samples, what in (
@@ -84,8 +84,8 @@ def standardised(
         if sd > _NO_SPREAD * max(1.0, abs(mean)):
             return RewardScale(f"mean 0, standard deviation 1 on {len(scores)} {what}", mean, sd)
         problem = (
-            f"reward={ctx.cfg.reward.kind} gives all {len(scores)} {what} the same, {mean:.4g}: they have no spread to "
-            "normalise by"
+            f"reward={ctx.options.reward.kind} gives all {len(scores)} {what} the same, {mean:.4g}: they have no "
+            "spread to normalise by"
         )
     return _fallback(own, problem)
 
@@ -103,7 +103,7 @@ def anchors(ctx: Context, prompts: Sequence[Prompt], elsewhere: bool) -> tuple[l
     References of `prompts` or, where they have none, the responses that the task's pairs prefer (both where they
     prefer none).
     """
-    rows = ctx.cfg.reward.normalize_rows
+    rows = ctx.options.reward.normalize_rows
     prompts = ctx.encoder.fitting([p for p in prompts if p.reference], references=True, limit=rows)
     if len(prompts) > 1 or elsewhere:
         texts = [p.reference or "" for p in prompts]
@@ -129,7 +129,7 @@ def anchor_count(ctx: Context) -> int:
         sum(bool(p.reference) for p in rows) for rows in (ctx.task.validation, ctx.task.train)
     )
     found = validation if validation > 1 else validation + train
-    return min(ctx.cfg.reward.normalize_rows, found if found > 1 else len(ctx.task.pairs))
+    return min(ctx.options.reward.normalize_rows, found if found > 1 else len(ctx.task.pairs))
 
 
 def _written(ctx: Context, sample: Sample) -> Sample:
@@ -153,7 +153,7 @@ def _preferred(pair: Pair) -> tuple[str, ...]:
 
 def check_scale(ctx: Context, *, has_own: bool) -> None:
     """Raises UserError where there is nothing to standardise on, and no scale that scores have by themselves."""
-    rows = ctx.cfg.reward.normalize_rows
+    rows = ctx.options.reward.normalize_rows
     if rows < 0 or rows == 1:
         raise UserError(
             f"reward.normalize_rows={rows} gives no spread to normalise by: write 2 or more, or 0 for scores as they "
@@ -165,6 +165,6 @@ def check_scale(ctx: Context, *, has_own: bool) -> None:
 
 def _too_few(ctx: Context, count: int) -> str:
     return (
-        f"reward={ctx.cfg.reward.kind} is standardised on the task's references, or on the responses of its pairs, of "
-        f"which task {ctx.cfg.task.name} has {count} to score"
+        f"reward={ctx.options.reward.kind} is standardised on the task's references, or on the responses of its pairs, "
+        f"of which task {ctx.options.task.name} has {count} to score"
     )

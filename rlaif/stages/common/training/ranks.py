@@ -20,9 +20,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from omegaconf import OmegaConf
+import yaml
 
 from rlaif.errors import UserError
+from rlaif.io import write_text
+from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 
 HOST = "127.0.0.1"
@@ -55,7 +57,7 @@ def follows() -> bool:
 
 def check_devices(ctx: Context, key: str, rows: int) -> None:
     """Raises UserError for processes that there cannot be; `rows` under `key` are what they share of a step."""
-    node = ctx.cfg.trainer
+    node = ctx.options.trainer
     if node.strategy not in ("auto", "ddp"):
         raise UserError(f"trainer.strategy={node.strategy} is not known: write auto or ddp, which are one")
     if node.devices > rows:
@@ -76,7 +78,7 @@ def training_together(ctx: Context, kind: str, folder: Path) -> Iterator[None]:
 
     A follower ends here. Raises RuntimeError if one dies; the others end with it.
     """
-    size = ctx.cfg.trainer.devices
+    size = ctx.options.trainer.devices
     if _place is not None:
         store = dist.TCPStore(HOST, _place.port, _place.size, is_master=False, timeout=TIMEOUT)
         store.add("ready", 1)
@@ -107,10 +109,10 @@ def _group(store: dist.Store, rank: int, size: int) -> Iterator[None]:
 @contextmanager
 def _followers(ctx: Context, kind: str, folder: Path, store: dist.TCPStore) -> Iterator[None]:
     """The other processes, from when they are ready until they have ended."""
-    work, size = folder / "work", ctx.cfg.trainer.devices
+    work, size = folder / "work", ctx.options.trainer.devices
     work.mkdir(parents=True, exist_ok=True)
     config, started = work / "followers.yaml", dict[Path, subprocess.Popen[bytes]]()
-    OmegaConf.save(ctx.cfg, config)
+    write_text(config, yaml.safe_dump(plain(ctx.options)))
     try:
         for rank in range(1, size):
             log = work / f"rank{rank}.log"
@@ -144,7 +146,7 @@ def _check_alive(started: Mapping[Path, subprocess.Popen[bytes]]) -> None:
 
 
 def _start(ctx: Context, rank: int, words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    paths = [ctx.cfg.paths.code, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [ctx.options.paths.code, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if ctx.model_spec.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

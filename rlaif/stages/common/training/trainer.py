@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 
 from rlaif.errors import UserError
 from rlaif.io import release_free_memory
+from rlaif.options.training import RLOptions, RMOptions, SFTOptions
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.common.training.ranks import follows
@@ -183,7 +184,7 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def optim_options(node: Any, total_steps: int) -> OptimOptions:
+def optim_options(node: SFTOptions | RMOptions | RLOptions, total_steps: int) -> OptimOptions:
     """The optimiser's options out of a stage's configuration."""
     return OptimOptions(
         lr=node.lr,
@@ -196,15 +197,10 @@ def optim_options(node: Any, total_steps: int) -> OptimOptions:
     )
 
 
-def is_count(value: Any) -> bool:
-    """Whether `value` is a whole number from 1 on (a key that may be null has no type of its own)."""
-    return type(value) is int and value >= 1
-
-
-def check_training(key: str, node: Any) -> None:
+def check_training(key: str, node: SFTOptions | RMOptions) -> None:
     """Raises UserError for numbers under `key` (a stage's configuration) that no training can have."""
     size, micro = node.batch_size, node.micro_batch_size
-    if micro is not None and not (is_count(micro) and micro <= size):
+    if micro is not None and micro > size:
         raise UserError(
             f"{key}.micro_batch_size={micro} is no part of {key}.batch_size={size}: write 1 to {size}, or null"
         )

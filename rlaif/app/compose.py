@@ -1,0 +1,71 @@
+"""From Hydra's composed configuration to the typed options of a job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+
+from rlaif.errors import UserError
+from rlaif.options.job import Options, with_engine, with_seed
+from rlaif.options.read import UNSET, read, require
+from rlaif.stages.common.context import Compose
+
+_VARIABLE = re.compile(r"Environment variable '([^']+)' not found")
+_READ_LATER = ("compare", "report", "clean")
+"""Stages for which a setting may be unset: an arm gives it, or nothing reads it."""
+
+
+def read_options(cfg: DictConfig) -> Options:
+    """The options of a composed configuration. Raises UserError for what it cannot be."""
+    values = resolved(cfg)
+    options = read(Options, values)
+    if options.stage not in _READ_LATER:
+        require(values)
+    return with_engine(with_seed(options))
+
+
+def arm_composer(overrides: Sequence[str]) -> Compose:
+    """Composes the job's own words together with an arm's; every setting must have its value then."""
+
+    def composed(words: Sequence[str]) -> Options:
+        own = {_key(word) for word in words}
+        # A key that the arm sets itself is the arm's: a sweep over it would otherwise be undone silently.
+        base = [word for word in overrides if _key(word) not in own]
+        cfg = compose(HydraConfig.get().job.config_name, overrides=[*base, *words])
+        require(resolved(cfg))
+        return read_options(cfg)
+
+    return composed
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].lstrip("+~")
+
+
+def resolved(node: Any, place: str = "") -> Any:
+    """A configuration node as plain data; `UNSET` for a value that is still to be given, or that follows one."""
+    if OmegaConf.is_dict(node):
+        return {str(key): _item(node, key, f"{place}.{key}".lstrip(".")) for key in node}
+    if OmegaConf.is_list(node):
+        return [_item(node, index, f"{place}.{index}") for index in range(len(node))]
+    return node
+
+
+def _item(node: Any, key: Any, place: str) -> Any:
+    try:
+        return resolved(node[key], place)
+    except MissingMandatoryValue:
+        return UNSET
+    except InterpolationResolutionError as error:
+        found = _VARIABLE.search(str(error))
+        if found is None:
+            return UNSET
+        raise UserError(
+            f"{place} follows the environment variable {found[1]}, which is not set: set it"
+        ) from None

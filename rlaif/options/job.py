@@ -1,0 +1,230 @@
+"""The options of one job, as the composed configuration has them: read once at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rlaif.options.labeling import BackendOptions, EvalOptions, LabelerNode
+from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Positive, Share
+from rlaif.options.training import RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
+
+TooLong = Literal["error", "truncate", "drop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedOptions:
+    """`seeds`: one for each stage, and `data` for the split."""
+
+    data: Count0
+    sft: Count0
+    sample: Count0
+    label: Count0
+    rm: Count0
+    rl: Count0
+    eval: Count0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathOptions:
+    """`paths`: where a job writes, and where conf/ lies."""
+
+    root: Name
+    code: Name
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyOptions:
+    """`models.tiny`: a random model of a few thousand weights instead of every model."""
+
+    tiny: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """`doctor`: gold pairs that are attacked with injected text."""
+
+    injection_pairs: Count0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnOptions:
+    """`task.columns`: the user's names of our columns."""
+
+    prompt: str | None
+    reference: str | None
+    response_a: str | None
+    response_b: str | None
+    label: str | None
+    id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """`task`: where prompts, references and pairs come from, and how text becomes tokens.
+
+    Fields with a default belong to some sources alone.
+    """
+
+    name: str
+    source: str
+    templates: str
+    chat: bool
+    prefix: str
+    suffix: str
+    separator: str
+    max_prompt_tokens: Count
+    max_response_tokens: Count
+    too_long: TooLong | None
+    too_long_prompts: TooLong
+    too_long_responses: TooLong
+    max_rows: Count | None
+    test_fraction: Share
+    validation_fraction: Share
+    sft: bool
+    public: bool
+    # files and hub data sets
+    path: tuple[str, ...] = ABSENT
+    hub_split: str = ABSENT
+    hub_data_dir: str | None = ABSENT
+    gold_fraction: Share = ABSENT
+    columns: ColumnOptions | None = ABSENT
+    gold_confidence: Any = ABSENT
+    # docs
+    packages: tuple[str, ...] | None = ABSENT
+    gold_pairs_per_construction: Count0 = ABSENT
+    max_prompt_chars: Count = ABSENT
+    min_reference_words: Count0 = ABSENT
+    max_reference_words: Count = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """`model`: the base of policy and reward model, and which part of it is trained."""
+
+    source: str
+    name: Name
+    revision: str | None
+    trainable: str
+    lora_alpha: Positive
+    dtype: str
+    chat_template: Name | None
+    trust_remote_code: bool
+    trunk_cache_gb: From0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """`report`: the runs of stage=report, and how many samples a run keeps for reading."""
+
+    stage: str | None
+    group: str | None
+    limit: Count
+    samples: Count0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingOptions:
+    """`tracking`: Weights & Biases. What is null follows its own environment variables, then our defaults."""
+
+    mode: str
+    project: Name | None
+    entity: str | None
+    group: str | None
+    name: str | None
+    tags: tuple[str, ...] | None
+    upload: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions:
+    """`trainer`: device, processes, threads, and how progress is shown."""
+
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Count
+    strategy: Literal["auto", "ddp"]
+    threads: Count | None
+    progress: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything that a job's configuration says. Nodes of type Any hold names of the user's own."""
+
+    stage: str
+    seed: Count0 | None
+    seeds: SeedOptions
+    paths: PathOptions
+    plan: bool
+    force: Any
+    export: Name | None
+    models: TinyOptions
+    task: TaskOptions
+    model: ModelOptions
+    backend: BackendOptions
+    labeler: LabelerNode
+    judge: LabelerNode
+    sft: SFTOptions
+    sample: SampleOptions
+    rm: RMOptions
+    reward: RewardOptions
+    rl: RLOptions
+    eval: EvalOptions
+    report: ReportOptions
+    trainer: TrainerOptions
+    tracking: TrackingOptions
+    prices: Any
+    doctor: DoctorOptions = ABSENT
+    # stage=compare
+    arms: Any
+    grid: Any
+    repeat: Any
+    until: str
+    test: tuple[str, ...] | None
+    curve: Any
+    diagnose: Any
+    controls: Any
+    compare: Any
+
+    def asked(self, key: str) -> LabelerNode:
+        """The labeler composed at `key`, `labeler` or `judge`."""
+        return {"labeler": self.labeler, "judge": self.judge}[key]
+
+
+SEEDS = {
+    "sft": ("sft",),
+    "sample": ("sample",),
+    "label": ("label",),
+    "rm": ("rm",),
+    "rl": ("rl",),
+    "eval": ("eval",),
+    "pipeline": ("rm", "rl"),
+}
+
+
+def with_seed(options: Options) -> Options:
+    """`seed=` sets the requested stage's seed only (for `pipeline`: rm and rl), so that the rest is shared.
+
+    An arm of a comparison counts as the stage that it runs `until`; until eval, as a pipeline.
+    """
+    stage = options.stage
+    if stage == "compare":
+        stage = "pipeline" if options.until == "eval" else options.until
+    if options.seed is None:
+        return options
+    return replace(options, seeds=replace(options.seeds, **dict.fromkeys(SEEDS.get(stage, ()), options.seed)))
+
+
+def with_engine(options: Options) -> Options:
+    """`backend: null` of a labeler or judge becomes the engine that `backend=` sets up.
+
+    With `models.tiny=true` the engine of this process is a random model, which puts no mass on any choice:
+    there `min_mass` is 0, since it would stop all that is tried with it. A server's model stays what it is.
+    """
+
+    def prepared(node: LabelerNode) -> LabelerNode:
+        node = replace(node, backend=node.backend or options.backend.engine)
+        here = options.models.tiny and node.backend == "transformers"
+        return replace(node, min_mass=0.0) if here else node
+
+    return replace(options, labeler=prepared(options.labeler), judge=prepared(options.judge))

@@ -1,0 +1,131 @@
+"""Options of labelers and judges, and of the engines that run them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from rlaif.options.rules import ABSENT, Count, Count0, Finite, From0, Name, Number, Positive, Share
+
+Preamble = Literal["base", "detailed"]
+ReadoutKind = Literal["choice", "score", "likelihood", "text"]
+Direction = Literal["forward", "reverse"]
+Normalize = Literal["none", "tokens"]
+OrderMode = Literal["first", "random", "both", "both_consistent"]
+Averaging = Literal["prob", "logit"]
+Retry = Literal["unparsed", "failed", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadoutOptions:
+    """How a number is read from the model.
+
+    `temperature` divides the choices' log-probabilities (`choice`) or the difference of the two
+    responses' scores (`score`, `likelihood`) before the softmax or sigmoid that gives `p_a`.
+    `direction` and `normalize` belong to `likelihood`, `max_tokens` (new tokens of a verdict) to `text`.
+    """
+
+    kind: ReadoutKind
+    temperature: Positive
+    direction: Direction
+    normalize: Normalize
+    max_tokens: Count
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each response is read by itself, so that a pair has no positions."""
+        return self.kind in ("score", "likelihood")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptedOptions:
+    """`labeler.scripted`: the rule that answers, and its faults."""
+
+    rule: str
+    strength: Finite
+    noise: From0
+    unparsed_rate: Share
+    position_bias: Finite
+    seed: Count0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelerNode:
+    """`labeler` and `judge`: prompt strategy x readout x order x self-consistency, and what a stage allows them.
+
+    `min_mass` is the least probability of the next token that the choices of a `choice` or `score` readout must
+    carry together. `temperature` and `top_k` (0: no limit) govern sampled text. `batch_size` prompts reach the
+    backend at once and are committed to the store together. `backend` null is the engine that `backend=` sets up.
+    """
+
+    name: str | None
+    backend: str | None
+    preamble: Preamble
+    exemplars: Count0
+    cot: bool
+    max_rationale_tokens: Count
+    min_mass: Share
+    readout: ReadoutOptions
+    order: OrderMode
+    averaging: Averaging
+    samples: Count
+    temperature: From0
+    top_k: Count0
+    batch_size: Count
+    max_unparsed: Share
+    min_alignment: Share | None
+    budget_usd: Positive | None
+    max_seconds: Positive | None
+    retry: Retry | None
+    scripted: ScriptedOptions
+
+    @property
+    def engine(self) -> str:
+        """`backend`, once the job's options have been made ready (`with_engine`)."""
+        assert self.backend is not None
+        return self.backend
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """`backend`: the engine of labelers and judges, in this process or behind a server.
+
+    `revision` is the model's in either. Fields with a default belong to one of the engines alone.
+    """
+
+    engine: str
+    name: Name
+    revision: str | None
+    # openai
+    base_url: Name = ABSENT
+    api: Literal["completions", "chat"] = ABSENT
+    tokenizer: Name = ABSENT
+    api_key_env: str | None = ABSENT
+    top_logprobs: Count = ABSENT
+    choice_samples: Count0 = ABSENT
+    timeout_s: Positive = ABSENT
+    connect_timeout_s: Positive = ABSENT
+    concurrency: Count = ABSENT
+    requests_per_minute: Positive | None = ABSENT
+    tokens_per_minute: Positive | None = ABSENT
+    max_retries: Count0 = ABSENT
+    backoff_s: Positive = ABSENT
+    max_wait_s: From0 = ABSENT
+    seconds_per_call: From0 = ABSENT
+    # transformers
+    source: str = ABSENT
+    dtype: str = ABSENT
+    chat_template: Name | None = ABSENT
+    trust_remote_code: bool = ABSENT
+    max_rows: Count = ABSENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """`eval`: how the two policies answer the held-out prompts, and what counts as a tie."""
+
+    num_prompts: Count
+    temperature: From0
+    top_k: Count0
+    tie_margin: Annotated[float, Number(0, 0.5)]
+    max_rows: Count
