@@ -82,7 +82,7 @@ def _run(options: Options, overrides: Sequence[str], group: str | None) -> Path 
     if options.stage == "doctor":
         doctor(Context(options, None, compose))
         return None
-    tracking = options.tracking
+    tracking, wandb = options.tracking, wandb_options(options, group)
     with Run(
         directory=run_directory(Path(options.paths.root).expanduser().absolute(), options.stage),
         stage=options.stage,
@@ -90,7 +90,7 @@ def _run(options: Options, overrides: Sequence[str], group: str | None) -> Path 
         overrides=list(overrides),
         group=tracking.group or group,
         name=tracking.name or os.environ.get("WANDB_NAME") or _job_name(options.stage, overrides),
-        wandb_options=wandb_options(options, group),
+        wandb_options=wandb,
     ) as run:
         ctx = Context(options, run, compose)
         with closing(ctx.progress):

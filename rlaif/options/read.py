@@ -53,6 +53,8 @@ def read(options: type[T], values: Any, place: str = "") -> T:
 def _value(rule: Any, key: str, value: Any) -> Any:
     if isinstance(rule, type):
         return read(rule, value, key)
+    if isinstance(value, Mapping) and not isinstance(rule, Anything):
+        raise UserError(unknown_key(leaves(value, key)[0][0]))
     if value == UNSET:
         return value
     value = rule.read(value)

@@ -113,7 +113,7 @@ def test_refused_before_anything_is_written(overrides, words, sentence, tmp_path
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        (["labeler.order=nonsense"], ["labeler.order is 'nonsense'", "first, random, both"]),
+        (["labeler.order=nonsense"], ["labeler.order=nonsense is not known", "first, random, both"]),
         (["labeler.backend=nonsense"], ["labeler.backend=nonsense", "scripted"]),
         (["labeler.samples=3"], ["labeler.samples=3", "labeler.samples=1"]),
         (["rm.init=nonsense"], ["rm.init=nonsense", "sft or base"]),
@@ -129,7 +129,7 @@ def test_refused_before_anything_is_written(overrides, words, sentence, tmp_path
         (["sample.source=dataset"], ["sample.source=dataset", "sample.source=policy"]),
         (["task.too_long=nonsense"], ["task.too_long=nonsense"]),
         (["task.packages=[nonsense]"], ["no package nonsense is installed"]),
-        (["judge.order=nonsense"], ["order is 'nonsense'"]),
+        (["judge.order=nonsense"], ["judge.order=nonsense is not known"]),
     ],
 )
 def test_a_bad_option_of_a_late_stage_is_refused_before_the_first_is_built(
@@ -240,7 +240,7 @@ def test_a_bad_experiment(overrides, words, sentence, refused_root) -> None:
 def test_a_failed_run_is_recorded_as_failed(sentence, tmp_path) -> None:
     from rlaif.tracking.runs import find_runs
 
-    said = sentence("stage=rm", "rm.init=nonsense")
+    said = sentence("stage=rm", "rm.micro_batch_size=9")
     (record,) = find_runs(tmp_path / "root", state=None)
     assert record.state == "failed" and record.error == said and dict(record.summary) == {}
 

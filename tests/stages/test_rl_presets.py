@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from rlaif.app.compose import resolved
 from rlaif.errors import UserError
+from rlaif.options.read import read
+from rlaif.options.training import RLOptions
 from rlaif.stages.rl.options import ADVANTAGES, check_rl
 from rlaif.tracking.glossary import unknown
 from rlaif.tracking.runs import RunRecord
@@ -21,10 +23,10 @@ PRESETS = sorted(file.stem for file in (CONF / "rl").glob("[!_]*.yaml"))
 
 @pytest.fixture(scope="module")
 def node() -> Callable[..., Any]:
-    """`node("rloo", beta=0.1)`: the preset's values with these changed."""
+    """`node("rloo", beta=0.1)`: the preset's options with these changed, as a job reads them."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = {name: compose("config", overrides=[f"rl={name}"]).rl for name in PRESETS}
-    return lambda preset, **changes: OmegaConf.merge(composed[preset], changes)
+        composed = {name: resolved(compose("config", overrides=[f"rl={name}"]).rl) for name in PRESETS}
+    return lambda preset, **changes: read(RLOptions, composed[preset] | changes, "rl")
 
 
 def test_the_presets_are_those_of_the_interface() -> None:
@@ -98,12 +100,12 @@ def test_presets_of_one_size_use_equally_many_responses(node) -> None:
         ("reinforce_lee2023", {"beta": 1.0}, "rl.convex_kl=true .*: write a rl.beta below 1"),
         ("reinforce_lee2023", {"kl_controller": "adaptive"}, "rl.convex_kl=true .* rl.kl_controller=fixed"),
         ("ppo", {"kl_controller": "adaptive", "beta": 0.0}, "rl.kl_controller=adaptive .* above 0"),
-        ("ppo", {"kl_controller": "adaptive", "kl_target": 0.0}, "rl.kl_controller=adaptive .* above 0"),
-        ("ppo", {"kl_controller": "adaptive", "kl_horizon": 0}, "rl.kl_controller=adaptive .* above 0"),
-        ("ppo", {"beta": -0.1}, "rl.beta=-0.1 .*: write 0 or more"),
+        ("ppo", {"kl_controller": "adaptive", "kl_target": 0.0}, "rl.kl_target=0.0 .* above 0"),
+        ("ppo", {"kl_controller": "adaptive", "kl_horizon": 0}, "rl.kl_horizon=0 .* above 0"),
+        ("ppo", {"beta": -0.1}, "rl.beta=-0.1 .*: write a number from 0"),
         ("ppo", {"max_kl": 0.0}, "rl.max_kl=0.0 .*: write a number above 0, or null"),
         ("ppo", {"temperature": 0.0}, "rl.temperature=0.0 .*: write a number above 0"),
-        ("ppo", {"minibatch_rollouts": 0}, "rl.minibatch_rollouts=0 .*: write 1 or more"),
+        ("ppo", {"minibatch_rollouts": 0}, "rl.minibatch_rollouts=0 .*: write a whole number from 1"),
         ("ppo", {"minibatch_rollouts": 5}, "rl.minibatch_rollouts must divide"),
         ("ppo", {"missing_eos_score": -1.0}, "rl.missing_eos_score .*: write rl.missing_eos_penalty=0"),
     ],
