@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from rlaif.io import stable_uniform
-from rlaif.labelers.options import Averaging, OrderMode
 from rlaif.labelers.readout.readouts import sigmoid
+from rlaif.options.labeling import Averaging, OrderMode
 from rlaif.records import Judgement, Order, ParseState, Preference, Provenance
 
 _LARGEST_LOGIT = math.log((1.0 - 1e-6) / 1e-6)  # a text verdict is exactly 0 or 1

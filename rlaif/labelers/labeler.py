@@ -19,10 +19,11 @@ from rlaif.labelers.cost import Meter
 from rlaif.labelers.options import LabelerOptions
 from rlaif.labelers.prompts import (
     CHOICES,
-    PromptStrategy,
     answer_for,
     clean_rationale,
     forward_items,
+    holds_empty,
+    prompt_strategy,
     reverse_items,
     score_message,
 )
@@ -42,7 +43,6 @@ from rlaif.labelers.templates import TemplateSet, toward_better
 from rlaif.options.labeling import Retry
 from rlaif.records import Judgement, Order, Pair, Preference, Provenance, is_empty
 
-_CHARS_PER_TOKEN = 4
 _RATIONALES = "rationales with verdicts"
 
 
@@ -60,15 +60,6 @@ class LabelResult:
     preferences: tuple[Preference, ...]
     counters: dict[str, float]
     unread: Unread
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What labeling would ask for, reuse aside: backend calls and tokens (characters / 4)."""
-
-    calls: int
-    tokens_in: int
-    tokens_out: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +122,7 @@ class Labeler:
         self._store = store
         self._progress = progress
         self._meter = meter or _unbounded()
-        self._strategy = _strategy(templates, options)
+        self._strategy = prompt_strategy(templates, options)
 
     def identity(self) -> dict[str, Any]:
         """All that labels depend on besides the pairs: engine and model, templates, effective options."""
@@ -154,7 +145,7 @@ class Labeler:
     def label(self, pairs: Sequence[Pair]) -> LabelResult:
         """Judge `pairs`; the result keeps their order (and, within a pair, ab before ba)."""
         asker = self._asker()
-        asked = [pair for pair in pairs if not _holds_empty(pair)]
+        asked = [pair for pair in pairs if not holds_empty(pair)]
         pointwise = self._options.readout.pointwise
         try:
             judged = self._judge_points(asker, asked) if pointwise else self._judge_views(asker, asked)
@@ -163,7 +154,7 @@ class Labeler:
             raise self._bound_error(stop, "judgements", total) from None
         rows = iter(judged)
         by_pair = [
-            self._by_rule(pair) if _holds_empty(pair) else (own := next(rows), self._aggregate(pair, own))
+            self._by_rule(pair) if holds_empty(pair) else (own := next(rows), self._aggregate(pair, own))
             for pair in pairs
         ]
         flat = tuple(judgement for judgements, _ in by_pair for judgement in judgements)
@@ -466,45 +457,6 @@ class Labeler:
         )
 
 
-def estimate(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOptions) -> Estimate:
-    """What labeling `pairs` would ask of a backend, without one: nothing is run or looked up."""
-    pairs = [pair for pair in pairs if not _holds_empty(pair)]
-    if options.readout.pointwise:
-        return _estimate_points(pairs, templates, options)
-    strategy = _strategy(templates, options)
-    calls = tokens_in = tokens_out = 0
-    for pair in pairs:
-        for order in orders_of(options.order, seed=options.seed, pair_id=pair.id):
-            verdict = _size(strategy.verdict(pair, order, "" if options.cot else None))
-            calls += options.samples
-            tokens_in += options.samples * verdict
-            if options.readout.kind == "text":
-                tokens_out += options.samples * options.readout.max_tokens
-            if options.cot:
-                calls += options.samples
-                tokens_in += options.samples * (
-                    _size(strategy.rationale(pair, order)) + options.max_rationale_tokens
-                )
-                tokens_out += options.samples * options.max_rationale_tokens
-    return Estimate(calls, tokens_in, tokens_out)
-
-
-def _estimate_points(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOptions) -> Estimate:
-    sizes: list[int] = []
-    for pair in pairs:
-        for response in (pair.response_a, pair.response_b):
-            if options.readout.kind == "score":
-                sizes.append(_size(score_message(templates, options.preamble, pair.prompt, response)))
-            else:
-                render = forward_items if options.readout.direction == "forward" else reverse_items
-                sizes += [_size(message, text) for message, text in render(templates, pair.prompt, response)]
-    return Estimate(len(sizes), sum(sizes), 0)
-
-
-def _holds_empty(pair: Pair) -> bool:
-    return is_empty(pair.response_a) or is_empty(pair.response_b)
-
-
 def _capped(reading: Reading, texts: Sequence[float]) -> Reading:
     """An empty response's own score, no more than the least of the `texts`."""
     if reading.value is None:
@@ -523,14 +475,6 @@ def _refuse_hidden_ten(numbers: list[int], answers: list[Answered]) -> None:
 
 def _unbounded() -> Meter:
     return Meter(name="labeler", price=None, budget_usd=None, max_seconds=None, clock=time.perf_counter)
-
-
-def _strategy(templates: TemplateSet, options: LabelerOptions) -> PromptStrategy:
-    return PromptStrategy(templates, options.preamble, options.exemplars, options.cot)
-
-
-def _size(message: Message, continuation: str = "") -> int:
-    return -(-len(message.user + message.assistant + continuation) // _CHARS_PER_TOKEN)
 
 
 def _seed(seed: int, message: Message, sample: int) -> int:

@@ -11,9 +11,19 @@ from dataclasses import dataclass
 from rlaif.backends.base import Message
 from rlaif.backends.fencing import neutralise
 from rlaif.errors import UserError
+from rlaif.labelers.options import LabelerOptions
 from rlaif.labelers.templates import Exemplar, TemplateSet, toward_better
 from rlaif.options.labeling import Preamble
-from rlaif.records import Order, Pair
+from rlaif.records import Order, Pair, is_empty
+
+
+def holds_empty(pair: Pair) -> bool:
+    return is_empty(pair.response_a) or is_empty(pair.response_b)
+
+
+def prompt_strategy(templates: TemplateSet, options: LabelerOptions) -> PromptStrategy:
+    return PromptStrategy(templates, options.preamble, options.exemplars, options.cot)
+
 
 CHOICES = ("1", "2")
 

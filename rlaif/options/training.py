@@ -5,18 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rlaif.options.rules import (
-    ABSENT,
-    Count,
-    Count0,
-    Finite,
-    From0,
-    Name,
-    Number,
-    Part,
-    Positive,
-    Share,
-)
+from rlaif.options.rules import ABSENT, Count, Count0, Finite, From0, Name, Number, Part, Positive, Share
 
 Schedule = Literal["constant", "linear", "cosine"]
 Between = Annotated[float, Number(0, 1, above=True, below=True)]

@@ -11,7 +11,7 @@ from rich.text import Text
 from rlaif.report.curve import curve_table, terminal_curve
 from rlaif.stats import holm
 from rlaif.study.controls import ControlArm
-from rlaif.study.diagnosis import diagnosis_table, terminal_diagnosis
+from rlaif.study.diagnosis_table import diagnosis_table, terminal_diagnosis
 from rlaif.study.labelers import PairRow, bare_p, labelers_of, labelers_table, pair_row, terminal_labelers
 from rlaif.study.tables import ALPHA
 from rlaif.study.verdict import Verdict

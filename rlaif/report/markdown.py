@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rlaif.report.comparison import ArmsTable, arms_table
 from rlaif.report.curve import curve_table
-from rlaif.study.diagnosis import HEADS, diagnosis_table
+from rlaif.study.diagnosis_table import HEADS, diagnosis_table
 from rlaif.tracking.runs import RunRecord
 from rlaif.tracking.text import metric_label
 

@@ -24,7 +24,7 @@ from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.verdict import verdict
 from rlaif.stages.label.section import LabelerSection, labeler_section
 from rlaif.stages.rm.section import RewardModelSection, reward_model_section
-from rlaif.study.diagnosis import DiagnosisTable, diagnosis_table
+from rlaif.study.diagnosis_table import DiagnosisTable, diagnosis_table
 from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table
 from rlaif.study.tables import Table, ablation_table, group_runs
 from rlaif.study.verdict import Verdict

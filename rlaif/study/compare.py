@@ -27,7 +27,8 @@ from rlaif.stages.rl.alarms import read_history
 from rlaif.store import Artifact, ArtifactSpec
 from rlaif.study.arm_table import compare_items, curve_rows, mean_summary, standing
 from rlaif.study.arms import Arm, Curve, read_arms, read_controls, read_curve, read_roles, read_tests, setting
-from rlaif.study.diagnosis import control_row, diagnose, diagnosis_table
+from rlaif.study.diagnosis import control_row, diagnose
+from rlaif.study.diagnosis_table import diagnosis_table
 from rlaif.study.labelers import compare_labelers
 
 VERSION = 2

@@ -11,15 +11,8 @@ from synthetic_runs import write_run
 
 from rlaif.report.markdown import comparison_markdown
 from rlaif.report.page import render_report
-from rlaif.study.diagnosis import (
-    PARTS,
-    ROLES,
-    control_row,
-    diagnose,
-    diagnosis_table,
-    diagnosis_verdict,
-    terminal_diagnosis,
-)
+from rlaif.study.diagnosis import PARTS, ROLES, control_row, diagnose
+from rlaif.study.diagnosis_table import diagnosis_table, diagnosis_verdict, terminal_diagnosis
 from rlaif.tracking.runs import load_run
 
 N = 120

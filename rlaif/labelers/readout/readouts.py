@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rlaif.backends.base import ChoiceScores, SequenceScore
-from rlaif.labelers.options import ReadoutOptions
 from rlaif.labelers.readout.verdict_text import verdict_of
 from rlaif.labelers.templates import Polarity
+from rlaif.options.labeling import ReadoutOptions
 from rlaif.records import ParseState, Provenance
 
 SCORES = tuple(str(rank) for rank in range(1, 11))

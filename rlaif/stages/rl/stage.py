@@ -31,13 +31,7 @@ from rlaif.stages.common.sources import rl_prompts
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import fit, make_trainer, optim_options
-from rlaif.stages.rl.alarms import (
-    HISTORY_FILE,
-    raise_alarms,
-    read_history,
-    review_policy,
-    write_history,
-)
+from rlaif.stages.rl.alarms import HISTORY_FILE, raise_alarms, read_history, review_policy, write_history
 from rlaif.stages.rl.held_out import HeldOut, held_out_work, make_held_out
 from rlaif.stages.rl.module import PPOModule
 from rlaif.stages.rl.options import check_rl, rl_collector, rl_options

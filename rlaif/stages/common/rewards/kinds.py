@@ -23,13 +23,7 @@ from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_ide
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stages.common.rewards.classifier import check_classifier, classifier_identity, text_scorer
 from rlaif.stages.common.rewards.reward import LabelerReward, ModelReward, Reward, RuleReward
-from rlaif.stages.common.rewards.scale import (
-    UNIT,
-    RewardScale,
-    anchor_count,
-    check_scale,
-    standardised,
-)
+from rlaif.stages.common.rewards.scale import UNIT, RewardScale, anchor_count, check_scale, standardised
 from rlaif.stages.common.stage import Parents, Work
 
 # Reward models.
