@@ -16,15 +16,6 @@ from rlaif.labelers.templates import Exemplar, TemplateSet, toward_better
 from rlaif.options.labeling import Preamble
 from rlaif.records import Order, Pair, is_empty
 
-
-def holds_empty(pair: Pair) -> bool:
-    return is_empty(pair.response_a) or is_empty(pair.response_b)
-
-
-def prompt_strategy(templates: TemplateSet, options: LabelerOptions) -> PromptStrategy:
-    return PromptStrategy(templates, options.preamble, options.exemplars, options.cot)
-
-
 CHOICES = ("1", "2")
 
 
@@ -128,3 +119,13 @@ def reverse_items(templates: TemplateSet, prompt: str, response: str) -> list[tu
 
 def _plain(templates: TemplateSet, text: str) -> Message:
     return Message(text if templates.likelihood_chat else f"{text}\n", "", templates.likelihood_chat)
+
+
+def prompt_strategy(templates: TemplateSet, options: LabelerOptions) -> PromptStrategy:
+    """The prompts that the labeler's options ask for."""
+    return PromptStrategy(templates, options.preamble, options.exemplars, options.cot)
+
+
+def holds_empty(pair: Pair) -> bool:
+    """Whether a rule decides the pair: an empty response loses to any text, so that no one is asked."""
+    return is_empty(pair.response_a) or is_empty(pair.response_b)
