@@ -9,7 +9,7 @@ import pytest
 from local_server import LocalServer, answers_and_ends, ten_or_more
 from openai_cases import backend
 
-import rlaif.backends.openai.backend as module
+import rlaif.backends.openai.choices as module
 from rlaif.backends.base import Message
 from rlaif.backends.openai.backend import ChatTemplate
 from rlaif.backends.openai.spellings import opens_with, says
