@@ -33,28 +33,13 @@ from rlaif.study.compare import compare_arms
 from rlaif.study.labelers import labelers_of, labelers_table, terminal_labelers
 from rlaif.study.tables import ablation_table, terminal_table
 from rlaif.tracking import Run, WandbOptions, check_environment, run_directory
+from rlaif.tracking.glossary import groups, names
 from rlaif.tracking.runs import find_runs, load_run
 from rlaif.tracking.text import duration
 
 logger = logging.getLogger(__name__)
 
 OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
-MAIN_METRIC = {
-    "label": ["label/alignment", "label/unparsed_rate", "label/same_position_rate", "label/length_gap"],
-    "rm": ["rm/accuracy", "rm/gold_accuracy", "rm/length_only_accuracy", "rm/ece", "label/alignment"],
-    "rl": ["rl/reward", "rl/objective", "rl/kl", "rl/response_length", "rl/eos_rate"],
-    "sft": ["sft/val_loss"],
-    "sample": ["sample/n", "sample/mean_tokens"],
-}
-EVAL_METRICS = [
-    "eval/win_rate",
-    "eval/win_rate_lc",
-    "eval/rouge_l_policy",
-    "eval/kl",
-    "eval/log_ratio",
-    "rm/accuracy",
-    "label/alignment",
-]
 
 
 def prepare_torch(options: Options) -> None:
@@ -185,9 +170,9 @@ def _build(ctx: Context, run: Run, target: str) -> None:
     artifact = graph.get(target, force=bool(force), force_parents=force == "all")
     for ancestor in graph.built.values():
         run.artifact(name=ancestor.name, kind=ancestor.kind, path=ancestor.path, metadata=ancestor.metrics)
-    run.summary(graph.summary())
-    run.lineage(graph.lineage())
     _details(graph, run)
+    run.summary(graph.summary())  # after the history, whose best or last value W&B puts into its summary
+    run.lineage(graph.lineage())
     if ctx.options.export:
         folder = export_model(ctx, artifact, Path(ctx.options.export).expanduser(), graph.summary())
         print(f"exported: {folder}")
@@ -229,7 +214,8 @@ def _sweep_report(ctx: Context, group: str) -> None:
     runs = find_runs(ctx.root, stage=ctx.options.stage, group=group)
     if len(runs) < 2:
         return
-    main, *more = MAIN_METRIC.get(ctx.options.stage, EVAL_METRICS)
+    stage = ctx.options.stage
+    main, *more = names("ablation", stage if stage in groups("ablation") else "eval")
     present = [name for name in more if any(run.summary.get(name) is not None for run in runs)]
     console().print(terminal_table(ablation_table(runs, [main, *present])))
     labelers = labelers_table(*labelers_of(runs))

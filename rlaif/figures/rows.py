@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from rlaif.figures import plots
 from rlaif.stats import Interval
+from rlaif.tracking.glossary import Shown
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
 from rlaif.tracking.text import EN_DASH, metric_range, metric_value, percent, plain, signed
-
-Fact = tuple[str, str, str]  # group, metric, label
 
 
 def latest_table(runs: Sequence[RunRecord], name: str) -> list[Row]:
     """The table of the last run that has it: later stages of a path repeat the tables before them."""
     return next((rows for run in reversed(runs) if (rows := run.table(name))), [])
-
-
-def fact_rows(
-    facts: Sequence[Fact], summary: Mapping[str, Scalar], notes: Mapping[str, str]
-) -> tuple[ResultRow, ...]:
-    """A line for each fact that was measured, with its interval and note where there are any."""
-    rows = []
-    for group, name, label in facts:
-        value, found = number(summary, name), interval(summary, name)
-        if value is not None:
-            shown = metric_range(name, found.low, found.high) if found else ""
-            rows.append(ResultRow(group, label, name, metric_value(name, value), shown, notes.get(name, "")))
-    return tuple(rows)
 
 
 def between(row: Row) -> str:
@@ -62,12 +49,7 @@ Summary = Mapping[str, Scalar]
 Sides = tuple[str, str]
 ROUGE: Sides = ("eval/rouge_l_policy", "eval/rouge_l_baseline")
 LENGTH: Sides = ("eval/length_policy", "eval/length_baseline")
-COPY: Sides = ("eval/copy_rate_policy", "eval/copy_rate_baseline")
-EOS: Sides = ("eval/eos_rate_policy", "eval/eos_rate_baseline")
-EMPTY: Sides = ("eval/empty_rate_policy", "eval/empty_rate_baseline")
 REWARD: Sides = ("eval/reward_policy", "eval/reward_baseline")
-
-EMPTY_LOSES = "they lose to any text"
 
 
 @dataclass(frozen=True)
@@ -94,32 +76,54 @@ def both_sides(summary: Summary, names: Sides) -> tuple[float | None, float | No
     return number(summary, names[0]), number(summary, names[1])
 
 
-def single_row(summary: Summary, stage: str, name: str, label: str, note: str = "") -> list[ResultRow]:
-    value = number(summary, name)
-    if value is None:
-        return []
+def table_rows(
+    shown: Iterable[Shown],
+    summary: Summary,
+    notes: Mapping[str, str],
+    own: Mapping[str, tuple[str, str] | None] = MappingProxyType({}),
+) -> list[ResultRow]:
+    """A line for each metric that was measured, in the table's order.
+
+    `notes` beside the metrics that have one take the place of the table's. `own` are the value and note of lines that
+    a stage writes itself, None for one that it leaves out.
+    """
+    rows = []
+    for one in shown:
+        note = notes.get(one.name, one.note)
+        if one.name in own:
+            written = own[one.name]
+            found = (
+                None
+                if written is None
+                else ResultRow(one.group, one.label, one.name, written[0], "", written[1])
+            )
+        else:
+            found = (_versus_row if one.versus else _row)(one, summary, note)
+        rows += [] if found is None else [found]
+    return rows
+
+
+def _row(shown: Shown, summary: Summary, note: str) -> ResultRow | None:
+    value, name = number(summary, shown.name), shown.name
+    if value is None or (shown.if_any and not value):
+        return None
     found = interval(summary, name)
-    shown = metric_range(name, found.low, found.high) if found else ""
-    return [ResultRow(stage, label, name, metric_value(name, value), shown, note)]
+    bounds = metric_range(name, found.low, found.high) if found else ""
+    return ResultRow(shown.group, shown.label, name, metric_value(name, value), bounds, note)
 
 
-def versus_rows(summary: Summary, label: str, names: Sides, note: str = "") -> list[ResultRow]:
-    policy, baseline = both_sides(summary, names)
-    if policy is None:
-        return []
-    name = names[0].removesuffix("_policy")
-    value = metric_value(name, policy)
+def _versus_row(shown: Shown, summary: Summary, note: str) -> ResultRow | None:
+    base = shown.name.removesuffix("_policy")
+    policy, baseline = both_sides(summary, (shown.name, f"{base}_baseline"))
+    if policy is None or (shown.if_any and not (policy or baseline)):
+        return None
+    row = ResultRow(shown.group, shown.label, shown.name, metric_value(shown.name, policy), note=note)
     if baseline is None:
-        return [ResultRow("Evaluation", label, names[0], value, note=note)]
-    text = f"{value} vs {metric_value(name, baseline)}"
-    gain = interval(summary, f"{name}_gain")
+        return row
+    row = replace(row, value=f"{row.value} vs {metric_value(shown.name, baseline)}")
+    gain = interval(summary, f"{base}_gain")
     if gain is None:
-        return [ResultRow("Evaluation", label, names[0], text, note=note or "policy vs baseline")]
-    shown = f"{signed(gain.low)} to {signed(gain.high)}"
-    told = f"policy vs baseline: {signed(gain.estimate)} with its interval"
-    return [ResultRow("Evaluation", label, names[0], text, shown, f"{told}; {note}" if note else told)]
-
-
-def row_if_any(summary: Summary, name: str, label: str, note: str, stage: str = "Labels") -> list[ResultRow]:
-    """A line for what is worth one only where it happened."""
-    return single_row(summary, stage, name, label, note) if number(summary, name) else []
+        return replace(row, note=note or "policy vs baseline")
+    told = f"policy vs baseline: {metric_value(f'{base}_gain', gain.estimate)} with its interval"
+    bounds = metric_range(f"{base}_gain", gain.low, gain.high)
+    return replace(row, interval=bounds, note=f"{told}; {note}" if note else told)

@@ -9,37 +9,9 @@ from typing import Literal
 
 import jinja2
 
-from rlaif.figures.rows import fact_rows
+from rlaif.figures.rows import table_rows
+from rlaif.tracking.glossary import table
 from rlaif.tracking.runs import Scalar
-
-_LABELS = (("", "label/alignment", "agreement of the labeler with gold"),)
-_REWARD = (
-    ("", "rm/accuracy", "accuracy on held-out labels"),
-    ("", "rm/length_only_accuracy", 'accuracy of "longer is better" on the same labels'),
-    ("", "rm/gold_accuracy", "accuracy on gold preferences"),
-    ("", "rm/ece", "expected calibration error"),
-    ("", "rm/brier", "Brier score"),
-    ("", "rm/fitted_temperature", "temperature that would calibrate it"),
-    ("", "rm/length_correlation", "correlation of reward and length"),
-    ("", "rm/disagreement", "disagreement of the members"),
-    ("", "rm/n", "held-out pairs"),
-    ("", "rm/train_pairs", "training pairs"),
-)
-_POLICY = (
-    ("", "rl/reward", "mean reward in the last iterations of RL, before penalties and KL"),
-    ("", "rl/objective", "what RL maximised then: reward less penalties and KL"),
-    ("", "rl/reward_raw_sd", "what 1 of the reward is, before it was standardised"),
-    ("", "rl/kl", "KL from the reference policy (nats a response)"),
-    ("", "rl/response_length", "response length (tokens)"),
-    ("", "rl/eos_rate", "responses that end by themselves"),
-    ("", "rm/accuracy", "accuracy of the reward model on held-out labels"),
-    ("", "rm/gold_accuracy", "accuracy of the reward model on gold"),
-)
-_SUPERVISED = (
-    ("", "sft/val_loss", "validation loss (nats a token)"),
-    ("", "sft/rows", "training rows"),
-)
-FACTS = {"sft": _SUPERVISED, "rm": (*_LABELS, *_REWARD), "rl": (*_LABELS, *_POLICY)}
 
 
 @dataclass(frozen=True)
@@ -90,5 +62,5 @@ def model_card(card: ModelCard) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["literal"] = repr  # a Python literal in the card's code
-    facts = fact_rows(FACTS[card.stage], card.metrics, {})
+    facts = table_rows(table("card", card.stage), card.metrics, {})
     return environment.get_template("model_card.md.j2").render(card=card, text=card.text, facts=facts)

@@ -15,36 +15,12 @@ from rlaif.study.diagnosis_table import diagnosis_table, terminal_diagnosis
 from rlaif.study.labelers import PairRow, bare_p, labelers_of, labelers_table, pair_row, terminal_labelers
 from rlaif.study.tables import ALPHA
 from rlaif.study.verdict import Verdict
+from rlaif.tracking.glossary import names
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
 from rlaif.tracking.text import MISSING, metric_label, metric_range, metric_value, p_text, percent
 
-ARM_METRICS = (
-    "label/alignment",
-    "rm/accuracy",
-    "rm/gold_accuracy",
-    "rm/ece",
-    "rl/reward",
-    "rl/objective",
-    "rl/kl",
-    "eval/win_rate",
-    "eval/win_rate_lc",
-    "eval/rouge_l_policy",
-    "eval/length_policy",
-)
-
 _TOLD = 3  # head-to-heads that the headline names
-# A terminal's columns, in this order, as far as they fit beside the tested metric; the page has all.
-_TERMINAL_FIRST = (
-    "eval/win_rate",
-    "eval/win_rate_lc",
-    "eval/rouge_l_policy",
-    "label/alignment",
-    "rm/gold_accuracy",
-    "rm/accuracy",
-    "rl/kl",
-    "eval/length_policy",
-    "rl/reward",
-)
+# A terminal shows those that it has room for, beside the tested metric; the page has all.
 _TERMINAL_COLUMNS = 5
 
 
@@ -138,7 +114,7 @@ def arms_table(
     interval holds 50%.
     """
     metrics = tuple(
-        name for name in ARM_METRICS if any(number(values, name) is not None for values in arms.values())
+        name for name in names("arms") if any(number(values, name) is not None for values in arms.values())
     )
     over_baseline = holm(
         {arm: p for arm, values in arms.items() if (p := number(values, "eval/p_value")) is not None}
@@ -316,7 +292,7 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
 
 def _terminal_metrics(table: ArmsTable) -> list[str]:
     """The tested metric and what else matters most, in the table's order."""
-    ranked = [table.main, *_TERMINAL_FIRST, *table.metrics]
+    ranked = [table.main, *names("arms_terminal"), *table.metrics]
     room = _TERMINAL_COLUMNS - table.judged  # that column takes one's place
     chosen = [name for name in dict.fromkeys(ranked) if name in table.metrics][:room]
     return [name for name in table.metrics if name in chosen]

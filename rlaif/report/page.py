@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,46 +28,10 @@ from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table
 from rlaif.study.tables import Table, ablation_table, group_runs
 from rlaif.study.verdict import Verdict
 from rlaif.tracking import text
-from rlaif.tracking.glossary import describe
+from rlaif.tracking.glossary import describe, groups, names, table
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number, series
 
-MAIN_METRICS = (
-    "eval/win_rate",
-    "rm/gold_accuracy",
-    "rm/accuracy",
-    "label/alignment",
-    "rl/reward",
-    "rm/loss",
-    "sft/loss",
-)
-TABLE_METRICS = (
-    "eval/win_rate",
-    "eval/win_rate_lc",
-    "eval/rouge_l_policy",
-    "rm/gold_accuracy",
-    "rm/accuracy",
-    "rm/ece",
-    "label/alignment",
-    "label/same_position_rate",
-    "label/length_gap",
-    "rl/reward",
-    "rl/objective",
-    "rl/kl",
-    "rl/response_length",
-)
 UNTESTED = Verdict("The arms stand side by side: none was tested against another.", "none")
-CURVE_STAGES = ("sft", "label", "rm", "rl", "eval")
-_FIRST_CURVES = (
-    "loss",
-    "accuracy",
-    "gold_accuracy",
-    "reward",
-    "reward_held_out",
-    "kl",
-    "entropy",
-    "response_length",
-    "eos_rate",
-)
 _OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS, _MAX_CURVES, _MAX_COLUMNS = 2, 60, 12, 8, 6
 _TRACKED = "Proxy and held-out measure on fixed prompts"
 
@@ -200,9 +163,11 @@ def _by_arm(runs: Sequence[RunRecord]) -> tuple[Histories, Judged]:
 
 
 def _table(runs: Sequence[RunRecord]) -> Table | None:
-    present = [name for name in TABLE_METRICS if len({number(run.summary, name) for run in runs}) > 1]
+    present = [
+        name for name in names("page_ablation") if len({number(run.summary, name) for run in runs}) > 1
+    ]
     main = next(
-        (name for name in MAIN_METRICS if any(number(run.summary, name) is not None for run in runs)), None
+        (n for n in names("page_ranked_by") if any(number(run.summary, n) is not None for run in runs)), None
     )
     if main is None:
         return None
@@ -245,9 +210,8 @@ def _forest(table: Table | None, summary: Mapping[str, Scalar]) -> str:
             for arm in table.arms
         ]
         return _forest_svg([row for row in rows if row], main, "Main metric by arm")
-    names = ("eval/win_rate", "eval/win_rate_lc", "rm/accuracy", "rm/gold_accuracy", "label/alignment")
     rows = []
-    for name in names:
+    for name in names("page_rates"):
         found = interval(summary, name)
         if found:
             rows.append(
@@ -264,29 +228,24 @@ def _forest_svg(rows: Sequence[Any], name: str, title: str) -> str:
     if not rows:
         return ""
     share = text.is_percent(name)
-    half = 0.5 if re.search(r"win_rate|accuracy|alignment", name) else None
+    metric = describe(name)
+    neutral = None if metric is None else metric.neutral
     label = text.metric_label(name) if title.startswith("Main") else "50% is chance, or no difference"
-    return plots.forest_plot(rows, title=title, reference=half, percent=share, axis_label=label, width=8.4)
+    return plots.forest_plot(rows, title=title, reference=neutral, percent=share, axis_label=label, width=8.4)
 
 
 def _curves(histories: Mapping[str, Sequence[Row]]) -> list[tuple[str, Markup]]:
-    names = {key for rows in histories.values() for row in rows for key in row if "/" in key}
     found = []
-    for stage in CURVE_STAGES:
-        mine = sorted((name for name in names if name.startswith(f"{stage}/")), key=_curve_rank)
-        longer = [name for name in mine if any(len(series(rows, name)[0]) > 1 for rows in histories.values())]
-        title = {"rm": "Reward model", "rl": "RL", "sft": "SFT", "label": "Labels", "eval": "Evaluation"}[
-            stage
+    for title in groups("curves"):
+        longer = [
+            name
+            for name in names("curves", title)
+            if any(len(series(rows, name)[0]) > 1 for rows in histories.values())
         ]
         svg = plots.learning_curves(histories, longer[:_MAX_CURVES], title=f"{title}: learning curves")
         if svg:
             found.append((title, Markup(svg)))
     return found
-
-
-def _curve_rank(name: str) -> tuple[int, str]:
-    short = name.split("/", 1)[1]
-    return (_FIRST_CURVES.index(short) if short in _FIRST_CURVES else len(_FIRST_CURVES), name)
 
 
 def _proxy(judged: Judged, histories: Histories) -> str:
@@ -329,19 +288,10 @@ def _costs(runs: Sequence[RunRecord], summary: Mapping[str, Scalar]) -> list[tup
     )
     if any(stored):
         costs.append(("Stored", text.size(math.fsum(filter(None, stored)))))
-    labels = {"label": "Labeler", "eval": "Judge"}
-    for stage, who in labels.items():
-        for name, what in (
-            ("tokens_in", "tokens read"),
-            ("tokens_cached", "of them from cache"),
-            ("tokens_out", "tokens written"),
-        ):
-            value = number(summary, f"{stage}/{name}")
-            if value is not None:
-                costs.append((f"{who}: {what}", text.plain(value)))
-        usd = number(summary, f"{stage}/usd")
-        if usd is not None:
-            costs.append((f"{who}: USD", text.plain(usd)))
+    for one in table("costs"):
+        value = number(summary, one.name)
+        if value is not None:
+            costs.append((f"{one.group}: {one.label}", text.metric_value(one.name, value)))
     return costs
 
 

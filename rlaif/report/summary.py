@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rlaif.figures.rows import ROUGE, ResultRow, Summary, both_sides, change_text
-from rlaif.stages.eval.section import evaluation_rows
-from rlaif.stages.label.section import label_rows
-from rlaif.stages.rl.section import reward_rise, rl_rows
-from rlaif.stages.rm.section import reward_model_rows
+from rlaif.figures.rows import ROUGE, ResultRow, Summary, both_sides, change_text, table_rows
+from rlaif.stages.eval.section import evaluation_notes
+from rlaif.stages.label.section import label_lines, label_notes
+from rlaif.stages.rl.section import reward_rise, rl_lines
+from rlaif.stages.rm.section import reward_model_notes
+from rlaif.tracking.glossary import table
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
 from rlaif.tracking.text import metric_range, percent, signed
 
@@ -26,13 +27,8 @@ def merge_runs(runs: Sequence[RunRecord]) -> dict[str, Scalar]:
 
 def result_rows(summary: Summary, history: Sequence[Row] = ()) -> list[ResultRow]:
     """All measured lines, in the order of the path."""
-    groups: tuple[Callable[[], list[ResultRow]], ...] = (
-        lambda: label_rows(summary),
-        lambda: reward_model_rows(summary),
-        lambda: rl_rows(summary, history),
-        lambda: evaluation_rows(summary),
-    )
-    return [row for group in groups for row in group()]
+    notes = label_notes(summary) | reward_model_notes(summary) | evaluation_notes(summary)
+    return table_rows(table("result"), summary, notes, label_lines(summary) | rl_lines(summary, history))
 
 
 def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple[str, str, str]]:

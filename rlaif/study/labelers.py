@@ -13,6 +13,7 @@ from rich.text import Text
 from rlaif.stats import Interval, arm_interval, paired_tests
 from rlaif.study.items import SeedScores, common_items, paired_row, seed_scores, seed_table
 from rlaif.study.tables import ALPHA, group_runs
+from rlaif.tracking.glossary import names
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
 from rlaif.tracking.text import (
     metric_label,
@@ -24,16 +25,6 @@ from rlaif.tracking.text import (
     points_range,
 )
 
-METRICS = (
-    "label/alignment_half",
-    "label/kappa",
-    "label/same_position_rate",
-    "label/ece",
-    "label/verbosity_gap",
-    "label/unread_rate",
-    "label/usd",
-    "label/pairs_per_s",
-)
 WORST, HALF = "label/alignment_worst", "label/alignment_half"
 _TERMINAL_COLUMNS = 4
 Rows = list[dict[str, Any]]
@@ -109,7 +100,7 @@ def compare_labelers(
         row = {"labeler": name, "n": len(worst.prompts), "seeds": worst.seeds, **_bounded(WORST, found)}
         row |= {"p_holm": against.get(name), "best": name == best, **_bounded(HALF, other)}
         row |= {"p_holm_half": halves.get(name), "tied": name == best or against[name] >= ALPHA}
-        own = {metric: number(summaries[name], metric) for metric in METRICS if metric != HALF}
+        own = {metric: number(summaries[name], metric) for metric in names("labelers") if metric != HALF}
         ranking.append(row | own)
     return ranking, [paired_row(test) for test in tests]
 
@@ -165,7 +156,9 @@ def labelers_table(ranking: Sequence[Row], pairs: Sequence[Row]) -> LabelersTabl
     """The rows as text; None without a ranking."""
     if not ranking:
         return None
-    metrics = tuple(name for name in METRICS if any(number(row, name) is not None for row in ranking))
+    metrics = tuple(
+        name for name in names("labelers") if any(number(row, name) is not None for row in ranking)
+    )
     count, family = number(ranking[0], "n"), len(pairs)
     tied = [str(row["labeler"]) for row in ranking if row.get("tied") and not row.get("best")]
     verdict = (
@@ -225,7 +218,7 @@ def terminal_labelers(table: LabelersTable) -> RichTable:
     view.add_column("labeler", overflow="fold")
     view.add_column("alignment", justify="right", no_wrap=True)
     for name in table.metrics[:_TERMINAL_COLUMNS]:
-        view.add_column(metric_label(name).removeprefix("label "), justify="right")
+        view.add_column(metric_label(name, "labelers"), justify="right")
     view.add_column("Holm p", justify="right", no_wrap=True)
     for row in table.labelers:
         mark = "*" if row.best else "=" if row.tied else ""

@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rlaif.tracking.glossary import Format, describe, table
 
 EN_DASH, MINUS = "\u2013", "\u2212"
 MISSING = EN_DASH
-_PERCENT = re.compile(
-    r"(accuracy|alignment|win_rate|win_rate_lc|_rate|empty_rate_policy|empty_rate_baseline|clip_fraction|choice_mass|parity)(_ci_low|_ci_high)?$"
-    r"|^label/alignment[/_]"
-)
-_DIFFERENCE = re.compile(r"(verbosity|length_only)_gap$")
-_LOWER_IS_BETTER = re.compile(
-    r"(loss|ece|ece_fitted|brier|perplexity|unparsed_rate|failed_rate|empty_rate|copy_rate|usd|seconds|_gap|length_correlation"
-    r"|position_rate|tokens_in|tokens_out)$"
-)
-_HEADLINE = {
-    "eval/win_rate": "win rate",
-    "eval/win_rate_lc": "win rate, length-controlled",
-    "eval/rouge_l_policy": "ROUGE-L",
-    "eval/length_policy": "length",
-    "label/alignment": "labeler alignment",
-}
-_ACRONYMS = {
-    "rm": "RM",
-    "rl": "RL",
-    "sft": "SFT",
-    "kl": "KL",
-    "ece": "ECE",
-    "usd": "USD",
-    "eos": "EOS",
-    "lc": "LC",
-}
 
 
 def is_percent(name: str) -> bool:
-    """Whether the metric is a share in [0, 1] that reads best in percent."""
-    return bool(_PERCENT.search(name))
+    """Whether the metric is a share, or a difference of shares: an axis of it is in percent."""
+    return _format(name) in ("percent", "points")
 
 
 def lower_is_better(name: str) -> bool:
     """Whether a smaller value of the metric is the better one (errors, losses, costs)."""
-    return bool(_LOWER_IS_BETTER.search(name))
+    metric = describe(name)
+    return metric is not None and metric.better == "down"
 
 
-def metric_label(name: str) -> str:
-    """`rm/gold_accuracy` as `RM gold accuracy`; the headline metrics have names of their own."""
-    if name in _HEADLINE:
-        return _HEADLINE[name]
-    words = re.split(r"[/_ ]+", name)
-    return " ".join(_ACRONYMS.get(word, word) for word in words)
+def metric_label(name: str, in_table: str | None = None) -> str:
+    """What the registry calls the metric, in one of its tables or everywhere; a name that it lacks as it is."""
+    if in_table is not None:
+        return next(one.label for one in table(in_table) if one.name == name)
+    metric = describe(name)
+    return name if metric is None else metric.label
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -84,21 +62,20 @@ def plain(value: float | None) -> str:
 
 
 def metric_value(name: str, value: float | str | None) -> str:
-    """A metric's value as its name asks: percent, points, number or the text itself."""
+    """A metric's value in its format, or the text itself."""
     if isinstance(value, str):
         return value
-    if _DIFFERENCE.search(name):
-        return points(value)
-    return percent(value) if is_percent(name) else plain(value)
+    return MISSING if value is None or not math.isfinite(value) else _FORMATS[_format(name)].value(value)
 
 
 def metric_range(name: str, low: float, high: float) -> str:
-    """`57.0-69.0%` (with an en dash), or `0.200 to 0.220` for what is no share."""
-    if _DIFFERENCE.search(name):
-        return points_range(low, high)
-    if is_percent(name):
-        return f"{100 * low:.1f}{EN_DASH}{100 * high:.1f}%"
-    return f"{plain(low)} to {plain(high)}"
+    """`57.0-69.0%` (with an en dash), `-1.0 to +23.0 points`, or `0.200 to 0.220`."""
+    return _FORMATS[_format(name)].range(low, high)
+
+
+def _format(name: str) -> Format:
+    metric = describe(name)
+    return "number" if metric is None else metric.format
 
 
 def p_text(value: float | None) -> str:
@@ -137,3 +114,24 @@ def size(count: float | None) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+class _Written(NamedTuple):
+    """How a value and an interval of one format are written."""
+
+    value: Callable[[float], str]
+    range: Callable[[float, float], str]
+
+
+def _to(value: Callable[[float], str]) -> _Written:
+    return _Written(value, lambda low, high: f"{value(low)} to {value(high)}")
+
+
+_FORMATS: dict[Format, _Written] = {
+    "number": _to(plain),
+    "percent": _Written(percent, lambda low, high: f"{100 * low:.1f}{EN_DASH}{100 * high:.1f}%"),
+    "points": _Written(points, points_range),
+    "signed": _to(signed),
+    "duration": _to(duration),
+    "text": _to(plain),
+}

@@ -5,26 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.figures.rows import (
-    COPY,
-    EMPTY,
-    EMPTY_LOSES,
-    EOS,
-    LENGTH,
-    REWARD,
-    ROUGE,
-    ResultRow,
-    Summary,
-    both_sides,
-    row_if_any,
-    single_row,
-    versus_rows,
-)
 from rlaif.tracking.runs import Scalar, number
 from rlaif.tracking.text import p_text, plain
 
 
-def evaluation_rows(summary: Summary) -> list[ResultRow]:
+def evaluation_notes(summary: Mapping[str, Scalar]) -> dict[str, str]:
+    """What the result table says beside the win rate."""
     p, judge = number(summary, "eval/p_value"), summary.get("eval/judge")
     count = number(summary, "eval/n")
     parts = [
@@ -32,25 +18,7 @@ def evaluation_rows(summary: Summary) -> list[ResultRow]:
         f"n = {plain(count)}" if count else "",
         f"judge: {judge}" if judge else "",
     ]
-    return [
-        *single_row(summary, "Evaluation", "eval/win_rate", "win rate", ", ".join(filter(None, parts))),
-        *single_row(summary, "Evaluation", "eval/win_rate_lc", "win rate, length-controlled"),
-        *row_if_any(summary, "eval/unparsed_rate", "unparsed verdicts", "", "Evaluation"),
-        *row_if_any(summary, "eval/failed_rate", "failed calls of the judge", "", "Evaluation"),
-        *row_if_any(
-            summary, "eval/asked_again", "asked again", "stored answers, by judge.retry", "Evaluation"
-        ),
-        *versus_rows(summary, "reward (proxy), held-out prompts", REWARD),
-        *versus_rows(summary, "ROUGE-L to the author's text", ROUGE, "held-out: no model judges it"),
-        *versus_rows(summary, "length", LENGTH),
-        *versus_rows(summary, "copy rate", COPY),
-        *versus_rows(summary, "ends by itself", EOS),
-        *(
-            versus_rows(summary, "empty responses", EMPTY, EMPTY_LOSES)
-            if any(both_sides(summary, EMPTY))
-            else []
-        ),
-    ]
+    return {"eval/win_rate": ", ".join(filter(None, parts))}
 
 
 _BOUNDS = ("batch_size", "max_unparsed", "min_alignment", "retry")

@@ -7,16 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlaif.figures.rows import (
-    EMPTY_LOSES,
-    REWARD,
-    ResultRow,
-    Summary,
-    both_sides,
-    change_text,
-    row_if_any,
-    single_row,
-)
+from rlaif.figures.rows import REWARD, Summary, both_sides, change_text
 from rlaif.stats import Interval, linear_trend
 from rlaif.tracking.runs import Row, interval, number, series
 from rlaif.tracking.text import plain, signed
@@ -55,47 +46,27 @@ def reward_rise(summary: Summary, history: Sequence[Row] = ()) -> RewardRise | N
     return RewardRise(middle - change.estimate / 2, middle + change.estimate / 2, change)
 
 
-def rl_rows(summary: Summary, history: Sequence[Row]) -> list[ResultRow]:
+def rl_lines(summary: Summary, history: Sequence[Row]) -> dict[str, tuple[str, str] | None]:
+    """Values and notes of the result table's lines that are no single metric; None for one that is not known."""
+    lines = {"rl/reward_scale": _scale_line(summary), "rl/reward_held_out": _held_out_line(summary)}
     rise = reward_rise(summary, history)
-    rows = []
-    if rise:
-        value = f"{plain(rise.start)} → {plain(rise.end)}"
-        rows.append(ResultRow("RL", "reward (proxy)", "rl/reward", value, note=change_text(rise.change)))
-    else:
-        rows += single_row(summary, "RL", "rl/reward", "reward (proxy)", "at the end")
-    return [
-        *rows,
-        *_held_out_rows(summary),
-        *_scale_rows(summary),
-        *single_row(
-            summary,
-            "RL",
-            "rl/objective",
-            "objective (RL maximises it)",
-            "reward less penalties and KL, at the end",
-        ),
-        *single_row(summary, "RL", "rl/kl", "KL from the reference", "nats per response"),
-        *single_row(summary, "RL", "rl/eos_rate", "ends by itself"),
-        *row_if_any(summary, "rl/empty_rate", "empty responses", EMPTY_LOSES, "RL"),
-    ]
+    if rise is not None:
+        lines["rl/reward"] = f"{plain(rise.start)} → {plain(rise.end)}", change_text(rise.change)
+    return lines
 
 
-def _scale_rows(summary: Summary) -> list[ResultRow]:
+def _scale_line(summary: Summary) -> tuple[str, str] | None:
     """How much of the raw reward 1 is, and so 1 of every penalty."""
     words, sd = summary.get("rl/reward_scale"), number(summary, "rl/reward_raw_sd")
-    if not words:
-        return []
-    value = "" if sd is None else f"{plain(sd)} raw"
-    return [ResultRow("RL", "1 of reward and penalties is", "rl/reward_scale", value, note=str(words))]
+    return ("" if sd is None else f"{plain(sd)} raw", str(words)) if words else None
 
 
-def _held_out_rows(summary: Summary) -> list[ResultRow]:
+def _held_out_line(summary: Summary) -> tuple[str, str] | None:
     """The proxy on prompts that the reward model was not trained on, with the interval of its gain."""
     name = "rl/reward_held_out"
     start, end = both_sides(summary, (f"{name}_start", name))
     gain, found = number(summary, f"{name}_gain"), interval(summary, f"{name}_gain")
     if start is None or end is None or gain is None:
-        return []
+        return None
     bounds = f", 95% interval {signed(found.low)} to {signed(found.high)}" if found else ""
-    value, note = f"{plain(start)} → {plain(end)}", f"{signed(gain)}{bounds}"
-    return [ResultRow("RL", "reward (proxy), prompts new to it", name, value, note=note)]
+    return f"{plain(start)} → {plain(end)}", f"{signed(gain)}{bounds}"

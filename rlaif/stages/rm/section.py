@@ -13,31 +13,14 @@ from rlaif.figures.rows import (
     Summary,
     between,
     by_confidence,
-    fact_rows,
     latest_table,
     rate_texts,
-    single_row,
+    table_rows,
 )
+from rlaif.tracking.glossary import table
 from rlaif.tracking.runs import Row, RunRecord, number
 from rlaif.tracking.text import p_text, plain
 
-FACTS = (
-    ("Accuracy", "rm/accuracy", "on its labels"),
-    ("Accuracy", "rm/gold_accuracy", "on gold"),
-    ("Length", "rm/length_only_accuracy", '"longer is better", on the same labels'),
-    ("Length", "rm/length_only_gap", "reward model minus that"),
-    ("Length", "rm/length_correlation", "correlation of reward and length"),
-    ("Calibration", "rm/ece", "ECE as trained"),
-    ("Calibration", "rm/ece_fitted", "ECE at the fitted temperature"),
-    ("Calibration", "rm/fitted_temperature", "fitted temperature"),
-    ("Calibration", "rm/brier", "Brier score"),
-    ("Ensemble", "rm/disagreement", "disagreement"),
-    ("Training", "rm/train_pairs", "training pairs"),
-    ("Training", "rm/dropped_pairs", "dropped by confidence"),
-    ("Training", "rm/epochs", "epochs"),
-    ("Training", "rm/best_val_loss", "lowest validation loss"),
-    ("Training", "rm/pairs_per_s", "pairs a second"),
-)
 _HALVES = {"low": "agree more", "high": "agree less"}
 
 
@@ -88,7 +71,7 @@ def reward_model_section(runs: Sequence[RunRecord], summary: Summary) -> RewardM
         ),
     )
     section = RewardModelSection(
-        fact_rows(FACTS, summary, _notes(summary)),
+        tuple(table_rows(table("reward_model"), summary, _notes(summary))),
         tuple(table for table in _tables(runs, confidence) if table.rows),
         tuple((Markup(svg), caption) for svg, caption in figures if svg),
     )
@@ -100,10 +83,6 @@ def _notes(summary: Summary) -> dict[str, str]:
     return {
         "rm/accuracy": f"{plain(count)} held-out pairs",
         "rm/length_only_gap": "" if p is None else f"paired test by prompt, {p_text(p)}",
-        "rm/length_correlation": "Pearson, all held-out responses",
-        "rm/fitted_temperature": "above 1: overconfident as trained",
-        "rm/brier": "0.25 is a coin, for labels of 0 and 1",
-        "rm/disagreement": "standard deviation over members of the probability that a is better",
     }
 
 
@@ -146,14 +125,8 @@ def _reliability(rows: Sequence[Row]) -> str:
     return plots.reliability_plot(curves, title="Reward model: reliability")
 
 
-def reward_model_rows(summary: Summary) -> list[ResultRow]:
+def reward_model_notes(summary: Summary) -> dict[str, str]:
+    """What the result table says beside the reward model's metrics."""
     count, p = number(summary, "rm/n"), number(summary, "rm/length_only_p_value")
-    held_out = f"{plain(count)} held-out pairs" if count else "held-out labels"
-    test = "" if p is None else f"against the reward model: {p_text(p)}"
-    return [
-        *single_row(summary, "Reward model", "rm/accuracy", "accuracy on its labels", held_out),
-        *single_row(
-            summary, "Reward model", "rm/length_only_accuracy", 'if it were "longer is better"', test
-        ),
-        *single_row(summary, "Reward model", "rm/gold_accuracy", "accuracy on gold"),
-    ]
+    notes = {} if p is None else {"rm/length_only_accuracy": f"against the reward model: {p_text(p)}"}
+    return notes | ({"rm/accuracy": f"{plain(count)} held-out pairs"} if count else {})
