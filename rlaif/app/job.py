@@ -23,7 +23,7 @@ from rlaif.errors import UserError
 from rlaif.io.terminal import console
 from rlaif.options.job import Options
 from rlaif.options.read import plain
-from rlaif.report.comparison import terminal_comparison
+from rlaif.report.comparison import sweep_table, terminal_arms, terminal_comparison
 from rlaif.report.summary import result_table
 from rlaif.stages.common.context import Context
 from rlaif.stages.graph import Graph, Planned
@@ -31,7 +31,7 @@ from rlaif.stages.registry import STAGES
 from rlaif.study.arms import Arm, read_arms
 from rlaif.study.compare import compare_arms
 from rlaif.study.labelers import labelers_of, labelers_table, terminal_labelers
-from rlaif.study.tables import ablation_table, terminal_table
+from rlaif.study.sweeps import sweep
 from rlaif.tracking import Run, WandbOptions, check_environment, run_directory
 from rlaif.tracking.glossary import groups, names
 from rlaif.tracking.runs import find_runs, load_run
@@ -217,7 +217,8 @@ def _sweep_report(ctx: Context, group: str) -> None:
     stage = ctx.options.stage
     main, *more = names("ablation", stage if stage in groups("ablation") else "eval")
     present = [name for name in more if any(run.summary.get(name) is not None for run in runs)]
-    console().print(terminal_table(ablation_table(runs, [main, *present])))
+    for part in terminal_arms(sweep_table(sweep(runs, [main, *present]))):
+        console().print(part)
     labelers = labelers_table(*labelers_of(runs))
     if labelers:
         console().print(terminal_labelers(labelers))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from rlaif.report.curve import curve_table, terminal_curve
-from rlaif.stats import holm
+from rlaif.stats import ALPHA, holm
 from rlaif.study.controls import ControlArm
 from rlaif.study.diagnosis_table import diagnosis_table, terminal_diagnosis
 from rlaif.study.labelers import PairRow, bare_p, labelers_of, labelers_table, pair_row, terminal_labelers
-from rlaif.study.tables import ALPHA
+from rlaif.study.sweeps import Sweep
 from rlaif.study.verdict import Verdict
 from rlaif.tracking.glossary import names
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
@@ -76,7 +76,8 @@ class VerdictRow:
 class ArmsTable:
     """What `stage=compare` shows: `metrics` are the columns that at least one arm has.
 
-    `main` is the metric that `tests` are on, and `caption` how they were done; both empty without tests.
+    `main` is the metric that `tests` are on or, without any, that ranks the arms, if one does; `caption` says how they
+    were made.
     """
 
     metrics: tuple[str, ...]
@@ -103,28 +104,32 @@ def arms_table(
     verdicts: Sequence[Row],
     tests: Sequence[Row] = (),
     controls: Sequence[Row] = (),
+    metrics: Sequence[str] = (),
 ) -> ArmsTable:
     """Per-arm rows, head-to-head rows and paired tests.
 
     `arms`: name to summary, with `seeds`, `best`, `p_holm` and `group` where there are `tests` (rows of
-    `reports.arms.compare_items`). `verdicts`: rows with `first`, `second`, `win_rate` (of first over
+    `study.arm_table.compare_items`). `verdicts`: rows with `first`, `second`, `win_rate` (of first over
     second), `ci_low`, `ci_high`, `p`, `p_holm`, `n` and `win_rate_lc`; what is missing prints as a dash.
-    `controls`: rows of `reports.diagnosis.control_row`.
+    `controls`: rows of `study.diagnosis.control_row`. `metrics`: the columns, the one that ranks the arms first;
+    those of the registry's table where none are given.
     Where a verdict's `p_holm` is absent, Holm's correction over these rows is; one without p is tied when its
     interval holds 50%.
     """
-    metrics = tuple(
-        name for name in names("arms") if any(number(values, name) is not None for values in arms.values())
+    shown = tuple(
+        name
+        for name in metrics or names("arms")
+        if any(number(values, name) is not None for values in arms.values())
     )
     over_baseline = holm(
         {arm: p for arm, values in arms.items() if (p := number(values, "eval/p_value")) is not None}
     )
     return ArmsTable(
-        metrics,
-        tuple(_arm_row(arm, values, metrics, over_baseline.get(arm)) for arm, values in arms.items()),
+        shown,
+        tuple(_arm_row(arm, values, shown, over_baseline.get(arm)) for arm, values in arms.items()),
         tuple(_verdict_row(row) for row in _with_holm(verdicts)),
         tuple(map(pair_row, tests)),
-        str(tests[0]["metric"]) if tests else "",
+        str(tests[0]["metric"]) if tests else next(iter(metrics), ""),
         _caption(tests),
         tuple(ControlArm(str(row["arm"]), row["state"], str(row["sentence"])) for row in controls),
     )
@@ -171,11 +176,14 @@ def arms_verdict(table: ArmsTable) -> Verdict | None:
     failures = [control.failure for control in table.controls if control.failure]
     if failures:
         return Verdict(" ".join(failures), "open")
-    best = next((row for row in table.arms if row.best), None)
-    if best is None or table.main not in table.metrics:
+    if table.main not in table.metrics:
         return _duels_verdict(table.verdicts)
+    best = next((row for row in table.arms if row.best), table.arms[0])
     value, shown = best.cells[table.metrics.index(table.main)]
     lead = f"{metric_label(table.main)} {value}" + (f" (95% CI {shown})" if shown else "")
+    if not best.best:
+        told = f"{best.arm} has the best {lead}; whether the difference is real was not tested."
+        return Verdict(told, "open") if len(table.arms) > 1 else None
     tied = [row.arm for row in table.arms if row.tied]
     if not tied:
         return Verdict(f"{best.arm} is best: {lead}, significantly ahead of every other arm.", "win")
@@ -313,6 +321,18 @@ def _terminal_row(table: ArmsTable, row: ArmRow) -> list[str | Text]:
         row.p_holm,
         row.group,
     ]
+
+
+def sweep_table(found: Sweep) -> ArmsTable:
+    """The arms of a sweep as those of any comparison."""
+    arms = {str(row["arm"]): row for row in found.rows}
+    table = arms_table(arms, (), found.tests, metrics=found.metrics)
+    count = found.left_out
+    note = (
+        f"{count} earlier run{'s' if count > 1 else ''} of the same arm and seed left out." if count else ""
+    )
+    ranked = "" if found.tests else f"Ranked by {metric_label(found.metrics[0])}; not tested: no test items."
+    return replace(table, caption=" ".join(filter(None, (table.caption, ranked, note))))
 
 
 def terminal_comparison(run: RunRecord) -> list[RichTable]:

@@ -15,7 +15,7 @@ from rlaif.errors import UserError
 from rlaif.figures import plots
 from rlaif.figures.rows import latest_table
 from rlaif.io import write_text
-from rlaif.report.comparison import ArmsTable, arms_table, arms_verdict
+from rlaif.report.comparison import ArmsTable, arms_table, arms_verdict, sweep_table
 from rlaif.report.curve import CurveTable, curve_figure, curve_table
 from rlaif.report.data import DataSection, data_section
 from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
@@ -25,7 +25,7 @@ from rlaif.stages.label.section import LabelerSection, labeler_section
 from rlaif.stages.rm.section import RewardModelSection, reward_model_section
 from rlaif.study.diagnosis_table import DiagnosisTable, diagnosis_table
 from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table
-from rlaif.study.tables import Table, ablation_table, group_runs
+from rlaif.study.sweeps import Sweep, sweep
 from rlaif.study.verdict import Verdict
 from rlaif.tracking import text
 from rlaif.tracking.glossary import describe, groups, names, table
@@ -45,7 +45,7 @@ class Content:
     runs: Sequence[RunRecord]
     cards: Sequence[tuple[str, str, str]]
     results: Sequence[Any]
-    table: Table | None
+    sweep: bool
     arms: ArmsTable | None
     diagnosis: DiagnosisTable | None
     curve: Markup
@@ -91,34 +91,36 @@ def render_report(runs: Sequence[RunRecord], output: Path, *, title: str) -> Pat
 
 def _content(runs: Sequence[RunRecord], title: str) -> Content:
     single = len({run.stage for run in runs}) == len(runs)
-    table = None if single else _table(runs)
-    shown = list(runs) if single or table is None else list(table.arms[0].runs[:1])
-    arms, points = _arms(runs), latest_table(runs, "curve")
+    found = None if single else _sweep(runs)
+    shown = list(runs) if found is None else list(next(iter(found.arms.values()))[:1])
+    points = latest_table(runs, "curve")
+    arms, raw = (sweep_table(found), found.rows) if found else (_arms(runs), latest_table(runs, "arms"))
     # What a comparison logs is one arm after the other: no history of anything.
     summary = merge_runs(shown)
     history = tuple(row for run in shown if not run.table("arms") for row in run.history)
     config = shown[-1].config
-    groups = {"": list(runs)} if single else group_runs(runs)
+    groups: Mapping[str, Sequence[RunRecord]] = {"": list(runs)} if found is None else found.arms
     histories, judged = _by_arm(runs) if single and arms else _by_group(groups, single)
     heads, rows = _config(runs, groups, single)
     diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
-    told = verdict(summary, config, history) if single else _best_verdict(table, summary, config, history)
+    told = verdict(summary, config, history)
     if single and diagnosis:
         told = diagnosis.verdict
-    elif single and arms:
-        told = replace(arms_verdict(arms) or UNTESTED, warnings=told.warnings)
+    elif arms or not single:
+        compared = arms_verdict(arms) if arms else None
+        told = replace(compared or UNTESTED, warnings=told.warnings)
     return Content(
         title=title,
         verdict=told,
         runs=runs,
         cards=proxy_and_judge(summary, history),
         results=result_rows(summary, history),
-        table=table,
+        sweep=found is not None,
         arms=arms,
         diagnosis=diagnosis,
         curve=Markup(curve_figure(points)),
         curve_table=curve_table(points),
-        forest=Markup(_forest(table, summary)),
+        forest=Markup(_forest(arms, raw, summary)),
         curves=_curves(histories),
         proxy=Markup(_proxy(judged, histories)),
         tracked=Markup(plots.over_optimisation(histories, title=_TRACKED)),
@@ -162,7 +164,8 @@ def _by_arm(runs: Sequence[RunRecord]) -> tuple[Histories, Judged]:
     return {label: tuple(rows) for label, rows in histories.items()}, judged
 
 
-def _table(runs: Sequence[RunRecord]) -> Table | None:
+def _sweep(runs: Sequence[RunRecord]) -> Sweep | None:
+    """The runs as arms, ranked by the first metric that one of them has; None without any."""
     present = [
         name for name in names("page_ablation") if len({number(run.summary, name) for run in runs}) > 1
     ]
@@ -171,57 +174,26 @@ def _table(runs: Sequence[RunRecord]) -> Table | None:
     )
     if main is None:
         return None
-    return ablation_table(runs, [main, *(name for name in present if name != main)][:_MAX_COLUMNS])
+    return sweep(runs, [main, *(name for name in present if name != main)][:_MAX_COLUMNS])
 
 
-def _best_verdict(
-    table: Table | None, summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row]
-) -> Verdict:
-    """The sentence of a comparison: who leads, by how much, and who cannot be told apart from it."""
-    if table is None:
-        return Verdict("The runs share no metric to compare.", "none")
-    main, best = table.metrics[0], table.arms[0]
-    cell = best.cells[main]
-    shown = f" (95% CI {cell.range(main)})" if cell.range(main) else ""
-    tied = [arm.label for arm in table.arms[1:] if arm.tied]
-    tested = any(arm.p_holm is not None for arm in table.arms)
-    lead = f"{text.metric_label(main)} {cell.text(main)}{shown}"
-    if not tested:
-        sentence, tone = (
-            f"{best.label} has the best {lead}; whether the difference is real was not tested.",
-            "open",
-        )
-    elif tied:
-        names = ", ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
-        sentence, tone = (
-            f"No single winner: {best.label} has the best {lead}, not told apart from {names}.",
-            "open",
-        )
-    else:
-        sentence, tone = f"{best.label} is best: {lead}, significantly ahead of every other arm.", "win"
-    return Verdict(sentence, tone, verdict(summary, config, history).warnings)  # type: ignore[arg-type]
+def _forest(arms: ArmsTable | None, rows: Sequence[Row], summary: Mapping[str, Scalar]) -> str:
+    """The main metric by arm; without arms the path's own rates."""
+    if arms is not None and arms.main:
+        marks = {row.arm: "best" if row.best else "tied" if row.tied else "" for row in arms.arms}
+        found = [_forest_row(str(row["arm"]), row, arms.main, marks[str(row["arm"])]) for row in rows]
+        return _forest_svg([row for row in found if row], arms.main, "Main metric by arm")
+    rates = [_forest_row(text.metric_label(name), summary, name, "best") for name in names("page_rates")]
+    known = [row for row in rates if row and row.low is not None]
+    return _forest_svg(known, "eval/win_rate", "Rates with 95% intervals")
 
 
-def _forest(table: Table | None, summary: Mapping[str, Scalar]) -> str:
-    if table is not None:
-        main = table.metrics[0]
-        rows = [
-            _forest_arm(arm.label, arm.cells[main], "best" if arm.best else "tied" if arm.tied else "")
-            for arm in table.arms
-        ]
-        return _forest_svg([row for row in rows if row], main, "Main metric by arm")
-    rows = []
-    for name in names("page_rates"):
-        found = interval(summary, name)
-        if found:
-            rows.append(
-                plots.ForestRow(text.metric_label(name), found.estimate, found.low, found.high, "best")
-            )
-    return _forest_svg(rows, "eval/win_rate", "Rates with 95% intervals")
-
-
-def _forest_arm(label: str, cell: Any, mark: str) -> plots.ForestRow | None:
-    return None if cell.value is None else plots.ForestRow(label, cell.value, cell.low, cell.high, mark)
+def _forest_row(label: str, values: Row, name: str, mark: str) -> plots.ForestRow | None:
+    value, found = number(values, name), interval(values, name)
+    if value is None:
+        return None
+    low, high = (found.low, found.high) if found else (None, None)
+    return plots.ForestRow(label, value, low, high, mark)
 
 
 def _forest_svg(rows: Sequence[Any], name: str, title: str) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 from rlaif.figures.rows import LENGTH, ROUGE, both_sides
 from rlaif.stages.eval.section import same_judge
 from rlaif.stages.rl.options import TITLES
+from rlaif.stats import ALPHA
 from rlaif.study.verdict import Tone, Verdict
 from rlaif.tracking.runs import Row, Scalar, interval, number
 from rlaif.tracking.text import EN_DASH, p_text, percent, plain, signed
 
-ALPHA = 0.05
 _UNPARSED = 0.05
 # The reward's rise on prompts that no training saw: on the evaluation's, else on the reward model's own held-out ones.
 _HELD_OUT_RISE = ("eval/reward_gain", "rl/reward_held_out_gain")

@@ -12,10 +12,11 @@ from rlaif.stats.calibration import fit_temperature
 from rlaif.stats.intervals import Interval, wilson_interval
 from rlaif.stats.length_control import length_controlled_win_rate
 from rlaif.stats.means import mean_interval, paired_difference, proportion_interval
-from rlaif.stats.significance import binomial_test, clustered_sign_test, holm, mcnemar_test, sign_test
+from rlaif.stats.significance import ALPHA, binomial_test, clustered_sign_test, holm, mcnemar_test, sign_test
 from rlaif.stats.trends import linear_trend
 
 __all__ = [
+    "ALPHA",
     "Interval",
     "PairedTest",
     "ReliabilityBin",

@@ -11,6 +11,9 @@ from scipy.stats import binomtest
 
 from rlaif.stats.intervals import check_same_length
 
+ALPHA = 0.05
+"""How often a table of equal arms may tell any two of them apart."""
+
 
 def binomial_test(k: int, n: int, p: float = 0.5) -> float:
     """Exact two-sided p-value of k successes in n trials of probability p; 1 for n = 0."""

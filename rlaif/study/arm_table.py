@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
-from rlaif.stats import arm_interval, paired_difference, paired_tests, tied_groups
+from rlaif.stats import ALPHA, arm_interval, paired_difference, paired_tests, tied_groups
 from rlaif.study.items import SeedScores, common_items, paired_row, seed_scores, seed_table, tested_metric
-from rlaif.study.tables import ALPHA
-from rlaif.tracking.runs import Row, Scalar, number
+from rlaif.tracking.runs import Row, Scalar, interval, number
+from rlaif.tracking.text import lower_is_better
 
 Rows = list[dict[str, Any]]
 Summaries = Sequence[Mapping[str, Scalar]]
@@ -22,10 +24,11 @@ _LOST = ("_ci_low", "_ci_high", "p_value")  # what a mean over seeds does not ke
 def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
     """One arm's summary from those of its seeds, with `items` a table of single test items for each.
 
-    One seed's summary is its own. Of several, numbers are means; the metrics that `items` has get the
-    mean over seeds and items with an interval that carries the variance of both, and no other keeps an
-    interval. No p-value is a mean of p-values: that of the win rate is tested over seeds and prompts, others
-    are left out. Text stays where all seeds say the same; a warning says of how many of them it is true.
+    One seed's summary is its own. Of several, numbers are means; the metrics that `items` has get the mean over seeds
+    and items with an interval that carries the variance of both. Others keep an interval where each seed has one: the
+    seeds' scatter (Student's t) is added to the seeds' own variance. No p-value is a mean of p-values: that of the win
+    rate is tested over seeds and prompts, others are left out. Text stays where all seeds say the same; a warning says
+    of how many of them it is true.
     """
     if len(summaries) == 1:
         return dict(summaries[0])
@@ -36,6 +39,8 @@ def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
         )
         for name in names
     }
+    for name in [name for name in merged if all(f"{name}_ci_low" in summary for summary in summaries)]:
+        merged |= _over_seeds(name, summaries)
     measured = {name for rows in items for row in rows for name in row if name in merged}
     for name in sorted(measured):
         scores = seed_scores(items, name)
@@ -44,6 +49,20 @@ def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
             if name == _WIN_RATE:
                 merged[_WIN_RATE_P] = _against_even(scores)
     return merged
+
+
+def _over_seeds(name: str, summaries: Summaries) -> dict[str, float]:
+    """The interval of a mean over seeds, from each seed's own value and interval."""
+    values, ranges = [number(s, name) for s in summaries], [interval(s, name) for s in summaries]
+    known = [value for value in values if value is not None]
+    found = [one for one in ranges if one is not None]
+    if len(known) < len(summaries) or len(found) < len(summaries):
+        return {}
+    mean, spread = statistics.fmean(known), statistics.stdev(known)
+    items = statistics.fmean(((one.high - one.low) / 2) ** 2 for one in found)
+    seeds = float(student.ppf(0.975, len(known) - 1)) ** 2 * spread**2 / len(known)
+    half = math.sqrt(items + seeds)
+    return {f"{name}_ci_low": mean - half, f"{name}_ci_high": mean + half}
 
 
 def _warned(values: Sequence[Any]) -> str | None:
@@ -89,10 +108,11 @@ def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
         shared = common_items(scores)
         if shared:
             keys, prompts = [key for key, _ in shared], [prompt for _, prompt in shared]
-            values = {arm: seed_table(own, keys) for arm, own in scores.items()}
-            tests = paired_tests(values, prompts)
+            sign = -1.0 if lower_is_better(metric) else 1.0
+            values = {arm: sign * seed_table(own, keys) for arm, own in scores.items()}
             seeds = min(map(len, values.values()))
-            return [{"metric": metric, "seeds": seeds, **paired_row(test)} for test in tests]
+            tests = paired_tests({arm: table[:seeds] for arm, table in values.items()}, prompts)
+            return [{"metric": metric, "seeds": seeds, **paired_row(test, sign)} for test in tests]
     return []
 
 

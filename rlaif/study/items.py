@@ -60,17 +60,18 @@ def common_items(scores: Mapping[str, SeedScores]) -> list[tuple[str, str]]:
     ]
 
 
-def paired_row(test: PairedTest) -> dict[str, Any]:
-    """A paired test as a row of a run's table."""
+def paired_row(test: PairedTest, sign: float = 1.0) -> dict[str, Any]:
+    """A paired test as a row of a run's table; `sign` is -1 where it was made of scores turned round."""
+    ends = sorted((sign * test.difference.low, sign * test.difference.high))
     return {
         "first": test.first,
         "second": test.second,
         "n": test.n,
         "ahead": test.ahead,
         "behind": test.behind,
-        "difference": test.difference.estimate,
-        "difference_ci_low": test.difference.low,
-        "difference_ci_high": test.difference.high,
+        "difference": sign * test.difference.estimate,
+        "difference_ci_low": ends[0],
+        "difference_ci_high": ends[1],
         "mcnemar_p": test.mcnemar,
         "p": test.p_value,
         "p_holm": test.p_holm,

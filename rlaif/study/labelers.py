@@ -10,9 +10,9 @@ import numpy as np
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rlaif.stats import Interval, arm_interval, paired_tests
+from rlaif.stats import ALPHA, Interval, arm_interval, paired_tests
 from rlaif.study.items import SeedScores, common_items, paired_row, seed_scores, seed_table
-from rlaif.study.tables import ALPHA, group_runs
+from rlaif.study.sweeps import group_runs
 from rlaif.tracking.glossary import names
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
 from rlaif.tracking.text import (

@@ -7,10 +7,11 @@ from rich.console import Console
 from scipy.stats import binomtest
 from synthetic_runs import write_run
 
+from rlaif.report.comparison import sweep_table
 from rlaif.report.page import render_report
 from rlaif.study.items import common_items, seed_scores
 from rlaif.study.labelers import compare_labelers, labelers_of, labelers_table, terminal_labelers
-from rlaif.study.tables import ablation_table
+from rlaif.study.sweeps import sweep
 from rlaif.tracking.runs import find_runs
 
 METRIC, WORST, HALF = "label/alignment", "label/alignment_worst", "label/alignment_half"
@@ -143,15 +144,17 @@ def test_a_sweep_has_one_labeler_for_each_label_artifact(tmp_path):
     assert pairs[0]["ahead"] == 20
 
 
-def test_the_ablation_table_says_the_same_as_the_labelers(tmp_path):
+def test_a_sweeps_table_says_the_same_as_the_labelers(tmp_path):
     best = [1] * 39 + [0]
     for index, scores in enumerate((best, [0] * 9 + [1] * 31, [1] * 9 + [0] * 9 + [1] * 22)):
         label_run(tmp_path, str(index), f"l{index}", scores, f"d{index}")
     runs = find_runs(tmp_path)
-    table, (ranking, _) = ablation_table(runs, [METRIC]), labelers_of(runs)
-    assert [arm.p_holm for arm in table.arms] == pytest.approx([row["p_holm"] for row in ranking])
-    assert [arm.tied for arm in table.arms] == [row["tied"] for row in ranking]
-    assert "Holm over all 3 pairs of arms" in table.caption
+    found, (ranking, _) = sweep(runs, [METRIC]), labelers_of(runs)
+    assert [row["p_holm"] for row in found.rows[1:]] == pytest.approx([row["p_holm"] for row in ranking[1:]])
+    assert found.rows[0]["best"] and ranking[0]["best"]
+    table = sweep_table(found)
+    assert [row.tied for row in table.arms[1:]] == [row["tied"] for row in ranking[1:]]
+    assert "Holm over 3 pairs of arms" in table.caption
 
 
 def test_terminal_and_page_show_the_tied_group(tmp_path):

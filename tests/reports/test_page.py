@@ -131,6 +131,7 @@ def test_glossary_explains_metrics(full_page):
 def test_an_ablation_marks_ties_and_shows_differing_config_only(tmp_path):
     for index, (label, win) in enumerate((("cot", 0.66), ("detailed", 0.64), ("base", 0.45))):
         rate = {"eval/win_rate": win, "eval/win_rate_ci_low": win - 0.05, "eval/win_rate_ci_high": win + 0.05}
+        won = [{"id": str(i), "prompt_id": str(i), "eval/win_rate": float(i < 100 * win)} for i in range(100)]
         write_run(
             tmp_path,
             f"run-{index}",
@@ -140,7 +141,7 @@ def test_an_ablation_marks_ties_and_shows_differing_config_only(tmp_path):
             config=CONFIG | {"labeler": {"name": label}},
             history=ppo_history(),
             lineage=LINEAGE,
-            tables={"samples": SAMPLES},
+            tables={"samples": SAMPLES, "items": won},
         )
     text, _ = render(tmp_path)
     body = text[text.index("<h2>Arms") : text.index("Best arm in detail")]

@@ -1,4 +1,4 @@
-"""The ablation table against hand-worked numbers."""
+"""A sweep's table against hand-worked numbers: runs as arms, by the engine of every comparison."""
 
 import io
 import math
@@ -8,8 +8,9 @@ from rich.console import Console
 from synthetic_runs import write_run
 
 from rlaif.errors import UserError
+from rlaif.report.comparison import arms_verdict, sweep_table, terminal_arms
 from rlaif.report.summary import result_table
-from rlaif.study.tables import ablation_table, arm_labels, terminal_table
+from rlaif.study.sweeps import arm_labels, sweep
 from rlaif.tracking.runs import find_runs
 
 WIN = "eval/win_rate"
@@ -25,123 +26,115 @@ def printed(view):
     return console.export_text()
 
 
-def three_arms(root):
-    write_run(root, "1", summary=summary(0.70, 0.049), overrides=["labeler=cot", "rm.lr=1e-5"])
-    write_run(root, "2", summary=summary(0.66, 0.049), overrides=["labeler=detailed", "rm.lr=1e-5"])
-    write_run(root, "3", summary=summary(0.55, 0.049), overrides=["rm.lr=1e-5"])
-    return find_runs(root)
+def items(scores, name=WIN):
+    return {
+        "items": [{"id": str(i), "prompt_id": str(i), name: float(score)} for i, score in enumerate(scores)]
+    }
+
+
+def right(count, of=100):
+    return [1] * count + [0] * (of - count)
 
 
 def test_labels_hold_only_what_differs(tmp_path):
-    assert arm_labels(three_arms(tmp_path)) == ["labeler=cot", "labeler=detailed", "default"]
+    for name, words in (("1", ["labeler=cot"]), ("2", ["labeler=detailed"]), ("3", [])):
+        write_run(tmp_path, name, summary=summary(0.7, 0.05), overrides=[*words, "rm.lr=1e-5"])
+    assert arm_labels(find_runs(tmp_path)) == ["labeler=cot", "labeler=detailed", "default"]
 
 
-def test_ties_by_intervals_on_a_hand_worked_case(tmp_path):
-    # half-width 0.049 -> standard error 0.049/1.95996 = 0.025; of a difference 0.025*sqrt(2) = 0.035355.
-    # cot-detailed: z = 0.04/0.035355 = 1.1314 -> p = 0.2579; cot-default: z = 4.2426 -> p = 2.21e-5.
-    # detailed-default: z = 0.11/0.035355 = 3.1113 -> p = 0.00186. Holm over all three pairs: 3*2.21e-5 = 6.63e-5,
-    # 2*0.00186, 0.2579.
-    table = ablation_table(three_arms(tmp_path), [WIN])
-    assert [(arm.label, arm.best, arm.tied) for arm in table.arms] == [
-        ("labeler=cot", True, True),
-        ("labeler=detailed", False, True),
-        ("default", False, False),
+def test_all_pairs_are_tested_on_the_same_items_and_corrected_over_the_table(tmp_path):
+    # a is right on 70 of 100 items, b on the first 60 of these, c on the first 66: McNemar of a and b 2 * 0.5^10, of
+    # a and c 2 * 0.5^4, of b and c 2 * 0.5^6. Holm over three pairs: 3 * 2 * 0.5^10, 2 * 2 * 0.5^6, 2 * 0.5^4.
+    for name, count in (("a", 70), ("b", 60), ("c", 66)):
+        scores = items(right(count))
+        write_run(
+            tmp_path, name, summary=summary(count / 100, 0.09), overrides=[f"labeler={name}"], tables=scores
+        )
+    found = sweep(find_runs(tmp_path), [WIN])
+    assert [row["arm"] for row in found.rows] == ["labeler=a", "labeler=c", "labeler=b"]
+    p = {row["arm"]: row["p_holm"] for row in found.rows}
+    assert p["labeler=b"] == pytest.approx(6 * 0.5**10, rel=1e-9)
+    assert p["labeler=c"] == pytest.approx(2 * 0.5**4, rel=1e-9)
+    table = sweep_table(found)
+    assert [(row.arm, row.best, row.tied) for row in table.arms] == [
+        ("labeler=a", True, False),
+        ("labeler=c", False, True),
+        ("labeler=b", False, False),
     ]
-    assert table.arms[0].p_holm is None
-    assert table.arms[1].p_holm == pytest.approx(0.2579, abs=2e-4)
-    assert table.arms[2].p_holm == pytest.approx(6.63e-5, rel=5e-3)
-    assert (
-        "two-sample z test" in table.caption
-        and "Not told apart from the best: labeler=detailed." in table.caption
-    )
-    # Mutation check: an uncorrected p of the last arm would not pass.
-    assert table.arms[2].p_holm != pytest.approx(2.21e-5, rel=0.1)
+    assert "on the same 100 test items" in table.caption and "Holm over 3 pairs of arms" in table.caption
+    told = arms_verdict(table)
+    assert told.tone == "open" and told.sentence.endswith("not told apart from labeler=c.")
+    # Mutation check: an uncorrected p would tell b apart by another number, and the best arm's pairs alone by 2 * p.
+    assert p["labeler=b"] != pytest.approx(2 * 0.5**10) and p["labeler=b"] != pytest.approx(4 * 0.5**10)
 
 
-def test_holm_decides_where_a_single_test_would_not(tmp_path):
-    # z = 0.075/0.035355 = 2.1213 -> p = 0.0339: significant alone; four arms have six pairs: Holm 6*0.0339 = 0.2034.
-    write_run(tmp_path, "0", summary=summary(0.70, 0.049), overrides=["labeler=cot"])
-    for index, name in enumerate(("a", "b", "c")):
-        write_run(tmp_path, str(index + 1), summary=summary(0.625, 0.049), overrides=[f"labeler={name}"])
-    runs = find_runs(tmp_path)
-    many, two = ablation_table(runs, [WIN]), ablation_table(runs[:2], [WIN])
-    assert [arm.p_holm for arm in many.arms[1:]] == pytest.approx([0.2034] * 3, abs=6e-4)
-    assert all(arm.tied for arm in many.arms)
-    assert two.arms[1].p_holm == pytest.approx(0.0339, abs=2e-4)
-    assert not any(arm.tied for arm in two.arms)
-
-
-def test_seeds_are_grouped_with_mean_spread_and_interval(tmp_path):
+def test_seeds_are_grouped_and_their_scatter_widens_the_interval(tmp_path):
     for seed, value in enumerate((0.60, 0.62, 0.67)):
         run = {**summary(value, 0.0392), "rl/kl": 4.0}
         write_run(tmp_path, f"{seed}", summary=run, overrides=["labeler=cot", f"seed={seed}"])
     write_run(tmp_path, "9", summary=summary(0.5, 0.0392), overrides=["labeler=base", "seeds.rm=1"])
-    table = ablation_table(find_runs(tmp_path), [WIN, "rl/kl"])
-    arm = table.arms[0]
-    cell = arm.cells[WIN]
-    assert (arm.label, len(arm.runs), cell.n) == ("labeler=cot", 3, 3)
-    # mean 1.89/3 = 0.63; squares .0009 + .0001 + .0016 = .0026, /2 = .0013, root .0360555.
-    assert cell.value == pytest.approx(0.63, abs=1e-12)
-    assert cell.spread == pytest.approx(0.0360555, abs=1e-7)
-    # items: 0.0392^2 = 1.53664e-3; seeds, t with 2 degrees of freedom 4.302653: 4.302653^2 * .0013/3 = 8.02221e-3.
-    assert cell.high - cell.value == pytest.approx(0.00955885**0.5, abs=2e-5)
-    assert cell.text(WIN) == "63.0% ± 3.6%"
-    assert arm.cells["rl/kl"].text("rl/kl") == "4"
-    assert table.arms[1].cells[WIN].spread is None
+    found = sweep(find_runs(tmp_path), [WIN, "rl/kl"])
+    row, other = found.rows
+    assert (row["arm"], row["seeds"], len(found.arms["labeler=cot"])) == ("labeler=cot", 3, 3)
+    # mean 1.89/3 = 0.63; items: 0.0392^2 = 1.53664e-3; seeds: squares .0009 + .0001 + .0016 = .0026, /2 = .0013;
+    # t with 2 degrees of freedom 4.302653: 4.302653^2 * .0013/3 = 8.02221e-3.
+    assert row[WIN] == pytest.approx(0.63, abs=1e-12)
+    assert row[f"{WIN}_ci_high"] - row[WIN] == pytest.approx(0.00955885**0.5, abs=2e-5)
+    assert row[WIN] - row[f"{WIN}_ci_low"] == pytest.approx(0.00955885**0.5, abs=2e-5)
+    assert row["rl/kl"] == 4.0 and "rl/kl_ci_low" not in row
+    assert other[f"{WIN}_ci_high"] == pytest.approx(0.5392)
 
 
 def test_a_seed_that_ran_twice_counts_once_and_the_later_one(tmp_path):
     write_run(tmp_path, "20260101", summary=summary(0.5, 0.05), overrides=["labeler=cot", "seed=0"])
     write_run(tmp_path, "20260102", summary=summary(0.6, 0.05), overrides=["labeler=cot", "seed=0"])
-    table = ablation_table(find_runs(tmp_path), [WIN])
-    assert table.arms[0].cells[WIN].value == 0.6 and len(table.arms[0].runs) == 1
-    assert "1 earlier run of the same arm and seed left out." in table.notes
+    found = sweep(find_runs(tmp_path), [WIN])
+    assert found.rows[0][WIN] == 0.6 and len(found.arms["default"]) == 1
+    assert "1 earlier run of the same arm and seed left out." in sweep_table(found).caption
 
 
-def items(scores):
-    return {
-        "items": [{"id": str(i), "prompt_id": str(i), WIN: float(score)} for i, score in enumerate(scores)]
-    }
+def test_without_test_items_arms_are_ranked_and_nothing_is_said_to_be_better(tmp_path):
+    write_run(tmp_path, "1", summary={"sft/val_loss": 0.5}, overrides=["sft.lr=1"])
+    write_run(tmp_path, "2", summary={"sft/val_loss": 0.4}, overrides=["sft.lr=2"])
+    table = sweep_table(sweep(find_runs(tmp_path), ["sft/val_loss"]))
+    assert [row.arm for row in table.arms] == ["sft.lr=2", "sft.lr=1"], "lower is better for losses"
+    assert not any(row.best or row.tied for row in table.arms) and "not tested" in table.caption
+    told = arms_verdict(table)
+    assert told.tone == "open" and told.sentence.endswith("whether the difference is real was not tested.")
 
 
-def test_paired_items_decide_where_the_intervals_overlap(tmp_path):
-    # b is right on the first 60 of 100 items, a on the same and 10 more: McNemar 2 * 0.5^10.
-    a, b = [1] * 70 + [0] * 30, [1] * 60 + [0] * 40
-    write_run(tmp_path, "1", summary=summary(0.70, 0.09), overrides=["labeler=a"], tables=items(a))
-    write_run(tmp_path, "2", summary=summary(0.60, 0.09), overrides=["labeler=b"], tables=items(b))
-    runs = find_runs(tmp_path)
-    table = ablation_table(runs, [WIN])
-    assert table.arms[1].p_holm == pytest.approx(2 * 0.5**10, rel=1e-9) and not table.arms[1].tied
-    assert "paired test on the same 100 items" in table.caption
-    (runs[1].path / "tables" / "items.jsonl").unlink()
-    assert ablation_table(runs, [WIN]).arms[1].tied  # the intervals alone cannot tell the arms apart
-
-
-def test_lower_is_better_for_losses(tmp_path):
-    write_run(tmp_path, "1", summary={"rm/loss": 0.5}, overrides=["rm.lr=1"])
-    write_run(tmp_path, "2", summary={"rm/loss": 0.4}, overrides=["rm.lr=2"])
-    table = ablation_table(find_runs(tmp_path), ["rm/loss"])
-    assert table.arms[0].label == "rm.lr=2" and not table.arms[1].tied
-    assert "None is marked as not told apart" in table.caption
+def test_the_test_knows_which_direction_is_better(tmp_path):
+    copy = "eval/copy_rate_policy"
+    for name, count in (("a", 70), ("b", 60)):
+        scores = items(right(count), copy)
+        write_run(tmp_path, name, summary={copy: count / 100}, overrides=[f"rl.lr={name}"], tables=scores)
+    found = sweep(find_runs(tmp_path), [copy])
+    best, other = found.rows
+    assert best["arm"] == "rl.lr=b" and best["best"] and other["p_holm"] == pytest.approx(2 * 0.5**10)
+    (test,) = found.tests
+    assert (test["first"], test["ahead"]) == ("rl.lr=b", 10)
+    assert test["difference"] == pytest.approx(-0.1), "as the metric is, whichever direction is better"
+    assert test["difference_ci_low"] < -0.1 < test["difference_ci_high"] < 0
 
 
 def test_missing_values_rank_last_and_empty_input_is_refused(tmp_path):
     write_run(tmp_path, "1", summary={}, overrides=["rm.lr=1"])
     write_run(tmp_path, "2", summary=summary(0.5, 0.1), overrides=["rm.lr=2"])
     runs = find_runs(tmp_path)
-    table = ablation_table(runs, [WIN])
-    assert [arm.label for arm in table.arms] == ["rm.lr=2", "rm.lr=1"]
-    assert table.arms[1].cells[WIN].text(WIN) == "–" and not table.arms[1].tied
+    table = sweep_table(sweep(runs, [WIN]))
+    assert [row.arm for row in table.arms] == ["rm.lr=2", "rm.lr=1"]
+    assert table.arms[1].cells[0][0] == "–" and not table.arms[1].tied
     with pytest.raises(UserError, match="no run has the metric rm/ece"):
-        ablation_table(runs, ["rm/ece"])
+        sweep(runs, ["rm/ece"])
     with pytest.raises(UserError, match="nothing to compare"):
-        ablation_table([], [WIN])
+        sweep([], [WIN])
 
 
-def test_terminal_table_prints_labels_that_look_like_markup(tmp_path):
+def test_the_terminal_prints_labels_that_look_like_markup(tmp_path):
     write_run(tmp_path, "1", summary=summary(0.7, 0.01), overrides=["labeler.x=[red]"])
     write_run(tmp_path, "2", summary=summary(0.5, 0.01), overrides=["labeler.x=[blue]"])
-    shown = printed(terminal_table(ablation_table(find_runs(tmp_path), [WIN])))
+    (view,) = terminal_arms(sweep_table(sweep(find_runs(tmp_path), [WIN])))
+    shown = printed(view)
     assert "labeler.x=[red]" in shown and "70.0%" in shown and "(69.0–71.0%)" in shown
 
 

@@ -1,0 +1,115 @@
+"""Finished runs as the arms of a comparison: named by the overrides that differ, seeds grouped, tested as any arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlaif.errors import UserError
+from rlaif.study.arm_table import Rows, compare_items, mean_summary, standing
+from rlaif.tracking.runs import RunRecord, Scalar, number
+from rlaif.tracking.text import lower_is_better
+
+_SEED = ("seed", "seeds.")
+_HOUSEKEEPING = (
+    "paths.",
+    "hydra.",
+    "hydra/",
+    "tracking",
+    "force",
+    "plan",
+    "export",
+    "stage",
+    "experiments",
+    "sweeps",
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Runs by arm, the best first; `rows` and `tests` as a comparison records them.
+
+    `metrics[0]` ranks the arms, and they are tested on it where their runs have its test items. `left_out` runs are
+    earlier ones of an arm and seed.
+    """
+
+    metrics: tuple[str, ...]
+    arms: Mapping[str, tuple[RunRecord, ...]]
+    rows: Rows
+    tests: Rows
+    left_out: int
+
+
+def split_override(override: str) -> tuple[str, str]:
+    """`+rm.lr=1e-4` as (`rm.lr`, `1e-4`)."""
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
+
+
+def _is_seed(key: str) -> bool:
+    return key == _SEED[0] or key.startswith(_SEED[1])
+
+
+def _overrides(run: RunRecord) -> dict[str, str]:
+    """The overrides that make an arm: everything but seeds and housekeeping."""
+    pairs = dict(split_override(item) for item in run.overrides)
+    arm = {
+        key: value for key, value in pairs.items() if not _is_seed(key) and not key.startswith(_HOUSEKEEPING)
+    }
+    return {"stage": run.stage, **arm}
+
+
+def arm_labels(runs: Sequence[RunRecord]) -> list[str]:
+    """One label a run: the overrides whose value is not the same in all `runs` (`default` if none)."""
+    arms = [_overrides(run) for run in runs]
+    keys = list(dict.fromkeys(key for arm in arms for key in arm))
+    differing = [key for key in keys if len({arm.get(key) for arm in arms}) > 1]
+    return [", ".join(f"{key}={arm[key]}" for key in differing if key in arm) or "default" for arm in arms]
+
+
+def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Runs by arm label; where one seed was run again, the later run counts."""
+    groups: dict[str, dict[tuple[str, ...], RunRecord]] = {}
+    for label, run in zip(arm_labels(runs), runs, strict=True):
+        seeds = tuple(sorted(item for item in run.overrides if _is_seed(split_override(item)[0])))
+        earlier = groups.setdefault(label, {}).get(seeds)
+        if earlier is None or run.id >= earlier.id:
+            groups[label][seeds] = run
+    return {label: list(by_seed.values()) for label, by_seed in groups.items()}
+
+
+def sweep(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Sweep:
+    """Compare finished runs over `metrics`, by the means and tests of every comparison.
+
+    Raises UserError without runs, metrics, or any value of the main metric.
+    """
+    if not runs or not metrics:
+        raise UserError("report: nothing to compare; give at least one finished run and one metric")
+    main, groups = metrics[0], group_runs(runs)
+    items = {label: [run.table("items") for run in group] for label, group in groups.items()}
+    means = {
+        label: mean_summary([run.summary for run in group], items[label]) for label, group in groups.items()
+    }
+    if all(number(mean, main) is None for mean in means.values()):
+        raise UserError(f"report: no run has the metric {main}; name one that is in their summary.json")
+    measured = {label: own for label, own in items.items() if number(means[label], main) is not None}
+    tests = compare_items(measured, [main])
+    stands = standing(tests)
+    order = sorted(groups, key=lambda label: _rank(means[label], main))
+    order.sort(key=lambda label: not stands.get(label, {}).get("best", False))
+    rows = [
+        {"arm": label, "seeds": len(groups[label]), **means[label], **stands.get(label, {})}
+        for label in order
+    ]
+    kept = sum(map(len, groups.values()))
+    return Sweep(
+        tuple(metrics), {label: tuple(groups[label]) for label in order}, rows, tests, len(runs) - kept
+    )
+
+
+def _rank(summary: Mapping[str, Scalar], name: str) -> float:
+    value = number(summary, name)
+    if value is None:
+        return math.inf
+    return value if lower_is_better(name) else -value
