@@ -144,7 +144,7 @@ def test_an_ablation_marks_ties_and_shows_differing_config_only(tmp_path):
             tables={"samples": SAMPLES, "items": won},
         )
     text, _ = render(tmp_path)
-    body = text[text.index("<h2>Arms") : text.index("Best arm in detail")]
+    body = text[text.index("<h2>Arms") : text.index("Every pair of arms")]
     assert body.count('class="badge best"') == 1 and body.count('class="badge tied"') == 1
     assert "not told apart from labeler=detailed." in text
     assert "Keys that differ between the arms (1)" in text and "3e-06" not in text
