@@ -39,7 +39,7 @@ def score_pairs(
 ) -> list[list[tuple[float, float]]]:
     """Rewards (of a, of b) of each pair in order, member by member, computed in the model's compute dtype."""
     device = ctx.model().device
-    frozen = [(top.frozen_copy().to(device), head.to(device)) for top, head in members]
+    frozen = [(top.frozen_copy(), head.to(device)) for top, head in members]
     scores = [[(0.0, 0.0)] * len(rows) for _ in members]
     lengths = [len(row.prompt) + len(row.a) + len(row.b) for row in rows]
     for indices in forward_batches(lengths, device, max_rows=MAX_ROWS):

@@ -75,7 +75,7 @@ def reference_scores(ctx: Context, members: Sequence[Member]) -> list[list[float
 def _scores(ctx: Context, top: Top, head: ScalarHead, rows: Sequence[EncodedRow]) -> list[float]:
     """In the compute dtype, as `score_pairs` and RL have them."""
     device, scores = ctx.model().device, []
-    frozen, head = top.frozen_copy().to(device), head.to(device)
+    frozen, head = top.frozen_copy(), head.to(device)
     for start in range(0, len(rows), REFERENCE_BATCH):
         batch = collate_sequences(rows[start : start + REFERENCE_BATCH]).to(device)
         scores += sequence_scores(frozen, head, batch.features, batch.last).tolist()
