@@ -78,7 +78,7 @@ def test_every_option_of_every_group_composes(composed, position: int) -> None:
 def test_the_groups_and_stages_are_those_of_the_interface() -> None:
     wanted = {*"stage task model backend labeler judge rm reward rl trainer tracking profile".split()}  # noqa: SIM905
     assert wanted | {"experiments", "sweeps"} <= set(GROUPS)
-    assert set(GROUPS["stage"]) == {*STAGES, *OTHER_STAGES}
+    assert set(GROUPS["stage"]) == {*STAGES, *OTHER_STAGES, "ppo"}, "ppo is another name of rl"
     assert GROUPS["judge"] == GROUPS["labeler"]
     assert {"base", "detailed", "fewshot", "cot", "likelihood", "scripted"} <= set(GROUPS["labeler"])
     assert GROUPS["experiments"] and GROUPS["sweeps"]

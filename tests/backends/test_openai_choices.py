@@ -8,11 +8,11 @@ import random
 import pytest
 from local_server import LocalServer, answers_and_ends, ten_or_more
 from openai_cases import backend
-from rlaif.backends.openai.backend.spellings import opens_with, says
 
 import rlaif.backends.openai.backend as module
 from rlaif.backends.base import Message
 from rlaif.backends.openai.backend import ChatTemplate
+from rlaif.backends.openai.spellings import opens_with, says
 from rlaif.errors import UserError
 from rlaif.labelers.readout.readouts import SCORES, read_choice, read_score
 

@@ -310,8 +310,8 @@ def test_nothing_is_imported(tmp_path):
     code = _function("merge", "apples", TAILS[0])
     (tmp_path / "hostile" / "__init__.py").write_text(f"raise SystemExit(3)\n{code}")
     script = (
-        "import sys; from pathlib import Path; from rlaif.data.docs import load_index;"
-        "from rlaif.data.docstrings import SentenceFilter;"
+        "import sys; from pathlib import Path; from rlaif.data.docs.task import load_index;"
+        "from rlaif.data.docs.docstrings import SentenceFilter;"
         f"rows = load_index(Path({str(tmp_path / 'c')!r}), SentenceFilter(450, 4, 20), None,"
         f"[Path({str(tmp_path)!r})]);"
         "assert [row.id for row in rows] == ['hostile:merge_apples'], rows;"

@@ -7,8 +7,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from rlaif.stages.rl import alarm_rules as alarms
-from rlaif.stages.rl.alarm_rules import AlarmLimits
+from rlaif.stages.rl.alarm_rules import AlarmLimits, alarms
 
 LIMITS = AlarmLimits(window=2, kl=10.0, entropy=0.5, explained_variance=-1.0, eos_rate=0.2, length=2.0)
 OFF = AlarmLimits(2, None, None, None, None, None)

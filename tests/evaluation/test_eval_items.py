@@ -8,8 +8,8 @@ from rlaif.models.weights import Normalization
 from rlaif.records import Pair, Preference
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items, win_rate_report
 from rlaif.stages.label.alignment import alignment_items, alignment_report, reliability
-from rlaif.stages.rm import scored_pairs
 from rlaif.stages.rm.accuracy import reward_items, reward_report
+from rlaif.stages.rm.scored_pairs import scored_pairs
 from rlaif.stats import expected_calibration_error
 
 GOLD = [1.0, 0.0, 1.0, 0.5, None, 0.0]

@@ -9,7 +9,6 @@ from scipy.stats import binomtest
 
 from rlaif.models.weights import Normalization
 from rlaif.records import Pair
-from rlaif.stages.rm import scored_pairs
 from rlaif.stages.rm.accuracy import fitted_temperature, read_reward_items, reward_items, reward_report
 from rlaif.stages.rm.bins import (
     disagreement_bins,
@@ -17,7 +16,7 @@ from rlaif.stages.rm.bins import (
     reward_length_bins,
     reward_reliability,
 )
-from rlaif.stages.rm.scored_pairs import ScoredPair
+from rlaif.stages.rm.scored_pairs import ScoredPair, scored_pairs
 from rlaif.stats import paired_test, proportion_interval
 from rlaif.tracking.glossary import unknown
 

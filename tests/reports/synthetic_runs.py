@@ -63,7 +63,7 @@ CONFIG: dict[str, Any] = {
     "labeler": {"name": "cot", "backend": "transformers", "batch_size": 32},
     "judge": {"name": "detailed", "backend": "openai", "batch_size": 32},
     "backend": {"name": "model-one"},
-    "rl": {"algorithm": "rl", "lr": 3e-6},
+    "rl": {"algorithm": "ppo", "lr": 3e-6},
     "paths": {"root": "somewhere-private"},
 }
 ATTACK = "<script>alert('x')</script> & <img src=http://example.invalid/a.png>"

@@ -5,8 +5,8 @@ import re
 from synthetic_runs import PATH_SUMMARY, write_run
 
 from rlaif.figures.plots import ForestRow, rates_by_bin
-from rlaif.report import verdict
 from rlaif.report.page import render_report
+from rlaif.report.verdict import verdict
 from rlaif.stages.label.section import labeler_section
 from rlaif.tracking.runs import find_runs, load_run
 

@@ -13,7 +13,7 @@ def test_a_whole_run_is_read_back(tmp_path):
     run = load_run(full_run(tmp_path))
     assert (run.stage, run.state, run.id) == ("pipeline", "finished", "20260101-a")
     assert run.summary["eval/win_rate"] == 0.63
-    assert run.config["rl"]["algorithm"] == "rl"
+    assert run.config["rl"]["algorithm"] == "ppo"
     assert len(run.table("samples")) == 14 and run.table("absent") == []
     assert run.problems == ()
 

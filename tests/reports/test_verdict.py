@@ -6,7 +6,7 @@ from scipy.stats import linregress
 from scipy.stats import t as student
 from synthetic_runs import CONFIG, PATH_SUMMARY
 
-from rlaif.report import verdict
+from rlaif.report.verdict import verdict
 from rlaif.stages.rl.section import reward_rise
 
 

@@ -18,9 +18,9 @@ from rlaif.records import Pair, Preference, Sample
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items, win_rate_report
 from rlaif.stages.eval.stage import judge_policies
 from rlaif.stages.label.alignment import alignment_items, alignment_report
-from rlaif.stages.rm import scored_pairs
 from rlaif.stages.rm.accuracy import reward_report
 from rlaif.stages.rm.data import Labelled, _split
+from rlaif.stages.rm.scored_pairs import scored_pairs
 from rlaif.stats import proportion_interval
 from rlaif.study.items import seed_scores
 

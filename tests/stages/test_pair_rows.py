@@ -150,6 +150,6 @@ def test_order_and_batches_do_not_matter(context, monkeypatch):
     ctx = context()
     members, rows = _members(ctx), encode_pairs(ctx, PAIRS, "pairs")
     scores = score_pairs(ctx, members, rows)
-    monkeypatch.setattr("rlaif.stages.common.rows.MAX_ROWS", 1)
+    monkeypatch.setattr("rlaif.stages.common.scoring.MAX_ROWS", 1)
     for own, reversed_rows in zip(scores, score_pairs(ctx, members, rows[::-1]), strict=True):
         torch.testing.assert_close(torch.tensor(own[::-1]), torch.tensor(reversed_rows), rtol=0, atol=1e-5)

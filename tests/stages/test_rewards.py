@@ -283,9 +283,9 @@ def test_a_labelers_reward_of_an_empty_response_is_below_every_texts(words, cont
 def test_a_reward_model_that_likes_the_bare_end_of_text_best_gives_it_the_least(context, monkeypatch) -> None:
     ctx = context()
     # What a head over tied embeddings may well learn: the shorter, the better.
-    monkeypatch.setattr("rlaif.stages.common.rewards.kinds.score_pairs", lambda ctx, members, rows: [rows])
+    monkeypatch.setattr("rlaif.stages.common.rewards.reward.score_pairs", lambda ctx, members, rows: [rows])
     monkeypatch.setattr(
-        "rlaif.stages.common.rewards.kinds.sequence_scores", lambda top, head, features, last: -last.float()
+        "rlaif.stages.common.rewards.reward.sequence_scores", lambda top, head, features, last: -last.float()
     )
     member = RewardMember(
         ctx.model().trunk.new_top(), ScalarHead(ctx.model().trunk.config.hidden_size), Normalization(1.0, 0.5)
@@ -356,7 +356,7 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
     assert len({row["digest"] for row in record.lineage if row["kind"] == "rl"}) == 4
     assert len({row["digest"] for row in record.lineage if row["kind"] == "rm"}) == 1
     for stage, name in (("rl", ""), ("eval", "_policy"), ("eval", "_baseline")):
-        tokens = arms["length"][f"{stage}/{'response_length' if stage == 'ppo' else 'length' + name}"]
+        tokens = arms["length"][f"{stage}/{'response_length' if stage == 'rl' else 'length' + name}"]
         assert raw(arms["length"], f"{stage}/reward{name}") == pytest.approx(tokens / LIMIT)
         if stage == "eval":
             assert raw(arms["rouge"], f"eval/reward{name}") == pytest.approx(
