@@ -124,7 +124,7 @@ def test_reliability_bins_give_the_calibration_error(pipeline) -> None:
 
 def test_labels_are_soft_and_rationales_are_kept(run, warm_root) -> None:
     record = run("stage=label", "labeler=cot")
-    folder = warm_root / "artifacts" / f"label-{record.lineage[0]['digest']}"
+    folder = warm_root / "artifacts" / f"label-{record.lineage[0].digest}"
     judgements = list(read_jsonl(folder / "judgements.jsonl"))
     assert len(judgements) == 2 * record.summary["label/n"]
     assert {row["order"] for row in judgements} == {"ab", "ba"} and any(row["text"] for row in judgements)
@@ -173,7 +173,7 @@ def test_seeds_belong_to_their_stage(run) -> None:
 
 def test_force_builds_again_and_the_same(run, warm_root) -> None:
     first = run("stage=rm", "seed=1")
-    folder = warm_root / "artifacts" / f"rm-{first.lineage[0]['digest']}"
+    folder = warm_root / "artifacts" / f"rm-{first.lineage[0].digest}"
     before = json.loads((folder / "manifest.json").read_text())
     again = run("stage=rm", "seed=1", "force=true")
     after = json.loads((folder / "manifest.json").read_text())

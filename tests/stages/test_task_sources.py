@@ -33,7 +33,7 @@ def test_a_labeler_is_held_against_peoples_preferences(task, run, warm_root) -> 
     assert unknown(summary) == []
     rows = record.table("items")
     assert {row["gold"] for row in rows} == {0, 1}
-    folder = warm_root / "artifacts" / f"sample-{record.lineage[1]['digest']}"
+    folder = warm_root / "artifacts" / f"sample-{record.lineage[1].digest}"
     trained = list(read_jsonl(folder / "pairs.jsonl"))
     assert {row["origin"] for row in trained} == {"dataset"}
     assert {row["prompt_id"] for row in trained}.isdisjoint(row["prompt_id"] for row in rows)
