@@ -8,7 +8,9 @@ from pathlib import Path
 
 CODE = Path(__file__).resolve().parents[2]
 PRODUCT = ("rlaif", "conf", "experiments")
-_BLOCK = re.compile(r"^\*\*`([^`]+)`\*\*(?: \(new\)|, ([^\n]+))\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^\*\*`([^`]+)`\*\*(?: \(new\)|, ([^\n]+))\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)

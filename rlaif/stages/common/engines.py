@@ -196,13 +196,13 @@ ENGINES: dict[str, Engine] = {
 
 def engine_of(wanted: str, have: str) -> Engine:
     """The engine of `labeler.backend=wanted` where `backend=` sets up `have`. UserError for one that cannot be."""
-    groups = ", ".join(name for name, engine in ENGINES.items() if not engine.alone)
+    alone = [name for name, engine in ENGINES.items() if engine.alone]
+    groups = " or ".join(f"backend={name}" for name in ENGINES if name not in alone)
     if have not in ENGINES:
-        raise UserError(f"backend.engine={have} is not known: write backend= and one of {groups}")
-    if wanted != have and not (wanted in ENGINES and ENGINES[wanted].alone):
-        alone = " or ".join(name for name, engine in ENGINES.items() if engine.alone)
+        raise UserError(f"backend.engine={have} is not known: write {groups}")
+    if wanted != have and wanted not in alone:
         raise UserError(
-            f"labeler.backend={wanted} is not what backend={have} sets up: write {alone}, or leave it out and write"
-            f" backend= and one of {groups}"
+            f"labeler.backend={wanted} is not what backend={have} sets up: write {' or '.join(alone)}, or leave it out"
+            f" and write {groups}"
         )
     return ENGINES[wanted]
