@@ -27,8 +27,6 @@ from rlaif.ops.masks import (
     masked_mean,
     masked_sum,
     masked_var,
-    moment_sums,
-    moments_from_sums,
     whiten,
     zero_masked,
 )
@@ -61,8 +59,6 @@ __all__ = [
     "masked_mean",
     "masked_sum",
     "masked_var",
-    "moment_sums",
-    "moments_from_sums",
     "own_share",
     "penalised_scores",
     "ppo_policy_loss",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -268,10 +268,3 @@ class Context:
         """What the engine of the labeler at `key` turned out to refuse or to leave out."""
         backend = self._backend(key, self.templates)
         return backend.remarks if isinstance(backend, Remarking) else ()
-
-    def resolved(self) -> dict[str, Any]:
-        """The whole configuration as plain values."""
-        return plain(self.cfg)
-
-
-Build = Callable[["Context", Path], dict[str, Any]]
