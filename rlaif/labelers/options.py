@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.errors import UserError
-from rlaif.options.labeling import Averaging, LabelerNode, OrderMode, Preamble, ReadoutOptions
+from rlaif.options.labeling import Averaging, LabelerNode, OrderMode, ReadoutOptions
+
+SCORE_PREAMBLES = ("base", "detailed")  # of which score.j2 has a wording
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class LabelerOptions:
     are committed to the store together. Raises UserError for a combination without meaning.
     """
 
-    preamble: Preamble
+    preamble: str
     exemplars: int
     cot: bool
     readout: ReadoutOptions
@@ -41,6 +43,11 @@ class LabelerOptions:
             raise UserError(
                 f"labeler.readout.kind={kind} rates each response by itself and takes neither rationale nor"
                 " exemplars; write labeler.cot=false labeler.exemplars=0"
+            )
+        if kind == "score" and self.preamble not in SCORE_PREAMBLES:
+            raise UserError(
+                f"labeler.preamble={self.preamble} says nothing in score.j2, which words the readout score: write"
+                f" labeler.preamble={' or '.join(SCORE_PREAMBLES)}, or another labeler.readout.kind"
             )
         if self.samples > 1 and not self.sampled:
             raise UserError(

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from rlaif.options.rules import ABSENT, Count, Count0, Finite, From0, Name, Number, Positive, Share
 
-Preamble = Literal["base", "detailed"]
 ReadoutKind = Literal["choice", "score", "likelihood", "text"]
 Direction = Literal["forward", "reverse"]
 Normalize = Literal["none", "tokens"]
@@ -60,7 +59,7 @@ class LabelerNode:
 
     name: str | None
     backend: str | None
-    preamble: Preamble
+    preamble: Name
     exemplars: Count0
     cot: bool
     max_rationale_tokens: Count

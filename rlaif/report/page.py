@@ -103,7 +103,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
     histories, judged = _by_arm(runs) if single and arms else _by_group(groups, single)
     heads, rows = _config(runs, groups, single)
     diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
-    told = verdict(summary, config, history)
+    told = verdict(summary, config)
     if single and diagnosis:
         told = diagnosis.verdict
     elif arms or not single:
@@ -250,9 +250,8 @@ def _samples(runs: Sequence[RunRecord]) -> dict[str, list[Row]]:
 
 def _costs(runs: Sequence[RunRecord], summary: Mapping[str, Scalar]) -> list[tuple[str, str]]:
     """Work of the artifacts that these runs built themselves, and the labeler's tokens."""
-    rows = {str(row["digest"]): row for run in runs for row in run.lineage if not row.get("reused")}
-    built = [number(row, "seconds") for row in rows.values()]
-    stored = [number(row, "bytes") for row in rows.values()]
+    rows = {row.digest: row for run in runs for row in run.lineage if not row.reused}
+    built, stored = [row.seconds for row in rows.values()], [row.bytes for row in rows.values()]
     costs = (
         [("Built here", f"{len(rows)} artifacts in {text.duration(math.fsum(filter(None, built)))}")]
         if rows

@@ -40,7 +40,7 @@ def test_a_preset_names_every_option_and_is_the_same_at_judge(name):
     assert values["name"] == name
     node = read(LabelerNode, values, "labeler")
     assert plain(node) == values
-    assert composed(f"+labeler@judge={name}", "judge") == values
+    assert composed(f"+judge={name}", "judge") == values
     built = LabelerOptions.of(node, seed=3)
     assert built.seed == 3 and built.exemplars == values["exemplars"]
     backend = ScriptedBackend(**values["scripted"])
@@ -53,6 +53,7 @@ def test_there_is_no_other_preset_and_no_package_header():
     assert set(files) == {*PRESETS, "_common"}
     assert not any("@package" in text or "${" in text for text in files.values())
     assert yaml.safe_load(files["_common"])["order"] == "both"
+    assert (CONF / "judge").resolve() == CONF / "labeler", "no judge is written by hand"
 
 
 def test_presets_differ_from_each_other_as_named():
@@ -76,7 +77,6 @@ def test_presets_differ_from_each_other_as_named():
             {"order": "twice"},
             r"labeler\.order=twice is not known: write first, random, both or both_consistent",
         ),
-        ({"preamble": "long"}, r"labeler\.preamble=long is not known"),
         ({"averaging": "mean"}, r"labeler\.averaging=mean is not known"),
         ({"samples": 0}, r"labeler\.samples=0 is out of range: write a whole number from 1"),
         ({"batch_size": True}, r"labeler\.batch_size=true is no whole number"),
@@ -107,6 +107,10 @@ def test_a_bad_value_is_one_sentence_that_names_its_key(change, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (
+            {"readout_kind": "score", "preamble": "long"},
+            r"labeler\.preamble=long .* write labeler\.preamble=base",
+        ),
         ({"samples": 4}, r"labeler\.samples=4 would repeat one answer"),
         ({"samples": 4, "cot": True}, r"labeler\.temperature above 0"),
         ({"readout_kind": "score", "cot": True}, r"labeler\.cot=false"),

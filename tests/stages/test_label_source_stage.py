@@ -15,8 +15,8 @@ from rlaif.io import read_jsonl, stable_uniform
 from rlaif.stages.common.rows import encode_pairs
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
-from rlaif.stages.rm.data import reward_data
-from rlaif.stages.rm.labels import SOURCES
+from rlaif.stages.rm.data import label_source, reward_data
+from rlaif.stages.rm.labels import SOURCES, for_loss
 from rlaif.tracking.glossary import unknown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +87,6 @@ def test_rows_carry_the_labels_of_their_source(name, prepared) -> None:
         clean = "ai" if name == "shuffled" else name
         assert [one.p_a for one in held] == [own(clean, p, ai) for p in parts[part]] != []
         assert [one.pair.id for one in held] == [p["id"] for p in parts[part]]
-        assert all(one.row.p_a == one.p_a for one in held)
 
 
 def test_what_is_held_out_moves_with_nothing(prepared) -> None:
@@ -95,21 +94,20 @@ def test_what_is_held_out_moves_with_nothing(prepared) -> None:
     *_, ai, plain = prepared()
     *_, spoilt = prepared("rm.labels=shuffled", "rm.label_noise=0.5", "rm.n=9", "rm.min_confidence=0.01")
     for before, after in ((plain.validation, spoilt.validation), (plain.test, spoilt.test)):
-        assert [(x.pair.id, x.p_a, x.row.p_a) for x in before] == [
-            (x.pair.id, x.p_a, x.row.p_a) for x in after
-        ]
+        assert [(x.pair.id, x.p_a) for x in before] == [(x.pair.id, x.p_a) for x in after]
     assert spoilt.counts["rm/train_pairs"] + spoilt.counts["rm/dropped_pairs"] == 9
-    *_, hard = prepared("rm.hard_labels=true", "rm.confidence_weight=1")
+    ctx, *_, hard = prepared("rm.hard_labels=true", "rm.confidence_weight=1")
     for x in (*hard.validation, *hard.test):
-        assert x.p_a == ai[x.pair.id] and x.row.p_a == float(x.p_a > 0.5)
-        assert x.row.weight == pytest.approx(2 * abs(x.p_a - 0.5))
+        seen = for_loss(x, label_source(ctx))
+        assert x.p_a == ai[x.pair.id] and seen.p_a == float(x.p_a > 0.5)
+        assert seen.weight == pytest.approx(2 * abs(x.p_a - 0.5))
     assert {row.p_a for row in hard.phases[0]} == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_each_source_trains_a_reward_model(name, run) -> None:
     record = run(*WORDS, f"rm.labels={name}")
-    kinds = {row["kind"] for row in record.lineage}
+    kinds = {row.kind for row in record.lineage}
     assert kinds == ({"rm", "sample"} if name == "gold" else {"rm", "sample", "label"})
     summary, rows = record.summary, [r for r in record.table("items") if r.get("rm/accuracy") is not None]
     assert record.state == "finished" and unknown(summary) == []
@@ -126,14 +124,14 @@ def test_gold_labels_ask_no_labeler(run, tmp_path) -> None:
     first = run(*words, root=tmp_path)
     again = run(*words, "labeler=base", "labeler.min_alignment=0.999", root=tmp_path)
     assert not list(tmp_path.glob("labels.sqlite*")) and not list((tmp_path / "artifacts").glob("label-*"))
-    assert [row["digest"] for row in first.lineage] == [row["digest"] for row in again.lineage]
-    assert all(row["reused"] for row in again.lineage)
+    assert [row.digest for row in first.lineage] == [row.digest for row in again.lineage]
+    assert all(row.reused for row in again.lineage)
     assert not any(name.startswith("label/") for name in again.summary)
 
 
 def test_the_whole_path_and_a_comparison_stand_on_gold_labels(run) -> None:
     record = run(*WORDS, "stage=eval", "rm.labels=gold", "judge=scripted", "judge.scripted.rule=shorter")
-    assert "label" not in {row["kind"] for row in record.lineage} and record.summary["eval/n"] >= 1
+    assert "label" not in {row.kind for row in record.lineage} and record.summary["eval/n"] >= 1
     arms = [f"+arms.{name}=['rm.labels={name}']" for name in ("gold", "ai")]
     both = run("experiments=labelers", *WORDS[1:], "~arms.likelihood", "~arms.base", *arms)
     assert both.summary["gold/rm/gold_accuracy"] == both.summary["gold/rm/accuracy"]

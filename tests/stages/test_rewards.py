@@ -105,7 +105,8 @@ def test_a_response_without_a_readable_score_gets_the_least(context) -> None:
     assert {got[i] for i in range(12) if i not in read} == {min(got)} and min(got) == got[read[0]]
     assert reward.measures["rl/reward_unparsed_rate"] == pytest.approx(1 - len(read) / 12)
     sides = own.samples(), own.samples()
-    assert len(reward.of_pairs(sides, [])) == len(read), "no verdict on what was not read"
+    pairs = reward.of_pairs(sides, [])
+    assert [i for i, both in enumerate(pairs) if both is not None] == read, "no verdict on what was not read"
     with pytest.raises(UserError, match=r"labeler\.max_unparsed=0\.1"):
         make_reward(context(*half), {})(own)
     silent = context(*half[:-1], "labeler.scripted.unparsed_rate=1", "labeler.max_unparsed=1")
@@ -122,7 +123,8 @@ def test_rouge_is_against_the_prompts_own_reference(context) -> None:
     wanted = [rouge_l(r, p.reference) for r, p in zip(turned.responses, prompts, strict=True)]
     assert reward(turned).tolist() == pytest.approx(wanted) and 0 < wanted[0] < 1
     partly = rollout([*prompts, Prompt("bare", "code")], [*texts, "text"], [0, 1, 2, 3]).samples()
-    assert reward.of_pairs((partly, partly), []) == [(1.0, 1.0)] * 3, "no reference, no verdict"
+    partly = [partly[3], *partly[:3]]
+    assert reward.of_pairs((partly, partly), []) == [None, *[(1.0, 1.0)] * 3], "no reference, no verdict"
 
 
 def test_length_counts_tokens(context) -> None:
@@ -325,7 +327,7 @@ def test_a_formula_stays_what_it_says(context) -> None:
 def test_a_reward_goes_the_whole_path(words, kinds, run, pipeline) -> None:
     record = run("stage=eval", "judge=scripted", *words)
     summary, rows = record.summary, [row for row in record.history if "rl/reward" in row]
-    assert record.state == "finished" and {row["kind"] for row in record.lineage} == kinds
+    assert record.state == "finished" and {row.kind for row in record.lineage} == kinds
     assert summary["eval/n"] == 8 and 0 <= summary["eval/reward_win_rate"] <= 1
     assert len(rows) == summary["rl/iterations"] and unknown({*summary, *rows[0]} - {"step", "time"}) == []
     direct = "direct" in words[0]
@@ -353,8 +355,8 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
     record = run("stage=compare", grid, "compare=[['reward=rouge','reward=rm']]", *small)
     arms, summary = {row["reward"]: row for row in record.table("arms")}, record.summary
     assert list(arms) == ["rm", "rouge", "length", "random"]
-    assert len({row["digest"] for row in record.lineage if row["kind"] == "rl"}) == 4
-    assert len({row["digest"] for row in record.lineage if row["kind"] == "rm"}) == 1
+    assert len({row.digest for row in record.lineage if row.kind == "rl"}) == 4
+    assert len({row.digest for row in record.lineage if row.kind == "rm"}) == 1
     for stage, name in (("rl", ""), ("eval", "_policy"), ("eval", "_baseline")):
         tokens = arms["length"][f"{stage}/{'response_length' if stage == 'rl' else 'length' + name}"]
         assert raw(arms["length"], f"{stage}/reward{name}") == pytest.approx(tokens / LIMIT)
@@ -378,7 +380,7 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
 
 def test_direct_by_likelihood_needs_no_label_and_no_reward_model(run, pipeline) -> None:
     record = run("stage=rl", "reward=direct")
-    assert {row["kind"] for row in record.lineage} == {"rl", "sft"}
+    assert {row.kind for row in record.lineage} == {"rl", "sft"}
     assert record.config["labeler"]["name"] == "likelihood" and math.isfinite(record.summary["rl/reward"])
 
 

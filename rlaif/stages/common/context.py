@@ -9,10 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlaif.backends.base import Backend
+from rlaif.backends.base import Backend, Remarking
 from rlaif.backends.openai.backend import OpenAIBackend
-from rlaif.backends.scripted import ScriptedBackend
-from rlaif.backends.transformers import TransformersBackend
 from rlaif.data.encode import Encoder
 from rlaif.data.report import report_lines
 from rlaif.data.tasks import load_task
@@ -35,10 +33,10 @@ from rlaif.models.load import (
 from rlaif.models.lora import parse_lora
 from rlaif.models.split import check_trainable, parse_trainable
 from rlaif.options.job import ModelOptions, Options
-from rlaif.options.labeling import BackendOptions, LabelerNode
+from rlaif.options.labeling import BackendOptions
 from rlaif.options.read import plain
 from rlaif.records import TaskData
-from rlaif.stages.common.engines import meter_of, openai_backend, price_of, priced_as
+from rlaif.stages.common.engines import engine_of, meter_of, price_of, priced_as
 from rlaif.store import ArtifactStore
 from rlaif.tracking import Run
 
@@ -69,7 +67,7 @@ class Context:
         self.store = ArtifactStore(self.root / "artifacts")
         self.progress = Progress(options.trainer.progress)
         self._models: dict[ModelSpec, LanguageModel] = {}
-        self._servers: dict[BackendOptions, OpenAIBackend] = {}
+        self.servers: dict[BackendOptions, OpenAIBackend] = {}
         self._tasks: dict[str, TaskData] = {}
         self._renewed_answers: set[str] = set()
         self.renewed: set[str] = set()
@@ -77,7 +75,7 @@ class Context:
     def with_options(self, options: Options) -> Context:
         """The same job under other options (an arm of a comparison); what was read or loaded is shared."""
         other = Context(options, self.run, self.compose)
-        other._models, other._servers, other._tasks = self._models, self._servers, self._tasks
+        other._models, other.servers, other._tasks = self._models, self.servers, self._tasks
         other._renewed_answers, other.renewed = self._renewed_answers, self.renewed
         return other
 
@@ -202,6 +200,12 @@ class Context:
             split["lora_alpha"] = lora.alpha
         return {**describe_model(spec, self.cache_dir), **split}
 
+    def check_once(self, spec: ModelSpec, *, chat: bool) -> None:
+        """Raises UserError for a labeler's model that could not be loaded."""
+        if spec not in self._checked:
+            check_model(spec, chat=chat)
+            self._checked.add(spec)
+
     def load(self, spec: ModelSpec) -> LanguageModel:
         """Load a base model once in this process."""
         if spec not in self._models:
@@ -223,13 +227,10 @@ class Context:
 
     def labeler(self, key: str, seed: int, *, stored: bool) -> Labeler:
         """The labeler composed at `key` (`labeler` or `judge`); without `stored`, only to be asked who it is."""
-        node = self.options.asked(key)
-        templates = TemplateSet.load(
-            Path(self.options.paths.code) / "conf" / "templates" / self.options.task.templates
-        )
+        node, templates = self.options.asked(key), self.templates
         options = LabelerOptions.of(node, seed=seed)
         return Labeler(
-            self._backend(node, templates),
+            self._backend(key, templates),
             templates,
             options,
             store=self.label_store if stored else None,
@@ -237,6 +238,13 @@ class Context:
             meter=meter_of(key, node, self.price(key), self.priced_as(key)),
             retry=node.retry,
             renewed=self._renewed_answers,
+        )
+
+    @property
+    def templates(self) -> TemplateSet:
+        """The prompt texts of the task."""
+        return TemplateSet.load(
+            Path(self.options.paths.code) / "conf" / "templates" / self.options.task.templates
         )
 
     def priced_as(self, key: str) -> str:
@@ -251,34 +259,14 @@ class Context:
     def label_store(self) -> LabelStore:
         return LabelStore(self.root / "labels.sqlite", claim_seconds=60.0)
 
-    def _backend(self, node: LabelerNode, templates: TemplateSet) -> Backend:
-        wanted, have = node.engine, self.options.backend.engine
-        if wanted == "scripted":
-            return ScriptedBackend(**plain(node.scripted))
-        if wanted != have:
-            raise UserError(
-                f"labeler.backend={wanted} is not what backend={have} sets up: write scripted, or leave it out and"
-                " write backend=transformers or backend=openai"
-            )
-        if wanted == "openai":
-            return self._server()
-        spec = self.labeler_spec
-        if spec not in self._checked:
-            check_model(spec, chat=templates.chat)
-            self._checked.add(spec)
-        identity = {**describe_model(spec, self.cache_dir), "dtype": spec.dtype}
-        return TransformersBackend(identity, lambda: self.load(spec), max_rows=self.options.backend.max_rows)
+    def _backend(self, key: str, templates: TemplateSet) -> Backend:
+        node = self.options.asked(key)
+        return engine_of(node.engine, self.options.backend.engine).make(self, node, templates.chat)
 
-    def _server(self) -> OpenAIBackend:
-        """One for labeler and judge, so that it is probed once and its rate limits hold for both."""
-        node = self.options.backend
-        if node not in self._servers:
-            self._servers[node] = openai_backend(node, self.cache_dir)
-        return self._servers[node]
-
-    def server_remarks(self, key: str) -> tuple[str, ...]:
-        """What the server of the labeler at `key` turned out to refuse or to leave out; nothing for other engines."""
-        return self._server().remarks if self.options.asked(key).backend == "openai" else ()
+    def remarks(self, key: str) -> tuple[str, ...]:
+        """What the engine of the labeler at `key` turned out to refuse or to leave out."""
+        backend = self._backend(key, self.templates)
+        return backend.remarks if isinstance(backend, Remarking) else ()
 
 
 Compose = Callable[[Sequence[str]], Options]

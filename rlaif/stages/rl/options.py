@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 
 from rlaif.errors import UserError
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.rollouts import RolloutCollector
+from rlaif.ops import ALGORITHMS, LOSS_MEANS, POLICY_LOSSES
+from rlaif.ops.advantages import Algorithm
 from rlaif.options.training import RLOptions
 from rlaif.records import Prompt
 from rlaif.stages.common.context import Context
 from rlaif.stages.rl.module import PPOOptions
 
-# An algorithm is named after its advantages, so that no report calls one by another's name.
-ADVANTAGES = {"ppo": "gae", "reinforce": "return", "rloo": "rloo", "grpo": "grpo"}
-TITLES = {"ppo": "PPO", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO"}
-KNOWN = {
-    "algorithm": tuple(ADVANTAGES),
-    "advantage": tuple(ADVANTAGES.values()),
-    "loss": ("clip", "reinforce"),
-    "loss_mean": ("token", "sequence"),
+KNOWN: Mapping[str, Collection[str]] = {
+    "algorithm": ALGORITHMS,
+    "loss": POLICY_LOSSES,
+    "loss_mean": LOSS_MEANS,
 }
 
 
 def rl_options(ctx: Context) -> PPOOptions:
-    """The module's options: keys of `rl` by the same names, and the stage's seed."""
-    names = {field.name for field in fields(PPOOptions)} - {"seed"}
-    return PPOOptions(**{name: getattr(ctx.options.rl, name) for name in names}, seed=ctx.options.seeds.rl)
+    """The module's options: keys of `rl` by the same names, the responses' limit, and the stage's seed."""
+    names = {field.name for field in fields(PPOOptions)} - {"seed", "max_response_tokens"}
+    return PPOOptions(
+        **{name: getattr(ctx.options.rl, name) for name in names},
+        max_response_tokens=ctx.options.task.max_response_tokens,
+        seed=ctx.options.seeds.rl,
+    )
 
 
 def check_rl(node: RLOptions) -> None:
     """Raises UserError for values of `rl` that are not known, or that make no sense together."""
     for key, values in KNOWN.items():
         if getattr(node, key) not in values:
-            choices = f"{', '.join(values[:-1])} or {values[-1]}"
-            raise UserError(f"rl.{key}={getattr(node, key)} is not known: write {choices}")
-    if ADVANTAGES[node.algorithm] != node.advantage:
+            *first, last = values
+            raise UserError(f"rl.{key}={getattr(node, key)} is not known: write {', '.join(first)} or {last}")
+    algorithm = ALGORITHMS[node.algorithm]
+    if algorithm.advantage != node.advantage:
         raise UserError(
             f"rl.algorithm={node.algorithm} does not go with rl.advantage={node.advantage}: "
             f"write rl={node.algorithm}, which sets both"
         )
     _check_numbers(node)
-    _check_critic(node)
-    _check_groups(node)
+    _check_critic(node, algorithm)
+    if algorithm.groups:
+        _check_groups(node)
     _check_kl(node)
 
 
@@ -62,16 +66,16 @@ def _check_numbers(node: RLOptions) -> None:
         )
 
 
-def _check_critic(node: RLOptions) -> None:
-    if node.advantage == "gae" and node.value == "none":
-        raise UserError("rl.advantage=gae needs a critic: write rl.value=shared or rl.value=separate")
-    if node.advantage in ("rloo", "grpo") and node.value != "none":
+def _check_critic(node: RLOptions, algorithm: Algorithm) -> None:
+    if algorithm.critic and node.value == "none":
+        raise UserError(
+            f"rl.advantage={node.advantage} needs a critic: write rl.value=shared or rl.value=separate"
+        )
+    if algorithm.groups and node.value != "none":
         raise UserError(f"rl.advantage={node.advantage} reads no critic: write rl.value=none")
 
 
 def _check_groups(node: RLOptions) -> None:
-    if node.advantage not in ("rloo", "grpo"):
-        return
     if node.samples_per_prompt < 2:
         raise UserError(
             f"rl.samples_per_prompt={node.samples_per_prompt} gives rl.advantage={node.advantage} nothing to "
