@@ -126,6 +126,21 @@ class Pair(_Grouped):
             f"Pair {self.id}: gold and gold_source come together",
         )
 
+    @classmethod
+    def between(cls, a: Sample, b: Sample, id: str | None = None) -> Pair:
+        """Two samples' responses to one prompt, with their tokens. `id` is the prompt's where none is given."""
+        return cls(
+            a.prompt_id if id is None else id,
+            a.prompt_id,
+            a.prompt,
+            a.response,
+            b.response,
+            "policy",
+            group=a.group,
+            ids_a=a.ids,
+            ids_b=b.ids,
+        )
+
 
 @dataclass(frozen=True)
 class Judgement:

@@ -19,7 +19,7 @@ from rlaif.inference.rollouts import Rollout, RolloutCollector
 from rlaif.models.decoder import DecoderConfig
 from rlaif.models.lora import parse_lora
 from rlaif.models.split import ScalarHead, Trunk, parse_trainable
-from rlaif.records import Prompt
+from rlaif.records import Pair, Prompt
 from rlaif.stages.common.scoring import sequence_scores
 from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.rl.module import PPOModule, PPOOptions
@@ -32,6 +32,7 @@ SIZES = {
     "1b": (16, 2048, 8192, 32, 8, False),
 }
 VOCABULARY = 49_152
+PAIR = Pair("pair", "prompt", "", "", "", "dataset")  # of rows whose texts nobody asks for
 
 
 @dataclass
@@ -118,7 +119,7 @@ def preference_rows(
     for prompt, a, b in zip(prompts, first, second, strict=True):
         one, other = features_of(trunk, [*prompt, *a]), features_of(trunk, [*prompt, *b])
         size = len(prompt)
-        rows.append(PreferenceRow(one[:size], one[size:], other[size:], p_a=0.8, weight=1.0))
+        rows.append(PreferenceRow(PAIR, one[:size], one[size:], other[size:], p_a=0.8))
     return rows
 
 

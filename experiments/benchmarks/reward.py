@@ -45,12 +45,14 @@ from rlaif.models.load import LanguageModel, ModelSpec, load_model, resolve_dtyp
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import Normalization, RewardMember, export_policy, export_reward
 from rlaif.ops import bradley_terry_loss, sft_loss
+from rlaif.records import Pair
 from rlaif.stages.common.scoring import pair_scores
 from rlaif.stages.common.training.optim import OptimOptions, response_logprobs
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 from rlaif.stages.sft.module import SFTModule
 
 MAX_PROMPT, MAX_RESPONSE = 384, 128
+PAIR = Pair("pair", "prompt", "", "", "", "dataset")  # of rows whose texts nobody asks for
 SIDES = ("full", "top:4")
 PLAIN_LOSS = PreferenceLossOptions(margin=0.0, label_smoothing=0.0, temperature=1.0, centering=0.0)
 
@@ -140,7 +142,7 @@ class Ours:
         self, rows: Sequence[dict[str, list[int]]], features: list[GroupFeatures], p_a: float
     ) -> list[Any]:
         if self.what == "rm":
-            return [PreferenceRow(f.prefix, f.suffixes[0], f.suffixes[1], p_a, 1.0) for f in features]
+            return [PreferenceRow(PAIR, f.prefix, f.suffixes[0], f.suffixes[1], p_a) for f in features]
         return [
             EncodedRow(torch.tensor(r["prompt"] + r["chosen"]), f.prefix, f.suffixes[0])
             for r, f in zip(rows, features, strict=True)

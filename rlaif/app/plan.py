@@ -42,7 +42,7 @@ def parameters(ctx: Context) -> tuple[float, float]:
     """(all, trainable) layer parameters of the base model, from its config alone."""
     from rlaif.models.load import model_sizes
 
-    return model_sizes(ctx.model_spec, ctx.cache_dir)
+    return model_sizes(ctx.model_spec)
 
 
 def seconds_of(work: Work, rate: float, total: float, trainable: float) -> float:

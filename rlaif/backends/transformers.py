@@ -114,7 +114,7 @@ class TransformersBackend:
         if self._model is None or self._top is None:
             self._model = self._load()
             # A labeler never trains: kept in the compute dtype, no cast at each use.
-            self._top = self._model.trunk.new_top().to(self._model.device).frozen_copy()
+            self._top = self._model.trunk.new_top().frozen_copy()
         return self._model, self._top
 
     def _encode(self, message: Message) -> list[int]:

@@ -9,6 +9,7 @@ Notation: B rows, T positions, D hidden size. Masks are True where a position co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rlaif.ops import own_share
+from rlaif.records import Pair
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,19 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """One pair with its soft label.
+    """One pair as tensors, and its soft label.
 
     Features of the prompt (P, D) and of the responses a (A, D) and b (B, D), EOS included; ids (P,), (A,), (B,)
-    if the model is `full`. `p_a` is the probability that a is better, `weight` the pair's in the loss: one number,
-    or one for each member of an ensemble.
+    if the model is `full`. `p_a` is the probability that a is better (NaN where no label has been given: no loss is
+    finite then), `weight` the pair's in the loss: one number, or one for each member of an ensemble.
     """
 
+    pair: Pair
     prompt: Tensor
     a: Tensor
     b: Tensor
-    p_a: float
-    weight: float | tuple[float, ...]
+    p_a: float = math.nan
+    weight: float | tuple[float, ...] = 1.0
 
     def __len__(self) -> int:
         """Tokens of prompt | a | b."""
@@ -122,8 +125,9 @@ def collate_sequences(rows: Sequence[EncodedRow]) -> TokenBatch:
 def collate_preferences(rows: Sequence[PreferenceRow]) -> PreferenceBatch:
     """Put the pairs behind each other.
 
+    >>> pair = Pair("id", "prompt id", "prompt", "response a", "response b", "dataset")
     >>> prompt, a, b = torch.tensor([1, 2]), torch.tensor([3, 4, 5]), torch.tensor([6, 7])
-    >>> batch = collate_preferences([PreferenceRow(prompt, a, b, p_a=0.9, weight=1.0)])
+    >>> batch = collate_preferences([PreferenceRow(pair, prompt, a, b, p_a=0.9)])
     >>> batch.features.tolist(), batch.positions.tolist(), batch.spans, batch.last.tolist()
     ([[1, 2, 3, 4, 5, 6, 7]], [[0, 1, 2, 3, 4, 2, 3]], ((0, 2, 5, 7),), [[4, 6]])
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlaif.inference.batches import pad_right
 from rlaif.inference.cache import AfterPrefix, Capture, KVCache
-from rlaif.models.attention import Attend, Causal, MaskedCausal
+from rlaif.models.attention import Attend, Causal
 from rlaif.models.split import Top
 
 MIN_SHARED = 16  # tokens below which sharing a beginning is not worth its bookkeeping
@@ -118,11 +118,7 @@ def pack(groups: Sequence[SharedPrefix], device: str | torch.device, before: KVC
                 positions[row, first:] = torch.arange(start + prefix, start + prefix + width - first)
                 blocked[row, first:end, prefix:first] = True
         blocked = blocked.to(device)
-    attend: Attend
-    if before is not None:
-        attend = AfterPrefix(before, width, blocked)
-    else:
-        attend = Causal() if blocked is None else MaskedCausal(blocked)
+    attend = Causal(blocked) if before is None else AfterPrefix(before, width, blocked)
     return Packed(ids, positions.to(device), start + width, attend)
 
 

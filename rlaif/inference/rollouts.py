@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from rlaif.data.datamodule import TokenBatch
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import sample
 from rlaif.io import digest
@@ -51,6 +52,11 @@ class Rollout:
     def lengths(self) -> Tensor:
         """Response tokens of each row (N,)."""
         return self.response_mask.sum(dim=1)
+
+    def batches(self, rows: int) -> Iterator[TokenBatch]:
+        """The responses as batches of so many rows."""
+        parts = (self.ids, self.features, self.response_mask, self.last)
+        return map(TokenBatch, *(part.split(rows) for part in parts))
 
     def samples(self) -> list[Sample]:
         """The responses as records, with their ids."""

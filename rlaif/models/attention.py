@@ -44,31 +44,6 @@ def folded_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) ->
     return mixed.reshape(count, heads, length, size)
 
 
-class Causal:
-    """Each position sees itself and what stands before it.
-
-    Right padding needs no mask: a real token never sees a pad, and nobody reads the pads' outputs.
-    That keeps attention on the fused path.
-    """
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(
-            query, key, value, is_causal=query.shape[2] > 1, enable_gqa=key.shape[1] != query.shape[1]
-        )
-
-
-class MaskedCausal:
-    """Causal attention that also hides what `blocked` (B, T, T) says (True = hidden), on the fused path."""
-
-    def __init__(self, blocked: Tensor) -> None:
-        length = blocked.shape[-1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=blocked.device).tril()
-        self._mask = (causal & ~blocked).unsqueeze(1)
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return masked_attention(query, key, value, self._mask)
-
-
 class AttendRows(ABC):
     """A pattern that also attends from chosen positions alone."""
 
@@ -79,37 +54,43 @@ class AttendRows(ABC):
         """As `Attend`; `rows` (B, R) names the positions that queries (B, H, R, E) stand at."""
 
 
-class FusedCausal(AttendRows):
-    """Causal attention by the fused kernels, for training on an accelerator."""
+class Causal(AttendRows):
+    """Each position sees itself and what stands before it, by the fused kernels.
 
-    def __init__(self) -> None:
-        self._causal = Causal()
+    Right padding needs no mask: a real token never sees a pad, and nobody reads the pads' outputs. `blocked`
+    (B, T, T) hides more pairs of (query, key): True = hidden.
+    """
+
+    def __init__(self, blocked: Tensor | None = None) -> None:
+        self._seen = None if blocked is None else (~blocked).tril()
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
     ) -> Tensor:
-        if rows is None:
-            return self._causal(layer, query, key, value)
-        keys = torch.arange(key.shape[2], device=key.device)
-        return masked_attention(query, key, value, (keys <= rows[:, :, None])[:, None])
+        seen = self._seen
+        if rows is not None:
+            keys = torch.arange(key.shape[2], device=key.device)
+            seen = keys <= rows[:, :, None] if seen is None else seen.take_along_dim(rows[:, :, None], 1)
+        if seen is not None:
+            return masked_attention(query, key, value, seen[:, None])
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=query.shape[2] > 1, enable_gqa=key.shape[1] != query.shape[1]
+        )
 
 
 class DenseCausal(AttendRows):
-    """Causal attention by plain matrix products, for training and for masks of any shape.
+    """Causal attention by plain matrix products, for training.
 
     On a processor the fused kernel's backward pass is about six times slower than this at a few hundred
-    positions; the (T, T) scores it materialises are small there. `blocked` (B, T, T) forbids more pairs of
-    (query, key): True = hidden.
+    positions; the (T, T) scores it materialises are small there.
     """
 
-    def __init__(self, blocked: Tensor | None = None) -> None:
-        self._blocked = blocked
+    def __init__(self) -> None:
         self._bias: dict[tuple, Tensor] = {}
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
     ) -> Tensor:
-        """`rows` (B, R) names the queries' positions; None means all of 0..T-1."""
         count, heads, length, size = query.shape
         groups = key.shape[1]
         bias = self._scores_bias(query, key, rows)
@@ -122,25 +103,17 @@ class DenseCausal(AttendRows):
         """0 where a query sees a key, -inf elsewhere: (1 or B * K, H / K * R, T), made once a batch."""
         known = (None if rows is None else id(rows), query.shape, key.shape, query.dtype)
         if known not in self._bias:
-            count, heads, length, _ = query.shape
-            groups, width = key.shape[1], key.shape[2]
-            keys = torch.arange(width, device=key.device)
-            positions = keys[:length][None] if rows is None else rows
-            hidden = keys[None, None, :] > positions[:, :, None]
-            if self._blocked is not None:
-                blocked = self._blocked
-                if rows is not None:
-                    blocked = blocked.gather(1, rows[:, :, None].expand(-1, -1, width))
-                hidden = hidden | blocked
-            bias = torch.zeros(hidden.shape, dtype=query.dtype, device=key.device)
-            bias = bias.masked_fill_(hidden, float("-inf"))
-            if len(bias) == 1:
-                bias = bias.repeat(1, heads // groups, 1)
-            else:
-                wide = bias[:, None, None].expand(-1, groups, heads // groups, -1, -1)
-                bias = wide.reshape(count * groups, -1, width)
-            self._bias[known] = bias
+            keys = torch.arange(key.shape[2], device=key.device)
+            positions = keys[None, : query.shape[2]] if rows is None else rows
+            self._bias[known] = _folded_bias(keys <= positions[:, :, None], query, key)
         return self._bias[known]
+
+
+def _folded_bias(seen: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """0 where `seen` (1 or B, R, T), -inf elsewhere, for the heads folded as (1 or B * K, H / K * R, T)."""
+    bias = torch.zeros(seen.shape, dtype=query.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+    bias = bias.repeat(1, query.shape[1] // key.shape[1], 1)
+    return bias if len(bias) == 1 else bias.repeat_interleave(key.shape[1], dim=0)
 
 
 FEW = 2  # queries a pair up to which one masked product for all pairs costs less than many small ones
@@ -170,7 +143,7 @@ class PairCausal(AttendRows):
         grouped = (query[0] * size**-0.5).unflatten(0, (key.shape[1], -1))
         if rows is not None and rows.shape[1] <= FEW * len(self._spans):
             seen = pair_mask(self._spans, rows[0], key.shape[2])
-            return self._attend(grouped, key[0], value[0], _as_bias(seen, query, key))[None]
+            return self._attend(grouped, key[0], value[0], _folded_bias(seen[None], query, key))[None]
         lengths = [end - start for start, _, _, end in self._spans]
         counts = lengths if rows is None else self._counts(rows[0])
         # Split, not sliced: a slice's gradient is a tensor of the whole row.
@@ -182,7 +155,7 @@ class PairCausal(AttendRows):
         return torch.cat(parts, dim=1)[None]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """Queries (K, H / K, R, E) on keys (K, T, E) under `bias` (K, H / K * R, T): (H, R, E)."""
+        """Queries (K, H / K, R, E) on keys (K, T, E) under `bias` (1, H / K * R, T): (H, R, E)."""
         groups, share, length, size = query.shape
         flat = query.reshape(groups, share * length, size)
         scores = torch.baddbmm(bias, flat, key.transpose(1, 2))
@@ -198,25 +171,19 @@ class PairCausal(AttendRows):
         """Each pair's bias for all its positions, made once a batch."""
         if query.dtype not in self._bias:
             seen = [self._seen(*span, query.device) for span in self._spans]
-            self._bias[query.dtype] = [_as_bias(each, query, key) for each in seen]
+            self._bias[query.dtype] = [_folded_bias(each[None], query, key) for each in seen]
         return self._bias[query.dtype]
 
     def _biases_at(self, rows: Tensor, counts: list[int], query: Tensor, key: Tensor) -> list[Tensor]:
         """Each pair's bias for its own positions of `rows`."""
         places = zip(self._spans, rows.split(counts), strict=True)
         seen = [self._seen(*span, query.device)[own - span[0]] for span, own in places]
-        return [_as_bias(each, query, key) for each in seen]
+        return [_folded_bias(each[None], query, key) for each in seen]
 
     def _seen(self, start: int, a: int, b: int, end: int, device: torch.device) -> Tensor:
         seen = torch.ones(end - start, end - start, dtype=torch.bool, device=device).tril()
         seen[b - start :, a - start : b - start] = False
         return seen
-
-
-def _as_bias(seen: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """0 where `seen` (R, T), -inf elsewhere, for the heads folded as (K, H / K * R, T)."""
-    bias = torch.zeros(seen.shape, dtype=query.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-    return bias.repeat(query.shape[1] // key.shape[1], 1).expand(key.shape[1], -1, -1)
 
 
 def pair_mask(spans: Sequence[tuple[int, int, int, int]], queries: Tensor, length: int) -> Tensor:
@@ -323,4 +290,4 @@ def pair_attention(spans: Sequence[tuple[int, int, int, int]], device: torch.dev
 
 def causal_attention(device: torch.device) -> AttendRows:
     """Plain causal attention for training that suits `device`."""
-    return DenseCausal() if device.type == "cpu" else FusedCausal()
+    return DenseCausal() if device.type == "cpu" else Causal()

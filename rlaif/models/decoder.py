@@ -318,7 +318,7 @@ def run_blocks(
     if rows is not None:
         if not isinstance(attend, AttendRows):
             raise TypeError(
-                f"{type(attend).__name__} gives no outputs at chosen rows: use DenseCausal or PairCausal"
+                f"{type(attend).__name__} gives no outputs at chosen rows: use Causal or PairCausal"
             )
         hidden = blocks[-1].forward_rows(hidden, tables, attend, first_layer + whole, rows)
     return hidden

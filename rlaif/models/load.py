@@ -365,7 +365,7 @@ EMBEDDED_SIZES = (30, 3.54e6, 28.3e6)  # layers, weights a layer, weights of the
 HEAD_SHARE = 1 / 6  # the vocabulary head runs on response tokens alone, about this share of all
 
 
-def model_sizes(spec: ModelSpec, cache_dir: Path) -> tuple[float, float]:
+def model_sizes(spec: ModelSpec) -> tuple[float, float]:
     """Weights that a token meets, (in all layers, in the trained ones), without loading any of them.
 
     A frozen layer under an adapter counts two thirds as trained: the gradient of its weights is not computed.

@@ -114,7 +114,7 @@ def load_top(model: LanguageModel, directory: Path | None) -> Top:
     top = model.trunk.new_top()
     if directory is not None:
         load_modules(directory / TOP_FILE, {"top": top})
-    return top.to(model.device)
+    return top
 
 
 def save_reward(directory: Path, members: Sequence[RewardMember]) -> None:
@@ -134,7 +134,7 @@ def load_reward(model: LanguageModel, directory: Path) -> list[RewardMember]:
     for index, row in enumerate(read_json(directory / NORMALIZATION_FILE)):
         top, head = model.trunk.new_top(), ScalarHead(model.trunk.config.hidden_size)
         modules.update({f"{_prefix(index)}top": top, f"{_prefix(index)}score": head})
-        members.append(RewardMember(top.to(model.device), head.to(model.device), Normalization(**row)))
+        members.append(RewardMember(top, head.to(model.device), Normalization(**row)))
     load_modules(directory / TOP_FILE, modules)
     return members
 

@@ -21,8 +21,6 @@ from rlaif.ops.masks import (
     masked_mean,
     masked_sum,
     masked_var,
-    moment_sums,
-    moments_from_sums,
     whiten,
     zero_masked,
 )
@@ -52,8 +50,6 @@ __all__ = [
     "masked_mean",
     "masked_sum",
     "masked_var",
-    "moment_sums",
-    "moments_from_sums",
     "own_share",
     "penalised_scores",
     "ppo_policy_loss",

@@ -41,31 +41,13 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
 
-def moment_sums(x: Tensor, mask: Tensor) -> Tensor:
-    """(3,) float64: count, sum and sum of squares of the counted entries.
-
-    Sums of ranks (or micro-batches) add up; `moments_from_sums` turns the total into global moments.
-    """
-    kept = zero_masked(x.double(), mask)
-    return torch.stack([mask.sum().double(), kept.sum(), (kept**2).sum()])
-
-
-def moments_from_sums(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population variance (float64 scalars) from `moment_sums`, possibly added over ranks."""
-    count, total, squares = sums.unbind()
-    mean = total / count
-    return mean, (squares / count - mean**2).clamp(min=0.0)
-
-
-def whiten(x: Tensor, mask: Tensor, *, center: bool, moments: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def whiten(x: Tensor, mask: Tensor, *, center: bool) -> Tensor:
     """Scale the counted entries to variance 1 (population variance + 1e-8); masked entries become 0.
 
     `center=True` moves the mean to 0 (advantages), `center=False` keeps it (rewards).
-    `moments` = (mean, variance) replaces those of `x` by global ones, for instance over all ranks.
     Source: Huang et al. 2024 (details 24-26 of the checklist).
     """
-    mean, var = (masked_mean(x, mask), masked_var(x, mask)) if moments is None else moments
-    mean, var = mean.to(x.dtype), var.to(x.dtype)
+    mean, var = masked_mean(x, mask), masked_var(x, mask)
     white = (x - mean) * torch.rsqrt(var + _VARIANCE_FLOOR)
     return zero_masked(white if center else white + mean, mask)
 

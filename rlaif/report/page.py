@@ -102,7 +102,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
     histories, judged = _by_arm(runs) if single and arms else _by_group(groups, single)
     heads, rows = _config(runs, groups, single)
     diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
-    told = verdict(summary, config, history) if single else _best_verdict(table, summary, config, history)
+    told = verdict(summary, config) if single else _best_verdict(table, summary, config)
     if single and diagnosis:
         told = diagnosis.verdict
     elif single and arms:
@@ -174,9 +174,7 @@ def _table(runs: Sequence[RunRecord]) -> Table | None:
     return ablation_table(runs, [main, *(name for name in present if name != main)][:_MAX_COLUMNS])
 
 
-def _best_verdict(
-    table: Table | None, summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row]
-) -> Verdict:
+def _best_verdict(table: Table | None, summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> Verdict:
     """The sentence of a comparison: who leads, by how much, and who cannot be told apart from it."""
     if table is None:
         return Verdict("The runs share no metric to compare.", "none")
@@ -199,7 +197,7 @@ def _best_verdict(
         )
     else:
         sentence, tone = f"{best.label} is best: {lead}, significantly ahead of every other arm.", "win"
-    return Verdict(sentence, tone, verdict(summary, config, history).warnings)  # type: ignore[arg-type]
+    return Verdict(sentence, tone, verdict(summary, config).warnings)  # type: ignore[arg-type]
 
 
 def _forest(table: Table | None, summary: Mapping[str, Scalar]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rlaif.figures.rows import LENGTH, ROUGE, both_sides
 from rlaif.stages.eval.section import same_judge
 from rlaif.stages.rl.options import TITLES
 from rlaif.study.verdict import Tone, Verdict
-from rlaif.tracking.runs import Row, Scalar, interval, number
+from rlaif.tracking.runs import Scalar, interval, number
 from rlaif.tracking.text import EN_DASH, p_text, percent, plain, signed
 
 ALPHA = 0.05
@@ -18,11 +18,11 @@ _UNPARSED = 0.05
 _HELD_OUT_RISE = ("eval/reward_gain", "rl/reward_held_out_gain")
 
 
-def verdict(summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row] = ()) -> Verdict:
+def verdict(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> Verdict:
     """The verdict on one path (policy against its baseline)."""
     tone = _tone(summary)
     sentence = " ".join(filter(None, (_judged(summary, config, tone), _held_out(summary))))
-    return Verdict(sentence, tone, tuple(_warnings(summary, config, history, tone)))
+    return Verdict(sentence, tone, tuple(_warnings(summary, config, tone)))
 
 
 def _tone(summary: Mapping[str, Scalar]) -> Tone:
@@ -101,9 +101,7 @@ def _held_out(summary: Mapping[str, Scalar]) -> str:
     return f"Held-out ROUGE-L {moves}: {order}, {shown}."
 
 
-def _warnings(
-    summary: Mapping[str, Scalar], config: Mapping[str, Any], history: Sequence[Row], tone: Tone
-) -> list[str]:
+def _warnings(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone) -> list[str]:
     found = [*told_warnings(summary), same_judge(summary, config)]
     found += [_over_optimised(summary, tone), _length(summary, tone)]
     unparsed = number(summary, "eval/unparsed_rate")

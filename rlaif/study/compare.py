@@ -28,7 +28,7 @@ from rlaif.study.arms import Arm, Curve, read_arms, read_controls, read_curve, r
 from rlaif.study.diagnosis import control_row, diagnose, diagnosis_table
 from rlaif.study.labelers import compare_labelers
 
-VERSION = 2
+VERSION = 3
 VERDICT = {
     "win_rate": "eval/win_rate",
     "ci_low": "eval/win_rate_ci_low",

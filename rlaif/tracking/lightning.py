@@ -56,8 +56,3 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing: the run has the resolved configuration already."""
-
-
-def lightning_logger(run: Run) -> RunLogger:
-    """A logger for `Trainer(logger=...)` that writes to `run`."""
-    return RunLogger(run)

@@ -5,12 +5,12 @@ import doctest
 import pytest
 import pytorch_lightning as pl
 import torch
+from pair_rows import tensor_row
 
 import rlaif.data.datamodule as datamodule
 from rlaif.data.datamodule import (
     EncodedRow,
     EpochBatches,
-    PreferenceRow,
     PromptCursor,
     TextDataModule,
     collate_preferences,
@@ -28,7 +28,7 @@ def _row(ids, prompt):
 
 
 def _pair(prompt, a, b, p_a, weight=1.0):
-    return PreferenceRow(_features(prompt), _features(a), _features(b), p_a, weight)
+    return tensor_row(_features(prompt), _features(a), _features(b), p_a, weight)
 
 
 def test_doctests_run():

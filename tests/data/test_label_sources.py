@@ -7,18 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pair_rows import label_rows
 
+from rlaif.data.datamodule import PreferenceRow
 from rlaif.errors import UserError
 from rlaif.io import stable_uniform
 from rlaif.records import Pair, Preference
-from rlaif.stages.rm.labels import (
-    SOURCES,
-    LabelSource,
-    TrainingLabel,
-    TrainingLabels,
-    own_labels,
-    training_labels,
-)
+from rlaif.stages.rm.labels import SOURCES, LabelSource, TrainingRows, labelled, training_rows
 
 SIZE = 600
 
@@ -45,13 +40,28 @@ GOLD = {p.id: p.gold for p in PAIRS}
 PREFERENCES = {f"p{i}": preference(i, AI[f"p{i}"]) for i in range(SIZE)}
 
 
-def trained(labels: TrainingLabels) -> dict[str, TrainingLabel]:
+def own_labels(
+    pairs: list[Pair], preferences: dict[str, Preference], chosen: LabelSource
+) -> dict[str, float]:
+    """The source's own labels by pair id, in order."""
+    return {
+        row.pair.id: row.p_a for row in labelled(label_rows(pairs, [None] * len(pairs)), preferences, chosen)
+    }
+
+
+def training_labels(own: dict[str, float], chosen: LabelSource) -> TrainingRows:
+    """What pairs with these labels become for training."""
+    pairs = [Pair(pair_id, "q", "say", "x", "y", "dataset") for pair_id in own]
+    return training_rows(label_rows(pairs, [*own.values()]), chosen)
+
+
+def trained(labels: TrainingRows) -> dict[str, PreferenceRow]:
     rows = [row for phase in labels.phases for row in phase]
-    assert len({row.pair_id for row in rows}) == len(rows), "a pair is trained on in one phase"
-    return {row.pair_id: row for row in rows}
+    assert len({row.pair.id for row in rows}) == len(rows), "a pair is trained on in one phase"
+    return {row.pair.id: row for row in rows}
 
 
-def values(labels: TrainingLabels) -> dict[str, float]:
+def values(labels: TrainingRows) -> dict[str, float]:
     return {pair_id: row.p_a for pair_id, row in trained(labels).items()}
 
 

@@ -3,6 +3,7 @@
 from statistics import fmean
 
 import pytest
+from pair_rows import label_rows
 
 from rlaif.models.weights import Normalization
 from rlaif.records import Pair, Preference
@@ -84,7 +85,7 @@ def test_reward_items_average_to_the_report() -> None:
     scores = [(2.0, 1.0), (0.0, 3.0), (1.0, 1.0), (5.0, 0.0), (1.0, 0.0), (0.0, 2.0)]
     lengths = [(1, 2)] * 6
     labels = [preference.p_a for preference in preferences]
-    scored = scored_pairs(pairs, labels, [scores], [Normalization(1.0, 0.0)], lengths)
+    scored = scored_pairs(label_rows(pairs, labels, lengths), [scores], [Normalization(1.0, 0.0)])
     rows, report = reward_items(scored), reward_report(scored, temperature=None)
     # labels 0.9, 0.8, (0.5), 0.9, 0.9, (unparsed): right, wrong, -, right, right, -
     assert [row["rm/accuracy"] for row in rows] == [1.0, 0.0, None, 1.0, 1.0, None]

@@ -5,6 +5,7 @@ from statistics import fmean, median
 
 import numpy as np
 import pytest
+from pair_rows import label_rows
 from scipy.stats import binomtest
 
 from rlaif.models.weights import Normalization
@@ -32,7 +33,7 @@ def make(p, gold, scores, lengths, prompts=None) -> Rows:
         else Pair(str(i), f"prompt-{prompts[i] if prompts else i}", "p", "a", "b", "dataset", g, "human")
         for i, g in enumerate(gold)
     ]
-    return scored_pairs(pairs, p, [scores], [AS_TRAINED], lengths)
+    return scored_pairs(label_rows(pairs, p, lengths), [scores], [AS_TRAINED])
 
 
 def report(*columns) -> dict[str, float]:
@@ -206,7 +207,7 @@ SCALES = [Normalization(2.0, 0.5), Normalization(1.0, -0.25)]
 def ensemble() -> Rows:
     gold = [1.0, 0.0, 1.0, 0.0]
     pairs = [Pair(str(i), f"x{i}", "p", "a", "b", "dataset", g, "human") for i, g in enumerate(gold)]
-    return scored_pairs(pairs, [0.9, 0.8, 0.7, 0.4], SCORES, SCALES, [(3, 4)] * 4)
+    return scored_pairs(label_rows(pairs, [0.9, 0.8, 0.7, 0.4], [(3, 4)] * 4), SCORES, SCALES)
 
 
 def test_an_ensemble_by_hand() -> None:
@@ -237,7 +238,7 @@ def test_one_members_normalisation_moves_rewards_alone() -> None:
     p, gold, scores, lengths = random_columns()
     plain = make(p, gold, scores, lengths)
     pairs = [Pair(str(i), f"prompt-{i}", "p", "a", "b", "dataset", g, "human") for i, g in enumerate(gold)]
-    scaled = scored_pairs(pairs, p, [scores], [Normalization(3.0, -1.0)], lengths)
+    scaled = scored_pairs(label_rows(pairs, p, lengths), [scores], [Normalization(3.0, -1.0)])
     assert scaled[0].reward_a == pytest.approx(3 * plain[0].reward_a - 1)
     assert [row.logit for row in scaled] == pytest.approx([row.logit for row in plain])
     one, other = (reward_report(rows, temperature=1.2) for rows in (plain, scaled))
@@ -258,12 +259,13 @@ def test_columns_must_fit() -> None:
     (row,) = make([0.9], [None], [(1.0, 0.0)], [(1, 1)])
     assert row.right == 1.0
     pair = Pair("0", "prompt", "p", "a", "b", "dataset")
-    good = ([pair], [0.9], [[(1.0, 0.0)]], [AS_TRAINED], [(1, 1)])
-    for place, wrong in enumerate(([], [], [[]], [], [])):
+    one = label_rows([pair], [0.9])
+    good = (one, [[(1.0, 0.0)]], [AS_TRAINED])
+    for place, wrong in enumerate(([], [[]], [])):
         with pytest.raises(ValueError, match="do not match"):
             scored_pairs(*(wrong if i == place else column for i, column in enumerate(good)))
     with pytest.raises(ValueError, match="repeat"):
-        scored_pairs([pair, pair], [0.9, 0.9], [[(1.0, 0.0)] * 2], [AS_TRAINED], [(1, 1)] * 2)
+        scored_pairs(one * 2, [[(1.0, 0.0)] * 2], [AS_TRAINED])
     assert reward_report([], temperature=None) == {"rm/n": 0}
 
 
@@ -279,7 +281,7 @@ def test_an_empty_response_loses_to_any_text_whatever_its_scores() -> None:
         [(7.0, 1.0), (0.5, 6.0), (2.0, 3.0), (1.0, 0.0)],
     ]
     rows = scored_pairs(
-        pairs, [0.0, 1.0, 0.5, 0.9], members, [AS_TRAINED, Normalization(2.0, -1.0)], [(1, 3)] * 4
+        label_rows(pairs, [0.0, 1.0, 0.5, 0.9], [(1, 3)] * 4), members, [AS_TRAINED, Normalization(2.0, -1.0)]
     )
     assert [row.gold_right for row in rows] == [1.0, 1.0, 0.5, 1.0]
     assert reward_report(rows, temperature=None)["rm/accuracy"] == 1.0

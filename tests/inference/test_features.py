@@ -11,10 +11,11 @@ from random import Random
 import processes
 import pytest
 import torch
+from pair_rows import tensor_row
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rlaif.data.datamodule import PreferenceRow, collate_preferences
+from rlaif.data.datamodule import collate_preferences
 from rlaif.inference import batches as batches_module
 from rlaif.inference import features as module
 from rlaif.inference.batches import length_buckets
@@ -220,7 +221,7 @@ def test_training_cannot_write_into_the_cache(tiny_model, cache):
 
 def test_pairs_are_collated_out_of_the_cache(tiny_model, cache):
     model, groups = tiny_model("top:1"), _groups(4)
-    rows = [PreferenceRow(own.prefix, *own.suffixes, 0.5, 1.0) for own in cache.get(model, groups)]
+    rows = [tensor_row(own.prefix, *own.suffixes, 0.5, 1.0) for own in cache.get(model, groups)]
     batch = collate_preferences(rows)
     for group, (start, _, b, end) in zip(groups, batch.spans, strict=True):
         one, other = (model.trunk(torch.tensor([[*group.prefix, *s]]))[0] for s in group.suffixes)

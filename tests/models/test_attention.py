@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.models.attention import (
+    Causal,
     DenseCausal,
     FlexPairs,
-    FusedCausal,
     PaddedPairs,
     PairCausal,
     folded_attention,
@@ -110,12 +110,33 @@ def test_gradients_of_both_layouts_are_the_same():
 def test_fused_causal_attention_is_the_dense_one_everywhere_and_at_chosen_rows():
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(3, n, 7, SIZE, generator=generator) for n in (HEADS, GROUPS, GROUPS))
-    dense, fused = DenseCausal(), FusedCausal()
+    dense, fused = DenseCausal(), Causal()
     torch.testing.assert_close(fused(0, query, key, value), dense(0, query, key, value), rtol=0, atol=1e-5)
     rows = torch.tensor([[0, 6], [3, 1], [5, 5]])
     some = query.gather(2, rows[:, None, :, None].expand(-1, HEADS, -1, SIZE))
     found, expected = (attend(0, some, key, value, rows) for attend in (fused, dense))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_blocked_places_are_hidden_everywhere_and_at_chosen_rows():
+    """A row of prompt | a | b whose b may not read a, beside a row of one text: by the definition of pairs."""
+    spans, length = ((0, 3, 5, 9), (0, 3, 9, 9)), 9
+    blocked = torch.zeros(2, length, length, dtype=torch.bool)
+    blocked[0, 5:, 3:5] = True
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, n, length, SIZE, generator=generator) for n in (HEADS, GROUPS, GROUPS)
+    )
+    expected = torch.cat(
+        [_by_loops([span], *(x[i, None] for x in (query, key, value))) for i, span in enumerate(spans)]
+    )
+    attend = Causal(blocked)
+    torch.testing.assert_close(attend(0, query, key, value), expected, rtol=0, atol=1e-5)
+    rows = torch.tensor([[8, 0, 5], [8, 4, 2]])
+    index = rows[:, None, :, None].expand(-1, HEADS, -1, SIZE)
+    some = attend(0, query.gather(2, index), key, value, rows)
+    torch.testing.assert_close(some, expected.gather(2, index), rtol=0, atol=1e-5)
+    assert (Causal()(0, query, key, value) - expected)[0, :, 5:].abs().max() > 1e-2, "what is hidden matters"
 
 
 def test_folded_heads_attend_as_shared_ones():

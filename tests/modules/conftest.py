@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import pytorch_lightning as pl
 import torch
+from pair_rows import tensor_row
 
 from rlaif.data.datamodule import EncodedRow, PreferenceRow
 from rlaif.stages.common.training.trainer import quiet_lightning
@@ -50,6 +51,6 @@ def encode_pair(encode_row):
 
     def encode(model, prompt: str, a: str, b: str, p_a: float, weight: float = 1.0) -> PreferenceRow:
         first, second = encode_row(model, prompt, a), encode_row(model, prompt, b)
-        return PreferenceRow(first.prompt, first.response, second.response, p_a, weight)
+        return tensor_row(first.prompt, first.response, second.response, p_a, weight)
 
     return encode

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 import torch
+from pair_rows import tensor_row
 
-from rlaif.data.datamodule import PreferenceRow, TextDataModule
+from rlaif.data.datamodule import TextDataModule
 from rlaif.models.split import ScalarHead
 from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.rm.bootstrap import bootstrap_counts
@@ -23,7 +24,7 @@ def _rows(model, encode_row, count, *, seed=0, weight=None):
         texts = "!" * (1 + i % 3) + "a" * (i % 5), "?" * (1 + i % 2) + "b" * (seed + i % 4)
         a, b = (encode_row(model, f"say {i % 4}", text) for text in (texts if i % 2 else texts[::-1]))
         own = 1.0 if weight is None else weight(f"{i}")
-        rows.append(PreferenceRow(a.prompt, a.response, b.response, 0.1 + 0.8 * (i % 2), own))
+        rows.append(tensor_row(a.prompt, a.response, b.response, 0.1 + 0.8 * (i % 2), own))
     return rows
 
 

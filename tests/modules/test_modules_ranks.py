@@ -13,10 +13,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pair_rows import tensor_row
 from ppo_cases import ALGORITHMS, OPTIONS, make_module, untimed
 from safetensors.torch import load_file, save_file
 
-from rlaif.data.datamodule import EncodedRow, PreferenceRow, TextDataModule
+from rlaif.data.datamodule import EncodedRow, TextDataModule
 from rlaif.io import read_json, write_json
 from rlaif.models.load import ModelSpec, load_model
 from rlaif.models.split import ScalarHead
@@ -52,7 +53,7 @@ def _rm(model):
     rows = _rows(model, 26, 0)
     weights = [(1.0, 0.0), (1.0, 2.0), (0.0, 1.0)]
     pairs = [
-        PreferenceRow(a.prompt, a.response, b.response, (0.9, 0.2)[i % 2], weights[i % 3])
+        tensor_row(a.prompt, a.response, b.response, (0.9, 0.2)[i % 2], weights[i % 3])
         for i, (a, b) in enumerate(zip(rows[:13], rows[13:], strict=True))
     ]
     data = TextDataModule.preference_view(

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from pair_rows import tensor_row
 
-from rlaif.data.datamodule import EpochBatches, PreferenceRow, TextDataModule
+from rlaif.data.datamodule import EpochBatches, TextDataModule
 from rlaif.models.split import ScalarHead
 from rlaif.stages.common.training.optim import OptimOptions, schedule_factor
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
@@ -28,7 +29,7 @@ def _pairs(model, encode_row):
     rows = []
     for i, one in enumerate(_texts(model, encode_row)):
         other = encode_row(model, "ask" * (1 + i % 3), "no" * (1 + (3 * i) % 5))
-        rows.append(PreferenceRow(one.prompt, one.response, other.response, (i % 5) / 4, 0.25 * (i % 4)))
+        rows.append(tensor_row(one.prompt, one.response, other.response, (i % 5) / 4, 0.25 * (i % 4)))
     return rows
 
 

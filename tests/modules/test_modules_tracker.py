@@ -8,8 +8,9 @@ import pytest
 import torch
 from ppo_cases import equal, letter_share, make_module, policy_top, random_rollout, train, untimed
 
+from rlaif.stages.common.training.optim import mean_log_ratio
 from rlaif.stages.common.training.trainer import CHECKPOINT
-from rlaif.stages.rl.tracker import Point, Tracker, TrackOptions, best_point, over_optimised, rollout_kl
+from rlaif.stages.rl.tracker import Point, Tracker, TrackOptions, best_point, over_optimised
 
 PROMPTS = 16
 
@@ -115,9 +116,9 @@ def test_the_kl_is_that_of_a_plain_loop(tiny_model):
             new, old = ((top.logits(top(features))[0] / 0.7).log_softmax(-1) for top in (policy, reference))
             for t in range(start, end):
                 total += float(new[t - 1, rollout.ids[row, t]] - old[t - 1, rollout.ids[row, t]])
-    assert rollout_kl(policy, reference, rollout, 0.7) == pytest.approx(total / 6, abs=1e-4)
-    assert abs(total / 6) > 1e-2 and rollout_kl(reference, reference, rollout, 0.7) == 0.0
-    assert rollout_kl(policy, reference, rollout, 1.0) != pytest.approx(total / 6, abs=1e-4)
+    assert mean_log_ratio(policy, reference, rollout.batches(4), 0.7) == pytest.approx(total / 6, abs=1e-4)
+    assert abs(total / 6) > 1e-2 and mean_log_ratio(reference, reference, rollout.batches(4), 0.7) == 0.0
+    assert mean_log_ratio(policy, reference, rollout.batches(4), 1.0) != pytest.approx(total / 6, abs=1e-4)
 
 
 def _module(tiny_model, golds, *, every=1, patience=None, keep="last", iterations=4):

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pair_rows import tensor_row
 from transformers import LlamaForSequenceClassification
 
-from rlaif.data.datamodule import EncodedRow, PreferenceRow, collate_preferences, collate_sequences
+from rlaif.data.datamodule import EncodedRow, collate_preferences, collate_sequences
 from rlaif.models.load import ModelSpec, load_model
 from rlaif.models.split import ScalarHead
 from rlaif.models.tiny import tiny_config, tiny_state, tiny_tokenizer
@@ -64,7 +65,7 @@ class _Case:
 
     def _row(self, prompt, a, b):
         first, second = (self.model.trunk(torch.cat((prompt, own))[None])[0] for own in (a, b))
-        return PreferenceRow(first[: len(prompt)], first[len(prompt) :], second[len(prompt) :], 0.5, 1.0)
+        return tensor_row(first[: len(prompt)], first[len(prompt) :], second[len(prompt) :], 0.5, 1.0)
 
     def apart(self):
         """Rewards (B,) of prompt | a and of prompt | b, each side a right-padded batch of whole texts."""

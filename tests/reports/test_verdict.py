@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 from scipy.stats import t as student
-from synthetic_runs import CONFIG, PATH_SUMMARY, ppo_history
+from synthetic_runs import CONFIG, PATH_SUMMARY
 
 from rlaif.report.verdict import verdict
 from rlaif.stages.rl.section import reward_rise
@@ -21,7 +21,7 @@ def summary(win, low, high, p, **changes):
 
 
 def test_win():
-    found = verdict(PATH_SUMMARY, CONFIG, ppo_history())
+    found = verdict(PATH_SUMMARY, CONFIG)
     assert found.tone == "win" and found.warnings == ()
     assert found.sentence == (
         "The PPO policy beats the SFT policy: the judge (detailed) prefers it in 63% of 256 prompts "
@@ -123,14 +123,14 @@ def test_only_a_policy_that_pleased_the_labeler_is_said_to_have(labels, kind, wa
 )
 def test_a_reward_that_rises_without_the_judge_warns(rate, words):
     gain = {"eval/reward_gain": 0.8, "eval/reward_gain_ci_low": 0.6, "eval/reward_gain_ci_high": 1.0}
-    found = verdict(summary(*rate) | gain, CONFIG, ppo_history(0.1, 0.94))
+    found = verdict(summary(*rate) | gain, CONFIG)
     assert len(found.warnings) == 1
     assert "over-optimisation" in found.warnings[0] and words in found.warnings[0]
     # None on what RL trained on alone, nor within the gain's noise, nor when the judge sees the gain too.
-    assert verdict(summary(*rate), CONFIG, ppo_history(0.1, 0.94)).warnings == ()
+    assert verdict(summary(*rate), CONFIG).warnings == ()
     noise = gain | {"eval/reward_gain_ci_low": -0.1}
-    assert verdict(summary(*rate) | noise, CONFIG, ppo_history(0.1, 0.94)).warnings == ()
-    assert verdict(PATH_SUMMARY | gain, CONFIG, ppo_history(0.1, 0.94)).warnings == ()
+    assert verdict(summary(*rate) | noise, CONFIG).warnings == ()
+    assert verdict(PATH_SUMMARY | gain, CONFIG).warnings == ()
 
 
 def _rows(values):

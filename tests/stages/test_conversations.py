@@ -7,6 +7,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
+from pair_rows import label_rows
 
 from rlaif.data.files.conversations import opening
 from rlaif.data.files.custom import load_custom
@@ -19,9 +20,9 @@ from rlaif.stages.common.measures.win_rate import compare, win_rate_items, win_r
 from rlaif.stages.eval.stage import judge_policies
 from rlaif.stages.label.alignment import alignment_items, alignment_report
 from rlaif.stages.rm.accuracy import reward_report
-from rlaif.stages.rm.data import Labelled, _split
+from rlaif.stages.rm.data import _split
 from rlaif.stages.rm.scored_pairs import scored_pairs
-from rlaif.stats import proportion_interval
+from rlaif.stats import paired_test, proportion_interval
 from rlaif.study.items import seed_scores
 
 FRACTIONS = {
@@ -89,7 +90,7 @@ def test_no_conversation_is_in_two_parts(name, tmp_path) -> None:
     ctx = SimpleNamespace(
         cfg=SimpleNamespace(rm=SimpleNamespace(test_fraction=0.2, validation_fraction=0.1)), task=task
     )
-    parts = _split(ctx, [Labelled(pair, 1.0, None) for pair in task.pairs])
+    parts = _split(ctx, label_rows(task.pairs, [1.0] * len(task.pairs)))
     first = {
         key: {one.pair.prompt.split("question ")[1].split()[0] for one in part} for key, part in parts.items()
     }
@@ -150,7 +151,7 @@ def test_every_interval_resamples_conversations() -> None:
 
     assert width(alignment_report(pairs, preferences, []), "label/alignment") > least
     scores = [(1.0, 0.0) if r else (0.0, 1.0) for r in right]
-    rows = scored_pairs(pairs, [0.9] * 120, [scores], [Normalization(1.0, 0.0)], [(3, 4)] * 120)
+    rows = scored_pairs(label_rows(pairs, [0.9] * 120, [(3, 4)] * 120), [scores], [Normalization(1.0, 0.0)])
     assert width(reward_report(rows, temperature=None), "rm/accuracy") > least
     made = compare(pairs, preferences, [(3, 4), (4, 3)] * 60, tie_margin=0.02)
     assert width(win_rate_report(made, seed=0), "eval/win_rate") > least
@@ -164,7 +165,7 @@ def test_every_interval_resamples_conversations() -> None:
 def test_an_evaluation_resamples_the_rewards_of_a_conversation_together(
     context, tmp_path, monkeypatch
 ) -> None:
-    """Twelve answers of three conversations; a reward that leaves some out has nothing that says which."""
+    """Twelve answers of three conversations, also where the reward has nothing to say of one in the middle."""
     ctx = context("judge=scripted")
     samples = [
         Sample(f"p{i}", f"Question {i}", f"Answer {i}", 2, True, group=f"c{i // 4}", ids=(5 + i, 6))
@@ -172,10 +173,16 @@ def test_an_evaluation_resamples_the_rewards_of_a_conversation_together(
     ]
     monkeypatch.setattr("rlaif.stages.eval.stage._responses", lambda *rest: samples)
     top = ctx.model().trunk.new_top().frozen_copy()
-
-    def width(count: int) -> float:
-        reward = SimpleNamespace(of_pairs=lambda sides, encoded: [(float(i // 4), 0.0) for i in range(count)])
+    for left_out in (set(), {5}):
+        rewards = [None if i in left_out else (float(i // 4), 0.0) for i in range(12)]
+        reward = SimpleNamespace(of_pairs=lambda sides, rows, rewards=rewards: rewards)
         found = judge_policies(ctx, tmp_path, top, top, reward)
-        return found["eval/reward_gain_ci_high"] - found["eval/reward_gain_ci_low"]
-
-    assert width(12) > 1.5 * width(11) > 0
+        kept = [i for i in range(12) if i not in left_out]
+        gains = [float(i // 4) for i in kept]
+        wanted, _ = paired_test(gains, [0.0] * len(kept), [f"c{i // 4}" for i in kept])
+        apart, _ = paired_test(gains, [0.0] * len(kept), kept)
+        assert (found["eval/reward_gain"], found["eval/reward_gain_ci_low"]) == (wanted.estimate, wanted.low)
+        assert found["eval/reward_gain_ci_high"] == wanted.high
+        assert wanted.high - wanted.low > 1.5 * (apart.high - apart.low) > 0
+    silent = SimpleNamespace(of_pairs=lambda sides, rows: [None] * 12)
+    assert "eval/reward_gain" not in judge_policies(ctx, tmp_path, top, top, silent)

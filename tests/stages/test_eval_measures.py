@@ -14,7 +14,7 @@ from rlaif.inference.rollouts import RolloutCollector
 from rlaif.io import digest, read_records, write_records
 from rlaif.models.weights import load_reward, load_top
 from rlaif.records import Pair, to_dict
-from rlaif.stages.common.policies import policy_top, sampled_pair
+from rlaif.stages.common.policies import policy_top
 from rlaif.stages.common.rewards.kinds import make_reward
 from rlaif.stages.common.rewards.reward import ModelReward
 from rlaif.stages.common.rows import encode_pairs, response_ids
@@ -62,7 +62,7 @@ def test_the_reward_that_eval_prints_is_the_one_that_rl_saw(pipeline, context) -
     ctx = context()
     members = load_reward(ctx.model(), Graph(ctx, STAGES).get("rm").path)
     reward, rollout = ModelReward(ctx, members, lambda scores: scores.mean(dim=0)), _rollout(ctx)
-    samples, pairs = rollout.samples(), [sampled_pair(s, s) for s in rollout.samples()]
+    samples, pairs = rollout.samples(), [Pair.between(s, s) for s in rollout.samples()]
     written = [row[mask].tolist() for row, mask in zip(rollout.ids, rollout.response_mask, strict=True)]
     assert [list(s.ids) for s in samples] == written == [list(response_ids(ctx, p)[0]) for p in pairs]
     assert not all(s.finished for s in samples)

@@ -19,8 +19,8 @@ from rlaif.stages.common.context import Context
 from rlaif.stages.common.rows import encode_pairs
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
-from rlaif.stages.rm.data import reward_data
-from rlaif.stages.rm.labels import SOURCES
+from rlaif.stages.rm.data import label_source, reward_data
+from rlaif.stages.rm.labels import SOURCES, for_loss
 from rlaif.tracking.glossary import unknown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,6 @@ def test_rows_carry_the_labels_of_their_source(name, prepared) -> None:
         clean = "ai" if name == "shuffled" else name
         assert [one.p_a for one in held] == [own(clean, p, ai) for p in parts[part]] != []
         assert [one.pair.id for one in held] == [p["id"] for p in parts[part]]
-        assert all(one.row.p_a == one.p_a for one in held)
 
 
 def test_what_is_held_out_moves_with_nothing(prepared) -> None:
@@ -107,14 +106,13 @@ def test_what_is_held_out_moves_with_nothing(prepared) -> None:
     *_, ai, plain = prepared()
     *_, spoilt = prepared("rm.labels=shuffled", "rm.label_noise=0.5", "rm.n=9", "rm.min_confidence=0.01")
     for before, after in ((plain.validation, spoilt.validation), (plain.test, spoilt.test)):
-        assert [(x.pair.id, x.p_a, x.row.p_a) for x in before] == [
-            (x.pair.id, x.p_a, x.row.p_a) for x in after
-        ]
+        assert [(x.pair.id, x.p_a) for x in before] == [(x.pair.id, x.p_a) for x in after]
     assert spoilt.counts["rm/train_pairs"] + spoilt.counts["rm/dropped_pairs"] == 9
-    *_, hard = prepared("rm.hard_labels=true", "rm.confidence_weight=1")
+    ctx, *_, hard = prepared("rm.hard_labels=true", "rm.confidence_weight=1")
     for x in (*hard.validation, *hard.test):
-        assert x.p_a == ai[x.pair.id] and x.row.p_a == float(x.p_a > 0.5)
-        assert x.row.weight == pytest.approx(2 * abs(x.p_a - 0.5))
+        seen = for_loss(x, label_source(ctx))
+        assert x.p_a == ai[x.pair.id] and seen.p_a == float(x.p_a > 0.5)
+        assert seen.weight == pytest.approx(2 * abs(x.p_a - 0.5))
     assert {row.p_a for row in hard.phases[0]} == {0.0, 1.0}
 
 

@@ -1,11 +1,12 @@
 """Pairs become rows with the trunk's features, and rows get the rewards that their texts would get alone."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from rlaif.data.datamodule import PreferenceRow, collate_preferences
+from rlaif.data.datamodule import collate_preferences
 from rlaif.data.encode import Encoder
 from rlaif.inference.features import FeatureCache
 from rlaif.io.progress import Progress
@@ -125,7 +126,7 @@ def test_a_subset_costs_no_second_trunk_pass(context, monkeypatch):
 def test_labelled_rows_score_like_their_pairs(context):
     ctx = context()
     members, rows = _members(ctx, 1), encode_pairs(ctx, PAIRS, "pairs")
-    labelled = [PreferenceRow(row.prompt, row.a, row.b, p_a=1.0, weight=0.0) for row in rows]
+    labelled = [replace(row, p_a=1.0, weight=0.0) for row in rows]
     assert score_pairs(ctx, members, labelled) == score_pairs(ctx, members, rows)
     assert score_pairs(ctx, members, []) == [[]]
 
@@ -136,7 +137,7 @@ def test_scores_are_those_of_training_in_its_dtype(context):
     members, rows = _members(ctx), encode_pairs(ctx, PAIRS, "pairs")
     before = [{k: v.clone() for k, v in top.state_dict().items()} for top, _ in members]
     scores = score_pairs(ctx, members, rows)
-    batch = collate_preferences([PreferenceRow(row.prompt, row.a, row.b, 0.5, 1.0) for row in rows])
+    batch = collate_preferences(rows)
     assert batch.features.dtype == torch.bfloat16
     for (top, head), own, kept in zip(members, scores, before, strict=True):
         with torch.no_grad():

@@ -105,7 +105,8 @@ def test_a_response_without_a_readable_score_gets_the_least(context) -> None:
     assert {got[i] for i in range(12) if i not in read} == {min(got)} and min(got) == got[read[0]]
     assert reward.measures["rl/reward_unparsed_rate"] == pytest.approx(1 - len(read) / 12)
     sides = own.samples(), own.samples()
-    assert len(reward.of_pairs(sides, [])) == len(read), "no verdict on what was not read"
+    pairs = reward.of_pairs(sides, [])
+    assert [i for i, both in enumerate(pairs) if both is not None] == read, "no verdict on what was not read"
     with pytest.raises(UserError, match=r"labeler\.max_unparsed=0\.1"):
         make_reward(context(*half), {})(own)
     silent = context(*half[:-1], "labeler.scripted.unparsed_rate=1", "labeler.max_unparsed=1")
@@ -122,7 +123,8 @@ def test_rouge_is_against_the_prompts_own_reference(context) -> None:
     wanted = [rouge_l(r, p.reference) for r, p in zip(turned.responses, prompts, strict=True)]
     assert reward(turned).tolist() == pytest.approx(wanted) and 0 < wanted[0] < 1
     partly = rollout([*prompts, Prompt("bare", "code")], [*texts, "text"], [0, 1, 2, 3]).samples()
-    assert reward.of_pairs((partly, partly), []) == [(1.0, 1.0)] * 3, "no reference, no verdict"
+    partly = [partly[3], *partly[:3]]
+    assert reward.of_pairs((partly, partly), []) == [None, *[(1.0, 1.0)] * 3], "no reference, no verdict"
 
 
 def test_length_counts_tokens(context) -> None:

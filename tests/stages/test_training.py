@@ -13,8 +13,9 @@ import processes
 import pytest
 import pytorch_lightning as pl
 import torch
+from pair_rows import tensor_row
 
-from rlaif.data.datamodule import EncodedRow, PreferenceRow, TextDataModule
+from rlaif.data.datamodule import EncodedRow, TextDataModule
 from rlaif.errors import UserError
 from rlaif.models.split import ScalarHead
 from rlaif.stages.common.training.optim import OptimOptions
@@ -139,7 +140,7 @@ def _rows(model, count, seed):
 def _pairs(model, count, seed, p_a, weights=((1.0, 0.0), (1.0, 2.0), (1.0, 1.0))):
     rows = _rows(model, 2 * count, seed)
     return [
-        PreferenceRow(a.prompt, a.response, b.response, p_a, weights[i % len(weights)])
+        tensor_row(a.prompt, a.response, b.response, p_a, weights[i % len(weights)])
         for i, (a, b) in enumerate(zip(rows[:count], rows[count:], strict=True))
     ]
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from rlaif.io import read_jsonl
 from rlaif.tracking import Run
-from rlaif.tracking.lightning import lightning_logger
+from rlaif.tracking.lightning import RunLogger
 
 
 def make(directory: Path) -> Run:
@@ -28,7 +28,7 @@ def rows(directory: Path) -> list[dict[str, float]]:
 
 def test_forwards_all_but_epoch(tmp_path: Path) -> None:
     with make(tmp_path / "run") as run:
-        logger = lightning_logger(run)
+        logger = RunLogger(run)
         logger.log_metrics({"sft/loss": torch.tensor(0.5), "epoch": 0}, step=3)
         logger.log_metrics({"epoch": 1}, step=4)
         logger.log_metrics({"sft/loss": 0.25})
@@ -55,7 +55,7 @@ class Countdown(pl.LightningModule):
 def test_a_trainer_logs_through_it(tmp_path: Path) -> None:
     with make(tmp_path / "run") as run:
         trainer = pl.Trainer(
-            logger=lightning_logger(run),
+            logger=RunLogger(run),
             accelerator="cpu",
             max_epochs=1,
             log_every_n_steps=1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -278,10 +278,3 @@ class Context:
     def server_remarks(self, key: str) -> tuple[str, ...]:
         """What the server of the labeler at `key` turned out to refuse or to leave out; nothing for other engines."""
         return self._server().remarks if self.cfg[key].backend == "openai" else ()
-
-    def resolved(self) -> dict[str, Any]:
-        """The whole configuration as plain values."""
-        return plain(self.cfg)
-
-
-Build = Callable[["Context", Path], dict[str, Any]]

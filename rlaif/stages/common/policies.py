@@ -10,7 +10,7 @@ from rlaif.inference.decoding.sampler import Sampled, sample
 from rlaif.io import digest
 from rlaif.models.split import Top
 from rlaif.models.weights import load_top
-from rlaif.records import Pair, Prompt, Sample
+from rlaif.records import Prompt, Sample
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.stage import Parents
 
@@ -45,21 +45,6 @@ def to_sample(ctx: Context, prompt: Prompt, drawn: Sampled) -> Sample:
         prompt.reference,
         prompt.group,
         tuple(drawn.ids),
-    )
-
-
-def sampled_pair(a: Sample, b: Sample, id: str | None = None) -> Pair:
-    """Two policies' (or draws') responses to one prompt, with their ids."""
-    return Pair(
-        a.prompt_id if id is None else id,
-        a.prompt_id,
-        a.prompt,
-        a.response,
-        b.response,
-        "policy",
-        group=a.group,
-        ids_a=a.ids,
-        ids_b=b.ids,
     )
 
 

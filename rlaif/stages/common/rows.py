@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from rlaif.data.datamodule import EncodedRow
+from rlaif.data.datamodule import EncodedRow, PreferenceRow
 from rlaif.data.encode import Cuts
 from rlaif.inference.packing import SharedPrefix
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context
-
-
-@dataclass(frozen=True)
-class EncodedPair:
-    """Features of the prompt (P, D) and of both responses (A, D), (B, D); ids (P,), (A,), (B,) if `full`."""
-
-    prompt: Tensor
-    a: Tensor
-    b: Tensor
 
 
 def response_ids(ctx: Context, pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -31,14 +20,18 @@ def response_ids(ctx: Context, pair: Pair) -> tuple[tuple[int, ...], tuple[int, 
     return a, b
 
 
-def encode_pairs(ctx: Context, pairs: Sequence[Pair], what: str) -> list[EncodedPair]:
-    """Each pair with the trunk's features; one prompt's pass serves all its responses."""
+def encode_pairs(ctx: Context, pairs: Sequence[Pair], what: str) -> list[PreferenceRow]:
+    """Each pair, not labelled yet, with the trunk's features; one prompt's pass serves all its responses."""
     encoder = ctx.encoder
     prompts = {text: tuple(encoder.prompt(text)) for text in {pair.prompt for pair in pairs}}
     groups = [SharedPrefix(prompts[pair.prompt], response_ids(ctx, pair)) for pair in pairs]
     with ctx.progress.task(f"trunk pass ({what}, by prompt)", len(prompts)) as advance:
         features = ctx.features.get(ctx.model(), groups, advance)
-    return [EncodedPair(own.prefix, *own.suffixes) for own in features]
+    suffixes = (own.suffixes for own in features)
+    return [
+        PreferenceRow(pair, own.prefix, a, b)
+        for pair, own, (a, b) in zip(pairs, features, suffixes, strict=True)
+    ]
 
 
 def reference_rows(

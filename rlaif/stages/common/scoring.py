@@ -14,7 +14,6 @@ from rlaif.models.attention import pair_attention
 from rlaif.models.flat import hidden_at
 from rlaif.models.split import ScalarHead, Top
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.rows import EncodedPair
 
 
 def sequence_scores(top: Top, head: ScalarHead, features: Tensor, last: Tensor) -> Tensor:
@@ -33,18 +32,14 @@ def pair_scores(top: Top, head: ScalarHead, batch: PreferenceBatch) -> tuple[Ten
 
 @torch.no_grad()
 def score_pairs(
-    ctx: Context,
-    members: Sequence[tuple[Top, ScalarHead]],
-    rows: Sequence[EncodedPair | PreferenceRow],
+    ctx: Context, members: Sequence[tuple[Top, ScalarHead]], rows: Sequence[PreferenceRow]
 ) -> list[list[tuple[float, float]]]:
     """Rewards (of a, of b) of each pair in order, member by member, computed in the model's compute dtype."""
     device = ctx.model().device
-    frozen = [(top.frozen_copy().to(device), head.to(device)) for top, head in members]
+    frozen = [(top.frozen_copy(), head.to(device)) for top, head in members]
     scores = [[(0.0, 0.0)] * len(rows) for _ in members]
-    lengths = [len(row.prompt) + len(row.a) + len(row.b) for row in rows]
-    for indices in forward_batches(lengths, device, max_rows=MAX_ROWS):
-        chosen = [PreferenceRow(rows[i].prompt, rows[i].a, rows[i].b, p_a=0.5, weight=1.0) for i in indices]
-        batch = collate_preferences(chosen).to(device)
+    for indices in forward_batches([len(row) for row in rows], device, max_rows=MAX_ROWS):
+        batch = collate_preferences([rows[i] for i in indices]).to(device)
         for own, (top, head) in zip(scores, frozen, strict=True):
             rewards = torch.stack(pair_scores(top, head, batch), dim=1).tolist()
             for index, (a, b) in zip(indices, rewards, strict=True):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlaif.data.datamodule import EncodedRow, collate_sequences
+from rlaif.data.datamodule import EncodedRow, PreferenceRow, TokenBatch, collate_sequences
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.inference.decoding.drawing import Decoding
@@ -37,12 +37,12 @@ from rlaif.stages.common.measures.win_rate import (
     win_rate_items,
     win_rate_report,
 )
-from rlaif.stages.common.policies import draw, policy_top, sampled_pair, sft_parent, to_sample
+from rlaif.stages.common.policies import draw, policy_top, sft_parent, to_sample
 from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
-from rlaif.stages.common.rewards.reward import Reward
-from rlaif.stages.common.rows import EncodedPair, encode_pairs, response_ids
+from rlaif.stages.common.rewards.reward import CHUNK, Reward, SideRewards
+from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
-from rlaif.stages.common.training.optim import response_logprobs
+from rlaif.stages.common.training.optim import mean_log_ratio
 from rlaif.stats import paired_test
 from rlaif.store import Artifact
 
@@ -65,7 +65,7 @@ def _judge(
     ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]
 ) -> tuple[list[Comparison], dict[str, float]]:
     """The comparisons, and what they cost. Raises UserError where more than `judge.max_unparsed` is unread."""
-    pairs = [sampled_pair(p, b) for p, b in zip(policy, baseline, strict=True)]
+    pairs = [Pair.between(p, b) for p, b in zip(policy, baseline, strict=True)]
     judged = ctx.labeler("judge", ctx.cfg.seeds.eval, stored=True).label(pairs)
     check_unread(ctx, "judge", judged.unread, "the judge's judgements")
     comparisons = compare(
@@ -91,25 +91,18 @@ def _divergence_name(ctx: Context) -> str:
     return "eval/kl" if whole else "eval/log_ratio"
 
 
-@torch.no_grad()
-def _log_ratio(
-    ctx: Context, policy: Top, baseline: Top, pairs: Sequence[Pair], encoded: Sequence[EncodedPair]
-) -> float:
-    """Mean over the policy's own responses (the pairs' a) of log pi(response) - log pi_baseline(response), nats."""
-    encoder, temperature, total = ctx.encoder, ctx.cfg.eval.temperature or 1.0, 0.0
-    rows = [
+def _own_responses(ctx: Context, rows: Sequence[PreferenceRow]) -> Iterator[TokenBatch]:
+    """The policy's own responses (the pairs' a) as batches."""
+    encoded = [
         EncodedRow(
-            torch.tensor([*encoder.prompt(pair.prompt), *response_ids(ctx, pair)[0]]),
-            own.prompt,
-            own.a,
+            torch.tensor([*ctx.encoder.prompt(row.pair.prompt), *response_ids(ctx, row.pair)[0]]),
+            row.prompt,
+            row.a,
         )
-        for pair, own in zip(pairs, encoded, strict=True)
+        for row in rows
     ]
-    for start in range(0, len(rows), 64):
-        batch = collate_sequences(rows[start : start + 64]).to(ctx.model().device)
-        new, old = (response_logprobs(top, batch, temperature) for top in (policy, baseline))
-        total += float((new - old).sum())
-    return total / len(rows)
+    for start in range(0, len(encoded), CHUNK):
+        yield collate_sequences(encoded[start : start + CHUNK]).to(ctx.model().device)
 
 
 def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, reward: Reward) -> dict[str, Any]:
@@ -127,23 +120,22 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
             if measure not in ("n", "response_length"):
                 base, low, bound = measure.partition("_ci_")
                 metrics[f"eval/{base}_{who}{low}{bound}"] = value
-    pairs = [sampled_pair(p, b) for p, b in zip(new, old, strict=True)]
-    encoded = encode_pairs(ctx, pairs, "evaluation")
-    metrics[_divergence_name(ctx)] = _log_ratio(ctx, policy, baseline, pairs, encoded)
-    rewards = reward.of_pairs((new, old), encoded)
-    # Where some pairs have no reward, it is not told which: then each is drawn by itself.
-    prompts = [pair.cluster if len(rewards) == len(pairs) else pair.id for pair in pairs][: len(rewards)]
-    metrics |= _rewards(rewards, prompts)
+    pairs = [Pair.between(p, b) for p, b in zip(new, old, strict=True)]
+    rows, temperature = encode_pairs(ctx, pairs, "evaluation"), ctx.cfg.eval.temperature or 1.0
+    ratio = mean_log_ratio(policy, baseline, _own_responses(ctx, rows), temperature)
+    metrics[_divergence_name(ctx)] = ratio
+    metrics |= _rewards(reward.of_pairs((new, old), rows), [pair.cluster for pair in pairs])
     return {**metrics, "eval/judge": str(ctx.cfg.judge.name)}
 
 
-def _rewards(rewards: Sequence[tuple[float, float]], prompts: Sequence[str]) -> dict[str, float]:
+def _rewards(rewards: SideRewards, prompts: Sequence[str]) -> dict[str, float]:
     """What the reward, which RL was paid, thinks of both policies; nothing where it has no opinion."""
-    if not rewards:
+    read = [(both, prompt) for both, prompt in zip(rewards, prompts, strict=True) if both is not None]
+    if not read:
         return {}
-    policy, baseline = torch.tensor(rewards).unbind(dim=1)
+    policy, baseline = torch.tensor([both for both, _ in read]).unbind(dim=1)
     wins = (policy > baseline).float() + (policy == baseline).float() / 2
-    gain, _ = paired_test(policy.tolist(), baseline.tolist(), prompts)
+    gain, _ = paired_test(policy.tolist(), baseline.tolist(), [prompt for _, prompt in read])
     return {
         "eval/reward_gain": gain.estimate,
         "eval/reward_gain_ci_low": gain.low,
@@ -243,7 +235,7 @@ def _parents(ctx: Context) -> tuple[str, ...]:
 
 STAGE = Stage(
     "eval",
-    5,
+    6,
     "eval",
     _parents,
     eval_config,

@@ -13,18 +13,18 @@ from rlaif.errors import UserError
 from rlaif.inference.rollouts import Rollout, RolloutCollector
 from rlaif.models.split import Top
 from rlaif.ops import by_first
-from rlaif.records import Prompt, Sample
+from rlaif.records import Pair, Prompt, Sample
 from rlaif.stages.common.context import Context, plain
 from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.common.limits import prompt_tokens, response_tokens
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items
-from rlaif.stages.common.policies import sampled_pair
-from rlaif.stages.common.rewards.reward import Reward
+from rlaif.stages.common.rewards.reward import CHUNK, Reward
 from rlaif.stages.common.stage import Work
+from rlaif.stages.common.training.optim import mean_log_ratio
 from rlaif.stages.rl.held_out import unseen
 from rlaif.stages.rl.options import rl_collector
-from rlaif.stages.rl.tracker import Measured, Tracker, TrackOptions, point_metrics, rollout_kl
+from rlaif.stages.rl.tracker import Measured, Tracker, TrackOptions, point_metrics
 
 _ONE = (
     "rl.track.keep=best measures the policy that it keeps again on other validation prompts, but there is only one: "
@@ -132,7 +132,7 @@ class _Measure:
                 "rl.track.judge=judge: none of the judge's answers could be read: choose another judge=, or "
                 "write rl.track.judge=rouge"
             )
-        kl = rollout_kl(top, self.reference, rollout, self.ctx.cfg.rl.temperature)
+        kl = mean_log_ratio(top, self.reference, rollout.batches(CHUNK), self.ctx.cfg.rl.temperature)
         return float(self.reward(rollout).mean()), fmean(read), kl, golds
 
     @cached_property
@@ -208,7 +208,7 @@ def _against(ctx: Context, baseline: list[Sample]) -> Gold:
 
     def verdicts(rollout: Rollout) -> list[float]:
         sides = list(zip(rollout.samples(), baseline, strict=True))
-        pairs = [sampled_pair(a, b) for a, b in sides]
+        pairs = [Pair.between(a, b) for a, b in sides]
         judged = judge.label(pairs)
         check_unread(ctx, "judge", judged.unread, "the judge's judgements")
         comparisons = compare(

@@ -13,16 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from scipy.special import stdtr
 from torch import Tensor
 
-from rlaif.inference.rollouts import Rollout
 from rlaif.models.split import Top
-from rlaif.stages.common.training.optim import response_hidden
-
-CHUNK = 64  # rollouts whose hidden states exist at once
-
 
 LEVEL = 0.05  # the chance that a run whose held-out measure never falls is stopped at all
 
@@ -91,21 +85,6 @@ def _fall_p(best: Point, later: Sequence[Point]) -> float:
     p = float(stdtr(count - 1, mean / error)) if error > 0 else float(mean >= 0)
     # No test that is symmetric in the signs of so many differences can go lower.
     return max(p, 2.0**-differing)
-
-
-@torch.no_grad()
-def rollout_kl(policy: Top, reference: Top, rollout: Rollout, temperature: float) -> float:
-    """KL(policy || reference), mean nats a response, estimated on the policy's own samples."""
-    total = 0.0
-    for index in torch.arange(len(rollout), device=rollout.ids.device).split(CHUNK):
-        mask, features = rollout.response_mask[index], rollout.features[index]
-        ids = rollout.ids[index][mask]
-        new, old = (
-            top.logprobs(response_hidden(top, features, mask), ids, temperature)
-            for top in (policy, reference)
-        )
-        total += float((new - old).sum())
-    return total / len(rollout)
 
 
 class Tracker:

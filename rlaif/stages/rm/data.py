@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -17,35 +17,20 @@ from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.sources import PAIRS_FILE, PARTS, Part, part_of, source
 from rlaif.stages.common.stage import Parents
 from rlaif.stages.rm.bootstrap import bootstrap_counts
-from rlaif.stages.rm.labels import (
-    LabelSource,
-    TrainingLabel,
-    TrainingLabels,
-    for_loss,
-    own_labels,
-    training_labels,
-)
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A pair with the label source's own label `p_a`, and its row with that label as the loss sees it."""
-
-    pair: Pair
-    p_a: float
-    row: PreferenceRow
+from rlaif.stages.rm.labels import LabelSource, TrainingRows, labelled, training_rows
 
 
 @dataclass(frozen=True)
 class RewardData:
-    """Training rows by phase (trained one after another), validation and test pairs, and `rm/*` counts.
+    """Training rows by phase (trained one after another), validation and test rows, and `rm/*` counts.
 
-    Noise, shuffling, `rm.n` and filters touch the training rows alone.
+    Labels of training rows are as the loss sees them, those of the others the label source's own. Noise, shuffling,
+    `rm.n` and filters touch the training rows alone.
     """
 
     phases: list[list[PreferenceRow]]
-    validation: list[Labelled]
-    test: list[Labelled]
+    validation: list[PreferenceRow]
+    test: list[PreferenceRow]
     counts: dict[str, float]
 
 
@@ -79,45 +64,41 @@ def check_labels(ctx: Context) -> None:
 def reward_data(ctx: Context, parents: Parents) -> RewardData:
     """Rows of the `sample` artifact's pairs, with the `label` artifact's preferences where there is one."""
     chosen = label_source(ctx)
-    labelled, equal = _labelled(ctx, parents, chosen)
-    parts = _split(ctx, labelled)
-    train = {one.pair.id: one for one in parts["train"]}
-    labels = training_labels({pair_id: one.p_a for pair_id, one in train.items()}, chosen)
-    _alert_of_few(ctx, len(train))
+    rows, equal = _labelled(ctx, parents, chosen)
+    parts = _split(ctx, rows)
+    trained = training_rows(parts["train"], chosen)
+    _alert_of_few(ctx, len(parts["train"]))
     return RewardData(
-        phases=[
-            [replace(train[label.pair_id].row, p_a=label.p_a, weight=_weight(ctx, label)) for label in phase]
-            for phase in labels.phases
-        ],
+        phases=[[_drawn(ctx, row) for row in phase] for phase in trained.phases],
         validation=parts["validation"],
         test=parts["test"],
-        counts=_counts(labels, train) | equal,
+        counts=_counts(trained) | equal,
     )
 
 
-def _weight(ctx: Context, label: TrainingLabel) -> float | tuple[float, ...]:
-    """The pair's weight in the loss: one for each member where an ensemble's members draw their own samples."""
+def _drawn(ctx: Context, row: PreferenceRow) -> PreferenceRow:
+    """The row, with a weight for each member where an ensemble's members draw their own samples."""
     if not ctx.cfg.rm.bootstrap:
-        return label.weight
-    counts = bootstrap_counts(label.pair_id, members=ctx.cfg.rm.ensemble, seed=ctx.cfg.seeds.rm)
-    return tuple(label.weight * count for count in counts)
+        return row
+    assert isinstance(row.weight, float)
+    weight, counts = (
+        row.weight,
+        bootstrap_counts(row.pair.id, members=ctx.cfg.rm.ensemble, seed=ctx.cfg.seeds.rm),
+    )
+    return replace(row, weight=tuple(weight * count for count in counts))
 
 
-def _labelled(ctx: Context, parents: Parents, chosen: LabelSource) -> tuple[list[Labelled], dict[str, float]]:
+def _labelled(
+    ctx: Context, parents: Parents, chosen: LabelSource
+) -> tuple[list[PreferenceRow], dict[str, float]]:
     """The labelled pairs that differ within the limits, and the count of those that do not, if any."""
     every = read_records(parents["sample"].file(PAIRS_FILE), Pair)
     pairs = [pair for pair in every if _differ(ctx, pair)]
     equal = _say_equal(ctx, len(every) - len(pairs), len(every))
     asked = read_records(parents["label"].file(PREFERENCES_FILE), Preference) if "label" in parents else []
-    own = own_labels(pairs, {preference.pair_id: preference for preference in asked}, chosen)
-    rows = []
     # All pairs, whichever have labels: the cache then holds the same texts for every labeler and source.
-    for pair, texts in zip(pairs, encode_pairs(ctx, pairs, "pairs"), strict=True):
-        if pair.id in own:
-            label = for_loss(pair.id, own[pair.id], chosen)
-            row = PreferenceRow(texts.prompt, texts.a, texts.b, p_a=label.p_a, weight=label.weight)
-            rows.append(Labelled(pair, own[pair.id], row))
-    return rows, equal
+    rows = encode_pairs(ctx, pairs, "pairs")
+    return labelled(rows, {preference.pair_id: preference for preference in asked}, chosen), equal
 
 
 def _differ(ctx: Context, pair: Pair) -> bool:
@@ -142,9 +123,9 @@ def _say_equal(ctx: Context, equal: int, every: int) -> dict[str, float]:
     return {"rm/equal_dropped": equal}
 
 
-def _split(ctx: Context, rows: Sequence[Labelled]) -> dict[Part, list[Labelled]]:
+def _split(ctx: Context, rows: Sequence[PreferenceRow]) -> dict[Part, list[PreferenceRow]]:
     """The rows by their part. Raises UserError where one of them would be empty."""
-    parts: dict[Part, list[Labelled]] = {name: [] for name in PARTS}
+    parts: dict[Part, list[PreferenceRow]] = {name: [] for name in PARTS}
     for row in rows:
         parts[part_of(ctx, row.pair.cluster)].append(row)
     empty = [name for name, part in parts.items() if not part]
@@ -166,17 +147,12 @@ def _alert_of_few(ctx: Context, available: int) -> None:
         )
 
 
-def _counts(labels: TrainingLabels, train: Mapping[str, Labelled]) -> dict[str, float]:
-    golds = {pair_id: one.pair.gold for pair_id, one in train.items()}
-    right = [
-        agreement(label.p_a, gold)
-        for phase in labels.phases
-        for label in phase
-        if (gold := golds[label.pair_id]) not in (None, 0.5)
-    ]
+def _counts(trained: TrainingRows) -> dict[str, float]:
+    rows = [row for phase in trained.phases for row in phase]
+    right = [agreement(row.p_a, gold) for row in rows if (gold := row.pair.gold) not in (None, 0.5)]
     return {
-        "rm/train_pairs": sum(map(len, labels.phases)),
-        "rm/dropped_pairs": labels.dropped,
-        "rm/flipped_pairs": labels.flipped,
+        "rm/train_pairs": len(rows),
+        "rm/dropped_pairs": trained.dropped,
+        "rm/flipped_pairs": trained.flipped,
         **({"rm/label_alignment": fmean(right)} if right else {}),
     }

@@ -7,14 +7,15 @@ of preferences or the noise. So a smaller training set is a part of a larger one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from rlaif.data.datamodule import PreferenceRow
 from rlaif.errors import UserError
 from rlaif.io import stable_uniform
 from rlaif.ops import confidence_weight, harden
-from rlaif.records import Pair, Preference
+from rlaif.records import Preference
 
 MIXES = ("mixed", "ai_then_gold")
 SOURCES = ("ai", "gold", *MIXES, "shuffled")
@@ -76,71 +77,70 @@ class LabelSource:
 
 
 @dataclass(frozen=True)
-class TrainingLabel:
-    """One training pair's label p_a, as the loss is to see it, and the pair's weight in the loss."""
+class TrainingRows:
+    """Rows by phase (trained one after another), and how many pairs were dropped and flipped on the way."""
 
-    pair_id: str
-    p_a: float
-    weight: float
-
-
-@dataclass(frozen=True)
-class TrainingLabels:
-    """Labels by phase (trained one after another), and how many pairs were dropped and flipped on the way."""
-
-    phases: tuple[tuple[TrainingLabel, ...], ...]
+    phases: tuple[tuple[PreferenceRow, ...], ...]
     dropped: int
     flipped: int
 
 
-def own_labels(
-    pairs: Sequence[Pair], preferences: Mapping[str, Preference], source: LabelSource
-) -> dict[str, float]:
-    """The source's own p_a, neither flipped nor shuffled, of each pair that has one, by pair id, in order.
+def labelled(
+    rows: Sequence[PreferenceRow], preferences: Mapping[str, Preference], source: LabelSource
+) -> list[PreferenceRow]:
+    """The rows with the source's own label p_a, neither flipped nor shuffled.
 
     A pair whose labeler could not be read, or that has no gold where gold is its label, is left out.
     `preferences` are the labeler's, by pair id; empty where the source needs none.
     """
-    own = {pair.id: pair.gold if source.is_gold(pair.id) else preferences[pair.id].p_a for pair in pairs}
-    return {pair_id: p_a for pair_id, p_a in own.items() if p_a is not None}
+    pairs = [row.pair for row in rows]
+    own = [pair.gold if source.is_gold(pair.id) else preferences[pair.id].p_a for pair in pairs]
+    return [replace(row, p_a=p_a) for row, p_a in zip(rows, own, strict=True) if p_a is not None]
 
 
-def training_labels(own: Mapping[str, float], source: LabelSource) -> TrainingLabels:
-    """What the training pairs' `own` labels (p_a by pair id) become for training, in their order.
+def training_rows(rows: Sequence[PreferenceRow], source: LabelSource) -> TrainingRows:
+    """What the training pairs' rows with their own labels become for training, in their order.
 
-    Phases without labels are left out. Raises UserError where `min_confidence` leaves nothing.
+    Phases without rows are left out. Raises UserError where `min_confidence` leaves nothing.
     """
-    dealt = _shuffled(own, source.seed) if source.labels == "shuffled" else own
+    dealt = _shuffled(rows, source.seed) if source.labels == "shuffled" else rows
     chosen = _first(dealt, source)
-    kept = {pair_id: p for pair_id, p in chosen.items() if abs(p - 0.5) >= source.min_confidence}
+    kept = [row for row in chosen if abs(row.p_a - 0.5) >= source.min_confidence]
     if not kept:
         raise UserError(
             f"none of {len(chosen)} training labels is as far from 0.5 as rm.min_confidence="
             f"{source.min_confidence}: write a lower one"
         )
-    flipped = {i for i in kept if stable_uniform("rm-noise", source.seed, i) < source.noise}
-    rows = [for_loss(i, 1 - p if i in flipped else p, source) for i, p in kept.items()]
-    phases: tuple[tuple[TrainingLabel, ...], ...] = (tuple(rows),)
+    flips = [stable_uniform("rm-noise", source.seed, row.pair.id) < source.noise for row in kept]
+    ready = [
+        for_loss(replace(row, p_a=1 - row.p_a) if flip else row, source)
+        for row, flip in zip(kept, flips, strict=True)
+    ]
+    phases: tuple[tuple[PreferenceRow, ...], ...] = (tuple(ready),)
     if source.labels == "ai_then_gold":
-        phases = tuple(tuple(r for r in rows if source.is_gold(r.pair_id) == gold) for gold in (False, True))
-    return TrainingLabels(tuple(filter(None, phases)), len(chosen) - len(kept), len(flipped))
+        phases = tuple(
+            tuple(row for row in ready if source.is_gold(row.pair.id) == gold) for gold in (False, True)
+        )
+    return TrainingRows(tuple(filter(None, phases)), len(chosen) - len(kept), sum(flips))
 
 
-def for_loss(pair_id: str, p_a: float, source: LabelSource) -> TrainingLabel:
-    """A label as the loss is to see it: rounded where the source says so, with the pair's weight."""
-    p = torch.tensor(p_a, dtype=torch.float64)
+def for_loss(row: PreferenceRow, source: LabelSource) -> PreferenceRow:
+    """The row with its label as the loss is to see it: rounded where the source says so, with the pair's weight."""
+    p = torch.tensor(row.p_a, dtype=torch.float64)
     weight = confidence_weight(p, source.confidence_exponent)
-    return TrainingLabel(pair_id, float(harden(p) if source.hard else p), float(weight))
+    return replace(row, p_a=float(harden(p) if source.hard else p), weight=float(weight))
 
 
-def _shuffled(labels: Mapping[str, float], seed: int) -> dict[str, float]:
-    """The same labels, each at another pair's id (or its own, by chance); a hash of (seed, id) deals them."""
-    donors = sorted(labels, key=lambda i: stable_uniform("rm-shuffle", seed, i))
-    dealt = {taker: labels[donor] for taker, donor in zip(sorted(labels), donors, strict=True)}
-    return {pair_id: dealt[pair_id] for pair_id in labels}
+def _shuffled(rows: Sequence[PreferenceRow], seed: int) -> list[PreferenceRow]:
+    """The same labels, each on another pair (or its own, by chance); a hash of (seed, id) deals them."""
+    donors = sorted(rows, key=lambda row: stable_uniform("rm-shuffle", seed, row.pair.id))
+    takers = sorted(row.pair.id for row in rows)
+    dealt = {taker: donor.p_a for taker, donor in zip(takers, donors, strict=True)}
+    return [replace(row, p_a=dealt[row.pair.id]) for row in rows]
 
 
-def _first(labels: Mapping[str, float], source: LabelSource) -> dict[str, float]:
-    """`source.n` labels, in order, drawn by hash: the draw of a smaller n is a part of a larger one's."""
-    drawn = {*sorted(labels, key=lambda i: stable_uniform("rm-n", source.seed, i))[: source.n]}
-    return {pair_id: p for pair_id, p in labels.items() if pair_id in drawn}
+def _first(rows: Sequence[PreferenceRow], source: LabelSource) -> list[PreferenceRow]:
+    """`source.n` rows, in order, drawn by hash: the draw of a smaller n is a part of a larger one's."""
+    order = sorted((row.pair.id for row in rows), key=lambda i: stable_uniform("rm-n", source.seed, i))
+    drawn = {*order[: source.n]}
+    return [row for row in rows if row.pair.id in drawn]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlaif.data.datamodule import EncodedRow, collate_sequences
+from rlaif.data.datamodule import EncodedRow, PreferenceRow, collate_sequences
 from rlaif.io import read_jsonl, write_jsonl
 from rlaif.models.split import ScalarHead, Top
 from rlaif.models.weights import Normalization, RewardMember, save_reward
@@ -22,8 +22,7 @@ from rlaif.stages.rm.bins import (
     reward_length_bins,
     reward_reliability,
 )
-from rlaif.stages.rm.data import Labelled
-from rlaif.stages.rm.scored_pairs import ScoredPair, scored_pairs
+from rlaif.stages.rm.scored_pairs import scored_pairs
 from rlaif.store import Artifact
 
 SCORES_FILE = "scores.jsonl"
@@ -37,29 +36,22 @@ def measure_and_save(
     ctx: Context,
     folder: Path,
     members: Sequence[Member],
-    validation: Sequence[Labelled],
-    test: Sequence[Labelled],
+    validation: Sequence[PreferenceRow],
+    test: Sequence[PreferenceRow],
 ) -> dict[str, Any]:
     """Write the normalised members and the test pairs' scores into `folder`; the metrics of the test pairs.
 
     The validation part fits the temperature and, where the task has no references, the normalisation.
     """
-    tuning, scores = (score_pairs(ctx, members, [one.row for one in part]) for part in (validation, test))
-    labels = [one.p_a for one in validation]
+    tuning, scores = (score_pairs(ctx, members, part) for part in (validation, test))
+    labels = [row.p_a for row in validation]
     anchors = reference_scores(ctx, members) or [preferred_scores(one, labels) for one in tuning]
     normalization = [Normalization.of(one) for one in anchors]
     save_reward(folder, [RewardMember.fold(*m, n) for m, n in zip(members, normalization, strict=True)])
-    temperature = fitted_temperature(_joined(validation, tuning, normalization))
-    rows = _joined(test, scores, normalization)
+    temperature = fitted_temperature(scored_pairs(validation, tuning, normalization))
+    rows = scored_pairs(test, scores, normalization)
     write_jsonl(folder / SCORES_FILE, reward_items(rows))
     return reward_report(rows, temperature=temperature)
-
-
-def _joined(
-    part: Sequence[Labelled], scores: Sequence[PairScores], normalization: Sequence[Normalization]
-) -> list[ScoredPair]:
-    lengths = [(len(one.row.a), len(one.row.b)) for one in part]
-    return scored_pairs([one.pair for one in part], [one.p_a for one in part], scores, normalization, lengths)
 
 
 def reference_scores(ctx: Context, members: Sequence[Member]) -> list[list[float]]:
@@ -75,7 +67,7 @@ def reference_scores(ctx: Context, members: Sequence[Member]) -> list[list[float
 def _scores(ctx: Context, top: Top, head: ScalarHead, rows: Sequence[EncodedRow]) -> list[float]:
     """In the compute dtype, as `score_pairs` and RL have them."""
     device, scores = ctx.model().device, []
-    frozen, head = top.frozen_copy().to(device), head.to(device)
+    frozen, head = top.frozen_copy(), head.to(device)
     for start in range(0, len(rows), REFERENCE_BATCH):
         batch = collate_sequences(rows[start : start + REFERENCE_BATCH]).to(device)
         scores += sequence_scores(frozen, head, batch.features, batch.last).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
@@ -9,6 +10,7 @@ from statistics import fmean, pstdev
 import torch
 from scipy.special import expit
 
+from rlaif.data.datamodule import PreferenceRow
 from rlaif.models.weights import Normalization
 from rlaif.ops import empty_last
 from rlaif.records import Pair, is_empty
@@ -67,44 +69,36 @@ def _met(difference: float, target: float | None) -> float | None:
 
 
 def scored_pairs(
-    pairs: Sequence[Pair],
-    labels: Sequence[float | None],
-    members: Sequence[Scores],
-    normalization: Sequence[Normalization],
-    lengths: Sequence[tuple[int, int]],
+    rows: Sequence[PreferenceRow], members: Sequence[Scores], normalization: Sequence[Normalization]
 ) -> list[ScoredPair]:
-    """Join the columns: `members[m][i]` are member m's scores of pair i's (a, b) as trained, `lengths` tokens.
+    """Labelled rows with what the members say: `members[m][i]` are member m's scores of row i's (a, b) as trained.
 
     Members count by their normalised rewards; the logit divides by their mean scale, which for one member
-    is what it was trained as. Raises ValueError for columns that do not fit together or repeated ids.
+    is what it was trained as. Raises ValueError for scores that do not fit the rows, or repeated ids.
     """
-    sizes = [len(pairs), len(labels), len(lengths), *(len(scores) for scores in members)]
+    sizes = [len(rows), *(len(scores) for scores in members)]
     if len(set(sizes)) > 1 or not members or len(members) != len(normalization):
-        raise ValueError(f"pairs, labels, lengths and members' scores do not match: {sizes}")
-    if len({pair.id for pair in pairs}) != len(pairs):
+        raise ValueError(f"rows and members' scores do not match: {sizes}")
+    if len({row.pair.id for row in rows}) != len(rows):
         raise ValueError("pair ids repeat")
     scale = fmean(n.scale for n in normalization)
-    rows, rewards = [], _rewards(pairs, members, normalization)
-    columns = zip(pairs, labels, lengths, rewards, *members, strict=True)
-    for pair, label, (tokens_a, tokens_b), (a, b), *scores in columns:
-        spread = pstdev(float(expit(x - y)) for x, y in scores) if len(scores) > 1 else None
-        logit = (a - b) / scale
-        rows.append(
-            ScoredPair(
-                pair.id,
-                pair.prompt_id,
-                label,
-                pair.gold,
-                a,
-                b,
-                logit,
-                spread,
-                tokens_a,
-                tokens_b,
-                pair.group,
-            )
+    rewards = _rewards([row.pair for row in rows], members, normalization)
+    return [
+        ScoredPair(
+            row.pair.id,
+            row.pair.prompt_id,
+            None if math.isnan(row.p_a) else row.p_a,
+            row.pair.gold,
+            a,
+            b,
+            (a - b) / scale,
+            pstdev(float(expit(x - y)) for x, y in scores) if len(scores) > 1 else None,
+            len(row.a),
+            len(row.b),
+            row.pair.group,
         )
-    return rows
+        for row, (a, b), *scores in zip(rows, rewards, *members, strict=True)
+    ]
 
 
 def _rewards(

@@ -21,6 +21,7 @@ from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import check_training, fit, make_trainer, optim_options
 from rlaif.stages.rm.data import RewardData, check_labels, label_source, reward_data
+from rlaif.stages.rm.labels import for_loss
 from rlaif.stages.rm.measures import item_rows, measure_and_save, table_rows
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 
@@ -50,7 +51,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     module = _module(ctx, parents, rows)
     data = TextDataModule.preference_view(
         rows.phases,
-        [one.row for one in rows.validation],
+        [for_loss(row, label_source(ctx)) for row in rows.validation],
         epochs_per_phase=node.num_epochs,
         batch_size=node.batch_size,
         micro_batch_size=node.micro_batch_size or node.batch_size,

@@ -16,7 +16,7 @@ from rlaif.models.split import Top
 from rlaif.records import Pair, Prompt, Sample, is_empty
 from rlaif.stages.common.context import Context, plain
 from rlaif.stages.common.limits import cut_metrics, no_pairs, prompt_tokens, response_tokens
-from rlaif.stages.common.policies import draw, policy_top, sampled_pair, sft_parent, to_sample
+from rlaif.stages.common.policies import draw, policy_top, sft_parent, to_sample
 from rlaif.stages.common.sources import PAIRS_FILE, rl_prompts, source
 from rlaif.stages.common.stage import Parents, Stage, Work
 
@@ -50,7 +50,7 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
         if not pending or attempt == node.max_redraws:
             break
         redrawn += len(pending)
-    pairs = [sampled_pair(drawn[p.id, n, "a"], drawn[p.id, n, "b"], f"{p.id}#{n}") for p, n in places]
+    pairs = [Pair.between(drawn[p.id, n, "a"], drawn[p.id, n, "b"], f"{p.id}#{n}") for p, n in places]
     kept = [pair for pair in pairs if not _equal(pair.response_a, pair.response_b)]
     every = list(drawn.values())
     metrics = {

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rlaif.data.datamodule import PreferenceRow
 from rlaif.errors import UserError
 from rlaif.inference.rollouts import Rollout
 from rlaif.labelers import Labeler, Unread
@@ -20,13 +21,15 @@ from rlaif.stages.common.rewards.scale import (
     RewardScale,
     scale_of_models,
 )
-from rlaif.stages.common.rows import EncodedPair
 from rlaif.stages.common.scoring import score_pairs, sequence_scores
 
 CHUNK = 64  # rollouts whose hidden states exist at once
 
 Sides = tuple[Sequence[Sample], Sequence[Sample]]
 """Responses of two policies to the same prompts."""
+
+SideRewards = list[tuple[float, float] | None]
+"""Both rewards of each prompt's responses; None where one of the two has none."""
 
 
 class Reward(Protocol):
@@ -43,11 +46,8 @@ class Reward(Protocol):
         """Rewards (N,)."""
         ...
 
-    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
-        """Rewards of both policies' responses, which `encoded` has with the trunk's features.
-
-        Without the pairs of which a response has none.
-        """
+    def of_pairs(self, sides: Sides, rows: Sequence[PreferenceRow]) -> SideRewards:
+        """Rewards of both policies' responses, which `rows` have with the trunk's features."""
         ...
 
 
@@ -75,8 +75,8 @@ class ModelReward:
             self.measures = {"rl/reward_disagreement": float(rewards.std(dim=0, correction=0).mean())}
         return empty_last(self._combine(rewards), _empties(rollout.responses).to(rewards.device))
 
-    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
-        scores = torch.tensor(score_pairs(self._ctx, [(m.top, m.head) for m in self._members], encoded))
+    def of_pairs(self, sides: Sides, rows: Sequence[PreferenceRow]) -> SideRewards:
+        scores = torch.tensor(score_pairs(self._ctx, [(m.top, m.head) for m in self._members], rows))
         shifts = torch.tensor([member.shift for member in self._members])
         empty = torch.stack([_empties([s.response for s in side]) for side in sides], dim=1)
         return [(a, b) for a, b in empty_last(self._combine(scores + shifts[:, None, None]), empty).tolist()]
@@ -100,7 +100,7 @@ class RuleReward:
         rewards = torch.tensor(self._rewards(rollout.samples(), rollout.seeds))
         return empty_last(rewards, _empties(rollout.responses)) if self._judges else rewards
 
-    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+    def of_pairs(self, sides: Sides, rows: Sequence[PreferenceRow]) -> SideRewards:
         def score(side: Sequence[Sample]) -> list[float | None]:
             return self._rewards(side, [[s.prompt_id, s.response] for s in side])
 
@@ -139,7 +139,7 @@ class LabelerReward:
         rewards = torch.tensor([min(read) if score is None else score for score in scores])
         return empty_last(rewards, _empties(rollout.responses))
 
-    def of_pairs(self, sides: Sides, encoded: Sequence[EncodedPair]) -> list[tuple[float, float]]:
+    def of_pairs(self, sides: Sides, rows: Sequence[PreferenceRow]) -> SideRewards:
         return _of_both(self._scores, sides, judges=True)
 
     def _readings(self, samples: Sequence[Sample]) -> list[Reading]:
@@ -154,14 +154,17 @@ class LabelerReward:
 
 def _of_both(
     score: Callable[[Sequence[Sample]], list[float | None]], sides: Sides, *, judges: bool
-) -> list[tuple[float, float]]:
-    both = zip(*(zip(score(side), side, strict=True) for side in sides), strict=True)
-    rows = [(a, b, x, y) for (a, x), (b, y) in both if a is not None and b is not None]
-    if not rows or not judges:
-        return [(a, b) for a, b, _, _ in rows]
-    empty = torch.stack([_empties([row[side].response for row in rows]) for side in (2, 3)], dim=1)
-    rewards = torch.tensor([row[:2] for row in rows], dtype=torch.float64)
-    return [(a, b) for a, b in empty_last(rewards, empty).tolist()]
+) -> SideRewards:
+    found = list(zip(*(score(side) for side in sides), strict=True))
+    read = [i for i, (a, b) in enumerate(found) if a is not None and b is not None]
+    rewards = torch.tensor([found[i] for i in read], dtype=torch.float64).view(-1, 2)
+    if read and judges:
+        empty = torch.stack([_empties([side[i].response for i in read]) for side in sides], dim=1)
+        rewards = empty_last(rewards, empty)
+    both: SideRewards = [None] * len(found)
+    for i, (a, b) in zip(read, rewards.tolist(), strict=True):
+        both[i] = (a, b)
+    return both
 
 
 def _empties(responses: Sequence[str]) -> Tensor:

@@ -153,3 +153,17 @@ def response_logprobs(top: Top, batch: TokenBatch, temperature: float = 1.0) -> 
     mask = batch.response_mask
     hidden = response_hidden(top, batch.features, mask)
     return scatter_counted(top.logprobs(hidden, batch.ids[mask], temperature), mask)
+
+
+@torch.no_grad()
+def mean_log_ratio(policy: Top, reference: Top, batches: Iterable[TokenBatch], temperature: float) -> float:
+    """Mean over all responses of log policy(response) - log reference(response), nats.
+
+    That is an estimate of KL(policy || reference) where the policy has drawn them at this temperature.
+    """
+    summed, count = 0.0, 0
+    for batch in batches:
+        new, old = (response_logprobs(top, batch, temperature) for top in (policy, reference))
+        summed += float((new - old).sum())
+        count += len(batch.ids)
+    return summed / count
