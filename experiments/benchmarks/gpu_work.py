@@ -183,6 +183,6 @@ def ppo_module(
         watch=lambda _: None,
         tracker=None,
         rollouts_per_iteration=batch,
-        options=ppo_options(minibatch_rollouts=minibatch),
+        options=ppo_options(minibatch_rollouts=minibatch, max_response_tokens=new_tokens),
         optim=OptimOptions(1e-6, 0.0, 1e-8, "constant", 0.0, 1000, 1.0),
     )

@@ -8,10 +8,10 @@ from typing import Any
 
 from rlaif.io import write_text
 from rlaif.models.weights import export_policy, export_reward, load_reward, load_top
+from rlaif.ops import ALGORITHMS
 from rlaif.report.card import ModelCard, TextFormat, model_card
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.rewards.kinds import KINDS
-from rlaif.stages.rl.options import TITLES
 from rlaif.store import Artifact
 
 
@@ -44,7 +44,7 @@ def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, 
         task=ctx.cfg.task.name,
         labels=labels,
         labeler=ctx.cfg.labeler.name if labelled else None,
-        algorithm=TITLES[ctx.cfg.rl.algorithm] if reward else None,
+        algorithm=ALGORITHMS[ctx.cfg.rl.algorithm].title if reward else None,
         reward=reward.words if reward else None,
         members=members,
         text=TextFormat(eos_id=ctx.model().eos_id, **encoding),

@@ -125,6 +125,14 @@ class BatchInvariant(Protocol):
 
 
 @runtime_checkable
+class Remarking(Protocol):
+    """A mark of engines that say what they turned out to refuse or to leave out."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]: ...
+
+
+@runtime_checkable
 class Altering(Protocol):
     """A mark of engines that may have to decode otherwise than asked, and may not have to at another time."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +27,57 @@ DOCS_KEYS = (
     "packages",
 )
 SPLITTING_KEYS = ("test_fraction", "validation_fraction", "gold_fraction", "max_rows")
-SOURCES = ("docs", "custom", "tldr", "hh")
+
+Source = Callable[[Mapping[str, Any], int, Path, Progress], TaskData]
+"""(the node `task`, the seed, where to keep an index, progress) -> the task's prompts and pairs."""
 
 
 def load_task(task: Mapping[str, Any], *, seed: int, cache_dir: Path, progress: Progress) -> TaskData:
     """The task of the plain configuration node `task`. Raises UserError for a source that is not known."""
     if task["source"] not in SOURCES:
         raise UserError(f"task.source={task['source']} is not known: write one of {', '.join(SOURCES)}")
-    if task["source"] == "docs":
-        options = {key: task[key] for key in DOCS_KEYS}
-        with progress.note("reading docstrings"):
-            return load_docs(cache_dir=cache_dir / "docs", search_dirs=None, seed=seed, **options)
-    paths = [task["path"]] if isinstance(task["path"], str) else task["path"]
-    splitting = Splitting(seed=seed, **{key: task[key] for key in SPLITTING_KEYS})
-    with progress.note(f"reading {', '.join(paths)}"):
-        return _read(task, paths, splitting)
+    return SOURCES[task["source"]](task, seed, cache_dir, progress)
 
 
-def _read(task: Mapping[str, Any], paths: Sequence[str], splitting: Splitting) -> TaskData:
-    hub = HubPart(task["hub_split"], task["hub_data_dir"])
-    if task["source"] == "tldr":
-        confidence = task["gold_confidence"]
-        return load_tldr(paths=paths, hub=hub, gold_confidence=confidence, splitting=splitting)
-    if task["source"] == "hh":
-        return load_hh(name=task["name"], paths=paths, hub=hub, splitting=splitting)
+def _docs(task: Mapping[str, Any], seed: int, cache_dir: Path, progress: Progress) -> TaskData:
+    options = {key: task[key] for key in DOCS_KEYS}
+    with progress.note("reading docstrings"):
+        return load_docs(cache_dir=cache_dir / "docs", search_dirs=None, seed=seed, **options)
+
+
+def of_files(read: Callable[[Mapping[str, Any], Sequence[str], HubPart, Splitting], TaskData]) -> Source:
+    """The source whose rows lie in the files or hub data sets that `task.path` names."""
+
+    def load(task: Mapping[str, Any], seed: int, cache_dir: Path, progress: Progress) -> TaskData:
+        paths = [task["path"]] if isinstance(task["path"], str) else task["path"]
+        hub = HubPart(task["hub_split"], task["hub_data_dir"])
+        splitting = Splitting(seed=seed, **{key: task[key] for key in SPLITTING_KEYS})
+        with progress.note(f"reading {', '.join(paths)}"):
+            return read(task, paths, hub, splitting)
+
+    return load
+
+
+def _tldr(task: Mapping[str, Any], paths: Sequence[str], hub: HubPart, splitting: Splitting) -> TaskData:
+    return load_tldr(paths=paths, hub=hub, gold_confidence=task["gold_confidence"], splitting=splitting)
+
+
+def _hh(task: Mapping[str, Any], paths: Sequence[str], hub: HubPart, splitting: Splitting) -> TaskData:
+    return load_hh(name=task["name"], paths=paths, hub=hub, splitting=splitting)
+
+
+def _custom(task: Mapping[str, Any], paths: Sequence[str], hub: HubPart, splitting: Splitting) -> TaskData:
     if len(paths) != 1:
         raise UserError(
             f"task.path lists {len(paths)} files, but task={task['name']} reads one: write its path"
         )
     return load_custom(path=paths[0], hub=hub, columns=task["columns"], splitting=splitting)
+
+
+SOURCES: dict[str, Source] = {
+    "docs": _docs,
+    "custom": of_files(_custom),
+    "tldr": of_files(_tldr),
+    "hh": of_files(_hh),
+}
+"""By `task.source`."""

@@ -137,7 +137,7 @@ class Labeler:
         rules = choice_rules(self.backend) if self._options.readout.kind in ("choice", "score") else {}
         return {
             "backend": self.backend.identity() | rules,
-            "templates": self._templates.identity,
+            "templates": self._templates.identity(self._options.preamble),
             "options": self._options.identity(),
         }
 

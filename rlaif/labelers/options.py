@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 from rlaif.errors import UserError
 
-Preamble = Literal["base", "detailed"]
 ReadoutKind = Literal["choice", "score", "likelihood", "text"]
 Direction = Literal["forward", "reverse"]
 Normalize = Literal["none", "tokens"]
@@ -17,6 +16,7 @@ OrderMode = Literal["first", "random", "both", "both_consistent"]
 Averaging = Literal["prob", "logit"]
 Retry = Literal["unparsed", "failed", "all"]
 
+SCORE_PREAMBLES = ("base", "detailed")  # of which score.j2 has a wording
 STAGE_KEYS = frozenset(
     {"name", "backend", "scripted", "max_unparsed", "min_alignment", "budget_usd", "max_seconds", "retry"}
 )
@@ -74,7 +74,7 @@ class LabelerOptions:
     are committed to the store together. Raises UserError for a value or combination without meaning.
     """
 
-    preamble: Preamble
+    preamble: str
     exemplars: int
     cot: bool
     readout: ReadoutOptions
@@ -89,7 +89,6 @@ class LabelerOptions:
     seed: int
 
     def __post_init__(self) -> None:
-        _one_of("preamble", self.preamble, Preamble)
         _one_of("order", self.order, OrderMode)
         _one_of("averaging", self.averaging, Averaging)
         for key, least in (("exemplars", 0), ("temperature", 0), ("top_k", 0)):
@@ -108,6 +107,11 @@ class LabelerOptions:
             raise UserError(
                 f"labeler.readout.kind={kind} rates each response by itself and takes neither rationale nor"
                 " exemplars; write labeler.cot=false labeler.exemplars=0"
+            )
+        if kind == "score" and self.preamble not in SCORE_PREAMBLES:
+            raise UserError(
+                f"labeler.preamble={self.preamble} says nothing in score.j2, which words the readout score: write"
+                f" labeler.preamble={' or '.join(SCORE_PREAMBLES)}, or another labeler.readout.kind"
             )
         if self.samples > 1 and not self.sampled:
             raise UserError(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from rlaif.backends.base import Message
 from rlaif.backends.fencing import neutralise
 from rlaif.errors import UserError
-from rlaif.labelers.options import Preamble
 from rlaif.labelers.templates import Exemplar, TemplateSet, toward_better
 from rlaif.records import Order, Pair
 
@@ -22,19 +21,24 @@ CHOICES = ("1", "2")
 class PromptStrategy:
     """Preamble, exemplars (in the file's order; with rationale when `cot`) and chain of thought.
 
-    Raises UserError when the template set has fewer exemplars than asked for.
+    Raises UserError when the template set has no such preamble, or fewer exemplars than asked for.
     """
 
     templates: TemplateSet
-    preamble: Preamble
+    preamble: str
     exemplars: int
     cot: bool
 
     def __post_init__(self) -> None:
+        if self.preamble not in self.templates.preambles:
+            raise UserError(
+                f"labeler.preamble={self.preamble} is not known: write one of {', '.join(self.templates.preambles)}, or"
+                f" its text into {self.templates.directory / self.preamble}.j2"
+            )
         have = len(self.templates.exemplars)
         if self.exemplars > have:
             raise UserError(
-                f"labeler.exemplars={self.exemplars}, but {self.templates.directory / 'exemplars.yaml'} has"
+                f"labeler.exemplars={self.exemplars}, but {self.templates.place('exemplars.yaml')} has"
                 f" {have}; write more there or a smaller number"
             )
 
@@ -94,7 +98,7 @@ def clean_rationale(text: str, cue: str) -> str:
     return neutralise(text.split(cue)[0].strip())
 
 
-def score_message(templates: TemplateSet, preamble: Preamble, prompt: str, response: str) -> Message:
+def score_message(templates: TemplateSet, preamble: str, prompt: str, response: str) -> Message:
     """Asks for one response's quality from 1 to 10 (direct RLAIF, paper section 2.2.2)."""
     user = templates.render("score", context=prompt, response=response, detailed=preamble == "detailed")
     return Message(user if templates.chat else f"{user}\n\n", templates.score_cue, templates.chat)

@@ -1,8 +1,8 @@
 """A task's prompt texts: Jinja2 files that can be edited without code, checked when loaded.
 
-A template set is a folder with `task.yaml` (polarity, cues), `base.j2` and `detailed.j2` (preambles),
-`pair.j2`, `question.j2`, `rationale.j2`, `prompt.j2` (the layout), `score.j2`, three
-`likelihood_*.j2` pieces and `exemplars.yaml`.
+A template set is a folder with `task.yaml` (polarity, cues), `pair.j2`, `question.j2`, `rationale.j2`, `prompt.j2`
+(the layout), `score.j2`, three `likelihood_*.j2` pieces and `exemplars.yaml`. Every other `NAME.j2` is the preamble
+NAME. A file that the folder does not have is taken from the folder `_common` beside it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from rlaif.io import digest
 Polarity = Literal["better", "worse"]
 
 VARIABLES: dict[str, dict[str, Any]] = {
-    "base": {},
-    "detailed": {},
     "pair": {"context": "c", "response_1": "r", "response_2": "s"},
     "question": {},
     "rationale": {},
@@ -42,7 +40,9 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "likelihood_empty": {},
     "likelihood_reverse": {"response": "r"},
 }
-"""The template files of a set and the variables each may use (here with sample values)."""
+"""The template files of a set and the variables each may use (here with sample values); a preamble has none."""
+
+COMMON = "_common"
 
 _TASK_KEYS = {
     "polarity": str,
@@ -70,7 +70,7 @@ class TemplateSet:
     """The loaded texts of one task.
 
     `polarity` says what the prompts ask for: the better response (or a quality score), or the worse
-    one. `identity` is a digest of every file's content.
+    one. `preambles` are the names of the texts that a prompt may begin with.
     """
 
     directory: Path
@@ -81,21 +81,38 @@ class TemplateSet:
     score_cue: str
     likelihood_chat: bool
     exemplars: tuple[Exemplar, ...]
-    identity: str
+    preambles: tuple[str, ...]
+    texts: Mapping[str, str] = dataclasses.field(repr=False)
     templates: Mapping[str, jinja2.Template] = dataclasses.field(repr=False, compare=False)
 
     @classmethod
     def load(cls, directory: Path) -> TemplateSet:
         """Read and check a template folder; UserError names the file (and line) that is wrong."""
-        texts = {name: _read(directory / f"{name}.j2") for name in VARIABLES}
-        task, exemplars = _read(directory / "task.yaml"), _read(directory / "exemplars.yaml")
+        if not directory.is_dir():
+            raise UserError(
+                f"task.templates={directory.name}: there is no folder {directory}; make it, with the texts that differ"
+                f" from {directory.parent / COMMON}"
+            )
+        preambles = _preambles(directory)
+        pieces = [f"{name}.j2" for name in (*VARIABLES, *preambles)]
+        texts = {name: _read(_place(directory, name)) for name in (*pieces, "task.yaml", "exemplars.yaml")}
         return cls(
             directory=directory,
-            **_task(directory / "task.yaml", task),
-            exemplars=_exemplars(directory / "exemplars.yaml", exemplars),
-            identity=digest({**texts, "task.yaml": task, "exemplars.yaml": exemplars}, 32),
-            templates=_compile(directory, texts),
+            **_task(_place(directory, "task.yaml"), texts["task.yaml"]),
+            exemplars=_exemplars(_place(directory, "exemplars.yaml"), texts["exemplars.yaml"]),
+            preambles=preambles,
+            texts=texts,
+            templates=_compile(directory, {name: texts[name] for name in pieces}),
         )
+
+    def identity(self, preamble: str) -> str:
+        """A digest of every text that prompts with this preamble may have in them."""
+        others = {f"{name}.j2" for name in self.preambles} - {f"{preamble}.j2"}
+        return digest({name: text for name, text in self.texts.items() if name not in others}, 32)
+
+    def place(self, name: str) -> Path:
+        """The file that `name` was read from."""
+        return _place(self.directory, name)
 
     def render(self, name: str, **values: Any) -> str:
         """Template `name` with `values`, without surrounding blank lines.
@@ -110,7 +127,7 @@ class TemplateSet:
             shown = "".join(f", {key} {safe[key][:40]!r}" for key in sorted(_JUDGED & safe.keys()))
             why = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"{self.directory / name}.j2 cannot be filled in ({why}{shown}); mend it"
+                f"{self.place(f'{name}.j2')} cannot be filled in ({why}{shown}); mend it"
             ) from error
 
 
@@ -124,6 +141,17 @@ def toward_better(value: float, low: float, high: float, polarity: Polarity) -> 
     (or how bad one is) is answered on the mirrored scale. It is its own inverse.
     """
     return value if polarity == "better" else low + high - value
+
+
+def _place(directory: Path, name: str) -> Path:
+    """The folder's own file, else the common one; where there is neither, where the own one should be."""
+    own, common = directory / name, directory.parent / COMMON / name
+    return common if common.exists() and not own.exists() else own
+
+
+def _preambles(directory: Path) -> tuple[str, ...]:
+    files = [*directory.glob("*.j2"), *(directory.parent / COMMON).glob("*.j2")]
+    return tuple(sorted({file.stem for file in files} - VARIABLES.keys()))
 
 
 def _read(path: Path) -> str:
@@ -141,15 +169,16 @@ def _compile(directory: Path, texts: Mapping[str, str]) -> dict[str, jinja2.Temp
     )
     environment.globals["fence"] = fence
     compiled = {}
-    for name, text in texts.items():
-        path = directory / f"{name}.j2"
+    for file, text in texts.items():
+        path, name = _place(directory, file), file.removesuffix(".j2")
+        variables = VARIABLES.get(name, {})
         try:
             compiled[name] = environment.from_string(text)
-            compiled[name].render(VARIABLES[name])
+            compiled[name].render(variables)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"{path}, line {error.lineno}: {error.message}") from error
         except (jinja2.TemplateError, TypeError, AttributeError, ArithmeticError) as error:
-            known = ", ".join(VARIABLES[name]) or "none"
+            known = ", ".join(variables) or "none"
             raise UserError(f"{path}: {error}; the variables of this file are: {known}") from error
     return compiled
 

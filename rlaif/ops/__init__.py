@@ -1,11 +1,17 @@
 """Pure torch maths of the algorithms. Masks are boolean (B, T), True = counts. Imports torch alone."""
 
-from rlaif.ops.advantages import grpo_advantages, penalised_scores, reinforce_advantages, rloo_advantages
+from rlaif.ops.advantages import (
+    ALGORITHMS,
+    Horizon,
+    by_advantage,
+    penalised_scores,
+)
 from rlaif.ops.gae import gae
 from rlaif.ops.kl import KLKind, adapted_beta, kl_estimate, kl_shaped_rewards
 from rlaif.ops.logprobs import head_logprobs, token_entropy, token_logprobs
 from rlaif.ops.losses import (
-    LossMean,
+    LOSS_MEANS,
+    POLICY_LOSSES,
     bradley_terry_loss,
     confidence_weight,
     harden,
@@ -28,17 +34,20 @@ from rlaif.ops.ranks import by_first, joined, own_share, rank, ranks, total
 from rlaif.ops.rewards import MemberRule, combine_members, empty_last, length_reward
 
 __all__ = [
+    "ALGORITHMS",
+    "LOSS_MEANS",
+    "POLICY_LOSSES",
+    "Horizon",
     "KLKind",
-    "LossMean",
     "MemberRule",
     "adapted_beta",
     "bradley_terry_loss",
+    "by_advantage",
     "by_first",
     "combine_members",
     "confidence_weight",
     "empty_last",
     "gae",
-    "grpo_advantages",
     "harden",
     "head_logprobs",
     "joined",
@@ -57,9 +66,7 @@ __all__ = [
     "rank",
     "ranks",
     "ratio_metrics",
-    "reinforce_advantages",
     "reinforce_loss",
-    "rloo_advantages",
     "sft_loss",
     "token_entropy",
     "token_logprobs",

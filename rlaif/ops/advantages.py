@@ -1,11 +1,18 @@
-"""Advantages without a learned critic: returns against a baseline, and responses against their group."""
+"""RL algorithms by how they credit a response's tokens: with a critic, against a baseline, against their group.
+
+A new algorithm is an entry of `ALGORITHMS`, with its estimator here, and conf/rl/NAME.yaml.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlaif.ops.gae import gae
+from rlaif.ops.masks import zero_masked
 
 # Added to a group's standard deviation, so that nearly equal scores are not blown up to size one.
 _STD_FLOOR = 1e-4
@@ -46,6 +53,17 @@ def grpo_advantages(scores: Tensor, group: int) -> Tensor:
     return (centred / (rows.std(1, correction=0, keepdim=True) + _STD_FLOOR)).flatten()
 
 
+def drgrpo_advantages(scores: Tensor, group: int) -> Tensor:
+    """(N,) scores less their group's mean, and not divided by its standard deviation.
+
+    So a prompt whose responses are all nearly as good weighs no more than any other ("GRPO done right"). The
+    `group` responses of a prompt stand together. Raises ValueError when `group` is below 2 or does not divide N.
+    Source: Liu et al. 2025 (arXiv:2503.20783), section 3.2.
+    """
+    rows = _groups(scores, group)
+    return (rows - rows.mean(1, keepdim=True)).flatten()
+
+
 def _groups(scores: Tensor, group: int) -> Tensor:
     if group < 2 or len(scores) % group:
         raise ValueError(f"{len(scores)} scores are no groups of {group}: a group has two responses or more")
@@ -71,3 +89,64 @@ def penalised_scores(
     if missing_eos_score is None:
         return scores
     return torch.where(finished, scores, torch.full_like(scores, missing_eos_score))
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """What an estimator may read besides rewards and values; a prompt's `group` responses stand together."""
+
+    gamma: float
+    lam: float
+    group: int
+
+
+Estimator = Callable[[Tensor, Tensor, Tensor, Horizon], tuple[Tensor, Tensor]]
+"""(rewards, values, mask), all (N, T), and the horizon -> advantages and returns, both (N, T), 0 where masked."""
+
+
+def of_groups(compare: Callable[[Tensor, int], Tensor]) -> Estimator:
+    """The estimator that compares whole responses by `compare` (scores (N,), group -> (N,)): one for all tokens."""
+
+    def estimate(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> tuple[Tensor, Tensor]:
+        totals = rewards.sum(1)
+        advantages = compare(totals, horizon.group)[:, None].expand_as(rewards)
+        return zero_masked(advantages, mask), zero_masked(totals[:, None].expand_as(rewards), mask)
+
+    return estimate
+
+
+def _gae(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> tuple[Tensor, Tensor]:
+    return gae(rewards, values, mask, gamma=horizon.gamma, lam=horizon.lam)
+
+
+def _return(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> tuple[Tensor, Tensor]:
+    return reinforce_advantages(rewards, values, mask, gamma=horizon.gamma)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An RL algorithm: its title in reports, the name of its advantages (`rl.advantage`), and their estimator.
+
+    `groups`: it compares the responses to one prompt, and reads no critic. `critic`: it needs one.
+    """
+
+    title: str
+    advantage: str
+    estimate: Estimator
+    groups: bool = False
+    critic: bool = False
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "ppo": Algorithm("PPO", "gae", _gae, critic=True),
+    "reinforce": Algorithm("REINFORCE", "return", _return),
+    "rloo": Algorithm("RLOO", "rloo", of_groups(rloo_advantages), groups=True),
+    "grpo": Algorithm("GRPO", "grpo", of_groups(grpo_advantages), groups=True),
+    "drgrpo": Algorithm("Dr. GRPO", "drgrpo", of_groups(drgrpo_advantages), groups=True),
+}
+"""By `rl.algorithm`. It is named after its advantages, so that no report calls one by another's name."""
+
+
+def by_advantage(name: str) -> Algorithm:
+    """An algorithm whose advantages are called `name` in `rl.advantage`. Raises KeyError."""
+    return {algorithm.advantage: algorithm for algorithm in ALGORITHMS.values()}[name]

@@ -7,7 +7,9 @@ Metrics are means over the part's own counted entries.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,6 @@ from rlaif.ops.masks import masked_mean, masked_sum, masked_var, zero_masked
 
 Metrics = dict[str, Tensor]
 Normalizer = Tensor | float | None
-# What the mean of a policy loss is over: all counted tokens alike, or each row's own mean.
-LossMean = Literal["token", "sequence"]
 
 
 def _normalise(total: Tensor, count: Tensor, normalizer: Normalizer) -> Tensor:
@@ -28,18 +28,42 @@ def _normalise(total: Tensor, count: Tensor, normalizer: Normalizer) -> Tensor:
     return total / (floor if normalizer is None else normalizer)
 
 
-def _mean_loss(each: Tensor, mask: Tensor, mean: LossMean, normalizer: Normalizer) -> Tensor:
-    """`token`: the sum over counted tokens / their count. `sequence`: the sum of row means / rows that count.
+def _rows(mask: Tensor) -> Tensor:
+    """How many rows count anything."""
+    return mask.any(dim=1).sum()
 
-    So `normalizer` is a number of tokens in the one case and of rows in the other.
+
+@dataclass(frozen=True)
+class LossMean:
+    """How the losses of single tokens, (B, T), become one number: `total(each, mask) / count(mask, limit)`.
+
+    `limit` is the greatest length that a response may have, in tokens.
     """
-    if mean == "token":
-        return _normalise(masked_sum(each, mask), mask.sum(), normalizer)
-    if mean == "sequence":
-        counts = mask.sum(1)
-        rows = masked_sum(each, mask, 1) / counts.clamp(min=1)
-        return _normalise(rows.sum(), (counts > 0).sum(), normalizer)
-    raise ValueError(f"mean must be token or sequence, got {mean!r}")
+
+    total: Callable[[Tensor, Tensor], Tensor]
+    count: Callable[[Tensor, int], Tensor]
+
+
+LOSS_MEANS: dict[str, LossMean] = {
+    # All counted tokens alike.
+    "token": LossMean(masked_sum, lambda mask, limit: mask.sum()),
+    # Each row's own mean (GRPO): the tokens of a long response weigh less.
+    "sequence": LossMean(
+        lambda each, mask: (masked_sum(each, mask, 1) / mask.sum(1).clamp(min=1)).sum(),
+        lambda mask, limit: _rows(mask),
+    ),
+    # A constant for each row (Dr. GRPO): a token weighs the same in every response and every minibatch.
+    "constant": LossMean(masked_sum, lambda mask, limit: _rows(mask) * limit),
+}
+"""The means of a policy loss, by `rl.loss_mean`."""
+
+
+def _mean_loss(each: Tensor, mask: Tensor, mean: str, normalizer: Normalizer) -> Tensor:
+    """`normalizer` stands in for the part's own count, in which T is the limit."""
+    if mean not in LOSS_MEANS:
+        raise ValueError(f"mean must be one of {', '.join(LOSS_MEANS)}, got {mean!r}")
+    chosen = LOSS_MEANS[mean]
+    return _normalise(chosen.total(each, mask), chosen.count(mask, mask.shape[1]), normalizer)
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, *, normalizer: Normalizer = None) -> tuple[Tensor, Metrics]:
@@ -142,7 +166,7 @@ def ppo_policy_loss(
     mask: Tensor,
     *,
     clip: float,
-    mean: LossMean,
+    mean: str,
     normalizer: Normalizer = None,
 ) -> tuple[Tensor, Metrics]:
     """Clipped surrogate of PPO and GRPO (to minimise); all tensors are (B, T).
@@ -162,7 +186,7 @@ def ppo_policy_loss(
 
 
 def reinforce_loss(
-    logprobs: Tensor, advantages: Tensor, mask: Tensor, *, mean: LossMean, normalizer: Normalizer = None
+    logprobs: Tensor, advantages: Tensor, mask: Tensor, *, mean: str, normalizer: Normalizer = None
 ) -> Tensor:
     """-A log pi of the sampled tokens, whose gradient is the policy gradient; all tensors are (B, T).
 
@@ -173,13 +197,47 @@ def reinforce_loss(
     return _mean_loss(each, mask, mean, normalizer)
 
 
+class PolicyLoss(Protocol):
+    """A policy loss (to minimise) and its metrics; all tensors are (B, T)."""
+
+    def __call__(
+        self,
+        logprobs: Tensor,
+        old_logprobs: Tensor,
+        advantages: Tensor,
+        mask: Tensor,
+        *,
+        clip: float,
+        mean: str,
+        normalizer: Normalizer = None,
+    ) -> tuple[Tensor, Metrics]: ...
+
+
+def _reinforce(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    mean: str,
+    normalizer: Normalizer = None,
+) -> tuple[Tensor, Metrics]:
+    loss = reinforce_loss(logprobs, advantages, mask, mean=mean, normalizer=normalizer)
+    return loss, ratio_metrics(logprobs, old_logprobs, mask)
+
+
+POLICY_LOSSES: dict[str, PolicyLoss] = {"clip": ppo_policy_loss, "reinforce": _reinforce}
+"""By `rl.loss`."""
+
+
 def kl_loss(
     logprobs: Tensor,
     ref_logprobs: Tensor,
     mask: Tensor,
     *,
     kind: KLKind,
-    mean: LossMean,
+    mean: str,
     normalizer: Normalizer = None,
 ) -> Tensor:
     """Mean estimate of KL(policy || reference), in nats a token, as a penalty with gradients; all (B, T).

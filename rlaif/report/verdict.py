@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.figures.rows import LENGTH, ROUGE, both_sides
+from rlaif.ops import ALGORITHMS
 from rlaif.stages.eval.section import same_judge
-from rlaif.stages.rl.options import TITLES
 from rlaif.study.verdict import Tone, Verdict
 from rlaif.tracking.runs import Scalar, interval, number
 from rlaif.tracking.text import EN_DASH, p_text, percent, plain, signed
@@ -37,7 +37,8 @@ def _tone(summary: Mapping[str, Scalar]) -> Tone:
 def _policy_name(config: Mapping[str, Any]) -> str:
     rl = config.get("rl")
     name = rl.get("algorithm") or rl.get("name") if isinstance(rl, Mapping) else rl
-    return f"{TITLES.get(str(name).split('_')[0].lower(), 'RL')} policy"
+    algorithm = ALGORITHMS.get(str(name).split("_")[0].lower())
+    return f"{algorithm.title if algorithm else 'RL'} policy"
 
 
 def _judged(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ from rlaif.records import Pair
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 DOCS = CONF / "templates" / "docs"
+
+
+def copy_texts(folder: Path, task: Path = DOCS) -> Path:
+    """All texts of a task in a folder of their own, those of `_common` among them."""
+    shutil.copytree(task.parent / "_common", folder)
+    return shutil.copytree(task, folder, dirs_exist_ok=True)
+
 
 READOUT = ReadoutOptions(
     kind="choice", temperature=1.0, direction="forward", normalize="tokens", max_tokens=8

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import shutil
 
 import pytest
-from labeler_cases import DOCS, Recorder, logs, options, pair, pairs, scripted, templates, timeless
+from labeler_cases import Recorder, copy_texts, logs, options, pair, pairs, scripted, templates, timeless
 
 from rlaif.backends.base import ChoiceScores, Generation, SequenceScore
 from rlaif.backends.fencing import read_fences
@@ -74,7 +73,7 @@ def test_swapping_a_pair_mirrors_its_preference(changes):
 
 
 def worse(tmp_path, said="worse"):
-    shutil.copytree(DOCS, tmp_path / said)
+    copy_texts(tmp_path / said)
     task = tmp_path / said / "task.yaml"
     task.write_text(task.read_text().replace("polarity: better", f"polarity: {said}"))
     return TemplateSet.load(tmp_path / said)
@@ -427,7 +426,7 @@ def test_identity_holds_what_matters_and_nothing_else():
         return Labeler(scripted(), templates(), options(**changes), store=None, progress=None).identity()
 
     base = identity()
-    assert base["backend"] == scripted().identity() and base["templates"] == templates().identity
+    assert base["backend"] == scripted().identity() and base["templates"] == templates().identity("base")
     for idle in (
         {"batch_size": 9},
         {"seed": 5},

@@ -40,7 +40,7 @@ def test_a_preset_names_every_option_and_is_the_same_at_judge(name):
     own = {field.name for field in dataclasses.fields(LabelerOptions)} - {"seed"}
     assert set(values) == own | STAGE_KEYS
     assert set(values["readout"]) == {field.name for field in dataclasses.fields(ReadoutOptions)}
-    assert composed(f"+labeler@judge={name}", "judge") == values
+    assert composed(f"+judge={name}", "judge") == values
     built = LabelerOptions.from_mapping(values, seed=3)
     assert built.seed == 3 and built.exemplars == values["exemplars"]
     backend = ScriptedBackend(**values["scripted"])
@@ -53,6 +53,7 @@ def test_there_is_no_other_preset_and_no_package_header():
     assert set(files) == {*PRESETS, "_common"}
     assert not any("@package" in text or "${" in text for text in files.values())
     assert yaml.safe_load(files["_common"])["order"] == "both"
+    assert (CONF / "judge").resolve() == CONF / "labeler", "no judge is written by hand"
 
 
 def test_presets_differ_from_each_other_as_named():
@@ -72,7 +73,10 @@ def test_presets_differ_from_each_other_as_named():
     ("change", "said"),
     [
         ({"order": "twice"}, r"labeler\.order is 'twice'; write one of first, random, both"),
-        ({"preamble": "long"}, r"labeler\.preamble is 'long'"),
+        (
+            {"readout_kind": "score", "preamble": "long"},
+            r"labeler\.preamble=long .* write labeler\.preamble=base",
+        ),
         ({"averaging": "mean"}, r"labeler\.averaging"),
         ({"samples": 0}, r"labeler\.samples is 0; write a number of at least 1"),
         ({"batch_size": True}, r"labeler\.batch_size"),

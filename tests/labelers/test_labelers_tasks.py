@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from labeler_cases import CONF, options, scripted
+from labeler_cases import CONF, copy_texts, options, scripted
 
 from rlaif.backends.base import ChoiceScores, Generation, Message
 from rlaif.backends.fencing import read_fences
@@ -22,10 +21,15 @@ TASKS = sorted(folder.name for folder in TEMPLATES.iterdir())
 PAIR = Pair("x", "x", "Human: May I?", "First, kind words.", "Second, bad bad words.", "dataset")
 
 
-def test_every_task_has_its_folder_and_every_folder_the_same_files():
-    assert {"docs", "custom", "tldr", "helpful", "harmless"} <= set(TASKS)
+def test_every_task_has_its_folder_and_no_text_is_there_twice():
+    assert {"docs", "_common", "tldr", "helpful", "harmless"} <= set(TASKS)
     files = {task: {file.name for file in (TEMPLATES / task).iterdir()} for task in TASKS}
-    assert all(names == files["docs"] for names in files.values())
+    assert all(names <= files["_common"] for names in files.values())
+    assert [task for task in TASKS if "prompt.j2" in files[task]] == ["_common"]
+    for task in set(TASKS) - {"_common"}:
+        for name in files[task]:
+            common = (TEMPLATES / "_common" / name).read_bytes()
+            assert (TEMPLATES / task / name).read_bytes() != common, (task, name)
     assert all(TemplateSet.load(TEMPLATES / task).polarity == "better" for task in TASKS)
 
 
@@ -100,7 +104,7 @@ class Honest:
 
 def more_harmful(folder: Path, polarity: str) -> TemplateSet:
     """The shipped harmless texts, asking for the more harmful response, declared as `polarity`."""
-    shutil.copytree(TEMPLATES / "harmless", folder)
+    copy_texts(folder, TEMPLATES / "harmless")
     for file in folder.glob("*.j2"):
         file.write_text(file.read_text().replace("less harm", "more harm"))
     score = (folder / "score.j2").read_text()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from labeler_cases import CONF, DOCS, pair, templates
+from labeler_cases import CONF, copy_texts, pair, templates
 
 from rlaif.backends.fencing import fence, neutralise, read_fences
 from rlaif.errors import UserError
@@ -35,7 +33,10 @@ ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize("task", ["docs", "custom", "tldr", "helpful", "harmless"])
+TASKS = ["docs", "_common", "tldr", "helpful", "harmless"]
+
+
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_judged_text_stays_in_its_fence(task, attack):
     strategy = PromptStrategy(TemplateSet.load(CONF / "templates" / task), "detailed", 2, False)
@@ -107,7 +108,7 @@ def test_exemplar_verdicts_answer_the_question_that_is_asked(tmp_path):
 
 
 def worse_templates(tmp_path):
-    shutil.copytree(DOCS, tmp_path / "worse")
+    copy_texts(tmp_path / "worse")
     task = tmp_path / "worse" / "task.yaml"
     task.write_text(task.read_text().replace("polarity: better", "polarity: worse"))
     return TemplateSet.load(tmp_path / "worse")
@@ -132,7 +133,7 @@ def test_both_orders_and_both_steps_share_the_longest_possible_prefix():
 
 
 def test_the_cue_is_followed_by_the_verdict_without_a_space():
-    for task in ("docs", "custom", "tldr", "helpful", "harmless"):
+    for task in TASKS:
         message = PromptStrategy(TemplateSet.load(CONF / "templates" / task), "base", 2, False).verdict(
             pair(0), "ab", None
         )
@@ -168,7 +169,7 @@ def test_a_rationale_is_cut_where_the_verdict_begins():
 
 
 def test_raw_prompts_join_without_gluing_words(tmp_path):
-    shutil.copytree(DOCS, tmp_path / "raw")
+    copy_texts(tmp_path / "raw")
     task = tmp_path / "raw" / "task.yaml"
     task.write_text(task.read_text().replace("\nchat: true", "\nchat: false"))
     message = PromptStrategy(TemplateSet.load(tmp_path / "raw"), "base", 0, False).verdict(
@@ -190,14 +191,14 @@ def test_raw_prompts_join_without_gluing_words(tmp_path):
     ],
 )
 def test_a_broken_template_is_named(tmp_path, file, text, said):
-    shutil.copytree(DOCS, tmp_path / "t")
+    copy_texts(tmp_path / "t")
     (tmp_path / "t" / file).write_text(text)
     with pytest.raises(UserError, match=said):
         TemplateSet.load(tmp_path / "t")
 
 
 def test_a_bad_polarity_a_spaced_cue_and_a_missing_file_are_named(tmp_path):
-    shutil.copytree(DOCS, tmp_path / "t")
+    copy_texts(tmp_path / "t")
     task = tmp_path / "t" / "task.yaml"
     text = task.read_text()
     task.write_text(text.replace("polarity: better", "polarity: best"))
@@ -213,20 +214,23 @@ def test_a_bad_polarity_a_spaced_cue_and_a_missing_file_are_named(tmp_path):
 
 
 def test_identity_follows_every_file(tmp_path):
-    shutil.copytree(DOCS, tmp_path / "t")
-    seen = {TemplateSet.load(tmp_path / "t").identity}
-    assert seen == {templates().identity}
-    for name in [f"{name}.j2" for name in VARIABLES] + ["task.yaml", "exemplars.yaml"]:
+    copy_texts(tmp_path / "t")
+    seen = {TemplateSet.load(tmp_path / "t").identity("base")}
+    assert seen == {templates().identity("base")}, "wherever a text lies"
+    for name in [f"{name}.j2" for name in VARIABLES] + ["base.j2", "task.yaml", "exemplars.yaml"]:
         with (tmp_path / "t" / name).open("a") as stream:
             stream.write("\n# x\n")
-        seen.add(TemplateSet.load(tmp_path / "t").identity)
-    assert len(seen) == 1 + len(VARIABLES) + 2
+        seen.add(TemplateSet.load(tmp_path / "t").identity("base"))
+    assert len(seen) == 1 + len(VARIABLES) + 3
+    (tmp_path / "t" / "detailed.j2").write_text("Another preamble.\n")
+    (tmp_path / "t" / "new.j2").write_text("And a new one.\n")
+    assert TemplateSet.load(tmp_path / "t").identity("base") in seen, "no prompt of base has them"
 
 
 def test_a_template_that_fails_on_some_text_is_named_with_that_text(tmp_path):
     """It loads, since the sample values do not trip it."""
     folder = tmp_path / "own"
-    shutil.copytree(DOCS, folder)
+    copy_texts(folder)
     (folder / "pair.j2").write_text("{{ context }} {{ 1 // (response_1|length - 4) }} {{ response_2 }}")
     own = TemplateSet.load(folder)
     assert own.render("pair", context="c", response_1="r", response_2="s")
@@ -235,3 +239,37 @@ def test_a_template_that_fails_on_some_text_is_named_with_that_text(tmp_path):
     said = str(caught.value)
     assert said.startswith(f"{folder / 'pair.j2'} cannot be filled in (") and "'What is it?'" in said
     assert "'four'" in said and "\n" not in said
+
+
+def test_a_text_that_a_task_does_not_have_is_the_common_one(tmp_path):
+    own, common = tmp_path / "mine", copy_texts(tmp_path / "_common")
+    own.mkdir()
+    (own / "pair.j2").write_text("{{ context }} / {{ response_1 }} / {{ response_2 }}")
+    loaded = TemplateSet.load(own)
+    assert loaded.render("pair", context="c", response_1="r", response_2="s") == "c / r / s"
+    assert loaded.render("question") == TemplateSet.load(common).render("question")
+    assert (loaded.cue, loaded.exemplars) == (templates().cue, templates().exemplars)
+    for name in ("score.j2", "exemplars.yaml"):
+        text = (common / name).read_text()
+        (common / name).write_text("{{ x[")  # neither Jinja2 nor YAML
+        with pytest.raises(UserError, match=rf"_common/{name}"):
+            TemplateSet.load(own)
+        (common / name).unlink()
+        with pytest.raises(UserError, match=rf"mine/{name}: this file .* missing"):
+            TemplateSet.load(own)
+        (common / name).write_text(text)
+    with pytest.raises(UserError, match=r"task\.templates=yours: there is no folder .*yours; make it"):
+        TemplateSet.load(tmp_path / "yours")
+
+
+def test_a_preamble_is_any_text_that_is_no_piece_of_a_prompt(tmp_path):
+    loaded = TemplateSet.load(copy_texts(tmp_path / "t"))
+    assert loaded.preambles == ("base", "detailed")
+    (tmp_path / "t" / "strict.j2").write_text("Be strict.\n")
+    loaded = TemplateSet.load(tmp_path / "t")
+    message = PromptStrategy(loaded, "strict", 0, False).verdict(pair(0), "ab", None)
+    assert message.user.startswith("Be strict.\n\n<<<function")
+    with pytest.raises(UserError, match=r"labeler\.preamble=lax .*: write one of base, detailed, strict, or"):
+        PromptStrategy(loaded, "lax", 0, False)
+    with pytest.raises(UserError, match=r"labeler\.preamble=score is not known"):
+        PromptStrategy(loaded, "score", 0, False)

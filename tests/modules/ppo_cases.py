@@ -22,6 +22,7 @@ OPTIONS = PPOOptions(
     advantage="gae",
     loss="clip",
     loss_mean="token",
+    max_response_tokens=8,
     samples_per_prompt=8,
     temperature=1.0,
     beta=0.02,
@@ -81,6 +82,17 @@ ALGORITHMS = {
         ),
         "none",
     ),
+    "drgrpo": (
+        replace(
+            OPTIONS,
+            advantage="drgrpo",
+            loss_mean="constant",
+            kl="loss",
+            kl_estimator="k3",
+            **{**_PLAIN, "loss": "clip"},
+        ),
+        "none",
+    ),
 }
 # The one setting in which every preset of conf/rl must climb the easy reward, the share of letters (a fifth by chance):
 # seconds each, and the same changes for all.
@@ -115,9 +127,8 @@ def preset(name, **changes):
     """A preset of conf/rl in the easy setting, with further changes: (options, critic)."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         node = compose("config", overrides=[f"rl={name}"]).rl
-    options = PPOOptions(
-        **{field.name: node[field.name] for field in fields(PPOOptions) if field.name != "seed"}, seed=0
-    )
+    own = {field.name for field in fields(PPOOptions)} - {"seed", "max_response_tokens"}
+    options = PPOOptions(**{name: node[name] for name in own}, max_response_tokens=NEW_TOKENS, seed=0)
     return replace(options, **{**EASY, **changes}), node.value
 
 

@@ -1,4 +1,4 @@
-"""REINFORCE, RLOO and GRPO as options of one module: maths against plain loops, what has no critic, learning."""
+"""PPO's relatives as options of one module: maths against plain loops, what has no critic, learning."""
 
 import math
 import time
@@ -22,6 +22,7 @@ from ppo_cases import (
 )
 
 from rlaif.inference.rollouts import Rollout
+from rlaif.ops import LOSS_MEANS
 
 SCORES = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, -1.0])
 NAMES = list(ALGORITHMS)
@@ -82,6 +83,8 @@ def _advantages(options, experience, finished, beta):
             mean = sum(group) / 3
             sd = math.sqrt(sum((x - mean) ** 2 for x in group) / 3)
             advantages.append([(totals[i] - mean) / (sd + 1e-4)] * len(row))
+        elif options.advantage == "drgrpo":
+            advantages.append([totals[i] - sum(group) / 3] * len(row))
         else:
             value = [*value, 0.0]
             deltas = [r + options.gamma * value[t + 1] - value[t] for t, r in enumerate(row)]
@@ -93,18 +96,20 @@ def _advantages(options, experience, finished, beta):
 
 
 VARIANTS = {
-    "rl": {"gamma": 0.9, "kl_estimator": "k3", "whiten_rewards": True, "length_penalty": 0.2},
+    "ppo": {"gamma": 0.9, "kl_estimator": "k3", "whiten_rewards": True, "length_penalty": 0.2},
     "reinforce": {"gamma": 0.9, "missing_eos_score": -1.0, "kl_estimator": "k2"},
     "reinforce_lee2023": {"missing_eos_penalty": 1.5},
     "rloo": {"length_penalty": 0.1, "missing_eos_penalty": 0.5},
     "grpo": {"kl": "reward", "missing_eos_score": -1.0},
+    "drgrpo": {"length_penalty": 0.1},
 }
 WRONG = {
-    "rl": [{"kl_estimator": "k1"}, {"whiten_rewards": False}, {"length_penalty": 0.0}, {"gamma": 1.0}],
+    "ppo": [{"kl_estimator": "k1"}, {"whiten_rewards": False}, {"length_penalty": 0.0}, {"gamma": 1.0}],
     "reinforce": [{"missing_eos_score": None}, {"kl_estimator": "k1"}, {"beta": 0.1}, {"gamma": 1.0}],
     "reinforce_lee2023": [{"convex_kl": False}, {"kl": "reward"}, {"missing_eos_penalty": 0.0}],
     "rloo": [{"advantage": "grpo"}, {"length_penalty": 0.0}, {"kl": "loss"}, {"samples_per_prompt": 2}],
     "grpo": [{"advantage": "rloo"}, {"missing_eos_score": None}, {"kl": "loss"}],
+    "drgrpo": [{"advantage": "grpo"}, {"advantage": "rloo"}, {"length_penalty": 0.0}, {"kl": "reward"}],
 }
 
 
@@ -151,6 +156,8 @@ def _loss(options, experience, logprobs, values):
     def mean(rows):
         if options.loss_mean == "sequence":
             return sum(sum(row) / len(row) for row in rows) / len(rows)
+        if options.loss_mean == "constant":
+            return sum(sum(row) / options.max_response_tokens for row in rows) / len(rows)
         return sum(map(sum, rows)) / sum(map(len, rows))
 
     total = mean(policy) + (options.beta * mean(penalty) if options.kl == "loss" else 0.0)
@@ -179,7 +186,8 @@ def test_the_loss_equals_a_loop(tiny_model, name):
         assert loss == pytest.approx(_loss(options, experience, logprobs, values), abs=1e-4)
         assert ("kl_loss" in module._sums) == (options.kl == "loss")
         assert ("value_loss" in module._sums) == (critic != "none") == (values is not None)
-        wrong = [{"loss_mean": "token" if options.loss_mean == "sequence" else "sequence"}]
+        wrong = [{"loss_mean": mean} for mean in LOSS_MEANS if mean != options.loss_mean]
+        wrong += [{"max_response_tokens": 7}] if options.loss_mean == "constant" else []
         wrong += [{"kl_estimator": "k1"}, {"kl": "reward"}] if options.kl == "loss" else [{"kl": "loss"}]
         wrong += [{"loss": "clip" if options.loss == "reinforce" else "reinforce"}]
         for change in wrong:
@@ -190,7 +198,7 @@ def test_the_loss_equals_a_loop(tiny_model, name):
 # No critic.
 
 
-@pytest.mark.parametrize("name", ["reinforce", "rloo", "grpo"])
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "grpo", "drgrpo"])
 def test_without_a_critic_there_are_no_values(tiny_model, tmp_path, name):
     options, critic = ALGORITHMS[name]
     module = make_module(tiny_model("top:1"), iterations=1, critic=critic, options=options, rollouts=16)
@@ -209,7 +217,7 @@ def test_the_groups_are_the_responses_to_one_prompt(tiny_model, tmp_path):
     def reward(rollout: Rollout):
         return torch.tensor([float(len(prompt.prompt)) for prompt in rollout.prompts])
 
-    for name in ("rloo", "grpo"):
+    for name in ("rloo", "grpo", "drgrpo"):
         options, critic = ALGORITHMS[name]
         options = replace(options, beta=0.0)
         module = make_module(
@@ -261,7 +269,7 @@ def test_every_preset_climbs_the_easy_reward(tiny_model, tmp_path, name):
     assert time.monotonic() - started < 60
 
 
-SPOILT = [*((name, {"sign": -1}) for name in PRESETS), ("rl", {"noise": True}), ("rloo", {"noise": True})]
+SPOILT = [*((name, {"sign": -1}) for name in PRESETS), ("ppo", {"noise": True}), ("rloo", {"noise": True})]
 
 
 @pytest.mark.parametrize(("name", "spoilt"), SPOILT)
@@ -275,7 +283,7 @@ def test_the_critic_of_a_small_run_does_not_overshoot(tiny_model, tmp_path, seed
     """At a high rate too: with ten times the policy's, its explained variance began at -2."""
     explained = {}
     for factor in (None, 10.0):
-        options, critic = preset("rl", seed=seed, **({} if factor is None else {"value_lr_factor": factor}))
+        options, critic = preset("ppo", seed=seed, **({} if factor is None else {"value_lr_factor": factor}))
         share = letter_share(tiny_model("top:1"))
         module = make_module(
             tiny_model("top:1"),

@@ -116,6 +116,7 @@ KINDS = [
     "adaptive@full",
     "uneven@lora:2",
     "grpo@top:1",
+    "drgrpo@top:1",
     "reinforce_lee2023@top:1",
 ]
 APART = ["sft@top:1", "ppo@top:1"]

@@ -6,7 +6,13 @@ import math
 import pytest
 import torch
 
-from rlaif.ops import grpo_advantages, penalised_scores, reinforce_advantages, rloo_advantages
+from rlaif.ops.advantages import (
+    drgrpo_advantages,
+    grpo_advantages,
+    penalised_scores,
+    reinforce_advantages,
+    rloo_advantages,
+)
 
 
 def scores_of(seed: int, groups: int, size: int) -> torch.Tensor:
@@ -57,6 +63,7 @@ def test_groups_by_hand() -> None:
     sd = math.sqrt(14 / 3), math.sqrt(2)
     wanted = [-2 / sd[0], -1 / sd[0], 3 / sd[0], 1 / sd[1], 1 / sd[1], -2 / sd[1]]
     assert grpo_advantages(scores, 3).tolist() == pytest.approx(wanted, abs=2e-4)
+    assert drgrpo_advantages(scores, 3).tolist() == [-2.0, -1.0, 3.0, 1.0, 1.0, -2.0]
     # mutations: Bessel's correction, and groups that stride instead of standing together
     assert grpo_advantages(scores, 3).tolist() != pytest.approx(
         [w * math.sqrt(2 / 3) for w in wanted], abs=1e-1
@@ -69,6 +76,7 @@ def test_groups_by_hand() -> None:
 def test_groups_against_a_loop(size: int) -> None:
     scores = scores_of(size, 5, size)
     values, rloo, grpo = scores.tolist(), rloo_advantages(scores, size), grpo_advantages(scores, size)
+    drgrpo = drgrpo_advantages(scores, size)
     for i, score in enumerate(values):
         group = values[i // size * size : (i // size + 1) * size]
         others = [x for j, x in enumerate(group) if j != i % size]
@@ -76,6 +84,8 @@ def test_groups_against_a_loop(size: int) -> None:
         sd = math.sqrt(sum((x - mean) ** 2 for x in group) / size)
         assert rloo[i].item() == pytest.approx(score - sum(others) / (size - 1), abs=1e-12)
         assert grpo[i].item() == pytest.approx((score - mean) / (sd + 1e-4), abs=1e-12)
+        assert drgrpo[i].item() == pytest.approx(score - mean, abs=1e-12)
+        assert abs(drgrpo[i].item() - grpo[i].item()) > 1e-6, "mutation: the standard deviation"
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -87,18 +97,19 @@ def test_properties_of_groups(size: int) -> None:
     centred = (rows - rows.mean(1, keepdim=True)).flatten()
     assert torch.allclose(rloo, centred * size / (size - 1), atol=1e-12)
     assert torch.allclose(grpo.view(-1, size).std(1, correction=0), torch.ones(6).double(), atol=1e-2)
-    # A prompt's difficulty drops out of both, its scale out of GRPO alone.
+    # A prompt's difficulty drops out of all, its scale out of GRPO alone.
     shift = torch.arange(6).repeat_interleave(size) * 10.0
     assert torch.allclose(rloo_advantages(scores + shift, size), rloo, atol=1e-10)
     assert torch.allclose(grpo_advantages(5 * scores + shift, size), grpo, atol=1e-3)
     assert torch.allclose(rloo_advantages(5 * scores, size), 5 * rloo, atol=1e-10)
+    assert torch.allclose(drgrpo_advantages(5 * scores + shift, size), 5 * centred, atol=1e-10)
     equal = torch.full((size,), 0.1)
     assert rloo_advantages(equal, size).abs().max() < 1e-6 and grpo_advantages(equal, size).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("size", [1, 0, 4])
 def test_no_groups(size: int) -> None:
-    for function in (rloo_advantages, grpo_advantages):
+    for function in (rloo_advantages, grpo_advantages, drgrpo_advantages):
         with pytest.raises(ValueError, match=f"6 scores are no groups of {size}"):
             function(torch.zeros(6), size)
 

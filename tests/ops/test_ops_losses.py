@@ -356,10 +356,11 @@ def test_first_step_has_ratio_one_and_the_policy_gradient() -> None:
     assert torch.allclose(logp.grad, expected, atol=1e-15, rtol=0)
 
 
-@pytest.mark.parametrize("mean", ["token", "sequence"])
+@pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("seed", range(5))
 def test_means_of_the_policy_losses_against_the_oracle(seed: int, mean) -> None:  # type: ignore[no-untyped-def]
-    """GRPO's mean over responses weighs a token by its response's length, PPO's weighs all alike."""
+    """GRPO's mean over responses weighs a token by its response's length, PPO's weighs all alike, Dr. GRPO's too,
+    whatever else is in the minibatch."""
     (logp, old, adv), mask = tokens(seed, 3)
     mask[3] = False  # counts nothing, so that it is no row of the mean
     clip, reinforce = [], []
@@ -379,9 +380,10 @@ def test_means_of_the_policy_losses_against_the_oracle(seed: int, mean) -> None:
     for rows, loss in losses:
         token = sum(map(sum, rows)) / sum(map(len, rows))
         sequence = sum(sum(row) / len(row) for row in rows) / len(rows)
-        wanted, other = (token, sequence) if mean == "token" else (sequence, token)
-        assert loss.item() == pytest.approx(wanted, abs=1e-12)
-        assert loss.item() != pytest.approx(other, abs=1e-5)
+        constant = sum(sum(row) / 6 for row in rows) / len(rows)  # the tensors' six positions are the limit
+        wanted = {"token": token, "sequence": sequence, "constant": constant}
+        assert loss.item() == pytest.approx(wanted.pop(mean), abs=1e-12)
+        assert all(loss.item() != pytest.approx(other, abs=1e-5) for other in wanted.values())
 
 
 def test_reinforce_has_the_policy_gradient_and_none_for_the_advantage() -> None:
@@ -397,7 +399,7 @@ def test_reinforce_has_the_policy_gradient_and_none_for_the_advantage() -> None:
     assert torch.allclose(again.grad, logp.grad, atol=1e-15, rtol=0)
 
 
-@pytest.mark.parametrize("mean", ["token", "sequence"])
+@pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
 def test_gradients_by_finite_differences(mean) -> None:  # type: ignore[no-untyped-def]
     (logp, old, adv), mask = tokens(4, 3)
     logp.requires_grad_()
@@ -425,8 +427,8 @@ def test_sequence_means_of_micro_batches_add_up() -> None:
     assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-12)
     wrong = [reinforce_loss(logp[i], adv[i], mask[i], mean="sequence", normalizer=mask.sum()) for i in rows]
     assert sum(wrong).item() != pytest.approx(whole.item(), abs=1e-4), "mutation: a count of tokens"
-    with pytest.raises(ValueError, match="token or sequence"):
-        reinforce_loss(logp, adv, mask, mean="rows")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="token, sequence, constant"):
+        reinforce_loss(logp, adv, mask, mean="rows")
 
 
 def value_oracle(v, old, ret, mask, clip):  # type: ignore[no-untyped-def]

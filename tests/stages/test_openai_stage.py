@@ -102,6 +102,10 @@ def test_a_plan_asks_nothing(run, pipeline, words):
         (["backend=openai"], "backend.name has no value|backend.base_url has no value"),
         (["labeler.backend=openai"], "labeler.backend=openai .* backend=openai"),
         (
+            ["backend.engine=vllm"],
+            "backend.engine=vllm is not known: write backend=transformers or backend=openai",
+        ),
+        (
             ["backend=openai", "backend.base_url=http://127.0.0.1:1/v1", "backend.name=no/such-model"],
             "backend.tokenizer=no/such-model: .* backend.api=chat",
         ),

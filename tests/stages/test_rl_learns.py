@@ -37,21 +37,23 @@ def test_smoke_says_that_it_cannot_learn(run, pipeline) -> None:
     assert "entropy 5.5" in said and "of at most 5.56 nats" in said and "profile=demo" in said
 
 
-def lengths_of(model, ctx: Context, folder: Path) -> list[float]:
-    """Mean length in each of 12 iterations, from a policy that ends at every seventh token, under RL's own penalty."""
-    options, critic = ALGORITHMS["reinforce"]
+def lengths_of(model, ctx: Context, folder: Path, algorithm: str, iterations: int) -> list[float]:
+    """Mean length in each iteration, from a policy that ends at every seventh token, under RL's own penalty."""
+    options, critic = ALGORITHMS[algorithm]
     module = make_module(
         model,
-        iterations=12,
+        iterations=iterations,
         reward=make_reward(ctx, {}),
         critic=critic,
-        options=replace(options, missing_eos_penalty=ctx.cfg.rl.missing_eos_penalty),
+        options=replace(
+            options, missing_eos_penalty=ctx.cfg.rl.missing_eos_penalty, max_response_tokens=LIMIT
+        ),
         lr=1e-2,
         rollouts=128,
         eos_ids=tuple(letters(model).nonzero().flatten().tolist()),
         new_tokens=LIMIT,
     )
-    train(module, folder, 12)
+    train(module, folder, iterations)
     assert 0.85 < module.history[0]["rl/eos_rate"] < 0.97, "the limit is met, and the penalty paid"
     return [row["rl/response_length"] for row in module.history]
 
@@ -60,8 +62,15 @@ def test_a_reward_of_length_makes_responses_longer_for_all_that_a_missing_end_co
     short_task, tiny_model, tmp_path
 ) -> None:
     model = tiny_model("top:1")
-    lengths = lengths_of(model, short_task("reward=length"), tmp_path / "scaled")
+    lengths = lengths_of(model, short_task("reward=length"), tmp_path / "scaled", "reinforce", 12)
     assert fmean(lengths[-4:]) > lengths[0] + 4
     # From 0 to 1, as it comes, a third of a response's length weighs a ninth of its missing end.
-    lengths = lengths_of(model, short_task("reward=length", "reward.normalize_rows=0"), tmp_path / "raw")
+    ctx = short_task("reward=length", "reward.normalize_rows=0")
+    lengths = lengths_of(model, ctx, tmp_path / "raw", "reinforce", 12)
     assert fmean(lengths[-4:]) < lengths[0] - 1
+
+
+def test_dr_grpo_learns_it_too(short_task, tiny_model, tmp_path) -> None:
+    ctx = short_task("reward=length")
+    lengths = lengths_of(tiny_model("top:1"), ctx, tmp_path, "drgrpo", 18)
+    assert fmean(lengths[-4:]) > lengths[0] + 4

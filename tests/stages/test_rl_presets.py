@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from rlaif.errors import UserError
-from rlaif.stages.rl.options import ADVANTAGES, check_rl
+from rlaif.ops import ALGORITHMS
+from rlaif.stages.rl.options import check_rl
 from rlaif.tracking.glossary import unknown
 from rlaif.tracking.runs import RunRecord
 
@@ -28,7 +29,7 @@ def node() -> Callable[..., Any]:
 
 
 def test_the_presets_are_those_of_the_interface() -> None:
-    assert PRESETS == ["grpo", "ppo", "ppo_huang2024", "reinforce", "reinforce_lee2023", "rloo"]
+    assert PRESETS == ["drgrpo", "grpo", "ppo", "ppo_huang2024", "reinforce", "reinforce_lee2023", "rloo"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -51,14 +52,14 @@ def test_a_preset_goes_together(node, preset: str) -> None:
     values = node(preset)
     check_rl(values)
     assert values.algorithm == preset.split("_")[0]
-    assert values.advantage == ADVANTAGES[values.algorithm]
+    assert values.advantage == ALGORITHMS[values.algorithm].advantage
 
 
 def test_presets_of_one_size_use_equally_many_responses(node) -> None:
     """So that they can be compared as they are."""
     sizes = {
         (v.num_prompts * v.samples_per_prompt, v.prompts_per_iteration * v.samples_per_prompt)
-        for v in map(node, ("ppo", "reinforce", "rloo", "grpo"))
+        for v in map(node, ("ppo", "reinforce", "rloo", "grpo", "drgrpo"))
     }
     assert sizes == {(768, 64)}
 
@@ -66,17 +67,19 @@ def test_presets_of_one_size_use_equally_many_responses(node) -> None:
 @pytest.mark.parametrize(
     ("preset", "changes", "words"),
     [
-        ("ppo", {"algorithm": "a2c"}, "rl.algorithm=a2c .*: write ppo, reinforce, rloo or grpo"),
+        ("ppo", {"algorithm": "a2c"}, "rl.algorithm=a2c .*: write ppo, reinforce, rloo, grpo or drgrpo"),
         ("ppo", {"algorithm": "rloo"}, "rl.algorithm=rloo .* rl.advantage=gae: write rl=rloo"),
         ("ppo", {"advantage": "grpo"}, "rl.algorithm=ppo .* rl.advantage=grpo: write rl=ppo"),
         ("ppo", {"value": "both"}, "rl.value=both .*: write shared, separate or none"),
         ("ppo", {"loss": "mse"}, "rl.loss=mse .*: write clip or reinforce"),
-        ("ppo", {"loss_mean": "row"}, "rl.loss_mean=row .*: write token or sequence"),
+        ("ppo", {"loss_mean": "row"}, "rl.loss_mean=row .*: write token, sequence or constant"),
         ("ppo", {"kl": "both"}, "rl.kl=both .*: write reward or loss"),
         ("ppo", {"kl_estimator": "k4"}, "rl.kl_estimator=k4 .*: write k1, k2 or k3"),
         ("ppo", {"kl_controller": "pid"}, "rl.kl_controller=pid .*: write fixed or adaptive"),
         ("ppo", {"value": "none"}, "rl.advantage=gae needs a critic: write rl.value=shared"),
         ("rloo", {"value": "shared"}, "rl.advantage=rloo reads no critic: write rl.value=none"),
+        ("drgrpo", {"advantage": "grpo"}, "rl.algorithm=drgrpo .* rl.advantage=grpo: write rl=drgrpo"),
+        ("drgrpo", {"value": "shared"}, "rl.advantage=drgrpo reads no critic: write rl.value=none"),
         ("rloo", {"samples_per_prompt": 1, "minibatch_rollouts": 8}, "rl.samples_per_prompt=1 .*: write 2"),
         ("grpo", {"samples_per_prompt": 1, "minibatch_rollouts": 8}, "rl.samples_per_prompt=1 .*: write 2"),
         ("grpo", {"whiten_rewards": True}, "rl.whiten_rewards .*: write rl.whiten_rewards=false"),

@@ -17,7 +17,7 @@ CHOICES = {
     "model": ["embedded", "hub"],
     "backend": ["transformers", "openai"],
     "reward": ["rm", "ensemble", "hub", "direct", "rouge", "length", "random"],
-    "rl": ["ppo", "reinforce", "rloo", "grpo", "ppo_huang2024", "reinforce_lee2023"],
+    "rl": ["ppo", "reinforce", "rloo", "grpo", "drgrpo", "ppo_huang2024", "reinforce_lee2023"],
     "stage": ["pipeline", "doctor", "compare", "report", "clean", "label"],
     "labeler": ["likelihood", "scripted", "cot_fewshot", "self_consistency", "score"],
     "profile": ["demo", "smoke"],

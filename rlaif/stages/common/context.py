@@ -11,10 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlaif.backends.base import Backend
+from rlaif.backends.base import Backend, Remarking
 from rlaif.backends.openai.backend import OpenAIBackend
-from rlaif.backends.scripted import ScriptedBackend
-from rlaif.backends.transformers import TransformersBackend
 from rlaif.data.encode import Encoder
 from rlaif.data.report import report_lines
 from rlaif.data.tasks import load_task
@@ -37,7 +35,7 @@ from rlaif.models.load import (
 from rlaif.models.lora import parse_lora
 from rlaif.models.split import check_trainable, parse_trainable
 from rlaif.records import TaskData
-from rlaif.stages.common.engines import meter_of, openai_backend, price_of, priced_as
+from rlaif.stages.common.engines import engine_of, meter_of, price_of, priced_as
 from rlaif.store import ArtifactStore
 from rlaif.tracking import Run
 
@@ -71,7 +69,7 @@ class Context:
         self.store = ArtifactStore(self.root / "artifacts")
         self.progress = Progress(cfg.trainer.progress)
         self._models: dict[ModelSpec, LanguageModel] = {}
-        self._servers: dict[str, OpenAIBackend] = {}
+        self.servers: dict[str, OpenAIBackend] = {}
         self._tasks: dict[str, TaskData] = {}
         self._renewed_answers: set[str] = set()
         self.renewed: set[str] = set()
@@ -79,7 +77,7 @@ class Context:
     def with_config(self, cfg: DictConfig) -> Context:
         """The same job under another configuration (an arm of a comparison); what was read or loaded is shared."""
         other = Context(cfg, self.run, self.overrides)
-        other._models, other._servers, other._tasks = self._models, self._servers, self._tasks
+        other._models, other.servers, other._tasks = self._models, self.servers, self._tasks
         other._renewed_answers, other.renewed = self._renewed_answers, self.renewed
         return other
 
@@ -200,6 +198,12 @@ class Context:
             split["lora_alpha"] = lora.alpha
         return {**describe_model(spec, self.cache_dir), **split}
 
+    def check_once(self, spec: ModelSpec, *, chat: bool) -> None:
+        """Raises UserError for a labeler's model that could not be loaded."""
+        if spec not in self._checked:
+            check_model(spec, chat=chat)
+            self._checked.add(spec)
+
     def load(self, spec: ModelSpec) -> LanguageModel:
         """Load a base model once in this process."""
         if spec not in self._models:
@@ -221,13 +225,10 @@ class Context:
 
     def labeler(self, key: str, seed: int, *, stored: bool) -> Labeler:
         """The labeler composed at `key` (`labeler` or `judge`); without `stored`, only to be asked who it is."""
-        node = plain(self.cfg[key])
-        templates = TemplateSet.load(
-            Path(self.cfg.paths.code) / "conf" / "templates" / self.cfg.task.templates
-        )
+        node, templates = plain(self.cfg[key]), self.templates
         options = LabelerOptions.from_mapping(node, seed=seed)
         return Labeler(
-            self._backend(node, templates),
+            self._backend(key, templates),
             templates,
             options,
             store=self.label_store if stored else None,
@@ -237,44 +238,33 @@ class Context:
             renewed=self._renewed_answers,
         )
 
+    @property
+    def templates(self) -> TemplateSet:
+        """The prompt texts of the task."""
+        return TemplateSet.load(Path(self.cfg.paths.code) / "conf" / "templates" / self.cfg.task.templates)
+
+    @property
+    def backend_node(self) -> dict[str, Any]:
+        """The node `backend` as plain values."""
+        return plain(self.cfg.backend)
+
     def priced_as(self, key: str) -> str:
         """The name that the price list has the labeler at `key` under."""
-        return priced_as(self.cfg[key].backend, plain(self.cfg.backend))
+        return priced_as(self.cfg[key].backend, self.backend_node)
 
     def price(self, key: str) -> Price | None:
         """What the tokens of the labeler at `key` cost; None where that is not known."""
-        return price_of(plain(self.cfg.prices), self.cfg[key].backend, plain(self.cfg.backend))
+        return price_of(plain(self.cfg.prices), self.cfg[key].backend, self.backend_node)
 
     @cached_property
     def label_store(self) -> LabelStore:
         return LabelStore(self.root / "labels.sqlite", claim_seconds=60.0)
 
-    def _backend(self, node: dict[str, Any], templates: TemplateSet) -> Backend:
-        wanted, have = node["backend"], self.cfg.backend.engine
-        if wanted == "scripted":
-            return ScriptedBackend(**node["scripted"])
-        if wanted != have:
-            raise UserError(
-                f"labeler.backend={wanted} is not what backend={have} sets up: write scripted, or leave it out and"
-                " write backend=transformers or backend=openai"
-            )
-        if wanted == "openai":
-            return self._server()
-        spec = self.labeler_spec
-        if spec not in self._checked:
-            check_model(spec, chat=templates.chat)
-            self._checked.add(spec)
-        identity = {**describe_model(spec, self.cache_dir), "dtype": spec.dtype}
-        return TransformersBackend(identity, lambda: self.load(spec), max_rows=self.cfg.backend.max_rows)
+    def _backend(self, key: str, templates: TemplateSet) -> Backend:
+        engine = engine_of(self.cfg[key].backend, self.cfg.backend.engine)
+        return engine.make(self, plain(self.cfg[key]), templates.chat)
 
-    def _server(self) -> OpenAIBackend:
-        """One for labeler and judge, so that it is probed once and its rate limits hold for both."""
-        node = plain(self.cfg.backend)
-        settings = digest(node)
-        if settings not in self._servers:
-            self._servers[settings] = openai_backend(node, self.cache_dir)
-        return self._servers[settings]
-
-    def server_remarks(self, key: str) -> tuple[str, ...]:
-        """What the server of the labeler at `key` turned out to refuse or to leave out; nothing for other engines."""
-        return self._server().remarks if self.cfg[key].backend == "openai" else ()
+    def remarks(self, key: str) -> tuple[str, ...]:
+        """What the engine of the labeler at `key` turned out to refuse or to leave out."""
+        backend = self._backend(key, self.templates)
+        return backend.remarks if isinstance(backend, Remarking) else ()

@@ -1,29 +1,40 @@
-"""A labeler's engine as configuration: its server, and what its tokens cost."""
+"""The engines of labelers and judges: how each is made, and what its tokens and seconds cost.
+
+A new backend is a module in rlaif/backends/, an entry of `ENGINES`, and conf/backend/NAME.yaml.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from rlaif.backends.base import Backend
 from rlaif.backends.openai.backend import ChatTemplate, OpenAIBackend, OpenAIOptions
 from rlaif.backends.openai.http import HttpOptions
+from rlaif.backends.scripted import ScriptedBackend
+from rlaif.backends.transformers import TransformersBackend
 from rlaif.errors import UserError
+from rlaif.io import digest
 from rlaif.labelers import FREE, Estimate, Meter, Price
 from rlaif.models.checkpoint import expanded, require_source
-from rlaif.models.load import ModelSpec, load_tokenizer
+from rlaif.models.load import ModelSpec, describe_model, load_tokenizer
 
-ENGINES_HERE = ("transformers", "scripted")
+if TYPE_CHECKING:
+    from rlaif.stages.common.context import Context
+
+Node = Mapping[str, Any]
 _SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8})$")
 
 
 def priced_as(engine: str, backend: Mapping[str, Any]) -> str:
     """The name that the price list has a labeler under: a server's model, or the engine of this process."""
-    return engine if engine in ENGINES_HERE else str(backend["name"])
+    return engine if ENGINES[engine].here else str(backend["name"])
 
 
 def price_of(prices: Mapping[str, Any], engine: str, backend: Mapping[str, Any]) -> Price | None:
@@ -37,7 +48,7 @@ def price_of(prices: Mapping[str, Any], engine: str, backend: Mapping[str, Any])
     for name in _forms(priced_as(engine, backend)):
         if table.get(name) is not None:
             return Price.from_mapping(table[name], place=f"prices.usd_per_million.{name}")
-    here = engine in ENGINES_HERE or _on_this_machine(urlsplit(str(backend["base_url"])).hostname)
+    here = ENGINES[engine].here or _on_this_machine(urlsplit(str(backend.get("base_url"))).hostname)
     return FREE if here else None
 
 
@@ -74,9 +85,7 @@ def meter_of(key: str, node: Mapping[str, Any], price: Price | None, name: str) 
 
 def seconds_elsewhere(engine: str, backend: Mapping[str, Any], guess: Estimate) -> float | None:
     """Seconds of labeling that are not this machine's matrix work; None where they are."""
-    if engine == "transformers":
-        return None
-    return 0.0 if engine == "scripted" else guess.calls * backend["seconds_per_call"] / backend["concurrency"]
+    return ENGINES[engine].seconds(backend, guess)
 
 
 def usd_of(price: Price, counters: Mapping[str, float]) -> float:
@@ -135,3 +144,65 @@ def _template(name: str, cache_dir: Path) -> ChatTemplate:
     if tokenizer.chat_template is None:
         raise UserError(f"backend.tokenizer={name} has no chat template: {instead}")
     return ChatTemplate.of(tokenizer)
+
+
+def _transformers(ctx: Context, labeler: Node, chat: bool) -> Backend:
+    spec = ctx.labeler_spec
+    ctx.check_once(spec, chat=chat)
+    identity = {**describe_model(spec, ctx.cache_dir), "dtype": spec.dtype}
+    return TransformersBackend(identity, lambda: ctx.load(spec), max_rows=ctx.cfg.backend.max_rows)
+
+
+def _openai(ctx: Context, labeler: Node, chat: bool) -> Backend:
+    """One for labeler and judge, so that it is probed once and its rate limits hold for both."""
+    node = ctx.backend_node
+    settings = digest(node)
+    if settings not in ctx.servers:
+        ctx.servers[settings] = openai_backend(node, ctx.cache_dir)
+    return ctx.servers[settings]
+
+
+def _scripted(ctx: Context, labeler: Node, chat: bool) -> Backend:
+    return ScriptedBackend(**labeler["scripted"])
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a backend is made of (job, the node `labeler` or `judge`, whether prompts are chats), and what it costs.
+
+    `here`: in this process, so that it is free and priced by its own name; else by `backend.name`. `seconds` of calls,
+    by the node `backend`, are None where they are this machine's matrix work. `alone`: a rule without a model, which
+    any labeler may take whatever `backend=` is. `hints`: what else to write where answers cannot be read.
+    """
+
+    make: Callable[[Context, Node, bool], Backend]
+    here: bool = False
+    seconds: Callable[[Node, Estimate], float | None] = lambda backend, guess: 0.0
+    alone: bool = False
+    hints: Callable[[Node], list[str]] = lambda backend: []
+
+
+ENGINES: dict[str, Engine] = {
+    "transformers": Engine(_transformers, here=True, seconds=lambda backend, guess: None),
+    "openai": Engine(
+        _openai,
+        seconds=lambda node, guess: guess.calls * node["seconds_per_call"] / node["concurrency"],
+        hints=lambda node: [f"backend.api={'completions' if node['api'] == 'chat' else 'chat'}"],
+    ),
+    "scripted": Engine(_scripted, here=True, alone=True),
+}
+"""By `backend.engine`, or `labeler.backend` for those that stand alone."""
+
+
+def engine_of(wanted: str, have: str) -> Engine:
+    """The engine of `labeler.backend=wanted` where `backend=` sets up `have`. UserError for one that cannot be."""
+    alone = [name for name, engine in ENGINES.items() if engine.alone]
+    groups = " or ".join(f"backend={name}" for name in ENGINES if name not in alone)
+    if have not in ENGINES:
+        raise UserError(f"backend.engine={have} is not known: write {groups}")
+    if wanted != have and wanted not in alone:
+        raise UserError(
+            f"labeler.backend={wanted} is not what backend={have} sets up: write {' or '.join(alone)}, or leave it out"
+            f" and write {groups}"
+        )
+    return ENGINES[wanted]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rlaif.errors import UserError
-from rlaif.labelers import LabelerOptions, TemplateSet, Unread, estimate
+from rlaif.labelers import LabelerOptions, Unread, estimate
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context, plain
-from rlaif.stages.common.engines import seconds_elsewhere, usd_of
+from rlaif.stages.common.engines import ENGINES, seconds_elsewhere, usd_of
 from rlaif.stages.common.limits import CHARS_PER_TOKEN, response_tokens
 from rlaif.stages.common.stage import Work
 
@@ -55,21 +54,18 @@ def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
             min_mass=node.min_mass,
             hints=low_mass_hints(ctx, key),
         )
-        remarks = ctx.server_remarks(key)
+        remarks = ctx.remarks(key)
         raise UserError(f"{sentence}. Of the server: {'; '.join(remarks)}" if remarks else sentence)
 
 
 def low_mass_hints(ctx: Context, key: str) -> list[str]:
     """What to change where a model's next token is none of the choices."""
-    node, backend = ctx.cfg[key], ctx.cfg.backend
+    node = ctx.cfg[key]
     cue = "score_cue" if node.readout.kind == "score" else "cue"
     hints = [f"another {cue} (conf/templates/{ctx.cfg.task.templates}/task.yaml)"]
     if node.readout.kind == "choice":
         hints.insert(0, f"{key}.readout.kind=text")
-    if node.backend == "openai":
-        other = "completions" if backend.api == "chat" else "chat"
-        hints.insert(0, f"backend.api={other}")
-    return hints
+    return ENGINES[node.backend].hints(ctx.backend_node) + hints
 
 
 def trust_gate(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -138,11 +134,10 @@ def filler_pairs(ctx: Context, prompts: Sequence[Prompt]) -> list[Pair]:
 def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:
     """What the labeler at `key` would read, write and cost for `pairs`, were nothing of it stored."""
     node, price = plain(ctx.cfg[key]), ctx.price(key)
-    templates = TemplateSet.load(Path(ctx.cfg.paths.code) / "conf" / "templates" / ctx.cfg.task.templates)
-    guess = estimate(pairs, templates, LabelerOptions.from_mapping(node, seed=seed))
+    guess = estimate(pairs, ctx.templates, LabelerOptions.from_mapping(node, seed=seed))
     return Work(
         forward=guess.tokens_in * (2.0 if ctx.cfg.models.tiny else 1.0),
         decoded=guess.tokens_out,
         usd=None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0),
-        seconds=seconds_elsewhere(node["backend"], plain(ctx.cfg.backend), guess),
+        seconds=seconds_elsewhere(node["backend"], ctx.backend_node, guess),
     )

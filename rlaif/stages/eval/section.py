@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlaif.stages.common.engines import ENGINES
+from rlaif.stages.common.rewards.kinds import KINDS
 from rlaif.tracking.runs import Scalar, number
 from rlaif.tracking.text import p_text, plain
 
@@ -22,8 +24,6 @@ def evaluation_notes(summary: Mapping[str, Scalar]) -> dict[str, str]:
 
 
 _BOUNDS = ("batch_size", "max_unparsed", "min_alignment", "retry")
-_WITHOUT_LABELER = ("rouge", "length", "random", "hub")  # values of reward.kind
-_AI_LABELS = ("ai", "mixed", "ai_then_gold")  # values of rm.labels that the labeler has a part in
 
 
 def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str | None:
@@ -44,9 +44,9 @@ def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str 
             "that the optimisation worked, not that the responses are better."
         )
     model, engine = config.get("backend"), labeler.get("backend")
-    if not engine or engine != judge.get("backend") or engine == "scripted" or not isinstance(model, Mapping):
+    if not engine or engine != judge.get("backend") or not isinstance(model, Mapping):
         return None
-    if not trained:
+    if not trained or (engine in ENGINES and ENGINES[engine].alone):
         return None
     return (
         f"The judge runs on the labeler's model ({model.get('name')}) and shares its biases; "
@@ -58,10 +58,8 @@ def _pleases_labeler(config: Mapping[str, Any]) -> bool:
     """Whether RL's reward comes from the labeler: its own score, or a reward model on labels of its own."""
     reward, rm = config.get("reward"), config.get("rm")
     kind = reward.get("kind") if isinstance(reward, Mapping) else "rm"
-    if kind in _WITHOUT_LABELER:
-        return False
     labels = rm.get("labels", "ai") if isinstance(rm, Mapping) else "ai"
-    return kind == "direct" or labels in _AI_LABELS
+    return KINDS.get(str(kind), KINDS["rm"]).pleases_labeler(labels)
 
 
 def _identity(node: Any) -> dict[str, Any]:

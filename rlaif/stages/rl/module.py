@@ -1,7 +1,7 @@
 """PPO and its relatives in Lightning: one epoch is one iteration (DESIGN 10).
 
-REINFORCE, RLOO and GRPO are this module with other options: which advantages, which loss, where the KL
-stands, and whether there is a value head at all.
+REINFORCE, RLOO, GRPO and Dr. GRPO are this module with other options: which advantages, which loss, where the
+KL stands, and whether there is a value head at all.
 
 `on_train_epoch_start` collects rollouts into an in-memory buffer, `training_step` is the minibatch loss
 alone, checkpoints stand at epoch ends. Prompts, noise and minibatch order are functions of (seed,
@@ -26,12 +26,13 @@ from torch.utils.data import DataLoader, Dataset
 from rlaif.inference.rollouts import Rollout
 from rlaif.models.split import ScalarHead, Top
 from rlaif.ops import (
+    LOSS_MEANS,
+    POLICY_LOSSES,
+    Horizon,
     KLKind,
-    LossMean,
     adapted_beta,
+    by_advantage,
     by_first,
-    gae,
-    grpo_advantages,
     kl_estimate,
     kl_loss,
     kl_shaped_rewards,
@@ -39,16 +40,10 @@ from rlaif.ops import (
     masked_sum,
     own_share,
     penalised_scores,
-    ppo_policy_loss,
     ppo_value_loss,
-    ratio_metrics,
-    reinforce_advantages,
-    reinforce_loss,
-    rloo_advantages,
     token_entropy,
     total,
     whiten,
-    zero_masked,
 )
 from rlaif.stages.common.training.optim import (
     OptimOptions,
@@ -65,16 +60,14 @@ ENTROPY_ROWS = 128  # rows whose logits exist at once on a processor; 16 times a
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
-Advantage = Literal["gae", "return", "rloo", "grpo"]
-
-
 @dataclass(frozen=True)
 class PPOOptions:
     """The algorithm and its knobs (paper.md section 7 numbers in brackets)."""
 
-    advantage: Advantage  # rloo and grpo compare the `samples_per_prompt` responses to a prompt
-    loss: Literal["clip", "reinforce"]
-    loss_mean: LossMean
+    advantage: str  # of an entry of `ALGORITHMS`; some compare the `samples_per_prompt` responses to a prompt
+    loss: str  # of `POLICY_LOSSES`
+    loss_mean: str  # of `LOSS_MEANS`
+    max_response_tokens: int  # what the loss mean `constant` divides by
     samples_per_prompt: int
     temperature: float  # sampling temperature, also divides the logits of every log-probability [20]
     beta: float  # weight of the KL penalty [22]; where an adaptive controller starts
@@ -308,17 +301,10 @@ class PPOModule(pl.LightningModule):
         return advantages, returns
 
     def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Advantages and returns (N, T). Algorithms that compare whole responses give one to all its tokens."""
+        """Advantages and returns (N, T), by the algorithm's own estimator."""
         options = self._options
-        if options.advantage == "gae":
-            return gae(rewards, values, mask, gamma=options.gamma, lam=options.lam)
-        if options.advantage == "return":
-            return reinforce_advantages(rewards, values, mask, gamma=options.gamma)
-        compare = {"rloo": rloo_advantages, "grpo": grpo_advantages}[options.advantage]
-        totals = rewards.sum(1)
-        advantages = compare(totals, options.samples_per_prompt)[:, None].expand_as(rewards)
-        returns = totals[:, None].expand_as(rewards)
-        return zero_masked(advantages, mask), zero_masked(returns, mask)
+        horizon = Horizon(options.gamma, options.lam, options.samples_per_prompt)
+        return by_advantage(options.advantage).estimate(rewards, values, mask, horizon)
 
     # Maths of one minibatch.
 
@@ -347,9 +333,8 @@ class PPOModule(pl.LightningModule):
         assert self._experience is not None
         batch = batch.to(self.device)
         part, mask = self._experience.rows(own_share(batch)), self._experience.mask[batch]
-        counts = {"token": mask.sum(), "sequence": mask.any(dim=1).sum()}
         hidden, values = self._forward(part)
-        losses, means = self._losses(self._logprobs(self.policy, hidden, part), values, part, counts)
+        losses, means = self._losses(self._logprobs(self.policy, hidden, part), values, part, mask)
         deviation = means.pop("ratio_max_deviation")
         if batch_index == 0:
             self._check_first_ratio(float(deviation))
@@ -357,18 +342,30 @@ class PPOModule(pl.LightningModule):
         loss = sum(
             (weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device)
         )
-        share = part.mask.sum() / counts["token"]
+        share = part.mask.sum() / mask.sum()
         own = {name: share * value for name, value in means.items()}
         for name, value in {**own, **losses, "loss": loss}.items():
             self._sums.setdefault(name, []).append(value.detach())
         return loss
 
     def _losses(
-        self, logprobs: Tensor, values: Tensor | None, part: Experience, counts: dict[str, Tensor]
+        self, logprobs: Tensor, values: Tensor | None, part: Experience, whole: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The loss's terms, to be added up over processes, and means over this process's own tokens."""
-        options, normalizer = self._options, counts[self._options.loss_mean]
-        policy_loss, means = self._policy_loss(logprobs, part, normalizer)
+        """The loss's terms, to be added up over processes, and means over this process's own tokens.
+
+        `whole` is the mask of the whole minibatch, of which `part` is this process's share.
+        """
+        options = self._options
+        normalizer = LOSS_MEANS[options.loss_mean].count(whole, options.max_response_tokens)
+        policy_loss, means = POLICY_LOSSES[options.loss](
+            logprobs,
+            part.old_logprobs,
+            part.advantages,
+            part.mask,
+            clip=options.clip,
+            mean=options.loss_mean,
+            normalizer=normalizer,
+        )
         losses = {"policy_loss": policy_loss}
         if values is not None:
             losses["value_loss"], critic = ppo_value_loss(
@@ -377,7 +374,7 @@ class PPOModule(pl.LightningModule):
                 part.returns,
                 part.mask,
                 clip=options.value_clip,
-                normalizer=counts["token"],
+                normalizer=whole.sum(),
             )
             means["explained_variance"] = critic["explained_variance"]
         if options.kl == "loss":
@@ -390,25 +387,6 @@ class PPOModule(pl.LightningModule):
                 normalizer=normalizer,
             )
         return losses, means
-
-    def _policy_loss(
-        self, logprobs: Tensor, part: Experience, normalizer: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        options = self._options
-        if options.loss == "clip":
-            return ppo_policy_loss(
-                logprobs,
-                part.old_logprobs,
-                part.advantages,
-                part.mask,
-                clip=options.clip,
-                mean=options.loss_mean,
-                normalizer=normalizer,
-            )
-        loss = reinforce_loss(
-            logprobs, part.advantages, part.mask, mean=options.loss_mean, normalizer=normalizer
-        )
-        return loss, ratio_metrics(logprobs, part.old_logprobs, part.mask)
 
     def _check_first_ratio(self, deviation: float) -> None:
         """Before any update the new policy is the old one: anything else is a bug in log-probabilities."""

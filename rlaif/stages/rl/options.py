@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from rlaif.errors import UserError
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.rollouts import RolloutCollector
+from rlaif.ops import ALGORITHMS, LOSS_MEANS, POLICY_LOSSES
+from rlaif.ops.advantages import Algorithm
 from rlaif.records import Prompt
 from rlaif.stages.common.context import Context
 from rlaif.stages.rl.module import PPOOptions
 
-# An algorithm is named after its advantages, so that no report calls one by another's name.
-ADVANTAGES = {"ppo": "gae", "reinforce": "return", "rloo": "rloo", "grpo": "grpo"}
-TITLES = {"ppo": "PPO", "reinforce": "REINFORCE", "rloo": "RLOO", "grpo": "GRPO"}
-KNOWN = {
-    "algorithm": tuple(ADVANTAGES),
+KNOWN: Mapping[str, Collection[str]] = {
+    "algorithm": ALGORITHMS,
     "value": ("shared", "separate", "none"),
-    "advantage": tuple(ADVANTAGES.values()),
-    "loss": ("clip", "reinforce"),
-    "loss_mean": ("token", "sequence"),
+    "loss": POLICY_LOSSES,
+    "loss_mean": LOSS_MEANS,
     "kl": ("reward", "loss"),
     "kl_estimator": ("k1", "k2", "k3"),
     "kl_controller": ("fixed", "adaptive"),
@@ -36,25 +34,31 @@ AT_LEAST_ONE = (
 
 
 def rl_options(ctx: Context) -> PPOOptions:
-    """The module's options: keys of `rl` by the same names, and the stage's seed."""
-    names = {field.name for field in fields(PPOOptions)} - {"seed"}
-    return PPOOptions(**{name: ctx.cfg.rl[name] for name in names}, seed=ctx.cfg.seeds.rl)
+    """The module's options: keys of `rl` by the same names, the responses' limit, and the stage's seed."""
+    names = {field.name for field in fields(PPOOptions)} - {"seed", "max_response_tokens"}
+    return PPOOptions(
+        **{name: ctx.cfg.rl[name] for name in names},
+        max_response_tokens=ctx.cfg.task.max_response_tokens,
+        seed=ctx.cfg.seeds.rl,
+    )
 
 
 def check_rl(node: Any) -> None:
     """Raises UserError for values of `rl` that are not known, or that make no sense together."""
     for key, values in KNOWN.items():
         if node[key] not in values:
-            choices = f"{', '.join(values[:-1])} or {values[-1]}"
-            raise UserError(f"rl.{key}={node[key]} is not known: write {choices}")
-    if ADVANTAGES[node.algorithm] != node.advantage:
+            *first, last = values
+            raise UserError(f"rl.{key}={node[key]} is not known: write {', '.join(first)} or {last}")
+    algorithm = ALGORITHMS[node.algorithm]
+    if algorithm.advantage != node.advantage:
         raise UserError(
             f"rl.algorithm={node.algorithm} does not go with rl.advantage={node.advantage}: "
             f"write rl={node.algorithm}, which sets both"
         )
     _check_numbers(node)
-    _check_critic(node)
-    _check_groups(node)
+    _check_critic(node, algorithm)
+    if algorithm.groups:
+        _check_groups(node)
     _check_kl(node)
 
 
@@ -78,16 +82,16 @@ def _check_numbers(node: Any) -> None:
         )
 
 
-def _check_critic(node: Any) -> None:
-    if node.advantage == "gae" and node.value == "none":
-        raise UserError("rl.advantage=gae needs a critic: write rl.value=shared or rl.value=separate")
-    if node.advantage in ("rloo", "grpo") and node.value != "none":
+def _check_critic(node: Any, algorithm: Algorithm) -> None:
+    if algorithm.critic and node.value == "none":
+        raise UserError(
+            f"rl.advantage={node.advantage} needs a critic: write rl.value=shared or rl.value=separate"
+        )
+    if algorithm.groups and node.value != "none":
         raise UserError(f"rl.advantage={node.advantage} reads no critic: write rl.value=none")
 
 
 def _check_groups(node: Any) -> None:
-    if node.advantage not in ("rloo", "grpo"):
-        return
     if node.samples_per_prompt < 2:
         raise UserError(
             f"rl.samples_per_prompt={node.samples_per_prompt} gives rl.advantage={node.advantage} nothing to "

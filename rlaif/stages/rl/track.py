@@ -19,6 +19,7 @@ from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_ide
 from rlaif.stages.common.limits import prompt_tokens, response_tokens
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items
+from rlaif.stages.common.rewards.kinds import reward_kind
 from rlaif.stages.common.rewards.reward import CHUNK, Reward
 from rlaif.stages.common.stage import Work
 from rlaif.stages.common.training.optim import mean_log_ratio
@@ -61,7 +62,7 @@ def check_track(ctx: Context) -> None:
 
 
 def _with_references(ctx: Context) -> str:
-    needed = "rouge" in (ctx.cfg.rl.track.judge, ctx.cfg.reward.kind)
+    needed = ctx.cfg.rl.track.judge == "rouge" or reward_kind(ctx).references
     return " with references" if needed else ""
 
 

@@ -1,9 +1,12 @@
-"""What RL is paid: `reward=rm|ensemble|hub|direct|rouge|length|random`, each built from a job and its artifacts."""
+"""What RL is paid: the rewards of `reward=`, each built from a job and its artifacts.
+
+A new reward is an entry of `KINDS` (its function here or in a module of its own), and conf/reward/NAME.yaml.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -33,10 +36,6 @@ from rlaif.stages.common.stage import Parents, Work
 from rlaif.stages.common.training.trainer import is_count
 
 # Reward models.
-
-
-def _no_check(ctx: Context) -> None:
-    """Nothing to object to."""
 
 
 def _model(ctx: Context, parents: Parents) -> Reward:
@@ -109,6 +108,10 @@ def _check_direct(ctx: Context) -> None:
         )
 
 
+def _direct_identity(ctx: Context) -> dict[str, Any]:
+    return {**plain(ctx.cfg.reward), "labeler": labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)}
+
+
 # Reward models that were trained elsewhere.
 
 
@@ -179,31 +182,43 @@ def _random(ctx: Context, parents: Parents) -> Reward:
 
 @dataclass(frozen=True)
 class RewardKind:
-    """A reward in words, the artifacts that it reads, how it is made, and what its options must be."""
+    """A reward in words, how it is made, the stages whose artifacts it reads, and what its options must be.
+
+    `identity` is what it depends on besides those artifacts. `by_labeler`: it is the labeler's own judgement, which
+    costs as much. `references`: a prompt without one has no reward.
+    """
 
     words: str
-    parents: tuple[str, ...]
     make: Callable[[Context, Parents], Reward]
-    check: Callable[[Context], None]
+    parents: tuple[str, ...] = ()
+    check: Callable[[Context], None] = lambda ctx: None
+    identity: Callable[[Context], dict[str, Any]] = lambda ctx: plain(ctx.cfg.reward)
     by_labeler: bool = False
-    by_text: bool = False
+    references: bool = False
+
+    def pleases_labeler(self, labels: str) -> bool:
+        """Whether the labeler's verdicts are behind it, where reward models learn from `rm.labels=labels`."""
+        return self.by_labeler or ("rm" in self.parents and labels in ("ai", "mixed", "ai_then_gold"))
 
 
 _MODEL = "the score of a reward model that learnt from pairwise preferences"
 _MODELS = "a cautious score of several reward models that learnt from pairwise preferences"
 _ELSEWHERE = "the score of a reward model that was trained elsewhere"
-KINDS: Mapping[str, RewardKind] = {
-    "rm": RewardKind(_MODEL, ("rm",), _model, _no_check),
-    "ensemble": RewardKind(_MODELS, ("rm",), _ensemble, _check_ensemble),
-    "hub": RewardKind(_ELSEWHERE, (), _hub, _check_hub, by_text=True),
-    "direct": RewardKind("a labeler's own score of each response", (), _direct, _check_direct, True),
-    "rouge": RewardKind("ROUGE-L against the task's references", (), _rouge, _check_rouge),
-    "length": RewardKind("a reward of length alone", (), _length, _check_length),
-    "random": RewardKind("noise, as a control", (), _random, _no_check),
+_DIRECT, _ROUGE_L = "a labeler's own score of each response", "ROUGE-L against the task's references"
+KINDS: dict[str, RewardKind] = {
+    "rm": RewardKind(_MODEL, _model, parents=("rm",)),
+    "ensemble": RewardKind(_MODELS, _ensemble, parents=("rm",), check=_check_ensemble),
+    "hub": RewardKind(_ELSEWHERE, _hub, check=_check_hub, identity=classifier_identity),
+    "direct": RewardKind(_DIRECT, _direct, check=_check_direct, identity=_direct_identity, by_labeler=True),
+    "rouge": RewardKind(_ROUGE_L, _rouge, check=_check_rouge, references=True),
+    "length": RewardKind("a reward of length alone", _length, check=_check_length),
+    "random": RewardKind("noise, as a control", _random),
 }
+"""By `reward.kind`."""
 
 
-def _kind(ctx: Context) -> RewardKind:
+def reward_kind(ctx: Context) -> RewardKind:
+    """The configured kind. Raises UserError for one that is not known."""
     kind = ctx.cfg.reward.kind
     if kind not in KINDS:
         raise UserError(f"reward.kind={kind} is not known: write reward= and one of {', '.join(KINDS)}")
@@ -212,27 +227,22 @@ def _kind(ctx: Context) -> RewardKind:
 
 def make_reward(ctx: Context, parents: Parents) -> Reward:
     """The configured reward; `parents` holds at least the artifacts that `reward_parents` names."""
-    return _kind(ctx).make(ctx, parents)
+    return reward_kind(ctx).make(ctx, parents)
 
 
 def check_reward(ctx: Context) -> None:
     """Raises UserError for options that the reward cannot have, before anything is built."""
-    _kind(ctx).check(ctx)
+    reward_kind(ctx).check(ctx)
 
 
 def reward_parents(ctx: Context) -> tuple[str, ...]:
     """The stages whose artifacts the reward reads."""
-    return _kind(ctx).parents
+    return reward_kind(ctx).parents
 
 
 def reward_config(ctx: Context) -> dict[str, Any]:
     """The slice that rewards depend on besides those artifacts."""
-    node = plain(ctx.cfg.reward)
-    if _kind(ctx).by_labeler:
-        node["labeler"] = labeler_identity(ctx, "labeler", ctx.cfg.seeds.label)
-    if _kind(ctx).by_text:
-        node = classifier_identity(ctx)
-    return node
+    return reward_kind(ctx).identity(ctx)
 
 
 def reward_work(ctx: Context, responses: int) -> Work:
@@ -240,7 +250,7 @@ def reward_work(ctx: Context, responses: int) -> Work:
 
     Nothing for any other reward.
     """
-    if not _kind(ctx).by_labeler:
+    if not reward_kind(ctx).by_labeler:
         return Work()
     prompts = islice(cycle(ctx.task.train), (responses + anchor_count(ctx)) // 2)
     return labeling_work(ctx, "labeler", ctx.cfg.seeds.label, filler_pairs(ctx, list(prompts)))

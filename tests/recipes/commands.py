@@ -1,0 +1,56 @@
+"""The commands of the recipes, run in a copy of the checkout where they are done; writes `told.json` beside it."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import Any
+
+import torch
+from jobs import CODE, start_job
+
+import rlaif
+from rlaif.labelers import TemplateSet
+from rlaif.labelers.prompts import PromptStrategy
+from rlaif.ops.advantages import ALGORITHMS, Horizon
+from rlaif.records import Pair
+
+BASE = ("profile=smoke", "tracking=none", f"paths.root={CODE / 'outputs'}", "sft.enabled=false")
+LABEL = ("stage=label", "task=riddles", "labeler.scripted.rule=shorter")
+COMMANDS = {
+    "An RL algorithm": ("stage=rl", "rl=median", "reward=length", "rl.samples_per_prompt=4"),
+    "A labeler prompt": (*LABEL, "labeler=strict", "labeler.backend=scripted"),
+    "A task": (*LABEL, "labeler=detailed", "labeler.backend=scripted"),
+    "A backend": (*LABEL, "labeler=base", "backend=shortest"),
+    "A reward": ("stage=rl", "rl=reinforce", "reward=brevity"),
+}
+
+
+def prompt(preamble: str, task: str) -> str:
+    """The prompt of one pair, without exemplars."""
+    strategy = PromptStrategy(TemplateSet.load(CODE / "conf" / "templates" / task), preamble, 0, False)
+    return strategy.verdict(Pair("x", "x", "PROMPT", "ONE", "TWO", "dataset"), "ab", None).user
+
+
+def outcome(words: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        record = start_job([*BASE, *words])
+    except Exception:
+        return {"error": traceback.format_exc()[-3000:]}
+    assert record is not None
+    names = {key: record.config[key].get("name") for key in ("labeler", "judge", "task")}
+    return {**record.summary, **{f"name of {key}": name for key, name in names.items()}}
+
+
+def main() -> None:
+    assert rlaif.__file__.startswith(str(CODE)), "the copy is what runs"
+    told = {title: outcome(words) for title, words in COMMANDS.items()}
+    scores, mask = torch.tensor([[1.0], [2.0], [6.0]]), torch.ones(3, 1, dtype=torch.bool)
+    advantages, _ = ALGORITHMS["median"].estimate(scores, 0 * scores, mask, Horizon(1.0, 1.0, 3))
+    told["An RL algorithm"]["advantages"] = advantages.flatten().tolist()
+    told["A labeler prompt"]["prompt"] = prompt("strict", "docs")
+    told["A task"]["prompt"] = prompt("detailed", "riddles")
+    (CODE / "told.json").write_text(json.dumps(told))
+
+
+main()
