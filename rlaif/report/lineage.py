@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlaif.tracking.runs import Row, RunRecord
+from rlaif.io.lineage import LineageRow
+from rlaif.tracking.runs import RunRecord
 from rlaif.tracking.text import duration, size
 
 NODE_WIDTH, NODE_HEIGHT, GAP_X, GAP_Y = 142, 50, 32, 14
@@ -50,7 +51,7 @@ def lineage_graph(runs: Sequence[RunRecord], shown: Sequence[RunRecord]) -> Grap
     rows = everything if len(everything) <= MAX_NODES else _union(shown)
     if not rows:
         return None
-    uses = Counter(key for run in runs for key in {str(row["digest"]) for row in run.lineage})
+    uses = Counter(digest for run in runs for digest in {row.digest for row in run.lineage})
     shared = sum(count > 1 for count in uses.values())
     note = (
         f"{len(everything)} artifacts in all, {shared} of them shared by several runs."
@@ -60,16 +61,15 @@ def lineage_graph(runs: Sequence[RunRecord], shown: Sequence[RunRecord]) -> Grap
     return _place(rows, f"Drawn: the best arm. {note}" if rows is not everything else note)
 
 
-def _union(runs: Sequence[RunRecord]) -> dict[str, Row]:
-    rows: dict[str, Row] = {}
+def _union(runs: Sequence[RunRecord]) -> dict[str, LineageRow]:
+    rows: dict[str, LineageRow] = {}
     for row in (row for run in runs for row in run.lineage):
-        key = str(row["digest"])
-        if key not in rows or (rows[key].get("reused") and not row.get("reused")):
-            rows[key] = row
+        if row.digest not in rows or not row.reused:
+            rows[row.digest] = row
     return rows
 
 
-def _place(rows: Mapping[str, Row], note: str) -> Graph:
+def _place(rows: Mapping[str, LineageRow], note: str) -> Graph:
     depth = _depths(rows)
     filled: dict[int, int] = {}
     nodes = []
@@ -82,14 +82,12 @@ def _place(rows: Mapping[str, Row], note: str) -> Graph:
     return Graph(tuple(nodes), tuple(_edges(nodes)), width, height, note)
 
 
-def _parents(row: Row, rows: Mapping[str, Row]) -> tuple[str, ...]:
-    """Digests of the parents that are drawn; the artifact store lists a parent as its kind and digest."""
-    listed = (parent for parent in row.get("parents") or () if isinstance(parent, Mapping))
-    digests = (str(parent.get("digest")) for parent in listed)
-    return tuple(digest for digest in digests if digest in rows)
+def _parents(row: LineageRow, rows: Mapping[str, LineageRow]) -> tuple[str, ...]:
+    """Digests of the parents that are drawn."""
+    return tuple(parent.digest for parent in row.parents if parent.digest in rows)
 
 
-def _depths(rows: Mapping[str, Row]) -> dict[str, int]:
+def _depths(rows: Mapping[str, LineageRow]) -> dict[str, int]:
     """Longest path from a root; a broken (cyclic) file still ends, since levels are bounded."""
     depth = dict.fromkeys(rows, 0)
     for _ in rows:
@@ -99,16 +97,15 @@ def _depths(rows: Mapping[str, Row]) -> dict[str, int]:
     return depth
 
 
-def _node(row: Row, parents: tuple[str, ...], level: int, place: int) -> Node:
-    seed, seconds, count = row.get("seed"), row.get("seconds"), row.get("bytes")
+def _node(row: LineageRow, parents: tuple[str, ...], level: int, place: int) -> Node:
     return Node(
-        kind=str(row.get("kind") or "artifact"),
-        digest=str(row["digest"]),
+        kind=row.kind,
+        digest=row.digest,
         parents=parents,
-        reused=bool(row.get("reused")),
-        seed="" if seed is None else str(seed),
-        seconds=duration(seconds if isinstance(seconds, int | float) else None),
-        bytes=size(count if isinstance(count, int | float) else None),
+        reused=row.reused,
+        seed="" if row.seed is None else str(row.seed),
+        seconds=duration(row.seconds),
+        bytes=size(row.bytes),
         depth=level,
         x=1 + level * (NODE_WIDTH + GAP_X),
         y=1 + place * (NODE_HEIGHT + GAP_Y),

@@ -276,9 +276,8 @@ def _samples(runs: Sequence[RunRecord]) -> dict[str, list[Row]]:
 
 def _costs(runs: Sequence[RunRecord], summary: Mapping[str, Scalar]) -> list[tuple[str, str]]:
     """Work of the artifacts that these runs built themselves, and the labeler's tokens."""
-    rows = {str(row["digest"]): row for run in runs for row in run.lineage if not row.get("reused")}
-    built = [number(row, "seconds") for row in rows.values()]
-    stored = [number(row, "bytes") for row in rows.values()]
+    rows = {row.digest: row for run in runs for row in run.lineage if not row.reused}
+    built, stored = [row.seconds for row in rows.values()], [row.bytes for row in rows.values()]
     costs = (
         [("Built here", f"{len(rows)} artifacts in {text.duration(math.fsum(filter(None, built)))}")]
         if rows

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rlaif.data.report import report_metrics
+from rlaif.io.lineage import LineageRow
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.stage import Stage, Work
 from rlaif.store import Artifact, ArtifactSpec
@@ -121,14 +122,13 @@ class Graph:
         keepers = {kind: self.stages[kind].history for kind in self.built}
         return {kind: read(self.built[kind]) for kind, read in keepers.items() if read is not None}
 
-    def lineage(self) -> list[dict[str, Any]]:
-        """The store's rows of the artifacts, the last one first, each with `reused`."""
+    def lineage(self) -> list[LineageRow]:
+        """The store's rows of the artifacts, the last one first."""
         reused = {artifact.name: artifact.reused for artifact in self.built.values()}
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[str, LineageRow] = {}
         for artifact in reversed(self.built.values()):
             for row in self.ctx.store.lineage(artifact):
-                name = f"{row['kind']}-{row['digest']}"
-                rows.setdefault(name, {**row, "reused": reused.get(name, True)})
+                rows.setdefault(row.name, replace(row, reused=reused.get(row.name, True)))
         return list(rows.values())
 
     def plan(self, kind: str) -> list[Planned]:

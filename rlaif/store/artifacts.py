@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from rlaif.errors import UserError
 from rlaif.io import digest as content_digest
 from rlaif.io import read_json, sha256_file, write_json
+from rlaif.io.lineage import ArtifactKey, LineageRow
 from rlaif.io.plain import json_ready
 from rlaif.io.versions import library_versions
 
@@ -166,21 +167,19 @@ class ArtifactStore:
             manifest = self._build(spec, build)
             return Artifact(spec.kind, spec.digest, final, manifest, reused=False)
 
-    def lineage(self, artifact: Artifact) -> list[dict[str, Any]]:
-        """The artifact and all its ancestors, nearest first, each once, as plain rows.
+    def lineage(self, artifact: Artifact) -> list[LineageRow]:
+        """The artifact and all its ancestors, nearest first, each once.
 
-        Keys: kind, digest, parents [{kind, digest}], seed, metrics, created (UTC ISO), bytes, seconds.
         An ancestor whose folder is gone keeps its kind and digest; the rest of its row is None or empty.
         """
-        rows = [_lineage_row(artifact.kind, artifact.digest, artifact.manifest)]
+        rows = [_lineage_row(artifact.kind, artifact.digest, artifact.manifest, artifact.reused)]
         seen = {artifact.name}
         for row in rows:  # grows while it is walked: breadth first
-            for parent in row["parents"]:
-                name = f"{parent['kind']}-{parent['digest']}"
-                if name not in seen:
-                    seen.add(name)
-                    manifest = _read_manifest(self.root / name)
-                    rows.append(_lineage_row(parent["kind"], parent["digest"], manifest))
+            for parent in row.parents:
+                if parent.name not in seen:
+                    seen.add(parent.name)
+                    manifest = _read_manifest(self.root / parent.name)
+                    rows.append(_lineage_row(parent.kind, parent.digest, manifest, reused=True))
         return rows
 
     def all(self) -> list[Artifact]:
@@ -423,9 +422,17 @@ def _inspect(path: Path, name: str) -> tuple[dict[str, Any] | None, str]:
     return manifest, ""
 
 
-def _lineage_row(kind: str, digest: str, manifest: dict[str, Any] | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"kind": kind, "digest": digest, "parents": [], "metrics": {}}
+def _lineage_row(kind: str, digest: str, manifest: dict[str, Any] | None, reused: bool) -> LineageRow:
     if manifest is None:
-        return row | dict.fromkeys(("seed", "created", "bytes", "seconds"))
-    copied = {key: manifest[key] for key in ("parents", "seed", "metrics", "created", "seconds")}
-    return row | copied | {"bytes": sum(entry["bytes"] for entry in manifest["files"].values())}
+        return LineageRow(kind, digest, reused=reused)
+    return LineageRow(
+        kind,
+        digest,
+        tuple(ArtifactKey(**parent) for parent in manifest["parents"]),
+        manifest["seed"],
+        manifest["metrics"],
+        manifest["created"],
+        manifest["seconds"],
+        sum(entry["bytes"] for entry in manifest["files"].values()),
+        reused,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlaif.errors import UserError
-from rlaif.io import read_json
+from rlaif.io.lineage import LINEAGE_FILE, read_lineage
 from rlaif.store.artifacts import PARTIAL_PREFIX, TRASH_PREFIX, Artifact, ArtifactStore, artifact_name
 
 
@@ -19,11 +19,7 @@ def unneeded(store: ArtifactStore, runs_root: Path) -> list[Artifact]:
     needed = _named_by_runs(runs_root)
     for name, holder in store.holders().items():
         needed |= {name, *holder.get("parents", [])}
-    ancestors = {
-        f"{row['kind']}-{row['digest']}"
-        for name in needed & artifacts.keys()
-        for row in store.lineage(artifacts[name])
-    }
+    ancestors = {row.name for name in needed & artifacts.keys() for row in store.lineage(artifacts[name])}
     return [artifact for name, artifact in artifacts.items() if name not in needed | ancestors]
 
 
@@ -45,12 +41,10 @@ def damaged_copies(store: ArtifactStore) -> list[Path]:
 def _named_by_runs(runs_root: Path) -> set[str]:
     """Names of all artifacts in the `lineage.json` files below `runs_root` (parents included)."""
     names = set()
-    for file in sorted(runs_root.rglob("lineage.json")):
+    for file in sorted(runs_root.rglob(LINEAGE_FILE)):
         try:
-            for row in read_json(file):
-                entries = [row, *row["parents"]]
-                names |= {f"{entry['kind']}-{entry['digest']}" for entry in entries}
-        except (ValueError, KeyError, TypeError) as error:
+            names |= {key.name for row in read_lineage(file) for key in (row, *row.parents)}
+        except ValueError as error:
             raise UserError(
                 f"{file} cannot be read, so it is unknown what its run needs; "
                 "restore it, or delete its run folder, and run stage=clean again"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.errors import UserError
+from rlaif.io.lineage import LineageRow
 from rlaif.models.weights import load_top
 from rlaif.stages.common.context import Context, plain
 from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
@@ -226,12 +227,12 @@ def _record(
     for name, rows in tables.items():
         ctx.run.table(name, rows)
     ctx.run.table("arm_histories", _histories(graphs))
-    lineage: dict[str, dict[str, Any]] = {}
+    lineage: dict[str, LineageRow] = {}
     for graph in (graph for group in graphs.values() for graph in group):
         for row in graph.lineage():
-            known = lineage.setdefault(f"{row['kind']}-{row['digest']}", row)
-            known["reused"] = known["reused"] and row["reused"]  # one arm built it, the next found it
+            if row.name not in lineage or not row.reused:  # one arm built it, the next found it
+                lineage[row.name] = row
     for (x, y), duel in duels.items():
-        lineage[duel.name] = {**ctx.store.lineage(duel)[0], "reused": duel.reused}
+        lineage[duel.name] = ctx.store.lineage(duel)[0]
         ctx.run.table(f"samples_{x}_vs_{y}", comparison_rows(duel, ctx.cfg.report.samples))
     ctx.run.lineage(list(lineage.values()))

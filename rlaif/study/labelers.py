@@ -149,7 +149,7 @@ def labelers_of(runs: Sequence[RunRecord]) -> tuple[Rows, Rows]:
 
 
 def _label_digest(run: RunRecord) -> str | None:
-    return next((str(row["digest"]) for row in run.lineage if row.get("kind") == "label"), None)
+    return next((row.digest for row in run.lineage if row.kind == "label"), None)
 
 
 def labelers_table(ranking: Sequence[Row], pairs: Sequence[Row]) -> LabelersTable | None:

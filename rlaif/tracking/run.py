@@ -9,7 +9,7 @@ import logging
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ import yaml
 import rlaif
 from rlaif.errors import UserError
 from rlaif.io import append_jsonl, write_json, write_jsonl, write_text
+from rlaif.io.lineage import LineageRow, write_lineage
 from rlaif.io.plain import json_ready
 from rlaif.io.versions import library_versions
 from rlaif.tracking.redact import redact, redact_assignments
@@ -137,10 +138,10 @@ class Run:
         if self._uploads("text", "weights") and plain:
             self._mirror(lambda run: run.log({name: as_table(plain)}))
 
-    def lineage(self, rows: list[dict[str, Any]]) -> None:
+    def lineage(self, rows: Sequence[LineageRow]) -> None:
         """Write `lineage.json`: the artifacts that this run stands on, as the artifact store lists them."""
-        write_json(self.directory / "lineage.json", json_ready(rows))
-        names = [f"{row['kind']}-{row['digest']}" for row in rows]
+        write_lineage(self.directory, rows)
+        names = [row.name for row in rows]
         self._mirror(lambda run: run.config.update({"artifacts": names}, allow_val_change=True))
 
     def artifact(self, *, name: str, kind: str, path: Path, metadata: dict[str, Any]) -> None:

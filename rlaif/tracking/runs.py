@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from rlaif.errors import UserError
+from rlaif.io.lineage import LINEAGE_FILE, LineageRow, read_lineage
 from rlaif.stats import Interval
 
 Scalar = float | str | None
@@ -41,7 +42,7 @@ class RunRecord:
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Scalar] = field(default_factory=dict)
     history: tuple[Row, ...] = ()
-    lineage: tuple[Row, ...] = ()
+    lineage: tuple[LineageRow, ...] = ()
     alerts: tuple[Row, ...] = ()
     versions: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
@@ -71,7 +72,7 @@ def load_run(path: Path) -> RunRecord:
         config=_mapping(path / "config.yaml", problems),
         summary=_scalars(_mapping(path / "summary.json", problems)),
         history=tuple(_rows(path / "history.jsonl", problems)),
-        lineage=tuple(_lineage(path / "lineage.json", problems)),
+        lineage=tuple(_lineage(path / LINEAGE_FILE, problems)),
         alerts=tuple(_rows(path / "alerts.jsonl", problems)),
         versions=meta.get("versions") or {},
         problems=tuple(problems),
@@ -162,17 +163,12 @@ def _rows(file: Path, problems: list[str]) -> Iterator[Row]:
             yield row
 
 
-def _lineage(file: Path, problems: list[str]) -> Iterator[Row]:
-    if not file.is_file():
-        return
+def _lineage(file: Path, problems: list[str]) -> list[LineageRow]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return read_lineage(file) if file.is_file() else []
     except ValueError:
         problems.append(f"{file.name} is not readable")
-        return
-    for row in value if isinstance(value, list) else []:
-        if isinstance(row, dict) and row.get("digest"):
-            yield row
+        return []
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Scalar]:

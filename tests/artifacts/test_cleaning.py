@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import UserError
-from rlaif.io import write_json
+from rlaif.io.lineage import write_lineage
 from rlaif.store import Artifact, ArtifactSpec, ArtifactStore, damaged_copies, stale_partials, unneeded
 
 
@@ -31,10 +31,10 @@ def test_unneeded_keeps_what_runs_and_their_ancestors_need(tmp_path: Path) -> No
     rm = make(store, "rm", (sft, label))
     assert kinds(unneeded(store, runs)) == ["data", "sft", "label", "rm"]
     run = runs / "label" / "20240101T000000Z-00000000"
-    write_json(run / "lineage.json", store.lineage(label))
+    write_lineage(run, store.lineage(label))
     assert kinds(unneeded(store, runs)) == ["sft", "rm"]
     # A row alone is enough: ancestors are found through the manifests.
-    write_json(run / "lineage.json", store.lineage(rm)[:1])
+    write_lineage(run, store.lineage(rm)[:1])
     assert unneeded(store, runs) == []
     (run / "lineage.json").unlink()
     assert kinds(unneeded(store, runs)) == ["data", "sft", "label", "rm"]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from rlaif.errors import UserError
+from rlaif.io.lineage import ArtifactKey, LineageRow, read_lineage, write_lineage
 from rlaif.store import Artifact, ArtifactSpec, ArtifactStore
 from rlaif.store import artifacts as store_module
 
@@ -26,7 +27,7 @@ SPEC = ArtifactSpec(kind="sft", config={"lr": 0.1, "epochs": 2}, parents=(), see
 WORKER = """
 import sys, time
 from pathlib import Path
-from rlaif.artifacts import ArtifactSpec, ArtifactStore
+from rlaif.store import ArtifactSpec, ArtifactStore
 
 root, log, die_at, pause = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 
@@ -397,24 +398,23 @@ def test_lineage_lists_every_ancestor_once(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     data, sft, label, rm = chain(store)
     rows = ArtifactStore(tmp_path).lineage(rm)
-    assert [row["kind"] for row in rows] == ["rm", "sft", "label", "data"]
-    assert [row["seed"] for row in rows] == [3, 1, 2, 0]
-    assert rows[0]["parents"] == [
-        {"kind": "sft", "digest": sft.digest},
-        {"kind": "label", "digest": label.digest},
-    ]
-    expected = {
-        "kind": "data",
-        "digest": data.digest,
-        "parents": [],
-        "seed": 0,
-        "metrics": {"data/n": 4},
-        "created": data.manifest["created"],
-        "bytes": 8,
-        "seconds": data.manifest["seconds"],
-    }
+    assert [row.kind for row in rows] == ["rm", "sft", "label", "data"]
+    assert [row.seed for row in rows] == [3, 1, 2, 0]
+    assert rows[0].parents == (ArtifactKey("sft", sft.digest), ArtifactKey("label", label.digest))
+    expected = LineageRow(
+        "data",
+        data.digest,
+        seed=0,
+        metrics={"data/n": 4},
+        created=data.manifest["created"],
+        seconds=data.manifest["seconds"],
+        bytes=8,
+        reused=True,
+    )
     assert rows[-1] == expected
-    assert store.lineage(data) == [expected]
+    assert store.lineage(data) == [replace(expected, reused=False)], "this process has built it"
+    write_lineage(tmp_path, rows)
+    assert read_lineage(tmp_path / "lineage.json") == rows
 
 
 def test_lineage_keeps_the_name_of_a_removed_ancestor(tmp_path: Path) -> None:
@@ -422,18 +422,9 @@ def test_lineage_keeps_the_name_of_a_removed_ancestor(tmp_path: Path) -> None:
     data, _, label, rm = chain(store)
     store.remove(label)
     rows = store.lineage(rm)
-    assert [row["kind"] for row in rows] == ["rm", "sft", "label", "data"]
-    assert rows[2] == {
-        "kind": "label",
-        "digest": label.digest,
-        "parents": [],
-        "metrics": {},
-        "seed": None,
-        "created": None,
-        "bytes": None,
-        "seconds": None,
-    }
-    assert rows[3]["digest"] == data.digest  # still found through sft
+    assert [row.kind for row in rows] == ["rm", "sft", "label", "data"]
+    assert rows[2] == LineageRow("label", label.digest)
+    assert rows[3].digest == data.digest  # still found through sft
 
 
 def test_all_and_remove(tmp_path: Path) -> None:

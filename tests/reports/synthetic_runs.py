@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
+from rlaif.io.lineage import ArtifactKey, LineageRow
+from rlaif.tracking import Run
+
+CREATED = "2026-01-01T00:00:00.000000+00:00"
 
 ROW = {"label/alignment": 0.78, "label/alignment_ci_low": 0.72, "label/alignment_ci_high": 0.83}
 PATH_SUMMARY: dict[str, Any] = {
@@ -77,7 +81,6 @@ def ppo_history(start: float = 0.1, end: float = 0.94, rows: int = 40) -> list[d
         found.append(
             {
                 "step": step,
-                "time": 2.0 * step,
                 "rl/reward": start + (end - start) * share + 0.01 * math.sin(3.0 * step),
                 "rl/kl": 6.25 * share,
                 "rl/entropy": 2.0 - share,
@@ -112,64 +115,40 @@ SAMPLES = [
     for index in range(14)
 ]
 LINEAGE = [
-    {
-        "kind": "data",
-        "digest": "da7a" * 16,
-        "parents": [],
-        "seed": 0,
-        "seconds": 3.2,
-        "bytes": 900_000,
-        "reused": True,
-    },
-    {
-        "kind": "sft",
-        "digest": "5f7a" * 16,
-        "parents": [{"kind": "data", "digest": "da7a" * 16}],
-        "seed": 0,
-        "seconds": 61,
-        "bytes": 28_000_000,
-    },
-    {
-        "kind": "pairs",
-        "digest": "9a1b" * 16,
-        "parents": [{"kind": "data", "digest": "da7a" * 16}],
-        "seed": 0,
-        "seconds": 8,
-        "bytes": 1_200_000,
-    },
-    {
-        "kind": "labels",
-        "digest": "1abe" * 16,
-        "parents": [{"kind": "pairs", "digest": "9a1b" * 16}],
-        "seed": 0,
-        "seconds": 240,
-        "bytes": 600_000,
-    },
-    {
-        "kind": "rm",
-        "digest": "4e0d" * 16,
-        "parents": [{"kind": "labels", "digest": "1abe" * 16}],
-        "seed": 1,
-        "seconds": 55,
-        "bytes": 28_000_000,
-    },
-    {
-        "kind": "rl",
-        "digest": "bb00" * 16,
-        "parents": [{"kind": "sft", "digest": "5f7a" * 16}, {"kind": "rm", "digest": "4e0d" * 16}],
-        "seed": 1,
-        "seconds": 312,
-        "bytes": 28_000_000,
-    },
-    {
-        "kind": "eval",
-        "digest": "e0a1" * 16,
-        "parents": [{"kind": "rl", "digest": "bb00" * 16}, {"kind": "sft", "digest": "5f7a" * 16}],
-        "seed": 0,
-        "seconds": 70,
-        "bytes": 90_000,
-    },
+    LineageRow("data", "da7a" * 4, (), 0, {}, CREATED, 3.2, 900_000, reused=True),
+    LineageRow("sft", "5f7a" * 4, (ArtifactKey("data", "da7a" * 4),), 0, {}, CREATED, 61, 28_000_000, False),
+    LineageRow("pairs", "9a1b" * 4, (ArtifactKey("data", "da7a" * 4),), 0, {}, CREATED, 8, 1_200_000, False),
+    LineageRow(
+        "labels", "1abe" * 4, (ArtifactKey("pairs", "9a1b" * 4),), 0, {}, CREATED, 240, 600_000, False
+    ),
+    LineageRow("rm", "4e0d" * 4, (ArtifactKey("labels", "1abe" * 4),), 1, {}, CREATED, 55, 28_000_000, False),
+    LineageRow(
+        "rl",
+        "bb00" * 4,
+        (ArtifactKey("sft", "5f7a" * 4), ArtifactKey("rm", "4e0d" * 4)),
+        1,
+        {},
+        CREATED,
+        312,
+        28_000_000,
+        False,
+    ),
+    LineageRow(
+        "eval",
+        "e0a1" * 4,
+        (ArtifactKey("rl", "bb00" * 4), ArtifactKey("sft", "5f7a" * 4)),
+        0,
+        {},
+        CREATED,
+        70,
+        90_000,
+        False,
+    ),
 ]
+
+
+class Halted(Exception):
+    """What ends a run that is to have failed."""
 
 
 def write_run(
@@ -181,34 +160,36 @@ def write_run(
     overrides: list[str] | None = None,
     config: dict[str, Any] | None = None,
     history: list[dict[str, Any]] | None = None,
-    lineage: list[dict[str, Any]] | None = None,
+    lineage: list[LineageRow] | None = None,
     alerts: list[dict[str, Any]] | None = None,
     tables: dict[str, list[dict[str, Any]]] | None = None,
     state: str = "finished",
     group: str | None = None,
 ) -> Path:
-    """One run directory in the layout that tracking writes."""
+    """One run's directory, written by tracking itself. `state` is `finished`, `failed` or `running`."""
     path = root / "runs" / stage / identifier
-    path.mkdir(parents=True)
-    (path / "config.yaml").write_text(yaml.safe_dump(CONFIG if config is None else config))
-    (path / "summary.json").write_text(json.dumps(summary or {}))
-    meta = {
-        "stage": stage,
-        "name": identifier,
-        "group": group,
-        "overrides": overrides or [],
-        "started": "2026-01-01T00:00:00Z",
-        "finished": "2026-01-01T00:10:00Z",
-        "state": state,
-        "error": None,
-        "versions": {"torch": "2.13.0", "python": "3.11"},
-    }
-    (path / "meta.json").write_text(json.dumps(meta))
-    (path / "lineage.json").write_text(json.dumps(lineage or []))
-    _jsonl(path / "history.jsonl", history or [])
-    _jsonl(path / "alerts.jsonl", alerts or [])
-    for name, rows in (tables or {}).items():
-        _jsonl(path / "tables" / f"{name}.jsonl", rows)
+    run = Run(
+        directory=path,
+        stage=stage,
+        config=CONFIG if config is None else config,
+        overrides=overrides or [],
+        group=group,
+        name=identifier,
+        wandb_options=None,
+    )
+    with ExitStack() as ends:
+        ends.enter_context(suppress(Halted))
+        (run.__enter__ if state == "running" else partial(ends.enter_context, run))()
+        run.summary(summary or {})
+        for place, row in enumerate(history or []):
+            run.log({k: v for k, v in row.items() if k not in ("step", "time")}, row.get("step", place))
+        run.lineage(lineage or [])
+        for alert in alerts or []:
+            run.alert(alert["title"], alert["text"])
+        for name, rows in (tables or {}).items():
+            run.table(name, rows)
+        if state == "failed":
+            raise Halted
     return path
 
 
@@ -243,8 +224,3 @@ def full_run(root: Path, identifier: str = "20260101-a", **changes: Any) -> Path
             {"level": "warning", "title": "Low choice mass", "text": "mean 0.41 on the two choice tokens"}
         ],
     )
-
-
-def _jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -7,6 +7,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 from synthetic_runs import write_run
 
+from rlaif.io.lineage import LineageRow
 from rlaif.report.page import render_report
 from rlaif.study.items import common_items, seed_scores
 from rlaif.study.labelers import compare_labelers, labelers_of, labelers_table, terminal_labelers
@@ -129,7 +130,7 @@ def label_run(root, identifier, labeler, scores, digest, *, stage="label", seed=
         stage=stage,
         summary={METRIC: mean, f"{METRIC}_ci_low": mean - 0.1, f"{METRIC}_ci_high": mean + 0.1},
         overrides=[f"labeler={labeler}"] + ([f"seed={seed}"] if seed is not None else []),
-        lineage=[{"kind": "label", "digest": digest, "parents": []}],
+        lineage=[LineageRow("label", digest)],
         tables={"items": table},
     )
 

@@ -17,6 +17,7 @@ from rlaif.figures.plots import (
     reliability_plot,
     rising_pieces,
 )
+from rlaif.io.lineage import ArtifactKey, LineageRow
 from rlaif.report.lineage import MAX_NODES, lineage_graph
 from rlaif.report.summary import result_rows
 from rlaif.tracking.runs import RunRecord
@@ -88,8 +89,8 @@ def run(*rows):
     return RunRecord(path=None, id="r", stage="s", state="finished", lineage=rows)
 
 
-def node(digest, *parents, **more):
-    return {"kind": "k", "digest": digest, "parents": [{"kind": "k", "digest": p} for p in parents], **more}
+def node(digest, *parents, reused=False):
+    return LineageRow("k", digest, tuple(ArtifactKey("k", parent) for parent in parents), reused=reused)
 
 
 def test_lineage_puts_parents_left_and_unites_runs():

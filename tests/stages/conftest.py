@@ -52,9 +52,8 @@ def copied_root(warm_root: Path, pipeline: RunRecord, tmp_path: Path) -> Callabl
     def copy(kinds: Sequence[str]) -> Path:
         # Not whatever else the shared root has: that hangs on which tests have run before.
         for row in pipeline.lineage:
-            if row["kind"] in kinds:
-                name = f"{row['kind']}-{row['digest']}"
-                shutil.copytree(warm_root / "artifacts" / name, tmp_path / "artifacts" / name)
+            if row.kind in kinds:
+                shutil.copytree(warm_root / "artifacts" / row.name, tmp_path / "artifacts" / row.name)
         shutil.copytree(warm_root / "cache", tmp_path / "cache")
         return tmp_path
 

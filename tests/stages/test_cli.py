@@ -45,7 +45,7 @@ def test_an_ablation_shares_what_its_arms_have_in_common(ablation) -> None:
     records = find_runs(root, stage="rm")
     assert len(records) == 6 and len({tuple(r.overrides) for r in records}) == 6
     assert len({record.group for record in records}) == 1 and records[0].group
-    assert len({row["digest"] for r in records for row in r.lineage if row["kind"] == "label"}) == 6
+    assert len({row.digest for r in records for row in r.lineage if row.kind == "label"}) == 6
 
 
 def test_each_job_has_a_wandb_run_and_the_sweep_a_report(ablation) -> None:

@@ -28,7 +28,7 @@ SMALL = {
 
 
 def _digests(record, kind: str) -> set[str]:
-    return {row["digest"] for row in record.lineage if row["kind"] == kind}
+    return {row.digest for row in record.lineage if row.kind == kind}
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +159,8 @@ def test_two_labelers_share_policy_and_pairs(run, pipeline) -> None:
     record = run("experiments=labelers")
     assert len(_digests(record, "sft")) == len(_digests(record, "sample")) == 1
     assert len(_digests(record, "label")) == len(_digests(record, "rm")) == 2
-    mine = {(row["kind"], row["digest"]) for row in pipeline.lineage}
-    shared = {(row["kind"], row["digest"]) for row in record.lineage} & mine
+    mine = {(row.kind, row.digest) for row in pipeline.lineage}
+    shared = {(row.kind, row.digest) for row in record.lineage} & mine
     assert {kind for kind, _ in shared} == {"sft", "sample", "label", "rm"}, "the arm of the default labeler"
 
 
@@ -197,11 +197,11 @@ def test_policies_meet_under_the_experiments_judge(run, warm_root, pipeline, cap
 def test_a_second_call_reuses_all_and_clean_keeps_it(run, warm_root, pipeline) -> None:
     run("experiments=label_vs_length")
     again = run("experiments=label_vs_length")
-    assert all(row["reused"] for row in again.lineage)
-    assert {row["kind"] for row in again.lineage} >= {"headtohead", "eval", "rl"}
+    assert all(row.reused for row in again.lineage)
+    assert {row.kind for row in again.lineage} >= {"headtohead", "eval", "rl"}
     run("stage=clean")
     for row in again.lineage:
-        assert (warm_root / "artifacts" / f"{row['kind']}-{row['digest']}").is_dir()
+        assert (warm_root / "artifacts" / row.name).is_dir()
 
 
 def test_the_command_line_reaches_every_arm_and_seeds_too(run, pipeline) -> None:

@@ -75,7 +75,7 @@ def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(run, pipeline, copied
     assert rest.summary["label/reused"] == done
     assert total == rest.summary["label/reused"] + _asked(rest)
     # Neither bound nor price is part of what the labels are.
-    assert rest.lineage[0]["digest"] == free.lineage[0]["digest"]
+    assert rest.lineage[0].digest == free.lineage[0].digest
     assert free.summary["label/usd"] == 0.0
     words_read = rest.summary["label/tokens_in"]  # of all judgements, the reused ones among them
     assert rest.summary["label/usd"] + spent == pytest.approx(words_read * 1000 / 1e6, abs=1e-3)

@@ -104,9 +104,7 @@ def test_measuring_does_not_move_the_policy(pipeline, run, warm_root) -> None:
         record = run("stage=rl", "rl.lr=0.03", *words)
         assert (NAME in record.summary) == (not words) == any(NAME in row for row in record.history)
         row = record.lineage[0]
-        weights.append(
-            load_file(warm_root / "artifacts" / f"{row['kind']}-{row['digest']}" / "top.safetensors")
-        )
+        weights.append(load_file(warm_root / "artifacts" / row.name / "top.safetensors"))
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
 

@@ -222,7 +222,7 @@ def test_what_is_too_long_loses_its_beginning_and_says_so_once(raw, tmp_path, ca
 def test_it_goes_the_whole_path_without_a_reward_model_of_ours(run, pipeline, tmp_path) -> None:
     words = ["reward=hub", f"reward.name={save_decoder(tmp_path)}", "judge=scripted"]
     record = run("stage=eval", *words)
-    assert {row["kind"] for row in record.lineage} == {"eval", "rl", "sft"}
+    assert {row.kind for row in record.lineage} == {"eval", "rl", "sft"}
     assert 0 <= record.summary["eval/reward_win_rate"] <= 1 and "rl/reward" in record.summary
 
 

@@ -33,7 +33,7 @@ def _kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
 
 def _artifact(root: Path, record: RunRecord) -> Path:
     row = record.lineage[0]
-    return root / "artifacts" / f"{row['kind']}-{row['digest']}"
+    return root / "artifacts" / row.name
 
 
 def _newest(root: Path, stage: str) -> RunRecord:
@@ -56,7 +56,7 @@ def test_a_killed_ppo_run_ends_bit_identical(pipeline, run, copied_root, start_p
     assert ended.returncode == 0, ended.stderr
     assert "continuing from the last whole epoch" in ended.stderr
     resumed = _newest(root, "rl")
-    assert [row["reused"] for row in resumed.lineage] == [False, True, True, True, True]
+    assert [row.reused for row in resumed.lineage] == [False, True, True, True, True]
     folders = _artifact(Path(whole.path).parents[2], whole), _artifact(root, resumed)
     assert folders[0].name == folders[1].name
     tops = [folder / "top.safetensors" for folder in folders]
@@ -149,7 +149,7 @@ def test_a_killed_label_run_loses_and_repeats_nothing(
     ended = command(*words)
     assert ended.returncode == 0, ended.stderr
     resumed = _newest(root, "label")
-    assert resumed.lineage[0]["digest"] == whole.lineage[0]["digest"]
+    assert resumed.lineage[0].digest == whole.lineage[0].digest
     folders = _artifact(other, whole), _artifact(root, resumed)
     for name in ("preferences.jsonl", "gold_preferences.jsonl"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() != b""

@@ -119,7 +119,7 @@ def test_what_is_held_out_moves_with_nothing(prepared) -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_each_source_trains_a_reward_model(name, run) -> None:
     record = run(*WORDS, f"rm.labels={name}")
-    kinds = {row["kind"] for row in record.lineage}
+    kinds = {row.kind for row in record.lineage}
     assert kinds == ({"rm", "sample"} if name == "gold" else {"rm", "sample", "label"})
     summary, rows = record.summary, [r for r in record.table("items") if r.get("rm/accuracy") is not None]
     assert record.state == "finished" and unknown(summary) == []
@@ -136,14 +136,14 @@ def test_gold_labels_ask_no_labeler(run, tmp_path) -> None:
     first = run(*words, root=tmp_path)
     again = run(*words, "labeler=base", "labeler.min_alignment=0.999", root=tmp_path)
     assert not list(tmp_path.glob("labels.sqlite*")) and not list((tmp_path / "artifacts").glob("label-*"))
-    assert [row["digest"] for row in first.lineage] == [row["digest"] for row in again.lineage]
-    assert all(row["reused"] for row in again.lineage)
+    assert [row.digest for row in first.lineage] == [row.digest for row in again.lineage]
+    assert all(row.reused for row in again.lineage)
     assert not any(name.startswith("label/") for name in again.summary)
 
 
 def test_the_whole_path_and_a_comparison_stand_on_gold_labels(run) -> None:
     record = run(*WORDS, "stage=eval", "rm.labels=gold", "judge=scripted", "judge.scripted.rule=shorter")
-    assert "label" not in {row["kind"] for row in record.lineage} and record.summary["eval/n"] >= 1
+    assert "label" not in {row.kind for row in record.lineage} and record.summary["eval/n"] >= 1
     arms = [f"+arms.{name}=['rm.labels={name}']" for name in ("gold", "ai")]
     both = run("experiments=labelers", *WORDS[1:], "~arms.likelihood", "~arms.base", *arms)
     assert both.summary["gold/rm/gold_accuracy"] == both.summary["gold/rm/accuracy"]

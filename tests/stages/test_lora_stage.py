@@ -21,7 +21,7 @@ def adapted(run):
 @pytest.fixture
 def folder(adapted, warm_root):
     """`folder(kind)`: where the artifact of a stage lies."""
-    digests = {row["kind"]: row["digest"] for row in adapted.lineage}
+    digests = {row.kind: row.digest for row in adapted.lineage}
     return lambda kind: warm_root / "artifacts" / f"{kind}-{digests[kind]}"
 
 
@@ -31,8 +31,8 @@ def model(tmp_path):
 
 
 def test_every_stage_runs_on_adapters(adapted, pipeline):
-    assert adapted.state == "finished" and not any(row["reused"] for row in adapted.lineage)
-    kinds = [row["kind"] for row in adapted.lineage]
+    assert adapted.state == "finished" and not any(row.reused for row in adapted.lineage)
+    kinds = [row.kind for row in adapted.lineage]
     assert sorted(kinds) == sorted(["sft", "sample", "label", "rm", "rl", "eval"])
     assert abs(adapted.summary["rl/ratio_first"] - 1) <= 1e-5
     assert adapted.history and adapted.summary["sft/val_loss"] != pipeline.summary["sft/val_loss"]

@@ -91,8 +91,7 @@ def test_another_chat_template_makes_other_artifacts(run, words, tmp_path) -> No
     template.write_text(template.read_text().replace("assistant", "model"))
     other = run("stage=label", *words(folder), root=tmp_path / "root")
     digests = [
-        [row["digest"] for row in record.lineage if row["kind"] == "label"]
-        for record in (first, again, other)
+        [row.digest for row in record.lineage if row.kind == "label"] for record in (first, again, other)
     ]
     assert digests[0] == digests[1] != digests[2]
     assert other.summary["label/reused"] == 0

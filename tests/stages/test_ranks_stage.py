@@ -32,7 +32,7 @@ def _followers(folder: Path) -> list[int]:
 
 
 def _weights(root, record, kind):
-    digest = {row["kind"]: row["digest"] for row in record.lineage}[kind]
+    digest = {row.kind: row.digest for row in record.lineage}[kind]
     return load_file(root / "artifacts" / f"{kind}-{digest}" / TOP_FILE)
 
 
@@ -45,7 +45,7 @@ def test_two_processes_make_what_one_makes(run, pipeline, copied_root, warm_root
     """Reward model and PPO, whose tolerance on fp32 weights is 1e-5; the artifacts have the same names."""
     root = copied_root(["sft", "sample", "label"])
     two = run("stage=rl", *TWO, root=root)
-    assert {row["kind"] for row in two.lineage if not row["reused"]} == {"rm", "rl"}
+    assert {row.kind for row in two.lineage if not row.reused} == {"rm", "rl"}
     for kind in ("rm", "rl"):
         assert _gap(_weights(warm_root, pipeline, kind), _weights(root, two, kind)) < 1e-5, kind
     for name in ("rm/best_val_loss", "rl/reward", "rl/kl", "rl/loss"):

@@ -327,7 +327,7 @@ def test_a_formula_stays_what_it_says(context) -> None:
 def test_a_reward_goes_the_whole_path(words, kinds, run, pipeline) -> None:
     record = run("stage=eval", "judge=scripted", *words)
     summary, rows = record.summary, [row for row in record.history if "rl/reward" in row]
-    assert record.state == "finished" and {row["kind"] for row in record.lineage} == kinds
+    assert record.state == "finished" and {row.kind for row in record.lineage} == kinds
     assert summary["eval/n"] == 8 and 0 <= summary["eval/reward_win_rate"] <= 1
     assert len(rows) == summary["rl/iterations"] and unknown({*summary, *rows[0]} - {"step", "time"}) == []
     direct = "direct" in words[0]
@@ -355,8 +355,8 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
     record = run("stage=compare", grid, "compare=[['reward=rouge','reward=rm']]", *small)
     arms, summary = {row["reward"]: row for row in record.table("arms")}, record.summary
     assert list(arms) == ["rm", "rouge", "length", "random"]
-    assert len({row["digest"] for row in record.lineage if row["kind"] == "rl"}) == 4
-    assert len({row["digest"] for row in record.lineage if row["kind"] == "rm"}) == 1
+    assert len({row.digest for row in record.lineage if row.kind == "rl"}) == 4
+    assert len({row.digest for row in record.lineage if row.kind == "rm"}) == 1
     for stage, name in (("rl", ""), ("eval", "_policy"), ("eval", "_baseline")):
         tokens = arms["length"][f"{stage}/{'response_length' if stage == 'rl' else 'length' + name}"]
         assert raw(arms["length"], f"{stage}/reward{name}") == pytest.approx(tokens / LIMIT)
@@ -380,7 +380,7 @@ def test_policies_of_different_rewards_meet(run, pipeline) -> None:
 
 def test_direct_by_likelihood_needs_no_label_and_no_reward_model(run, pipeline) -> None:
     record = run("stage=rl", "reward=direct")
-    assert {row["kind"] for row in record.lineage} == {"rl", "sft"}
+    assert {row.kind for row in record.lineage} == {"rl", "sft"}
     assert record.config["labeler"]["name"] == "likelihood" and math.isfinite(record.summary["rl/reward"])
 
 

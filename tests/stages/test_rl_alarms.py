@@ -33,7 +33,7 @@ def test_an_alarm_is_told_everywhere_and_once(pipeline, run, caplog, warm_root) 
     assert unknown(record.summary) == []
 
     judged = run("stage=eval", *FAST[1:], *TIGHT)
-    assert {row["kind"]: row["reused"] for row in judged.lineage}["rl"]
+    assert {row.kind: row.reused for row in judged.lineage}["rl"]
     assert judged.summary["rl/warning"] == record.summary["rl/warning"]
     assert [row for row in judged.alerts if row["title"] == "KL runaway"][0]["text"] == alerts[0]["text"]
     page = unescape((warm_root / "reports" / f"eval-{judged.id}.html").read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def test_an_alarm_is_told_everywhere_and_once(pipeline, run, caplog, warm_root) 
 def test_other_limits_are_no_other_policy(pipeline, run) -> None:
     record = run(*FAST, *TIGHT)
     other = run(*FAST, "rl.alarms.kl=null", "rl.alarms.entropy=null", "rl.alarms.window=5")
-    assert other.lineage[0]["digest"] == record.lineage[0]["digest"] and other.lineage[0]["reused"]
+    assert other.lineage[0].digest == record.lineage[0].digest and other.lineage[0].reused
     assert not any(row["title"] == "KL runaway" for row in other.alerts)
     assert run("stage=rl").summary["rl/alarms"] == 0 and "rl/warning" not in run("stage=rl").summary
 

@@ -44,7 +44,7 @@ def test_a_preset_runs(pipeline: RunRecord, run: Callable[..., RunRecord], node,
     assert ("rl/kl_loss" in summary) == (values.kl == "loss")
     assert ("rl/clip_fraction" in summary) == (values.loss == "clip")
     assert unknown([name for name in summary if name.startswith("rl/")]) == []
-    assert [row["reused"] for row in record.lineage] == [False, *[True] * 4], "only RL differs"
+    assert [row.reused for row in record.lineage] == [False, *[True] * 4], "only RL differs"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -71,7 +71,7 @@ def _checkpoint(root: Path) -> dict[str, Any]:
 def _results(record: RunRecord) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
     """Digest of the trained weights, and history and summary without times."""
     row = record.lineage[0]
-    folder = Path(record.path).parents[2] / "artifacts" / f"{row['kind']}-{row['digest']}"
+    folder = Path(record.path).parents[2] / "artifacts" / row.name
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     rows = [_untimed(row) for row in (*history, record.summary)]
     return sha256_file(folder / "top.safetensors"), rows[:-1], rows[-1]

@@ -32,7 +32,7 @@ def _measured(record) -> list[tuple[int, float, float, float]]:
 
 def _policy(root: Path, record) -> dict:
     row = record.lineage[0]
-    return load_file(root / "artifacts" / f"{row['kind']}-{row['digest']}" / "top.safetensors")
+    return load_file(root / "artifacts" / row.name / "top.safetensors")
 
 
 @pytest.mark.parametrize("judge", ["rouge", "judge"])
@@ -50,20 +50,18 @@ def test_start_every_so_often_and_end_are_measured(judge, pipeline, run, warm_ro
     assert (summary["rl/track_proxy_start"], summary["rl/track_gold_start"]) == rows[0][1:3]
     assert unknown(summary) == []
     judged = run("stage=eval", *options[1:])
-    assert {row["kind"]: row["reused"] for row in judged.lineage}["rl"] and _measured(judged) == rows
+    assert {row.kind: row.reused for row in judged.lineage}["rl"] and _measured(judged) == rows
     page = (warm_root / "reports" / f"eval-{judged.id}.html").read_text(encoding="utf-8")
     assert "<h2>Over-optimisation</h2>" in page
 
 
 def test_measuring_does_not_move_the_policy(pipeline, run, warm_root) -> None:
     off, on = run(*TRACKED[:3]), run(*TRACKED)
-    assert off.lineage[0]["digest"] != on.lineage[0]["digest"]
+    assert off.lineage[0].digest != on.lineage[0].digest
     one, two = _policy(warm_root, off), _policy(warm_root, on)
     assert all((one[name] == two[name]).all() for name in one)
     same = run(*TRACKED[:3], "rl.track.num_prompts=7")
-    assert same.lineage[0]["digest"] == off.lineage[0]["digest"], (
-        "no setting of what is off makes another policy"
-    )
+    assert same.lineage[0].digest == off.lineage[0].digest, "no setting of what is off makes another policy"
 
 
 def test_the_best_policy_is_kept_and_measured_again_on_other_prompts(run, warm_root, context) -> None:

@@ -13,6 +13,7 @@ import yaml
 from jobs import logged
 
 from rlaif.io import read_jsonl
+from rlaif.report.lineage import lineage_graph
 from rlaif.tracking.glossary import describe, unknown
 from rlaif.tracking.runs import find_runs
 
@@ -39,16 +40,35 @@ def _artifact_times(root: Path) -> dict[str, int]:
 
 def test_the_pipeline_leaves_a_whole_record(pipeline, warm_root) -> None:
     assert pipeline.state == "finished" and pipeline.problems == ()
-    assert pipeline.lineage[0]["kind"] == "eval" and sorted(
-        row["kind"] for row in pipeline.lineage
-    ) == sorted(KINDS)
-    assert not any(row["reused"] for row in pipeline.lineage)
+    assert pipeline.lineage[0].kind == "eval" and sorted(row.kind for row in pipeline.lineage) == sorted(
+        KINDS
+    )
+    assert not any(row.reused for row in pipeline.lineage)
     summary = pipeline.summary
     for name in MEASURED.split():
         assert summary.get(name) is not None, name
     assert summary["label/n"] == summary["sample/n"] > 0 and summary["eval/n"] == 8
     assert abs(summary["rl/ratio_first"] - 1) <= 1e-5
     assert (warm_root / "reports" / f"pipeline-{pipeline.id}.html").stat().st_size > 20_000
+
+
+def test_the_report_draws_what_the_pipelines_artifacts_were_built_from(pipeline, warm_root) -> None:
+    graph = lineage_graph([pipeline], [pipeline])
+    kinds = {node.digest: node.kind for node in graph.nodes}
+    built_from = {node.kind: sorted(kinds[parent] for parent in node.parents) for node in graph.nodes}
+    assert built_from == {
+        "sft": [],
+        "sample": ["sft"],
+        "label": ["sample"],
+        "rm": ["label", "sample", "sft"],
+        "rl": ["rm", "sft"],
+        "eval": ["rl", "rm", "sft"],
+    }
+    assert len(graph.edges) == 10
+    depth = {node.kind: node.depth for node in graph.nodes}
+    assert depth == {kind: place for place, kind in enumerate(KINDS)}
+    page = (warm_root / "reports" / f"pipeline-{pipeline.id}.html").read_text()
+    assert page.count('class="edge"') == 10
 
 
 def test_every_metric_is_in_the_glossary(pipeline, run) -> None:
@@ -88,10 +108,10 @@ def test_each_stage_reuses_what_the_pipeline_made(stage, pipeline, run, warm_roo
     again = run(f"stage={stage}")
     seconds = time.perf_counter() - started
     assert _artifact_times(warm_root) == before and before
-    assert again.lineage[0]["kind"] == stage and all(row["reused"] for row in again.lineage)
+    assert again.lineage[0].kind == stage and all(row.reused for row in again.lineage)
     own = {name for name in again.summary if not name.endswith("seconds")}
     assert own and all(again.summary[name] == pipeline.summary[name] for name in own)
-    assert {row["kind"] + "/seconds" for row in again.lineage} <= set(again.summary)
+    assert {row.kind + "/seconds" for row in again.lineage} <= set(again.summary)
     assert seconds < 10
 
 
@@ -122,7 +142,7 @@ def test_reliability_bins_give_the_calibration_error(pipeline) -> None:
 
 def test_labels_are_soft_and_rationales_are_kept(run, warm_root) -> None:
     record = run("stage=label", "labeler=cot")
-    folder = warm_root / "artifacts" / f"label-{record.lineage[0]['digest']}"
+    folder = warm_root / "artifacts" / f"label-{record.lineage[0].digest}"
     judgements = list(read_jsonl(folder / "judgements.jsonl"))
     assert len(judgements) == 2 * record.summary["label/n"]
     assert {row["order"] for row in judgements} == {"ab", "ba"} and any(row["text"] for row in judgements)
@@ -134,10 +154,8 @@ def test_labels_are_soft_and_rationales_are_kept(run, warm_root) -> None:
 @pytest.mark.parametrize("preset", ["detailed", "cot_fewshot", "self_consistency", "score", "scripted"])
 def test_every_other_preset_labels_the_same_pairs(preset, pipeline, run) -> None:
     record = run("stage=label", f"labeler={preset}", *SMALLER.get(preset, []))
-    parents = {row["kind"]: row["digest"] for row in record.lineage if row["kind"] != "label"}
-    assert parents == {
-        row["kind"]: row["digest"] for row in pipeline.lineage if row["kind"] in ("sft", "sample")
-    }
+    parents = {row.kind: row.digest for row in record.lineage if row.kind != "label"}
+    assert parents == {row.kind: row.digest for row in pipeline.lineage if row.kind in ("sft", "sample")}
     assert record.summary["label/unparsed_rate"] == 0 and record.summary["label/alignment_n"] == 16
 
 
@@ -150,9 +168,7 @@ def test_every_sweep_runs(file, run, pipeline, warm_root, capsys) -> None:
     records = [run(f"sweeps={file.stem}", *job, group=f"sweep-{file.stem}") for job in jobs]
     assert len(records) == len(jobs) >= 3 and {record.state for record in records} == {"finished"}
     for kind in ("sft", "sample"):
-        assert (
-            len({row["digest"] for record in records for row in record.lineage if row["kind"] == kind}) == 1
-        )
+        assert len({row.digest for record in records for row in record.lineage if row.kind == kind}) == 1
     page = warm_root / "reports" / f"sweep-sweep-{file.stem}.html"
     assert f"sweep report: {page}" in capsys.readouterr().out and page.stat().st_size > 10_000
 
@@ -160,12 +176,12 @@ def test_every_sweep_runs(file, run, pipeline, warm_root, capsys) -> None:
 def test_seeds_belong_to_their_stage(run) -> None:
     """Two reward-model seeds share the labels; two label seeds share the pairs."""
     one, two = (run("stage=rm", f"seed={seed}") for seed in (1, 2))
-    digests = [{row["kind"]: row["digest"] for row in record.lineage} for record in (one, two)]
+    digests = [{row.kind: row.digest for row in record.lineage} for record in (one, two)]
     assert digests[0]["rm"] != digests[1]["rm"]
     assert all(digests[0][kind] == digests[1][kind] for kind in ("sft", "sample", "label"))
     labels = [
         {
-            row["kind"]: row["digest"]
+            row.kind: row.digest
             for row in run("stage=label", "labeler=base", "labeler.order=random", f"seed={seed}").lineage
         }
         for seed in (1, 2)
@@ -175,11 +191,11 @@ def test_seeds_belong_to_their_stage(run) -> None:
 
 def test_force_builds_again_and_the_same(run, warm_root) -> None:
     first = run("stage=rm", "seed=1")
-    folder = warm_root / "artifacts" / f"rm-{first.lineage[0]['digest']}"
+    folder = warm_root / "artifacts" / f"rm-{first.lineage[0].digest}"
     before = json.loads((folder / "manifest.json").read_text())
     again = run("stage=rm", "seed=1", "force=true")
     after = json.loads((folder / "manifest.json").read_text())
-    assert [row["reused"] for row in again.lineage] == [False, True, True, True]
+    assert [row.reused for row in again.lineage] == [False, True, True, True]
     assert after["created"] > before["created"]
     assert {n: f["sha256"] for n, f in after["files"].items()} == {
         n: f["sha256"] for n, f in before["files"].items()

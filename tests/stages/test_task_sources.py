@@ -23,7 +23,7 @@ SOURCES = {
 def test_a_labeler_is_held_against_peoples_preferences(task, run, warm_root) -> None:
     record = run("stage=label", f"task={task}", SOURCES[task], "labeler=detailed")
     # sample.source=auto takes the data set's pairs, so that no policy is asked for any.
-    assert [row["kind"] for row in record.lineage] == ["label", "sample"]
+    assert [row.kind for row in record.lineage] == ["label", "sample"]
     summary = record.summary
     assert summary["label/n"] == summary["sample/n"] == 24 and summary["label/unparsed_rate"] == 0
     assert summary["label/alignment_n"] >= 3 and 0 <= summary["label/alignment"] <= 1
@@ -33,7 +33,7 @@ def test_a_labeler_is_held_against_peoples_preferences(task, run, warm_root) -> 
     assert unknown(summary) == []
     rows = record.table("items")
     assert {row["gold"] for row in rows} == {0, 1}
-    folder = warm_root / "artifacts" / f"sample-{record.lineage[1]['digest']}"
+    folder = warm_root / "artifacts" / f"sample-{record.lineage[1].digest}"
     trained = list(read_jsonl(folder / "pairs.jsonl"))
     assert {row["origin"] for row in trained} == {"dataset"}
     assert {row["prompt_id"] for row in trained}.isdisjoint(row["prompt_id"] for row in rows)
@@ -56,7 +56,7 @@ def test_alignment_is_what_the_file_says(run) -> None:
 def test_the_whole_path_runs(task, run) -> None:
     """`tldr` fine-tunes on human summaries; the dialogue tasks start from the base model, as in the paper."""
     record = run("stage=pipeline", f"task={task}", SOURCES[task])
-    kinds = {row["kind"] for row in record.lineage}
+    kinds = {row.kind for row in record.lineage}
     assert kinds == {"sample", "label", "rm", "rl", "eval"} | ({"sft"} if task == "tldr" else set())
     assert record.state == "finished" and record.problems == ()
     for name in ("rm/accuracy", "rl/reward", "eval/win_rate", "eval/kl"):

@@ -54,7 +54,7 @@ def test_the_label_report_is_in_summary_tables_and_page(run, pipeline, warm_root
 def test_flips_are_what_the_judgements_say(run, pipeline, warm_root) -> None:
     """From the raw judgements, by pair: does the verdict of ab differ from the verdict of ba?"""
     record = run("stage=label", *BIASED)
-    folder = warm_root / "artifacts" / f"label-{record.lineage[0]['digest']}"
+    folder = warm_root / "artifacts" / f"label-{record.lineage[0].digest}"
     verdicts: dict[str, dict[str, float]] = {}
     for name in ("judgements.jsonl", "gold_judgements.jsonl"):
         for row in read_jsonl(folder / name):

@@ -83,7 +83,7 @@ def test_failed_calls_are_told_apart_with_the_servers_own_words(run, copied_root
         assert failed > 0 and unparsed == 0.0
         assert "failed calls" in shown and "labeler.retry=failed" in shown
         again = run("stage=label", *words(server), "labeler.retry=failed", root=root)
-        assert again.lineage[0]["digest"] == record.lineage[0]["digest"]
+        assert again.lineage[0].digest == record.lineage[0].digest
         assert again.summary["label/failed_rate"] == 0.0 and again.summary["label/asked_again"] == 4
         assert "asked again" in capsys.readouterr().out
 
@@ -96,21 +96,21 @@ def test_labels_made_anew_make_what_was_built_on_them_anew(run, copied_root):
     root = copied_root(SOURCES)
     with LocalServer({"top_k"}, distribution=verdict) as server:
         first = run("stage=rm", *words(server), root=root)
-        rows = {row["kind"]: row for row in first.lineage}
+        rows = {row.kind: row for row in first.lineage}
         server.distribution = turned
         kept = run("stage=rm", *words(server), "force=true", root=root)
         assert kept.summary["label/alignment"] == first.summary["label/alignment"]
         label = run("stage=label", *words(server), "labeler.retry=all", root=root)
         assert label.summary["label/asked_again"] > 20
-        assert label.lineage[0]["digest"] == rows["label"]["digest"]
+        assert label.lineage[0].digest == rows["label"].digest
         asked = len(server.asked("/v1/chat/completions"))
         anew = run("stage=rm", *words(server), root=root)
-        found = {row["kind"]: row for row in anew.lineage}
-        assert found["rm"]["digest"] == rows["rm"]["digest"] and not found["rm"]["reused"]
-        assert found["label"]["reused"] and len(server.asked("/v1/chat/completions")) == asked
+        found = {row.kind: row for row in anew.lineage}
+        assert found["rm"].digest == rows["rm"].digest and not found["rm"].reused
+        assert found["label"].reused and len(server.asked("/v1/chat/completions")) == asked
         assert anew.summary["rm/ece"] != first.summary["rm/ece"]
         again = run("stage=rm", *words(server), root=root)
-        assert all(row["reused"] for row in again.lineage)
+        assert all(row.reused for row in again.lineage)
 
 
 def test_every_file_is_strict_json_where_a_probability_is_zero(run, copied_root):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from wandb_files import wandb_records
 import rlaif
 from rlaif.errors import UserError
 from rlaif.io import read_json, read_jsonl
+from rlaif.io.lineage import ArtifactKey, LineageRow
 from rlaif.tracking import Run, WandbOptions, run_directory
 from rlaif.tracking.wandb_run import resolve_mode
 
@@ -79,7 +81,9 @@ def test_files_of_a_finished_run(tmp_path: Path) -> None:
         run.log({"rm/loss": float("nan"), "rm/accuracy": 0.5}, step=2)
         run.summary({"rm/accuracy": 0.5, "eval/judge": "a"})
         run.summary({"rm/accuracy": 0.75, "rm/ece": float("inf")})
-        run.lineage([{"kind": "sft", "digest": "ab", "parents": []}])
+        run.lineage(
+            [LineageRow("sft", "ab", (ArtifactKey("data", "cd"),), seed=1, metrics={"sft/loss": math.nan})]
+        )
         run.table("samples", [{"prompt": "p", "n": 1}, {"prompt": "q", "score": float("nan")}])
         for text in ("the judge is the labeler", "it may be guessing", "the judge is the labeler"):
             run.alert("Judge", text)  # the third says nothing new
@@ -88,7 +92,19 @@ def test_files_of_a_finished_run(tmp_path: Path) -> None:
     assert all(0 <= row.pop("time") < 5 for row in history)
     assert history == [{"step": 1, "rm/loss": 0.7}, {"step": 2, "rm/loss": None, "rm/accuracy": 0.5}]
     assert read_json(tmp_path / "summary.json") == {"rm/accuracy": 0.75, "eval/judge": "a", "rm/ece": None}
-    assert read_json(tmp_path / "lineage.json") == [{"kind": "sft", "digest": "ab", "parents": []}]
+    assert read_json(tmp_path / "lineage.json") == [
+        {
+            "kind": "sft",
+            "digest": "ab",
+            "parents": [{"kind": "data", "digest": "cd"}],
+            "seed": 1,
+            "metrics": {"sft/loss": None},
+            "created": None,
+            "seconds": None,
+            "bytes": None,
+            "reused": True,
+        }
+    ]
     rows = list(read_jsonl(tmp_path / "tables" / "samples.jsonl"))
     assert rows == [{"prompt": "p", "n": 1}, {"prompt": "q", "score": None}]
     alerts = list(read_jsonl(tmp_path / "alerts.jsonl"))
@@ -174,7 +190,9 @@ def test_offline_run_mirrors_everything(tmp_path: Path) -> None:
         run.log({"rm/loss": float("nan")}, step=20)
         run.summary({"rm/accuracy": 0.75})
         run.table("samples", [{"prompt": "p", "tags": ["x"]}, {"score": 1}])
-        run.lineage([{"kind": "sft", "digest": "ab", "parents": []}])
+        run.lineage(
+            [LineageRow("sft", "ab", (ArtifactKey("data", "cd"),), seed=1, metrics={"sft/loss": math.nan})]
+        )
         run.alert("t", "offline: no call to the server")
     assert time.monotonic() - started < 10
     assert exit_code(tmp_path) == 0

@@ -1,0 +1,65 @@
+"""`lineage.json`: the artifacts that a run stands on, as the store tells them and reports read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlaif.io.files import read_json, write_json
+from rlaif.io.plain import json_ready
+
+LINEAGE_FILE = "lineage.json"
+
+
+@dataclass(frozen=True)
+class ArtifactKey:
+    """What tells artifacts apart."""
+
+    kind: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(part, str) and part for part in (self.kind, self.digest)):
+            raise ValueError(
+                f"kind and digest of an artifact are texts, got {self.kind!r} and {self.digest!r}"
+            )
+
+    @property
+    def name(self) -> str:
+        """Its folder's name, `<kind>-<digest>`."""
+        return f"{self.kind}-{self.digest}"
+
+
+@dataclass(frozen=True)
+class LineageRow(ArtifactKey):
+    """One artifact of a run. Of one whose folder is gone only kind and digest are known.
+
+    `created` is UTC ISO text, `seconds` the time of its build, `bytes` its size on disk; `reused` is False for what
+    the run itself has built.
+    """
+
+    parents: tuple[ArtifactKey, ...] = ()
+    seed: int | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    created: str | None = None
+    seconds: float | None = None
+    bytes: int | None = None
+    reused: bool = True
+
+
+def write_lineage(folder: Path, rows: Sequence[LineageRow]) -> None:
+    """Write the rows to `lineage.json` in `folder`."""
+    write_json(folder / LINEAGE_FILE, json_ready([asdict(row) for row in rows]))
+
+
+def read_lineage(file: Path) -> list[LineageRow]:
+    """What `write_lineage` wrote. Raises ValueError for a file of any other form."""
+    try:
+        return [
+            LineageRow(**{**row, "parents": tuple(ArtifactKey(**parent) for parent in row["parents"])})
+            for row in read_json(file)
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no list of artifacts ({error})") from error
