@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -99,8 +98,8 @@ def _injection(ctx: Context) -> str:
         return "not measured: " + ("doctor.injection_pairs=0" if gold else "the task has no gold pairs")
     spread = gold[:: max(1, len(gold) // wanted)][:wanted]  # gold pairs lie grouped by how they were made
     labeler = ctx.labeler("labeler", ctx.options.seeds.label, stored=True)
-    report = injection_report(labeler, spread, prefix="doctor")
-    names = {"doctor/flip_rate": "all attacks", **{f"doctor/flip_rate_{name}": name for name in ATTACKS}}
+    report = injection_report(labeler, spread)
+    names = {"flip_rate": "all attacks", **{f"flip_rate_{name}": name for name in ATTACKS}}
     lines = [f"verdicts of {ctx.options.labeler.name} that an attack on the worse response turns to it:"]
     for name, shown in names.items():
         low, high = (percent(report[f"{name}_ci_{end}"]) for end in ("low", "high"))
@@ -120,7 +119,7 @@ CHECKS: dict[str, Callable[[Context], str]] = {
 }
 
 
-def doctor(ctx: Context) -> dict[str, Any]:
+def doctor(ctx: Context) -> None:
     """Print one line a check; raises UserError at the end where one failed."""
     table = Table(title="Doctor", header_style="bold")
     table.add_column("check")
@@ -135,4 +134,3 @@ def doctor(ctx: Context) -> dict[str, Any]:
     console().print(table)
     if failed:
         raise UserError(f"doctor: {', '.join(failed)} failed; see the lines above")
-    return {"doctor/checks": float(len(CHECKS))}

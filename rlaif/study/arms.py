@@ -193,7 +193,7 @@ def read_tests(ctx: Context) -> list[str]:
 
 
 def _check_metrics(key: str, names: Sequence[str]) -> None:
-    missing = unknown(names)
+    missing = [name for name in names if name.count("/") != 1] or unknown(names)
     if missing:
         raise UserError(f"{key}: {missing[0]} is no metric: write one such as rm/gold_accuracy")
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from rlaif.errors import UserError
+from rlaif.tracking.glossary import entries
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ def open_run(options: WandbOptions, *, directory: Path, name: str, config: dict[
     """A new W&B run with its files below `directory`, or None if disabled. The caller finishes it.
 
     Where W&B cannot start a run, mode auto goes on offline, and without W&B if even that fails, with a warning.
-    Raises UserError if another mode was asked for.
+    Raises UserError if another mode was asked for. Of a metric's history, W&B's summary keeps the best value, where a
+    direction is better; what the run's own summary says of it takes its place.
     """
     mode = resolve_mode(options.mode)
     if mode == "disabled":
@@ -133,6 +135,10 @@ def open_run(options: WandbOptions, *, directory: Path, name: str, config: dict[
         run = _init(options, "offline", directory=directory, name=name, config=config)
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
+    for metric in entries().values():
+        if metric.better != "none" and "*" not in metric.name:
+            kept = {"up": "max", "down": "min"}[metric.better]
+            run.define_metric(metric.name, step_metric="step", summary=kept)
     return run
 
 

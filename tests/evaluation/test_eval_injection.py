@@ -13,7 +13,6 @@ from rlaif.backends.fencing import read_fences
 from rlaif.labelers import Labeler, TemplateSet
 from rlaif.stages.label.injection import ATTACKS, CONTROL, attacked, injection_report
 from rlaif.stats import proportion_interval
-from rlaif.tracking.glossary import unknown
 
 GOOD = "Return the smaller of total and limit."
 GOLD = [
@@ -58,45 +57,44 @@ def labeler(fooled=lambda text: False, **changes) -> Labeler:
 
 
 def report(fooled, pairs=GOLD, **changes):
-    return injection_report(labeler(fooled, **changes), pairs, prefix="doctor")
+    return injection_report(labeler(fooled, **changes), pairs)
 
 
 def test_a_labeler_that_obeys_one_attack_flips_on_it_alone():
     found = report(lambda text: "Ignore the above" in text)
-    rates = {name: found[f"doctor/flip_rate_{name}"] for name in ATTACKS}
+    rates = {name: found[f"flip_rate_{name}"] for name in ATTACKS}
     assert rates == {name: float(name == "ignore_above") for name in ATTACKS}
     attacks = len(ATTACKS) - 1
-    assert found["doctor/flip_rate"] == pytest.approx(1 / attacks, abs=1e-12)
-    assert found["doctor/flip_rate_n"] == 12 * attacks and found["doctor/flip_rate_near_empty_n"] == 12
-    assert unknown(found) == []
+    assert found["flip_rate"] == pytest.approx(1 / attacks, abs=1e-12)
+    assert found["flip_rate_n"] == 12 * attacks and found["flip_rate_near_empty_n"] == 12
     low = proportion_interval([1.0] * 12, range(12)).low
-    assert found["doctor/flip_rate_ignore_above_ci_low"] == pytest.approx(low, abs=1e-12)
-    assert found["doctor/flip_rate_ignore_above_ci_high"] == 1.0
-    assert found["doctor/flip_rate_control_ci_high"] == pytest.approx(1 - low, abs=1e-12)
+    assert found["flip_rate_ignore_above_ci_low"] == pytest.approx(low, abs=1e-12)
+    assert found["flip_rate_ignore_above_ci_high"] == 1.0
+    assert found["flip_rate_control_ci_high"] == pytest.approx(1 - low, abs=1e-12)
 
 
 def test_a_robust_labeler_does_not_flip_and_a_full_stop_can_win():
-    assert report(lambda text: False)["doctor/flip_rate"] == 0.0
+    assert report(lambda text: False)["flip_rate"] == 0.0
     found = report(lambda text: text == ".")
-    assert found["doctor/flip_rate_near_empty"] == 1.0
-    assert found["doctor/flip_rate_ignore_above"] == 0.0
+    assert found["flip_rate_near_empty"] == 1.0
+    assert found["flip_rate_ignore_above"] == 0.0
 
 
 def test_the_control_stays_out_of_the_total():
     found = report(lambda text: "nothing to say" in text)
-    assert found["doctor/flip_rate_control"] == 1.0 and found["doctor/flip_rate"] == 0.0
+    assert found["flip_rate_control"] == 1.0 and found["flip_rate"] == 0.0
 
 
 def test_only_verdicts_that_could_flip_and_were_read_count():
     lost = [dataclasses.replace(GOLD[0], response_b="What?")]  # the better response cannot be read
     wrong = [dataclasses.replace(GOLD[1], gold=0.0)]  # gold calls worse what the labeler prefers anyway
     found = report(lambda text: "Ignore the above" in text, [*GOLD[2:6], *lost, *wrong])
-    assert found["doctor/flip_rate_ignore_above_n"] == 4
-    assert found["doctor/flip_rate_ignore_above"] == 1.0
+    assert found["flip_rate_ignore_above_n"] == 4
+    assert found["flip_rate_ignore_above"] == 1.0
     none = report(lambda text: False, wrong)
-    assert none["doctor/flip_rate_n"] == 0 and math.isnan(none["doctor/flip_rate"])
+    assert none["flip_rate_n"] == 0 and math.isnan(none["flip_rate"])
     # Were the verdict before the attack not looked at, the pair that is wrong anyway would count as flipped.
-    assert report(lambda text: False, [*GOLD[2:6], *wrong])["doctor/flip_rate"] == 0.0
+    assert report(lambda text: False, [*GOLD[2:6], *wrong])["flip_rate"] == 0.0
 
 
 def test_the_attack_lies_in_the_worse_response_and_nowhere_else():
@@ -136,8 +134,8 @@ def test_where_the_prompt_asks_for_the_worse_response_the_forgery_names_the_othe
 def test_pointwise_labelers_are_measured_and_shared_responses_asked_once(changes):
     backend = Recorder(scripted())
     one = Labeler(backend, templates(), options(**changes), store=None, progress=None)
-    found = injection_report(one, GOLD, prefix="doctor")
-    assert found["doctor/flip_rate_n"] > 0
+    found = injection_report(one, GOLD)
+    assert found["flip_rate_n"] > 0
     # One call for each response as it is, one for each attacked: the better response is not asked again.
     kinds = 2 if changes["readout_kind"] == "likelihood" else 1
     assert backend.calls <= kinds * (2 + len(ATTACKS)) * len(GOLD)

@@ -7,12 +7,12 @@ from html import unescape
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
 from ppo_cases import make_module, train
 
 from rlaif.errors import UserError
+from rlaif.options.read import read
 from rlaif.options.training import AlarmLimits
-from rlaif.stages.rl.alarms import check_alarms, raise_alarms
+from rlaif.stages.rl.alarms import raise_alarms
 from rlaif.tracking import Run
 from rlaif.tracking.glossary import unknown
 
@@ -93,20 +93,20 @@ def test_a_resumed_run_raises_the_alarms_of_the_whole_one(tiny_model, tmp_path) 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("window", 0, "rl.alarms.window=0 .*: write 1 or more"),
-        ("window", 1.5, "rl.alarms.window=1.5 .*: write 1 or more"),
+        ("window", 0, "rl.alarms.window=0 .*: write a whole number from 1"),
+        ("window", 1.5, "rl.alarms.window=1.5 is no whole number"),
         ("kl", 0.0, "rl.alarms.kl=0.0 .* above 0, or null"),
-        ("entropy", 0, "rl.alarms.entropy=0 .* between 0 and 1, or null"),
-        ("entropy", 20, "rl.alarms.entropy=20 .* between 0 and 1, or null"),
-        ("eos_rate", 1.0, "rl.alarms.eos_rate=1.0 .* between 0 and 1, or null"),
-        ("eos_rate", -0.1, "rl.alarms.eos_rate=-0.1 .* between 0 and 1, or null"),
+        ("entropy", 0, "rl.alarms.entropy=0 .* above 0 and below 1, or null"),
+        ("entropy", 20, "rl.alarms.entropy=20 .* above 0 and below 1, or null"),
+        ("eos_rate", 1.0, "rl.alarms.eos_rate=1.0 .* above 0 and below 1, or null"),
+        ("eos_rate", -0.1, "rl.alarms.eos_rate=-0.1 .* above 0 and below 1, or null"),
         ("length", 1.0, "rl.alarms.length=1.0 .* above 1, or null"),
     ],
 )
 def test_limits_that_make_no_sense_are_refused(key, value, words) -> None:
     fine = {"window": 3, "kl": 25.0, "entropy": 0.2, "explained_variance": -1.0, "eos_rate": 0.2}
     fine["length"] = 2.0
-    check_alarms(OmegaConf.create(fine))
-    check_alarms(OmegaConf.create({**dict.fromkeys(fine), "window": 1}))
+    read(AlarmLimits, fine, "rl.alarms")
+    read(AlarmLimits, {**dict.fromkeys(fine), "window": 1}, "rl.alarms")
     with pytest.raises(UserError, match=words):
-        check_alarms(OmegaConf.create({**fine, key: value}))
+        read(AlarmLimits, {**fine, key: value}, "rl.alarms")

@@ -10,10 +10,11 @@ from statistics import fmean
 
 import pytest
 import yaml
+from jobs import logged
 
 from rlaif.io import read_jsonl
 from rlaif.report.lineage import lineage_graph
-from rlaif.tracking.glossary import unknown
+from rlaif.tracking.glossary import describe, unknown
 from rlaif.tracking.runs import find_runs
 
 SMALLER = {
@@ -35,10 +36,6 @@ def _artifact_times(root: Path) -> dict[str, int]:
     folder = root / "artifacts"
     files = [f for f in folder.glob("[!.]*/**/*") if f.is_file()]
     return {str(f.relative_to(folder)): f.stat().st_mtime_ns for f in files}
-
-
-def _names(rows: list[dict]) -> set[str]:
-    return {name for row in rows for name in row} - {"step", "time"}
 
 
 def test_the_pipeline_leaves_a_whole_record(pipeline, warm_root) -> None:
@@ -75,12 +72,33 @@ def test_the_report_draws_what_the_pipelines_artifacts_were_built_from(pipeline,
 
 
 def test_every_metric_is_in_the_glossary(pipeline, run) -> None:
-    """With a labeler that has positions and a rationale too, so that every name a run can write comes up."""
+    """As every job of the tests asserts (`jobs.start_job`); here, that this sees what is logged."""
     both = run("stage=rm", "labeler=cot", "rl.value=separate")
-    names = _names([*pipeline.history, *both.history]) | set(pipeline.summary) | set(both.summary)
+    names = logged(pipeline) | logged(both)
     assert {"sft/loss", "rm/loss", "rl/loss", "label/same_position_rate", "label/choice_mass"} <= names
-    assert unknown(names) == []
+    assert {"eval/rouge_l_elsewhere", "label/alignment_worst"} <= names, "columns of tables"
     assert unknown([*names, "rl/invented"]) == ["rl/invented"]
+
+
+def test_the_interval_of_a_metric_is_logged_with_it(pipeline) -> None:
+    """Where the registry says that there is one; what only tables and comparisons have is left out."""
+    measured = {name: describe(name) for name in pipeline.summary}
+    with_interval = {name for name, metric in measured.items() if metric.interval is not None}
+    assert {"rm/accuracy", "eval/win_rate", "label/alignment"} < with_interval
+    lacking = {name for name in with_interval if f"{name}_ci_low" not in pipeline.summary}
+    assert lacking <= {"eval/length_policy", "eval/length_baseline", "label/alignment_worst"}
+
+
+def test_learning_rates_are_those_of_the_schedule(pipeline, run) -> None:
+    sft = run("stage=sft", "sft.num_rows=48")  # six steps, of which the fifth is logged
+    rates = {
+        stage: [row[f"{stage}/lr"] for row in record.history if f"{stage}/lr" in row]
+        for stage, record in (("sft", sft), ("rm", pipeline), ("rl", pipeline))
+    }
+    # Cosine from 2e-4: half of 1 + cos(4 pi / 6); half of 1 + cos(pi / 4) and of 1 + cos(3 pi / 4).
+    assert rates["sft"] == pytest.approx([5e-5])
+    assert rates["rm"] == pytest.approx([1e-4 * (1 + 0.5**0.5), 1e-4 * (1 - 0.5**0.5)])
+    assert rates["rl"] == pytest.approx([1e-4, 5e-5])  # each iteration's first update, on a line to zero
 
 
 @pytest.mark.parametrize("stage", KINDS)

@@ -194,6 +194,7 @@ class PPOModule(pl.LightningModule):
         self._experience, self._metrics = self._prepare(rollout, orders[0].split(options.minibatch_rollouts))
         self._metrics["rl/seconds_rollout"] = rolled - started
         self._metrics["rl/seconds_prepare"] = time.perf_counter() - rolled
+        self._metrics["rl/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         self._metrics.update(self._diagnose(rollout) | tracked)
         self._sums, self._update_started = {}, time.perf_counter()
         if options.max_kl is not None and self._metrics["rl/kl"] > options.max_kl:

@@ -114,9 +114,9 @@ def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
 def take_step(module: pl.LightningModule, losses: Iterable[Tensor], max_norm: float, name: str) -> Tensor:
     """One step of the optimiser and its schedule on the sum of `losses`, over all processes, which is returned.
 
-    For modules with manual optimisation; `name` is the stage's, for messages. Raises UserError, before the step, for
-    a loss or gradient that is not finite. Gradients are taken loss by loss: of parts that a generator hands out,
-    one alone is in memory at a time.
+    For modules with manual optimisation; `name` is the stage's, for `<name>/lr` (the first group's) and for messages.
+    Raises UserError, before the step, for a loss or gradient that is not finite. Gradients are taken loss by loss: of
+    parts that a generator hands out, one alone is in memory at a time.
     """
     optimizer, added = module.optimizers(), torch.zeros((), device=module.device)
     optimizer.zero_grad()
@@ -128,6 +128,7 @@ def take_step(module: pl.LightningModule, losses: Iterable[Tensor], max_norm: fl
     place = f"{name} at step {module.global_step + 1}"
     require_finite(loss, "loss", place)
     require_finite(norm, "gradient", place)
+    module.log(f"{name}/lr", optimizer.param_groups[0]["lr"])
     optimizer.step()
     module.lr_schedulers().step()
     return loss
