@@ -65,7 +65,7 @@ def test_each_job_has_a_wandb_run_and_the_sweep_a_report(ablation) -> None:
         for name in ("base", "cot", "fewshot")
         for order in ("first", "both")
     )
-    assert f"sweep report: {page}" in done.stdout and "paired test on the same" in text
+    assert f"sweep report: {page}" in done.stdout and "Tested on RM accuracy, on the same" in text
 
 
 def test_the_output_is_readable_in_a_file(ablation) -> None:
@@ -81,11 +81,16 @@ def test_a_failing_job_in_the_middle_stops_no_other(ablation, command) -> None:
     root, _ = ablation
     before = len(find_runs(root, state=None)), len(_wandb_runs(root)), _kinds(root)
     done = command(
-        "-m", "stage=rm", "labeler=base", "rm.init=sft,nonsense,base", "profile=smoke", f"paths.root={root}"
+        "-m",
+        "stage=rm",
+        "labeler=base",
+        "rm.micro_batch_size=null,99,4",
+        "profile=smoke",
+        f"paths.root={root}",
     )
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert errors == ["error: rm.init=nonsense is not known: write sft or base"]
+    assert errors == ["error: rm.micro_batch_size=99 is no part of rm.batch_size=8: write 1 to 8, or null"]
     assert "Traceback" not in done.stderr
     records = find_runs(root, state=None)[before[0] :]
     assert [record.state for record in records] == ["finished", "failed", "finished"]

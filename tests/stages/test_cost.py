@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from rlaif.errors import UserError
 from rlaif.labelers import FREE, Estimate, Price
+from rlaif.options.labeling import BackendOptions
+from rlaif.options.read import read
 from rlaif.stages.common.engines import meter_of, price_of, priced_as, seconds_elsewhere
 
 HOSTED = {"name": "some-model", "base_url": "https://models.example/v1"}
@@ -15,17 +18,27 @@ PRICES = {"usd_per_million": {"listed": {"in": 1.0, "out": 2.0, "cached": 0.5}}}
 PAID = ["labeler=scripted", "prices.usd_per_million.scripted={in: 1000, out: 1000, cached: 0}"]
 
 
+def backend(own: dict[str, str]) -> BackendOptions:
+    """The options of `backend`, with those that no price asks for left out."""
+    return read(BackendOptions, {"engine": "openai", "revision": None} | own, "backend")
+
+
 def test_what_runs_here_is_free_and_what_is_not_listed_elsewhere_unknown():
-    assert price_of(PRICES, "transformers", {"name": "any"}) is FREE
-    assert price_of(PRICES, "openai", HOSTED) is None
+    assert price_of(PRICES, "transformers", backend({"name": "any"})) is FREE
+    assert price_of(PRICES, "openai", backend(HOSTED)) is None
     for host in ("localhost:8000", "127.0.0.1:1", "[::1]:5"):
         assert price_of(PRICES, "openai", HOSTED | {"base_url": f"http://{host}/v1"}) is FREE
     listed = HOSTED | {"name": "listed"}
-    assert price_of(PRICES, "openai", listed) == Price(1.0, 2.0, 0.5)
-    assert price_of(PRICES, "openai", listed | {"base_url": "http://localhost/v1"}) == Price(1.0, 2.0, 0.5)
-    assert (priced_as("openai", HOSTED), priced_as("scripted", HOSTED)) == ("some-model", "scripted")
+    assert price_of(PRICES, "openai", backend(listed)) == Price(1.0, 2.0, 0.5)
+    assert price_of(PRICES, "openai", backend(listed | {"base_url": "http://localhost/v1"})) == Price(
+        1.0, 2.0, 0.5
+    )
+    assert (priced_as("openai", backend(HOSTED)), priced_as("scripted", backend(HOSTED))) == (
+        "some-model",
+        "scripted",
+    )
     with pytest.raises(UserError, match=r"prices\.usd_per_million\.listed is"):
-        price_of({"usd_per_million": {"listed": {"in": 1.0}}}, "openai", listed)
+        price_of({"usd_per_million": {"listed": {"in": 1.0}}}, "openai", backend(listed))
 
 
 @pytest.mark.parametrize(
@@ -33,25 +46,29 @@ def test_what_runs_here_is_free_and_what_is_not_listed_elsewhere_unknown():
 )
 def test_a_priced_model_costs_its_price_behind_a_proxy_on_this_machine(name):
     proxy = {"name": name, "base_url": "http://127.0.0.1:4000/v1"}
-    assert price_of(PRICES, "openai", proxy) == Price(1.0, 2.0, 0.5)
-    assert price_of(PRICES, "openai", proxy | {"base_url": HOSTED["base_url"]}) == Price(1.0, 2.0, 0.5)
+    assert price_of(PRICES, "openai", backend(proxy)) == Price(1.0, 2.0, 0.5)
+    assert price_of(PRICES, "openai", backend(proxy | {"base_url": HOSTED["base_url"]})) == Price(
+        1.0, 2.0, 0.5
+    )
 
 
 @pytest.mark.parametrize("name", ["listed-mini", "unlisted", "my-listed", "listed/other"])
 def test_other_models_on_this_machine_stay_free(name):
     for host in ("127.0.0.2:1", "[::1]", "toy.localhost:80"):
-        assert price_of(PRICES, "openai", {"name": name, "base_url": f"http://{host}/v1"}) is FREE
+        assert price_of(PRICES, "openai", backend({"name": name, "base_url": f"http://{host}/v1"})) is FREE
     for host in ("10.0.0.2:1", "localhost.example"):
-        assert price_of(PRICES, "openai", {"name": name, "base_url": f"http://{host}/v1"}) is None
+        assert price_of(PRICES, "openai", backend({"name": name, "base_url": f"http://{host}/v1"})) is None
 
 
 def test_a_budget_without_a_price_is_refused_in_one_sentence():
-    node = {"budget_usd": 2.0, "max_seconds": None}
+    node = SimpleNamespace(budget_usd=2.0, max_seconds=None)
     with pytest.raises(UserError) as caught:
         meter_of("judge", node, None, "some-model")
     said = str(caught.value)
     assert "judge.budget_usd=2.0" in said and "some-model" in said and "conf/prices/default.yaml" in said
-    assert meter_of("judge", node | {"budget_usd": None}, None, "some-model").usd is None
+    assert (
+        meter_of("judge", SimpleNamespace(budget_usd=None, max_seconds=None), None, "some-model").usd is None
+    )
     assert meter_of("judge", node, FREE, "some-model").usd == 0.0
 
 

@@ -247,7 +247,7 @@ def test_the_digest_knows_weights_tokenizer_and_format(context, tmp_path) -> Non
     [
         (None, [], "reward.name has no value"),
         ("nowhere", [], "no such directory"),
-        ("decoder", ["reward.format=xml"], "reward.format=xml is not known: write one of chat, pair, policy"),
+        ("decoder", ["reward.format=xml"], "reward.format=xml is not known: write chat, pair or policy"),
         ("decoder", ["reward.max_tokens=0"], "reward.max_tokens=0"),
         ("decoder", ["reward.normalize_rows=1"], "reward.normalize_rows=1"),
         ("decoder", ["reward.dtype=half"], "reward.dtype=half: float16 overflows"),

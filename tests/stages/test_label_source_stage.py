@@ -180,7 +180,10 @@ def test_gold_labels_that_are_not_there(name, run, warm_root, tmp_path) -> None:
         (["rm.min_confidence=0.7"], "rm.min_confidence=0.7 is no distance from 0.5"),
         (["rm.confidence_weight=-1"], "rm.confidence_weight=-1 is out of range: write a number from 0"),
         (["rm.label_temperature=0"], "rm.label_temperature=0 is out of range: write a number above 0"),
-        (["rm.label_smoothing=0.5"], "rm.label_smoothing=0.5 would leave no preference"),
+        (
+            ["rm.label_smoothing=0.5"],
+            "rm.label_smoothing=0.5 is out of range: write a number from 0 and below 0.5",
+        ),
         (["rm.margin=-1"], "rm.margin=-1 is out of range: write a number from 0"),
         (["rm.centering=-0.1"], "rm.centering=-0.1 is out of range: write a number from 0"),
     ],

@@ -427,7 +427,7 @@ def test_the_card_names_the_reward(run, pipeline, tmp_path) -> None:
         (["reward=ensemble"], "rm.ensemble=1 trains one: write rm.ensemble=4"),
         (
             ["reward=ensemble", "rm.ensemble=2", "reward.how=max"],
-            "reward.how=max is not known: write one of mean",
+            "reward.how=max is not known: write mean, min or mean_minus_variance",
         ),
         (["reward=ensemble", "rm.ensemble=2", "reward.coefficient=-1"], "reward.coefficient=-1"),
         (

@@ -289,7 +289,7 @@ def test_a_fit_killed_after_its_last_epoch_ends_the_same(tiny_model, tmp_path, k
     assert _same(list(module.state_dict().values()), list(whole.state_dict().values()))
     if kind == "sft":
         assert module.metrics == whole.metrics
-        names = ("sft/loss", "sft/val_loss")
+        names = ("sft/loss", "sft/val_loss", "sft/lr")
         assert whole.metrics == {name: float(whole_trainer.callback_metrics[name]) for name in names}
     else:
         assert [best.loss for best in module.best] == [best.loss for best in whole.best]
@@ -423,7 +423,5 @@ def test_numbers_that_cannot_be_trained_with_are_refused():
     fine = {"num_epochs": 1, "batch_size": 8, "micro_batch_size": None}
     for good in ({}, {"micro_batch_size": 8}, {"micro_batch_size": 1}):
         check_training("rm", SimpleNamespace(**{**fine, **good}))
-    for wrong in ({"micro_batch_size": 0}, {"micro_batch_size": 9}, {"micro_batch_size": 2.5}):
-        (key,) = wrong
-        with pytest.raises(UserError, match=rf"sft\.{key}={wrong[key]} .*: write "):
-            check_training("sft", SimpleNamespace(**{**fine, **wrong}))
+    with pytest.raises(UserError, match=r"sft\.micro_batch_size=9 .*: write 1 to 8, or null"):
+        check_training("sft", SimpleNamespace(**{**fine, "micro_batch_size": 9}))

@@ -137,7 +137,9 @@ def test_every_file_is_strict_json_where_a_probability_is_zero(run, copied_root)
 
 @pytest.mark.parametrize("value", ["sometimes", "0"])
 def test_a_retry_that_is_none_is_refused(run, pipeline, value):
-    with pytest.raises(UserError, match="labeler.retry is .*unparsed, failed, all, or null"):
+    with pytest.raises(
+        UserError, match=f"labeler.retry={value} is not known: write unparsed, failed, all or null"
+    ):
         run("stage=label", "labeler=scripted", f"labeler.retry={value}")
 
 
