@@ -289,7 +289,7 @@ def test_a_fit_killed_after_its_last_epoch_ends_the_same(tiny_model, tmp_path, k
     assert _same(list(module.state_dict().values()), list(whole.state_dict().values()))
     if kind == "sft":
         assert module.metrics == whole.metrics
-        names = ("sft/loss", "sft/val_loss")
+        names = ("sft/loss", "sft/val_loss", "sft/lr")
         assert whole.metrics == {name: float(whole_trainer.callback_metrics[name]) for name in names}
     else:
         assert [best.loss for best in module.best] == [best.loss for best in whole.best]
