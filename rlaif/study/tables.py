@@ -58,7 +58,7 @@ class Cell:
         value = metric_value(name, self.value)
         if not self.spread or self.value is None:
             return value
-        return f"{value} ± {metric_value(name, self.spread)}"
+        return f"{value} ± {metric_value(name, self.spread).removeprefix('+')}"
 
     def range(self, name: str) -> str:
         """The interval's text, empty without one."""

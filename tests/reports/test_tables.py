@@ -9,7 +9,7 @@ from synthetic_runs import write_run
 
 from rlaif.errors import UserError
 from rlaif.report.summary import result_table
-from rlaif.study.tables import ablation_table, arm_labels, terminal_table
+from rlaif.study.tables import Cell, ablation_table, arm_labels, terminal_table
 from rlaif.tracking.runs import find_runs
 
 WIN = "eval/win_rate"
@@ -115,6 +115,11 @@ def test_paired_items_decide_where_the_intervals_overlap(tmp_path):
     assert "paired test on the same 100 items" in table.caption
     (runs[1].path / "tables" / "items.jsonl").unlink()
     assert ablation_table(runs, [WIN]).arms[1].tied  # the intervals alone cannot tell the arms apart
+
+
+def test_a_spread_has_no_sign():
+    assert Cell(12.3, spread=1.2, n=2).text("label/length_gap") == "+12.3 ± 1.200"
+    assert Cell(0.062, spread=0.01, n=2).text("label/verbosity_gap") == "+6.2 points ± 1.0 points"
 
 
 def test_lower_is_better_for_losses(tmp_path):
