@@ -48,6 +48,13 @@ class LineageRow(ArtifactKey):
     bytes: int | None = None
     reused: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(value is None or isinstance(value, int | float) for value in (self.seconds, self.bytes)):
+            raise ValueError(
+                f"{self.name}: seconds and bytes are numbers, got {self.seconds!r} and {self.bytes!r}"
+            )
+
 
 def write_lineage(folder: Path, rows: Sequence[LineageRow]) -> None:
     """Write the rows to `lineage.json` in `folder`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -197,38 +197,17 @@ def reinforce_loss(
     return _mean_loss(each, mask, mean, normalizer)
 
 
-class PolicyLoss(Protocol):
-    """A policy loss (to minimise) and its metrics; all tensors are (B, T)."""
-
-    def __call__(
-        self,
-        logprobs: Tensor,
-        old_logprobs: Tensor,
-        advantages: Tensor,
-        mask: Tensor,
-        *,
-        clip: float,
-        mean: str,
-        normalizer: Normalizer = None,
-    ) -> tuple[Tensor, Metrics]: ...
-
-
 def _reinforce(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip: float,
-    mean: str,
-    normalizer: Normalizer = None,
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float, **mean: Any
 ) -> tuple[Tensor, Metrics]:
-    loss = reinforce_loss(logprobs, advantages, mask, mean=mean, normalizer=normalizer)
-    return loss, ratio_metrics(logprobs, old_logprobs, mask)
+    return reinforce_loss(logprobs, advantages, mask, **mean), ratio_metrics(logprobs, old_logprobs, mask)
 
 
-POLICY_LOSSES: dict[str, PolicyLoss] = {"clip": ppo_policy_loss, "reinforce": _reinforce}
-"""By `rl.loss`."""
+POLICY_LOSSES: dict[str, Callable[..., tuple[Tensor, Metrics]]] = {
+    "clip": ppo_policy_loss,
+    "reinforce": _reinforce,
+}
+"""By `rl.loss`, each called like `ppo_policy_loss`."""
 
 
 def kl_loss(

@@ -55,7 +55,18 @@ def test_unneeded_keeps_the_parents_of_a_build_in_progress(tmp_path: Path) -> No
     assert seen == [["label"]]
 
 
-@pytest.mark.parametrize("text", ['[{"kind": "sft"', '[{"kind": "sft"}]', "7"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"kind": "sft"',
+        '[{"kind": "sft"}]',
+        "7",
+        '["sft-ab"]',
+        '[{"kind": "sft", "digest": "ab", "parents": ["data-cd"]}]',
+        '[{"kind": "sft", "digest": "", "parents": []}]',
+        '[{"kind": "sft", "digest": "ab", "parents": [], "seconds": "3"}]',
+    ],
+)
 def test_a_broken_lineage_file_is_refused(tmp_path: Path, text: str) -> None:
     store = ArtifactStore(tmp_path / "artifacts")
     make(store, "data")

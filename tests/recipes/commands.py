@@ -21,6 +21,7 @@ COMMANDS = {
     "An RL algorithm": ("stage=rl", "rl=median", "reward=length", "rl.samples_per_prompt=4"),
     "A labeler prompt": (*LABEL, "labeler=strict", "labeler.backend=scripted"),
     "A task": (*LABEL, "labeler=detailed", "labeler.backend=scripted"),
+    "A metric": ("stage=pipeline", "rl=reinforce", "reward=length"),
     "A backend": (*LABEL, "labeler=base", "backend=shortest"),
     "A reward": ("stage=rl", "rl=reinforce", "reward=brevity"),
 }
@@ -42,6 +43,17 @@ def outcome(words: tuple[str, ...]) -> dict[str, Any]:
     return {**record.summary, **{f"name of {key}": name for key, name in names.items()}}
 
 
+def reported() -> dict[str, Any]:
+    """The page of the one pipeline, and how many rows of its history have the metric of the recipe."""
+    outputs = CODE / "outputs"
+    (page,), (history,) = (
+        outputs.glob("reports/pipeline-*.html"),
+        outputs.glob("runs/pipeline/*/history.jsonl"),
+    )
+    rows = history.read_text().splitlines()
+    return {"page": page.read_text(), "history": sum("rl/question_rate" in row for row in rows)}
+
+
 def main() -> None:
     assert rlaif.__file__.startswith(str(CODE)), "the copy is what runs"
     told = {title: outcome(words) for title, words in COMMANDS.items()}
@@ -50,6 +62,7 @@ def main() -> None:
     told["An RL algorithm"]["advantages"] = advantages.flatten().tolist()
     told["A labeler prompt"]["prompt"] = prompt("strict", "docs")
     told["A task"]["prompt"] = prompt("detailed", "riddles")
+    told["A metric"] |= reported()
     (CODE / "told.json").write_text(json.dumps(told))
 
 

@@ -36,8 +36,10 @@ class Edit:
         """Where the text goes: the number of the line that it stands before."""
         if self.place == "at the top":
             return lines.index("from __future__ import annotations\n") + 1
-        where, name = self.place.split(" ")
-        (found,) = (i for i, line in enumerate(lines) if re.match(rf"{name.strip('`')}\b.* = {{$", line))
+        where, name = self.place.split(" ", 1)
+        (found,) = (
+            i for i, line in enumerate(lines) if re.match(rf" *{name.strip('`')}\b.*( = {{|:)$", line)
+        )
         return found + (where == "in")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from recipe_edits import CODE, PRODUCT, Edit, read_recipes
 
-TITLES = ["An RL algorithm", "A labeler prompt", "A task", "A backend", "A reward"]
+TITLES = ["An RL algorithm", "A labeler prompt", "A task", "A metric", "A backend", "A reward"]
 
 
 def test_each_recipe_touches_at_most_three_files_and_they_share_none(scratch: Path) -> None:
@@ -65,6 +65,18 @@ def test_a_task_has_its_own_texts_and_the_common_ones(told: dict[str, dict[str, 
     assert "<<<riddle\nPROMPT" in summary["prompt"] and "Which answer solves the riddle" in summary["prompt"]
     assert summary["prompt"].startswith("You compare answers."), "the common preamble"
     assert summary["label/alignment"] == 1.0 and summary["label/n"] > 0
+
+
+def test_a_metric_is_in_the_summary_the_history_and_the_report(told: dict[str, dict[str, Any]]) -> None:
+    """W&B has what the summary and the history have (`tests/stages/test_recipe_metric.py`)."""
+    summary = told["A metric"]
+    assert 0 <= summary["rl/question_rate"] < 0.2, "random bytes seldom end in a question mark"
+    assert summary["history"] == summary["rl/iterations"] >= 2
+    explained = (
+        '<abbr title="rl/question_rate – responses that end in a question mark / responses; unit: fraction; '
+    )
+    line = summary["page"].split(explained)[1].split("</tr>")[0]
+    assert ">ends in a question</abbr>" in line and f">{100 * summary['rl/question_rate']:.1f}%<" in line
 
 
 def test_a_backend_answers_and_is_free(told: dict[str, dict[str, Any]]) -> None:

@@ -27,7 +27,7 @@ def test_what_runs_here_is_free_and_what_is_not_listed_elsewhere_unknown():
     assert price_of(PRICES, "transformers", backend({"name": "any"})) is FREE
     assert price_of(PRICES, "openai", backend(HOSTED)) is None
     for host in ("localhost:8000", "127.0.0.1:1", "[::1]:5"):
-        assert price_of(PRICES, "openai", HOSTED | {"base_url": f"http://{host}/v1"}) is FREE
+        assert price_of(PRICES, "openai", backend(HOSTED | {"base_url": f"http://{host}/v1"})) is FREE
     listed = HOSTED | {"name": "listed"}
     assert price_of(PRICES, "openai", backend(listed)) == Price(1.0, 2.0, 0.5)
     assert price_of(PRICES, "openai", backend(listed | {"base_url": "http://localhost/v1"})) == Price(

@@ -10,7 +10,8 @@ from statistics import fmean
 
 import pytest
 import yaml
-from jobs import logged
+from jobs import logged, start_job
+from wandb_files import wandb_records
 
 from rlaif.io import read_jsonl
 from rlaif.report.lineage import lineage_graph
@@ -120,6 +121,19 @@ def test_a_reused_policy_keeps_its_curves_and_tables(pipeline, run) -> None:
     curves = [row["rl/reward"] for row in again.history if "rl/reward" in row]
     assert curves == [row["rl/reward"] for row in pipeline.history if "rl/reward" in row] != []
     assert {row["id"] for row in again.table("items")} < {row["id"] for row in pipeline.table("items")}
+
+
+def test_wandb_has_the_summary_of_a_reused_policy(pipeline, warm_root) -> None:
+    """Its history is logged again, whose best value must not take the place of the summary's."""
+    words = ["profile=smoke", "stage=rl", f"paths.root={warm_root}", "tracking.mode=offline"]
+    again = start_job(words)
+    updates = [
+        (item.key or item.nested_key[0], item.value_json)
+        for record in wandb_records(again.path)
+        if record.HasField("summary")
+        for item in record.summary.update
+    ]
+    assert json.loads(dict(updates)["rl/reward"]) == pytest.approx(pipeline.summary["rl/reward"])
 
 
 @pytest.mark.parametrize("metric", ["label/alignment", "rm/accuracy", "eval/win_rate"])

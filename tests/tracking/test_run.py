@@ -218,6 +218,23 @@ def test_offline_run_mirrors_everything(tmp_path: Path) -> None:
     assert meta["mode"] == "offline" and f"run-{meta['id']}.wandb" in str(list(tmp_path.rglob("*.wandb")))
 
 
+def test_wandb_keeps_the_best_of_a_history_and_the_summarys_own_value(tmp_path: Path) -> None:
+    """Which is best, the registry says; a metric without a direction keeps its last value."""
+    with make(tmp_path, OPTIONS) as run:
+        for step, value in enumerate((0.5, 0.2, 0.4)):
+            run.log(
+                {"rm/val_loss": value, "rm/val_accuracy": value, "rl/kl": value, "rl/reward": value}, step
+            )
+        run.summary({"rl/reward": 0.3})
+    kept: dict[str, Any] = {}
+    for record in wandb_records(tmp_path):
+        if record.HasField("summary"):
+            items = record.summary.update
+            kept |= {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+    assert kept["rm/val_loss"] == {"min": 0.2} and kept["rm/val_accuracy"] == {"max": 0.5}
+    assert (kept["rl/kl"], kept["rl/reward"]) == (0.4, 0.3)
+
+
 def test_upload_policy_metrics_keeps_text_local(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,13 +49,17 @@ def iterations(ctx: Context, prompts: int) -> int:
     return max(1, int(node.num_epochs * prompts) // node.prompts_per_iteration)
 
 
-def _diagnose(rollout: Rollout) -> dict[str, float]:
-    pairs = list(zip(rollout.responses, rollout.prompts, strict=True))
-    return {
-        "rl/copy_rate": fmean(copy_rate(response, prompt.prompt) for response, prompt in pairs),
-        "rl/distinct_3": distinct_ngram_share(rollout.responses, 3),
-        "rl/empty_rate": fmean(is_empty(response) for response in rollout.responses),
-    }
+def _copy_rate(rollout: Rollout) -> float:
+    pairs = zip(rollout.responses, rollout.prompts, strict=True)
+    return fmean(copy_rate(response, prompt.prompt) for response, prompt in pairs)
+
+
+RESPONSE_METRICS: dict[str, Callable[[Rollout], float]] = {
+    "rl/copy_rate": _copy_rate,
+    "rl/distinct_3": lambda rollout: distinct_ngram_share(rollout.responses, 3),
+    "rl/empty_rate": lambda rollout: fmean(map(is_empty, rollout.responses)),
+}
+"""What is measured of each iteration's responses."""
 
 
 def _check(ctx: Context) -> None:
@@ -87,7 +92,8 @@ def _module(
         return collector.collect(policy.frozen_copy(), cursor.indices(iteration), iteration)
 
     def diagnose(rollout: Rollout) -> dict[str, float]:
-        own = _diagnose(rollout) | reward.measures  # before the reward reads others
+        own = {name: measure(rollout) for name, measure in RESPONSE_METRICS.items()}
+        own |= reward.measures  # before the reward reads others
         return own | (held_out.at(current[0]) if held_out is not None else {})
 
     module = PPOModule(
