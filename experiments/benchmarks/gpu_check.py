@@ -16,7 +16,7 @@ from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.scorer import next_token_logprobs
 from rlaif.ops import bradley_terry_loss, sft_loss
 from rlaif.stages.common.scoring import pair_scores
-from rlaif.stages.common.training.optim import response_logprobs
+from rlaif.stages.common.training.logprobs import response_logprobs
 
 # Relative distances that rounding explains, and those of a kernel that computes in bf16.
 FP32, BF16 = 1e-4, 1e-2

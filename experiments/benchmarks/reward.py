@@ -47,7 +47,8 @@ from rlaif.models.weights import Normalization, RewardMember, export_policy, exp
 from rlaif.ops import bradley_terry_loss, sft_loss
 from rlaif.records import Pair
 from rlaif.stages.common.scoring import pair_scores
-from rlaif.stages.common.training.optim import OptimOptions, response_logprobs
+from rlaif.stages.common.training.logprobs import response_logprobs
+from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 from rlaif.stages.sft.module import SFTModule
 

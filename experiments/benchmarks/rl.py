@@ -51,7 +51,8 @@ from rlaif.ops import gae, kl_shaped_rewards
 from rlaif.records import Prompt
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.scoring import sequence_scores
-from rlaif.stages.common.training.optim import OptimOptions, response_hidden, response_logprobs
+from rlaif.stages.common.training.logprobs import response_hidden, response_logprobs
+from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.common.training.trainer import ReleaseMemory, quiet_lightning
 from rlaif.stages.rl.module import PPOModule, PPOOptions
 from rlaif.stages.rl.options import rl_options

@@ -48,18 +48,18 @@ def _key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
 
 
-def resolved(node: Any, place: str = "") -> Any:
-    """A configuration node as plain data; `UNSET` for a value that is still to be given, or that follows one."""
-    if OmegaConf.is_dict(node):
-        return {str(key): _item(node, key, f"{place}.{key}".lstrip(".")) for key in node}
-    if OmegaConf.is_list(node):
-        return [_item(node, index, f"{place}.{index}") for index in range(len(node))]
-    return node
+def resolved(options: Any, place: str = "") -> Any:
+    """A configuration options as plain data; `UNSET` for a value that is still to be given, or that follows one."""
+    if OmegaConf.is_dict(options):
+        return {str(key): _item(options, key, f"{place}.{key}".lstrip(".")) for key in options}
+    if OmegaConf.is_list(options):
+        return [_item(options, index, f"{place}.{index}") for index in range(len(options))]
+    return options
 
 
-def _item(node: Any, key: Any, place: str) -> Any:
+def _item(options: Any, key: Any, place: str) -> Any:
     try:
-        return resolved(node[key], place)
+        return resolved(options[key], place)
     except MissingMandatoryValue:
         return UNSET
     except InterpolationResolutionError as error:

@@ -100,17 +100,17 @@ def _job_name(stage: str, overrides: Sequence[str]) -> str:
 
 def wandb_options(options: Options, group: str | None) -> WandbOptions | None:
     """What the configuration says, else W&B's own variables, else our defaults. Raises UserError for bad ones."""
-    node, env = options.tracking, os.environ
-    if node.mode == "disabled":
+    own, env = options.tracking, os.environ
+    if own.mode == "disabled":
         return None
-    upload: Any = node.upload or ("text" if options.task.public else "metrics")
+    upload: Any = own.upload or ("text" if options.task.public else "metrics")
     found = WandbOptions(
-        project=node.project or env.get("WANDB_PROJECT") or "rlaif",
-        mode=node.mode,  # type: ignore[arg-type]
-        entity=node.entity or env.get("WANDB_ENTITY") or None,
-        group=node.group or env.get("WANDB_RUN_GROUP") or group,
+        project=own.project or env.get("WANDB_PROJECT") or "rlaif",
+        mode=own.mode,  # type: ignore[arg-type]
+        entity=own.entity or env.get("WANDB_ENTITY") or None,
+        group=own.group or env.get("WANDB_RUN_GROUP") or group,
         job_type=options.stage,
-        tags=_tags(node.tags or ()),
+        tags=_tags(own.tags or ()),
         upload=upload,
     )
     check_environment(found.mode)

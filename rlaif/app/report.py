@@ -19,15 +19,17 @@ NEWEST_FIRST = ("compare", "pipeline", "eval", "rl", "rm", "label", "sample", "s
 
 def choose_runs(ctx: Context) -> list[RunRecord]:
     """Finished runs as `report.stage` and `report.group` say; without either, those of the latest kind of run."""
-    node = ctx.options.report
-    runs = [r for r in find_runs(ctx.root, stage=node.stage, group=node.group) if r.stage in NEWEST_FIRST]
+    options = ctx.options.report
+    runs = [
+        r for r in find_runs(ctx.root, stage=options.stage, group=options.group) if r.stage in NEWEST_FIRST
+    ]
     if not runs:
         raise UserError(
             f"no finished run in {ctx.root / 'runs'}: run a stage first, or choose another report.stage or report.group"
         )
-    if node.stage is None and node.group is None:
+    if options.stage is None and options.group is None:
         runs = [r for r in runs if r.stage == runs[-1].stage]
-    return runs[-node.limit :]
+    return runs[-options.limit :]
 
 
 def write_report(ctx: Context, runs: Sequence[RunRecord], name: str, title: str) -> Path:

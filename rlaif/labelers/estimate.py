@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from rlaif.backends.base import Message
 from rlaif.labelers.aggregate import orders_of
 from rlaif.labelers.options import LabelerOptions
-from rlaif.labelers.prompts import (
-    forward_items,
-    holds_empty,
-    prompt_strategy,
-    reverse_items,
-    score_message,
-)
+from rlaif.labelers.prompts import forward_items, holds_empty, prompt_strategy, reverse_items, score_message
 from rlaif.labelers.templates import TemplateSet
 from rlaif.records import Pair
 

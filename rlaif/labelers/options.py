@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.errors import UserError
-from rlaif.options.labeling import Averaging, LabelerNode, OrderMode, ReadoutOptions
+from rlaif.options.labeling import Averaging, LabelingOptions, OrderMode, ReadoutOptions
 
 SCORE_PREAMBLES = ("base", "detailed")  # of which score.j2 has a wording
 
@@ -61,10 +61,10 @@ class LabelerOptions:
         return self.temperature > 0 and (self.cot or self.readout.kind == "text")
 
     @classmethod
-    def of(cls, node: LabelerNode, *, seed: int) -> LabelerOptions:
+    def of(cls, options: LabelingOptions, *, seed: int) -> LabelerOptions:
         """A labeler's own options out of its configuration, without those that a stage reads."""
         names = {field.name for field in dataclasses.fields(cls)} - {"seed"}
-        return cls(**{name: getattr(node, name) for name in names}, seed=seed)
+        return cls(**{name: getattr(options, name) for name in names}, seed=seed)
 
     def identity(self) -> dict[str, Any]:
         """The options that labels depend on, with those that have no effect left out.

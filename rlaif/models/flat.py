@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlaif.models.attention import PairCausal
+from rlaif.models.pairs import PairCausal
 from rlaif.models.split import Top
 
 # What a row of its own costs in a layer's attention, in weights met by a token: the many small products of a row take

@@ -1,11 +1,6 @@
 """Pure torch maths of the algorithms. Masks are boolean (B, T), True = counts. Imports torch alone."""
 
-from rlaif.ops.advantages import (
-    ALGORITHMS,
-    Horizon,
-    by_advantage,
-    penalised_scores,
-)
+from rlaif.ops.advantages import ALGORITHMS, Horizon, by_advantage, penalised_scores
 from rlaif.ops.gae import gae
 from rlaif.ops.kl import KLKind, adapted_beta, kl_estimate, kl_shaped_rewards
 from rlaif.ops.logprobs import head_logprobs, token_entropy, token_logprobs
@@ -22,14 +17,7 @@ from rlaif.ops.losses import (
     reinforce_loss,
     sft_loss,
 )
-from rlaif.ops.masks import (
-    last_index,
-    masked_mean,
-    masked_sum,
-    masked_var,
-    whiten,
-    zero_masked,
-)
+from rlaif.ops.masks import last_index, masked_mean, masked_sum, masked_var, whiten, zero_masked
 from rlaif.ops.ranks import by_first, joined, own_share, rank, ranks, total
 from rlaif.ops.rewards import MemberRule, combine_members, empty_last, length_reward
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlaif.options.labeling import BackendOptions, EvalOptions, LabelerNode
+from rlaif.options.labeling import BackendOptions, EvalOptions, LabelingOptions
 from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Positive, Share
 from rlaif.options.training import RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
 
@@ -162,8 +162,8 @@ class Options:
     task: TaskOptions
     model: ModelOptions
     backend: BackendOptions
-    labeler: LabelerNode
-    judge: LabelerNode
+    labeler: LabelingOptions
+    judge: LabelingOptions
     sft: SFTOptions
     sample: SampleOptions
     rm: RMOptions
@@ -186,7 +186,7 @@ class Options:
     controls: Any
     compare: Any
 
-    def asked(self, key: str) -> LabelerNode:
+    def asked(self, key: str) -> LabelingOptions:
         """The labeler composed at `key`, `labeler` or `judge`."""
         return {"labeler": self.labeler, "judge": self.judge}[key]
 
@@ -222,9 +222,9 @@ def with_engine(options: Options) -> Options:
     there `min_mass` is 0, since it would stop all that is tried with it. A server's model stays what it is.
     """
 
-    def prepared(node: LabelerNode) -> LabelerNode:
-        node = replace(node, backend=node.backend or options.backend.engine)
-        here = options.models.tiny and node.backend == "transformers"
-        return replace(node, min_mass=0.0) if here else node
+    def prepared(own: LabelingOptions) -> LabelingOptions:
+        own = replace(own, backend=own.backend or options.backend.engine)
+        here = options.models.tiny and own.backend == "transformers"
+        return replace(own, min_mass=0.0) if here else own
 
     return replace(options, labeler=prepared(options.labeler), judge=prepared(options.judge))

@@ -49,7 +49,7 @@ class ScriptedOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelerNode:
+class LabelingOptions:
     """`labeler` and `judge`: prompt strategy x readout x order x self-consistency, and what a stage allows them.
 
     `min_mass` is the least probability of the next token that the choices of a `choice` or `score` readout must

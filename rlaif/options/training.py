@@ -105,7 +105,7 @@ class HeldOutOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackNode:
+class PolicyTrackOptions:
     """`rl.track`: reward and a held-out measure on fixed validation prompts."""
 
     every: Count | None
@@ -174,5 +174,5 @@ class RLOptions:
     max_kl: Positive | None
     max_rows: Count
     held_out: HeldOutOptions
-    track: TrackNode
+    track: PolicyTrackOptions
     alarms: AlarmLimits

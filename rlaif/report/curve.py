@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rlaif.figures import plots
+from rlaif.figures import curves
 from rlaif.tracking.runs import Row, number
 from rlaif.tracking.text import MISSING, is_percent, metric_label, metric_range, metric_value
 
@@ -28,15 +28,15 @@ def axis_label(name: str) -> str:
 
 def curve_figure(rows: Sequence[Row]) -> str:
     """One panel a metric, one colour a line; `rows` of `reports.arms.curve_rows`. Empty without points."""
-    panels: dict[str, dict[str, list[plots.CurvePoint]]] = {}
+    panels: dict[str, dict[str, list[curves.CurvePoint]]] = {}
     for row in rows:
-        point = plots.CurvePoint(row["x"], row["value"], row.get("ci_low"), row.get("ci_high"))
+        point = curves.CurvePoint(row["x"], row["value"], row.get("ci_low"), row.get("ci_high"))
         name = f"{row['by']}={row['line']}" if row["by"] else ""
         panels.setdefault(row["metric"], {}).setdefault(name, []).append(point)
     if not panels:
         return ""
     x = rows[0]["x_name"]
-    return plots.curves(
+    return curves.curves(
         panels, x_label=axis_label(x), x_percent=is_percent(x), title="Curves with 95% intervals"
     )
 

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from rlaif.errors import UserError
-from rlaif.figures import plots
+from rlaif.figures import curves, plots
 from rlaif.figures.rows import latest_table
 from rlaif.io import write_text
 from rlaif.report.comparison import ArmsTable, arms_table, arms_verdict, sweep_table
@@ -123,7 +123,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         forest=Markup(_forest(arms, raw, summary)),
         curves=_curves(histories),
         proxy=Markup(_proxy(judged, histories)),
-        tracked=Markup(plots.over_optimisation(histories, title=_TRACKED)),
+        tracked=Markup(curves.over_optimisation(histories, title=_TRACKED)),
         data=data_section(summary),
         labeler=labeler_section(shown, summary),
         labelers=labelers_table(*labelers_of(runs)),
@@ -214,7 +214,7 @@ def _curves(histories: Mapping[str, Sequence[Row]]) -> list[tuple[str, Markup]]:
             for name in names("curves", title)
             if any(len(series(rows, name)[0]) > 1 for rows in histories.values())
         ]
-        svg = plots.learning_curves(histories, longer[:_MAX_CURVES], title=f"{title}: learning curves")
+        svg = curves.learning_curves(histories, longer[:_MAX_CURVES], title=f"{title}: learning curves")
         if svg:
             found.append((title, Markup(svg)))
     return found
@@ -229,8 +229,8 @@ def _proxy(judged: Judged, histories: Histories) -> str:
                 continue
             reward, rate = number(summary, "rl/reward"), number(summary, "eval/win_rate")
             low, high = (win.low, win.high) if win else (None, None)
-            points.append(plots.JudgedPoint(label, kl, reward, rate, low, high))
-    return plots.proxy_vs_judge(histories, points, title="Proxy reward and judge over the square root of KL")
+            points.append(curves.JudgedPoint(label, kl, reward, rate, low, high))
+    return curves.proxy_vs_judge(histories, points, title="Proxy reward and judge over the square root of KL")
 
 
 def _samples(runs: Sequence[RunRecord]) -> dict[str, list[Row]]:

@@ -26,14 +26,21 @@ from filelock import FileLock, Timeout
 
 from rlaif.errors import UserError
 from rlaif.io import digest as content_digest
-from rlaif.io import read_json, sha256_file, write_json
-from rlaif.io.lineage import ArtifactKey, LineageRow
+from rlaif.io import read_json, write_json
+from rlaif.io.lineage import LineageRow
 from rlaif.io.plain import json_ready
-from rlaif.io.versions import library_versions
+from rlaif.store.manifest import (
+    MANIFEST,
+    Signature,
+    fsync_folder,
+    inspect_artifact,
+    lineage_row,
+    make_manifest,
+    read_manifest,
+    signature,
+)
 
 logger = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
 WORK = "work"
 PARTIAL_PREFIX = ".partial-"
 TRASH_PREFIX = ".trash-"
@@ -41,7 +48,6 @@ DIGEST_LENGTH = 16
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
 
 Build = Callable[[Path], Mapping[str, float | str]]
-Signature = tuple[tuple[str, int, int, int], ...]
 
 # Folder -> the stat signature under which its sha256 sums were found right in this process.
 _verified: dict[Path, Signature] = {}
@@ -136,7 +142,7 @@ class ArtifactStore:
         path = self.root / spec.name
         if not path.is_dir():
             return None
-        manifest, fault = _inspect(path, spec.name)
+        manifest, fault = inspect_artifact(path, spec.name)
         if manifest is None:
             logger.warning("artifact %s is damaged: %s", path, fault)
             return None
@@ -154,13 +160,13 @@ class ArtifactStore:
         final = self.root / spec.name
         before = self._published(spec)
         if not force:
-            manifest, _ = _inspect(final, spec.name)
+            manifest, _ = inspect_artifact(final, spec.name)
             if manifest:
                 return Artifact(spec.kind, spec.digest, final, manifest, reused=True)
         with self.lock(spec.name, parents=[parent.name for parent in spec.parents]):
             # Another process may have finished while this one waited; with force only such a new one counts.
             if final.exists() and (not force or self._published(spec) != before):
-                manifest, fault = _inspect(final, spec.name)
+                manifest, fault = inspect_artifact(final, spec.name)
                 if manifest:
                     return Artifact(spec.kind, spec.digest, final, manifest, reused=True)
                 self._set_aside(final, fault)
@@ -172,14 +178,14 @@ class ArtifactStore:
 
         An ancestor whose folder is gone keeps its kind and digest; the rest of its row is None or empty.
         """
-        rows = [_lineage_row(artifact.kind, artifact.digest, artifact.manifest, artifact.reused)]
+        rows = [lineage_row(artifact.kind, artifact.digest, artifact.manifest, artifact.reused)]
         seen = {artifact.name}
         for row in rows:  # grows while it is walked: breadth first
             for parent in row.parents:
                 if parent.name not in seen:
                     seen.add(parent.name)
-                    manifest = _read_manifest(self.root / parent.name)
-                    rows.append(_lineage_row(parent.kind, parent.digest, manifest, reused=True))
+                    manifest = read_manifest(self.root / parent.name)
+                    rows.append(lineage_row(parent.kind, parent.digest, manifest, reused=True))
         return rows
 
     def all(self) -> list[Artifact]:
@@ -187,7 +193,7 @@ class ArtifactStore:
         folders = self.root.iterdir() if self.root.is_dir() else iter(())
         found = []
         for folder in folders:
-            manifest = None if folder.name.startswith(".") else _read_manifest(folder)
+            manifest = None if folder.name.startswith(".") else read_manifest(folder)
             if manifest and folder.name == f"{manifest['kind']}-{manifest['digest']}":
                 found.append(Artifact(manifest["kind"], manifest["digest"], folder, manifest, reused=True))
         return sorted(found, key=lambda artifact: (artifact.manifest["created"], artifact.name))
@@ -258,7 +264,7 @@ class ArtifactStore:
         """Build into the partial folder, publish it, return its manifest. The caller holds the lock."""
         partial = self.root / f"{PARTIAL_PREFIX}{spec.name}"
         # Killed between the manifest and the rename: all the work is there, so it is only published.
-        manifest, _ = _inspect(partial, spec.name)
+        manifest, _ = inspect_artifact(partial, spec.name)
         if manifest is None:
             resumed = partial.is_dir()
             partial.mkdir(parents=True, exist_ok=True)
@@ -276,17 +282,17 @@ class ArtifactStore:
                     f"the build of {spec.kind} wrote {MANIFEST}, a name that the store keeps for itself"
                 )
             shutil.rmtree(partial / WORK, ignore_errors=True)
-            manifest = _manifest(spec, partial, metrics, seconds, resumed)
+            manifest = make_manifest(spec, partial, metrics, seconds, resumed)
             write_json(partial / MANIFEST, manifest)
         self._publish(partial, self.root / spec.name, manifest)
         return manifest
 
     def _publish(self, partial: Path, final: Path, manifest: dict[str, Any]) -> None:
-        _fsync_folder(partial)
+        fsync_folder(partial)
         old = self._rename_to_trash(final) if final.exists() else None
         os.replace(partial, final)
-        _fsync_folder(self.root)
-        _verified[final] = _signature(final, manifest)
+        fsync_folder(self.root)
+        _verified[final] = signature(final, manifest)
         if old:
             shutil.rmtree(old)
 
@@ -341,98 +347,3 @@ def artifact_name(folder: Path) -> str:
     if name.startswith(TRASH_PREFIX):
         return name.removeprefix(TRASH_PREFIX).rpartition("-")[0]
     return name.removeprefix(PARTIAL_PREFIX)
-
-
-def _manifest(
-    spec: ArtifactSpec, folder: Path, metrics: dict[str, Any], seconds: float, resumed: bool
-) -> dict[str, Any]:
-    """The manifest of a folder; its files are flushed to disk and hashed here.
-
-    `seconds` is the wall-clock time of the last attempt; `resumed` says whether there was an earlier one.
-    """
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-            files[path.relative_to(folder).as_posix()] = {
-                "sha256": sha256_file(path),
-                "bytes": path.stat().st_size,
-            }
-        elif path.is_dir():
-            _fsync_folder(path)
-    manifest = {
-        "kind": spec.kind,
-        "digest": spec.digest,
-        "config": json_ready(spec.config),
-        "parents": [{"kind": parent.kind, "digest": parent.digest} for parent in spec.parents],
-        "seed": spec.seed,
-        "version": spec.version,
-        "data_hash": spec.data_hash,
-        "versions": library_versions(),
-        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "seconds": seconds,
-        "resumed": resumed,
-        "metrics": metrics,
-        "files": files,
-    }
-    return manifest | {"checksum": content_digest(manifest)}
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a folder, or None where there is none that is whole."""
-    try:
-        manifest = read_json(path / MANIFEST)
-        content = {key: value for key, value in manifest.items() if key != "checksum"}
-        return manifest if manifest["checksum"] == content_digest(content) else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None
-
-
-def _signature(path: Path, manifest: dict[str, Any]) -> Signature:
-    names = [MANIFEST, *sorted(manifest["files"])]
-    stats = [(name, (path / name).stat()) for name in names]
-    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
-
-
-def _inspect(path: Path, name: str) -> tuple[dict[str, Any] | None, str]:
-    """The manifest of artifact `name` in folder `path` and "", or None and what is wrong, in words."""
-    manifest = _read_manifest(path)
-    if manifest is None:
-        return None, f"its {MANIFEST} is missing or cannot be read"
-    if f"{manifest['kind']}-{manifest['digest']}" != name:
-        return None, f"its {MANIFEST} is that of {manifest['kind']}-{manifest['digest']}"
-    try:
-        signature = _signature(path, manifest)
-        if _verified.get(path) != signature:
-            for file, entry in manifest["files"].items():
-                if sha256_file(path / file) != entry["sha256"]:
-                    return None, f"file {file} has changed since it was written (sha256 differs)"
-    except OSError as error:
-        return None, f"a file is missing or cannot be read ({error.strerror}: {error.filename})"
-    _verified[path] = signature
-    return manifest, ""
-
-
-def _lineage_row(kind: str, digest: str, manifest: dict[str, Any] | None, reused: bool) -> LineageRow:
-    if manifest is None:
-        return LineageRow(kind, digest, reused=reused)
-    return LineageRow(
-        kind,
-        digest,
-        tuple(ArtifactKey(**parent) for parent in manifest["parents"]),
-        manifest["seed"],
-        manifest["metrics"],
-        manifest["created"],
-        manifest["seconds"],
-        sum(entry["bytes"] for entry in manifest["files"].values()),
-        reused,
-    )

@@ -135,13 +135,13 @@ def _check_pair(pair: Sequence[str], arms: Sequence[str], until: str) -> None:
 
 def read_curve(ctx: Context) -> Curve | None:
     """The curve that the experiment asks for. Raises UserError for names that do not exist."""
-    node = plain(ctx.options.curve)
-    if not node:
+    values = plain(ctx.options.curve)
+    if not values:
         return None
-    if not {"x", "y"} <= set(node) <= {"x", "y", "by"}:
-        raise UserError(f"curve has the keys {', '.join(node)}: write x and y, and by for several lines")
-    y = [node["y"]] if isinstance(node["y"], str) else node["y"]
-    curve = Curve(node["x"], tuple(y), node.get("by"))
+    if not {"x", "y"} <= set(values) <= {"x", "y", "by"}:
+        raise UserError(f"curve has the keys {', '.join(values)}: write x and y, and by for several lines")
+    y = [values["y"]] if isinstance(values["y"], str) else values["y"]
+    curve = Curve(values["x"], tuple(y), values.get("by"))
     _check_metrics("curve", [name for name in (curve.x, *curve.y) if "/" in name or name in curve.y])
     for key in curve.keys:
         if not _has(ctx.options, key):

@@ -288,4 +288,4 @@ def _beside(found: Interval | None, bound: float) -> State:
     return "yes" if found.low > bound else "no" if found.high < bound else "open"
 
 
-_WRITTEN: Mapping[str, Callable[[float], str]] = {"share": percent, "points": points, "number": signed}
+WRITTEN: Mapping[str, Callable[[float], str]] = {"share": percent, "points": points, "number": signed}

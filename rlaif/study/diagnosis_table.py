@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from rlaif.study.diagnosis import _WRITTEN, PARTS
+from rlaif.study.diagnosis import PARTS, WRITTEN
 from rlaif.study.verdict import Verdict
 from rlaif.tracking.runs import Row, number
 
@@ -80,7 +80,7 @@ def diagnosis_table(rows: Sequence[Row]) -> DiagnosisTable | None:
 
 def _cell(row: Row) -> str:
     value, low, high = (number(row, name) for name in ("value", "ci_low", "ci_high"))
-    written = _WRITTEN[row["unit"]]
+    written = WRITTEN[row["unit"]]
     if value is None:
         return "not measured"
     if low is None or high is None:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from rlaif.backends.scripted import ScriptedBackend
 from rlaif.errors import UserError
 from rlaif.labelers import Labeler, LabelerOptions
-from rlaif.options.labeling import LabelerNode
+from rlaif.options.labeling import LabelingOptions
 from rlaif.options.read import plain, read
 
 PRESETS = [
@@ -38,7 +38,7 @@ def composed(override: str, key: str) -> dict:
 def test_a_preset_names_every_option_and_is_the_same_at_judge(name):
     values = composed(f"+labeler={name}", "labeler")
     assert values["name"] == name
-    node = read(LabelerNode, values, "labeler")
+    node = read(LabelingOptions, values, "labeler")
     assert plain(node) == values
     assert composed(f"+judge={name}", "judge") == values
     built = LabelerOptions.of(node, seed=3)
@@ -58,7 +58,7 @@ def test_there_is_no_other_preset_and_no_package_header():
 
 def test_presets_differ_from_each_other_as_named():
     built = {
-        name: LabelerOptions.of(read(LabelerNode, composed(f"+labeler={name}", "labeler")), seed=0)
+        name: LabelerOptions.of(read(LabelingOptions, composed(f"+labeler={name}", "labeler")), seed=0)
         for name in PRESETS
     }
     assert built["detailed"] == dataclasses.replace(built["base"], preamble="detailed")
@@ -101,7 +101,7 @@ def test_a_bad_value_is_one_sentence_that_names_its_key(change, said):
         place, _, name = key.rpartition(".")
         (values[place] if place else values)[name] = value
     with pytest.raises(UserError, match=said):
-        read(LabelerNode, values, "labeler")
+        read(LabelingOptions, values, "labeler")
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_unknown_and_missing_keys_are_named():
         (values | {"readout": "score"}, r"write labeler\.readout\.KEY=VALUE"),
     ):
         with pytest.raises(UserError, match=said):
-            read(LabelerNode, changed, "labeler")
+            read(LabelingOptions, changed, "labeler")

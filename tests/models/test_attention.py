@@ -7,17 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.models.attention import (
-    Causal,
-    DenseCausal,
-    FlexPairs,
-    PaddedPairs,
-    PairCausal,
-    folded_attention,
-    masked_attention,
-    pair_attention,
-    pair_mask,
-)
+from rlaif.models.attention import Causal, DenseCausal, folded_attention, masked_attention
+from rlaif.models.pairs import FlexPairs, PaddedPairs, PairCausal, pair_attention, pair_mask
 
 HEADS, GROUPS, SIZE = 4, 2, 16
 SPANS = ((0, 3, 5, 9), (9, 10, 14, 15), (15, 19, 21, 21))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlaif.models import flat
-from rlaif.models.attention import PairCausal
+from rlaif.models.pairs import PairCausal
 
 LENGTHS = [13, 4, 17, 9]
 

@@ -10,14 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlaif.ops
-from rlaif.ops import (
-    last_index,
-    masked_mean,
-    masked_sum,
-    masked_var,
-    whiten,
-    zero_masked,
-)
+from rlaif.ops import last_index, masked_mean, masked_sum, masked_var, whiten, zero_masked
 
 
 def random_case(seed: int, rows: int = 5, columns: int = 7) -> tuple[torch.Tensor, torch.Tensor]:

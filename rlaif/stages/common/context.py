@@ -83,10 +83,10 @@ class Context:
 
     @cached_property
     def task(self) -> TaskData:
-        node, seed = plain(self.options.task), self.options.seeds.data
-        settings = digest([node, seed])
+        own, seed = plain(self.options.task), self.options.seeds.data
+        settings = digest([own, seed])
         if settings not in self._tasks:
-            task = load_task(node, seed=seed, cache_dir=self.cache_dir, progress=self.progress)
+            task = load_task(own, seed=seed, cache_dir=self.cache_dir, progress=self.progress)
             self._tasks[settings] = task
             told, warned = report_lines(task)
             for line in told:
@@ -105,14 +105,14 @@ class Context:
     @property
     def encoding(self) -> dict[str, Any]:
         """How text becomes tokens, as a slice for digests."""
-        node = self.options.task
+        own = self.options.task
         rules: dict[str, Any] = {
-            "too_long": node.too_long_prompts,
-            "too_long_responses": node.too_long_responses,
+            "too_long": own.too_long_prompts,
+            "too_long_responses": own.too_long_responses,
         }
-        if node.too_long is not None:
-            rules = dict.fromkeys(rules, node.too_long)
-        return {key: getattr(node, key) for key in ENCODING_KEYS} | rules
+        if own.too_long is not None:
+            rules = dict.fromkeys(rules, own.too_long)
+        return {key: getattr(own, key) for key in ENCODING_KEYS} | rules
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -124,20 +124,20 @@ class Context:
 
     def _spec(self, group: str, trainable: str) -> ModelSpec:
         """The model of `group` (`model` or `backend`) with `trainable` as its split."""
-        node: ModelOptions | BackendOptions = self.options.model if group == "model" else self.options.backend
+        own: ModelOptions | BackendOptions = self.options.model if group == "model" else self.options.backend
         tiny = self.options.models.tiny
         device = resolve_device(self.options.trainer.accelerator)
         return ModelSpec(
-            source="tiny" if tiny else node.source,
-            name="tiny" if tiny else expanded(node.name),
-            revision=None if tiny else node.revision,
+            source="tiny" if tiny else own.source,
+            name="tiny" if tiny else expanded(own.name),
+            revision=None if tiny else own.revision,
             trainable=trainable,
-            dtype="float32" if tiny else resolve_dtype(node.dtype, device, f"{group}.dtype"),
+            dtype="float32" if tiny else resolve_dtype(own.dtype, device, f"{group}.dtype"),
             device=device,
-            trust_remote_code=node.trust_remote_code,
+            trust_remote_code=own.trust_remote_code,
             lora_alpha=self.options.model.lora_alpha if trainable.startswith("lora:") else None,
             key=f"{group}.name",
-            chat_template=None if tiny else node.chat_template,
+            chat_template=None if tiny else own.chat_template,
         )
 
     @cached_property
@@ -227,16 +227,16 @@ class Context:
 
     def labeler(self, key: str, seed: int, *, stored: bool) -> Labeler:
         """The labeler composed at `key` (`labeler` or `judge`); without `stored`, only to be asked who it is."""
-        node, templates = self.options.asked(key), self.templates
-        options = LabelerOptions.of(node, seed=seed)
+        own, templates = self.options.asked(key), self.templates
+        options = LabelerOptions.of(own, seed=seed)
         return Labeler(
             self._backend(key, templates),
             templates,
             options,
             store=self.label_store if stored else None,
             progress=self.progress.phases(key),
-            meter=meter_of(key, node, self.price(key), self.priced_as(key)),
-            retry=node.retry,
+            meter=meter_of(key, own, self.price(key), self.priced_as(key)),
+            retry=own.retry,
             renewed=self._renewed_answers,
         )
 
@@ -260,8 +260,8 @@ class Context:
         return LabelStore(self.root / "labels.sqlite", claim_seconds=60.0)
 
     def _backend(self, key: str, templates: TemplateSet) -> Backend:
-        node = self.options.asked(key)
-        return engine_of(node.engine, self.options.backend.engine).make(self, node, templates.chat)
+        own = self.options.asked(key)
+        return engine_of(own.engine, self.options.backend.engine).make(self, own, templates.chat)
 
     def remarks(self, key: str) -> tuple[str, ...]:
         """What the engine of the labeler at `key` turned out to refuse or to leave out."""

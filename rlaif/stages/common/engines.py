@@ -23,7 +23,7 @@ from rlaif.errors import UserError
 from rlaif.labelers import FREE, Estimate, Meter, Price
 from rlaif.models.checkpoint import expanded, require_source
 from rlaif.models.load import ModelSpec, describe_model, load_tokenizer
-from rlaif.options.labeling import BackendOptions, LabelerNode
+from rlaif.options.labeling import BackendOptions, LabelingOptions
 from rlaif.options.read import plain
 
 if TYPE_CHECKING:
@@ -67,18 +67,18 @@ def _on_this_machine(host: str | None) -> bool:
         return False
 
 
-def meter_of(key: str, node: LabelerNode, price: Price | None, name: str) -> Meter:
+def meter_of(key: str, own: LabelingOptions, price: Price | None, name: str) -> Meter:
     """The meter of the labeler composed at `key`. Raises UserError for a budget that cannot be kept."""
-    if node.budget_usd is not None and price is None:
+    if own.budget_usd is not None and price is None:
         raise UserError(
-            f"{key}.budget_usd={node.budget_usd} cannot be kept, since the price of {name} is not known:"
+            f"{key}.budget_usd={own.budget_usd} cannot be kept, since the price of {name} is not known:"
             " write it into conf/prices/default.yaml, or use max_seconds instead"
         )
     return Meter(
         name=key,
         price=price,
-        budget_usd=node.budget_usd,
-        max_seconds=node.max_seconds,
+        budget_usd=own.budget_usd,
+        max_seconds=own.max_seconds,
         clock=time.monotonic,
     )
 
@@ -106,18 +106,18 @@ _HTTP_KEYS = (
 )
 
 
-def openai_backend(node: BackendOptions, cache_dir: Path) -> OpenAIBackend:
+def openai_backend(own: BackendOptions, cache_dir: Path) -> OpenAIBackend:
     """The backend of `backend=openai`; nothing is sent yet. Raises UserError for settings that cannot work."""
-    http = HttpOptions(**{key: getattr(node, key) for key in _HTTP_KEYS}, max_concurrency=node.concurrency)
+    http = HttpOptions(**{key: getattr(own, key) for key in _HTTP_KEYS}, max_concurrency=own.concurrency)
     options = OpenAIOptions(
-        model=node.name,
-        revision=node.revision,
-        api=node.api,
-        top_logprobs=node.top_logprobs,
-        choice_samples=node.choice_samples,
+        model=own.name,
+        revision=own.revision,
+        api=own.api,
+        top_logprobs=own.top_logprobs,
+        choice_samples=own.choice_samples,
         http=http,
     )
-    return OpenAIBackend(options, None if options.api == "chat" else _template(node.tokenizer, cache_dir))
+    return OpenAIBackend(options, None if options.api == "chat" else _template(own.tokenizer, cache_dir))
 
 
 def _template(name: str, cache_dir: Path) -> ChatTemplate:
@@ -144,14 +144,14 @@ def _template(name: str, cache_dir: Path) -> ChatTemplate:
     return ChatTemplate.of(tokenizer)
 
 
-def _transformers(ctx: Context, labeler: LabelerNode, chat: bool) -> Backend:
+def _transformers(ctx: Context, labeler: LabelingOptions, chat: bool) -> Backend:
     spec = ctx.labeler_spec
     ctx.check_once(spec, chat=chat)
     identity = {**describe_model(spec, ctx.cache_dir), "dtype": spec.dtype}
     return TransformersBackend(identity, lambda: ctx.load(spec), max_rows=ctx.options.backend.max_rows)
 
 
-def _openai(ctx: Context, labeler: LabelerNode, chat: bool) -> Backend:
+def _openai(ctx: Context, labeler: LabelingOptions, chat: bool) -> Backend:
     """One for labeler and judge, so that it is probed once and its rate limits hold for both."""
     backend = ctx.options.backend
     if backend not in ctx.servers:
@@ -159,20 +159,20 @@ def _openai(ctx: Context, labeler: LabelerNode, chat: bool) -> Backend:
     return ctx.servers[backend]
 
 
-def _scripted(ctx: Context, labeler: LabelerNode, chat: bool) -> Backend:
+def _scripted(ctx: Context, labeler: LabelingOptions, chat: bool) -> Backend:
     return ScriptedBackend(**plain(labeler.scripted))
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How a backend is made of (job, the node `labeler` or `judge`, whether prompts are chats), and what it costs.
+    """How a backend is made of (job, the own `labeler` or `judge`, whether prompts are chats), and what it costs.
 
     `here`: in this process, so that it is free and priced by its own name; else by `backend.name`. `seconds` of calls,
-    by the node `backend`, are None where they are this machine's matrix work. `alone`: a rule without a model, which
+    by the own `backend`, are None where they are this machine's matrix work. `alone`: a rule without a model, which
     any labeler may take whatever `backend=` is. `hints`: what else to write where answers cannot be read.
     """
 
-    make: Callable[[Context, LabelerNode, bool], Backend]
+    make: Callable[[Context, LabelingOptions, bool], Backend]
     here: bool = False
     seconds: Callable[[BackendOptions, Estimate], float | None] = lambda backend, guess: 0.0
     alone: bool = False
@@ -183,8 +183,8 @@ ENGINES: dict[str, Engine] = {
     "transformers": Engine(_transformers, here=True, seconds=lambda backend, guess: None),
     "openai": Engine(
         _openai,
-        seconds=lambda node, guess: guess.calls * node.seconds_per_call / node.concurrency,
-        hints=lambda node: [f"backend.api={'completions' if node.api == 'chat' else 'chat'}"],
+        seconds=lambda own, guess: guess.calls * own.seconds_per_call / own.concurrency,
+        hints=lambda own: [f"backend.api={'completions' if own.api == 'chat' else 'chat'}"],
     ),
     "scripted": Engine(_scripted, here=True, alone=True),
 }

@@ -45,13 +45,13 @@ def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
 
     Judgements count here, not preferences: two orders that disagree were both read.
     """
-    node = ctx.options.asked(key)
-    if unread.rate > node.max_unparsed:
+    options = ctx.options.asked(key)
+    if unread.rate > options.max_unparsed:
         sentence = unread.sentence(
             key,
             what,
-            limit=node.max_unparsed,
-            min_mass=node.min_mass,
+            limit=options.max_unparsed,
+            min_mass=options.min_mass,
             hints=low_mass_hints(ctx, key),
         )
         remarks = ctx.remarks(key)
@@ -60,12 +60,12 @@ def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
 
 def low_mass_hints(ctx: Context, key: str) -> list[str]:
     """What to change where a model's next token is none of the choices."""
-    node = ctx.options.asked(key)
-    cue = "score_cue" if node.readout.kind == "score" else "cue"
+    options = ctx.options.asked(key)
+    cue = "score_cue" if options.readout.kind == "score" else "cue"
     hints = [f"another {cue} (conf/templates/{ctx.options.task.templates}/task.yaml)"]
-    if node.readout.kind == "choice":
+    if options.readout.kind == "choice":
         hints.insert(0, f"{key}.readout.kind=text")
-    return ENGINES[node.engine].hints(ctx.options.backend) + hints
+    return ENGINES[options.engine].hints(ctx.options.backend) + hints
 
 
 def trust_gate(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -133,11 +133,11 @@ def filler_pairs(ctx: Context, prompts: Sequence[Prompt]) -> list[Pair]:
 
 def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:
     """What the labeler at `key` would read, write and cost for `pairs`, were nothing of it stored."""
-    node, price = ctx.options.asked(key), ctx.price(key)
-    guess = estimate(pairs, ctx.templates, LabelerOptions.of(node, seed=seed))
+    options, price = ctx.options.asked(key), ctx.price(key)
+    guess = estimate(pairs, ctx.templates, LabelerOptions.of(options, seed=seed))
     return Work(
         forward=guess.tokens_in * (2.0 if ctx.options.models.tiny else 1.0),
         decoded=guess.tokens_out,
         usd=None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0),
-        seconds=seconds_elsewhere(node.engine, ctx.options.backend, guess),
+        seconds=seconds_elsewhere(options.engine, ctx.options.backend, guess),
     )

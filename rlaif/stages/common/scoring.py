@@ -10,8 +10,8 @@ from torch import Tensor
 from rlaif.data.datamodule import PreferenceBatch, PreferenceRow, collate_preferences
 from rlaif.inference.batches import forward_batches
 from rlaif.inference.features import MAX_ROWS
-from rlaif.models.attention import pair_attention
 from rlaif.models.flat import hidden_at
+from rlaif.models.pairs import pair_attention
 from rlaif.models.split import ScalarHead, Top
 from rlaif.stages.common.context import Context
 

@@ -18,10 +18,10 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 def part_of(ctx: Context, cluster: str) -> Part:
     """Where pairs go: train, validation (chooses the epoch) or test (is reported). A conversation goes as a whole."""
-    node, place = ctx.options.rm, stable_uniform("rm-split", cluster)
-    if place < node.test_fraction:
+    options, place = ctx.options.rm, stable_uniform("rm-split", cluster)
+    if place < options.test_fraction:
         return "test"
-    return "validation" if place < node.test_fraction + node.validation_fraction else "train"
+    return "validation" if place < options.test_fraction + options.validation_fraction else "train"
 
 
 PAIRS_FILE = "pairs.jsonl"

@@ -62,8 +62,10 @@ def _pleases_labeler(config: Mapping[str, Any]) -> bool:
     return KINDS.get(str(kind), KINDS["rm"]).pleases_labeler(labels)
 
 
-def _identity(node: Any) -> dict[str, Any]:
+def _identity(options: Any) -> dict[str, Any]:
     """What a labeler's verdict depends on: its config without batching and stopping bounds."""
     return (
-        {key: value for key, value in node.items() if key not in _BOUNDS} if isinstance(node, Mapping) else {}
+        {key: value for key, value in options.items() if key not in _BOUNDS}
+        if isinstance(options, Mapping)
+        else {}
     )

@@ -42,7 +42,7 @@ from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
 from rlaif.stages.common.rewards.reward import CHUNK, Reward, SideRewards
 from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
-from rlaif.stages.common.training.optim import mean_log_ratio
+from rlaif.stages.common.training.logprobs import mean_log_ratio
 from rlaif.stats import paired_test
 from rlaif.store import Artifact
 
@@ -52,12 +52,12 @@ COMPARISONS_FILE = "comparisons.jsonl"
 
 
 def _responses(ctx: Context, top: Top, what: str, cuts: Cuts) -> list[Sample]:
-    node = ctx.options.eval
-    prompts = ctx.encoder.fitting(ctx.task.test, limit=node.num_prompts, cuts=cuts)
-    decoding = Decoding(ctx.options.task.max_response_tokens, node.temperature, node.top_k)
+    options = ctx.options.eval
+    prompts = ctx.encoder.fitting(ctx.task.test, limit=options.num_prompts, cuts=cuts)
+    decoding = Decoding(ctx.options.task.max_response_tokens, options.temperature, options.top_k)
     # Both policies draw with the same noise: the comparison is of the policies, not of their luck.
     keys = [[ctx.options.seeds.eval, p.id] for p in prompts]
-    drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, node.max_rows, what)
+    drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, options.max_rows, what)
     return [to_sample(ctx, prompt, got) for prompt, got in zip(prompts, drawn, strict=True)]
 
 
@@ -86,8 +86,8 @@ def _divergence_name(ctx: Context) -> str:
 
     Greedy and truncated responses are not: the mean of their log-ratios has no bound below, and is no KL.
     """
-    node, vocabulary = ctx.options.eval, ctx.model().trunk.config.vocab_size
-    whole = node.temperature > 0 and not 0 < node.top_k < vocabulary
+    options, vocabulary = ctx.options.eval, ctx.model().trunk.config.vocab_size
+    whole = options.temperature > 0 and not 0 < options.top_k < vocabulary
     return "eval/kl" if whole else "eval/log_ratio"
 
 
@@ -172,11 +172,11 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 
 def eval_config(ctx: Context) -> dict[str, Any]:
     """The slice that decides a head-to-head besides the two policies."""
-    node = plain(ctx.options.eval)
-    node.pop("max_rows")
+    options = plain(ctx.options.eval)
+    options.pop("max_rows")
     judge = labeler_identity(ctx, "judge", ctx.options.seeds.eval)
     return {
-        "eval": node,
+        "eval": options,
         "judge": judge,
         "name": ctx.options.judge.name,
         "model": ctx.model_identity,

@@ -97,13 +97,13 @@ def _config(ctx: Context) -> dict[str, Any]:
 
 
 def _work(ctx: Context) -> Work:
-    node = ctx.options.sample
+    options = ctx.options.sample
     pairs: list[Pair] = list(ctx.task.gold_pairs)
     if source(ctx) == "dataset":
-        pairs += ctx.task.pairs[: node.num_prompts]
+        pairs += ctx.task.pairs[: options.num_prompts]
     else:
-        prompts = ctx.task.train[-node.num_prompts :]
-        pairs += filler_pairs(ctx, [p for p in prompts for _ in range(node.num_samples)])
+        prompts = ctx.task.train[-options.num_prompts :]
+        pairs += filler_pairs(ctx, [p for p in prompts for _ in range(options.num_samples)])
     return labeling_work(ctx, "labeler", ctx.options.seeds.label, pairs)
 
 

@@ -94,10 +94,10 @@ def make_held_out(
 
     Without any such prompt it is left out, with a warning.
     """
-    node, every = ctx.options.rl.held_out, _every(ctx)
+    options, every = ctx.options.rl.held_out, _every(ctx)
     if every is None:
         return None
-    prompts = ctx.encoder.fitting(unseen(ctx, ctx.task.validation), limit=node.num_prompts)
+    prompts = ctx.encoder.fitting(unseen(ctx, ctx.task.validation), limit=options.num_prompts)
     if not prompts:
         ctx.warn(
             "no held-out prompts",
@@ -116,10 +116,10 @@ def _every(ctx: Context) -> int | None:
 
 def held_out_work(ctx: Context, iterations: int) -> Work:
     """What measuring takes over a run of so many iterations, its summary included."""
-    node, every = ctx.options.rl.held_out, _every(ctx)
+    options, every = ctx.options.rl.held_out, _every(ctx)
     if every is None:
         return Work()
-    responses = min(node.num_prompts, len(ctx.task.validation)) * (-(-iterations // every) + 3)
+    responses = min(options.num_prompts, len(ctx.task.validation)) * (-(-iterations // every) + 3)
     return Work(
         forward=responses * (prompt_tokens(ctx) + response_tokens(ctx)),
         decoded=responses * response_tokens(ctx),

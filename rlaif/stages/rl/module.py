@@ -45,13 +45,12 @@ from rlaif.ops import (
     total,
     whiten,
 )
+from rlaif.stages.common.training.logprobs import response_hidden, scatter_counted
 from rlaif.stages.common.training.optim import (
     OptimOptions,
     build_optimizer,
     clip_each_group,
     require_finite,
-    response_hidden,
-    scatter_counted,
     sum_gradients,
 )
 from rlaif.stages.rl.tracker import Tracker

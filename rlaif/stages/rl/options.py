@@ -32,85 +32,91 @@ def rl_options(ctx: Context) -> PPOOptions:
     )
 
 
-def check_rl(node: RLOptions) -> None:
+def check_rl(options: RLOptions) -> None:
     """Raises UserError for values of `rl` that are not known, or that make no sense together."""
     for key, values in KNOWN.items():
-        if getattr(node, key) not in values:
+        if getattr(options, key) not in values:
             *first, last = values
-            raise UserError(f"rl.{key}={getattr(node, key)} is not known: write {', '.join(first)} or {last}")
-    algorithm = ALGORITHMS[node.algorithm]
-    if algorithm.advantage != node.advantage:
+            raise UserError(
+                f"rl.{key}={getattr(options, key)} is not known: write {', '.join(first)} or {last}"
+            )
+    algorithm = ALGORITHMS[options.algorithm]
+    if algorithm.advantage != options.advantage:
         raise UserError(
-            f"rl.algorithm={node.algorithm} does not go with rl.advantage={node.advantage}: "
-            f"write rl={node.algorithm}, which sets both"
+            f"rl.algorithm={options.algorithm} does not go with rl.advantage={options.advantage}: "
+            f"write rl={options.algorithm}, which sets both"
         )
-    _check_numbers(node)
-    _check_critic(node, algorithm)
+    _check_numbers(options)
+    _check_critic(options, algorithm)
     if algorithm.groups:
-        _check_groups(node)
-    _check_kl(node)
+        _check_groups(options)
+    _check_kl(options)
 
 
-def _check_numbers(node: RLOptions) -> None:
-    if (node.prompts_per_iteration * node.samples_per_prompt) % node.minibatch_rollouts:
+def _check_numbers(options: RLOptions) -> None:
+    if (options.prompts_per_iteration * options.samples_per_prompt) % options.minibatch_rollouts:
         raise UserError("rl.minibatch_rollouts must divide rl.prompts_per_iteration * rl.samples_per_prompt")
-    if node.loss == "reinforce" and node.ppo_epochs > 1:
+    if options.loss == "reinforce" and options.ppo_epochs > 1:
         raise UserError(
-            f"rl.ppo_epochs={node.ppo_epochs} would learn from responses of an older policy, which "
+            f"rl.ppo_epochs={options.ppo_epochs} would learn from responses of an older policy, which "
             "rl.loss=reinforce does not correct for: write rl.ppo_epochs=1 or rl.loss=clip"
         )
-    if node.missing_eos_score is not None and node.missing_eos_penalty:
+    if options.missing_eos_score is not None and options.missing_eos_penalty:
         raise UserError(
             "rl.missing_eos_score replaces the score that rl.missing_eos_penalty is taken from: "
             "write rl.missing_eos_penalty=0, or rl.missing_eos_score=null"
         )
 
 
-def _check_critic(node: RLOptions, algorithm: Algorithm) -> None:
-    if algorithm.critic and node.value == "none":
+def _check_critic(options: RLOptions, algorithm: Algorithm) -> None:
+    if algorithm.critic and options.value == "none":
         raise UserError(
-            f"rl.advantage={node.advantage} needs a critic: write rl.value=shared or rl.value=separate"
+            f"rl.advantage={options.advantage} needs a critic: write rl.value=shared or rl.value=separate"
         )
-    if algorithm.groups and node.value != "none":
-        raise UserError(f"rl.advantage={node.advantage} reads no critic: write rl.value=none")
+    if algorithm.groups and options.value != "none":
+        raise UserError(f"rl.advantage={options.advantage} reads no critic: write rl.value=none")
 
 
-def _check_groups(node: RLOptions) -> None:
-    if node.samples_per_prompt < 2:
+def _check_groups(options: RLOptions) -> None:
+    if options.samples_per_prompt < 2:
         raise UserError(
-            f"rl.samples_per_prompt={node.samples_per_prompt} gives rl.advantage={node.advantage} nothing to "
+            f"rl.samples_per_prompt={options.samples_per_prompt} gives rl.advantage={options.advantage} nothing to "
             "compare a response with: write 2 or more"
         )
-    if node.whiten_rewards:
+    if options.whiten_rewards:
         raise UserError(
-            f"rl.whiten_rewards rescales single tokens, rl.advantage={node.advantage} compares whole responses: "
+            f"rl.whiten_rewards rescales single tokens, rl.advantage={options.advantage} compares whole responses: "
             "write rl.whiten_rewards=false"
         )
-    if node.gamma != 1:
+    if options.gamma != 1:
         raise UserError(
-            f"rl.gamma={node.gamma} discounts tokens, rl.advantage={node.advantage} compares whole responses: "
+            f"rl.gamma={options.gamma} discounts tokens, rl.advantage={options.advantage} compares whole responses: "
             "write rl.gamma=1"
         )
 
 
-def _check_kl(node: RLOptions) -> None:
-    if node.kl == "loss" and node.kl_estimator == "k1":
+def _check_kl(options: RLOptions) -> None:
+    if options.kl == "loss" and options.kl_estimator == "k1":
         raise UserError(
             "rl.kl_estimator=k1 has no gradient on average as a loss: write rl.kl_estimator=k2 or k3, or "
             "rl.kl=reward"
         )
-    if node.kl == "reward" and node.kl_estimator != "k1" and (node.beta or node.kl_controller == "adaptive"):
+    if (
+        options.kl == "reward"
+        and options.kl_estimator != "k1"
+        and (options.beta or options.kl_controller == "adaptive")
+    ):
         raise UserError(
-            f"rl.kl_estimator={node.kl_estimator} as a reward hardly holds the policy back: its gradient is a few "
+            f"rl.kl_estimator={options.kl_estimator} as a reward hardly holds the policy back: its gradient is a few "
             "hundredths to two fifths of the KL's, and may point away from the reference: write rl.kl_estimator=k1, "
             "or rl.kl=loss"
         )
-    if node.convex_kl and (node.beta >= 1 or node.kl_controller == "adaptive"):
+    if options.convex_kl and (options.beta >= 1 or options.kl_controller == "adaptive"):
         raise UserError(
             "rl.convex_kl=true weighs the score by 1 - beta, so that beta must stay below 1: write a rl.beta "
             "below 1 with rl.kl_controller=fixed"
         )
-    if node.kl_controller == "adaptive" and not node.beta:
+    if options.kl_controller == "adaptive" and not options.beta:
         raise UserError(
             "rl.kl_controller=adaptive multiplies rl.beta towards rl.kl_target: write a rl.beta above 0"
         )

@@ -45,8 +45,8 @@ LAST = 3  # iterations averaged for the end's figures
 
 def iterations(ctx: Context, prompts: int) -> int:
     """Iterations of the configured passes over the prompts (at least one)."""
-    node = ctx.options.rl
-    return max(1, int(node.num_epochs * prompts) // node.prompts_per_iteration)
+    options = ctx.options.rl
+    return max(1, int(options.num_epochs * prompts) // options.prompts_per_iteration)
 
 
 def _copy_rate(rollout: Rollout) -> float:
@@ -73,13 +73,16 @@ def _module(
     ctx: Context, parents: Parents, cuts: Cuts, reward: Reward
 ) -> tuple[PPOModule, Tracker | None, HeldOut | None, int]:
     """The PPO module with its collector, what measures it on held-out prompts, and the number of iterations."""
-    node, model = ctx.options.rl, ctx.model()
-    prompts = rl_prompts(ctx, node.num_prompts, cuts)
+    options, model = ctx.options.rl, ctx.model()
+    prompts = rl_prompts(ctx, options.num_prompts, cuts)
     if not prompts:
         raise UserError("no prompt fits task.max_prompt_tokens: write a higher limit")
-    count, rollouts = iterations(ctx, len(prompts)), node.prompts_per_iteration * node.samples_per_prompt
-    collector = rl_collector(ctx, prompts, samples_per_prompt=node.samples_per_prompt)
-    cursor = PromptCursor(len(prompts), node.prompts_per_iteration, ctx.options.seeds.rl)
+    count, rollouts = (
+        iterations(ctx, len(prompts)),
+        options.prompts_per_iteration * options.samples_per_prompt,
+    )
+    collector = rl_collector(ctx, prompts, samples_per_prompt=options.samples_per_prompt)
+    cursor = PromptCursor(len(prompts), options.prompts_per_iteration, ctx.options.seeds.rl)
     policy = policy_top(ctx, parents)
     reference = policy_top(ctx, parents).frozen_copy()
     tracker = make_tracker(ctx, policy, reference, reward)
@@ -98,8 +101,8 @@ def _module(
 
     module = PPOModule(
         policy,
-        None if node.value == "none" else ScalarHead(model.trunk.config.hidden_size),
-        policy_top(ctx, parents) if node.value == "separate" else None,
+        None if options.value == "none" else ScalarHead(model.trunk.config.hidden_size),
+        policy_top(ctx, parents) if options.value == "separate" else None,
         reference,
         collect=collect,
         reward=reward,
@@ -108,7 +111,7 @@ def _module(
         tracker=tracker,
         rollouts_per_iteration=rollouts,
         options=rl_options(ctx),
-        optim=optim_options(node, count * node.ppo_epochs * rollouts // node.minibatch_rollouts),
+        optim=optim_options(options, count * options.ppo_epochs * rollouts // options.minibatch_rollouts),
     )
     return module, tracker, held_out, count
 
@@ -182,11 +185,11 @@ def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    node = plain(ctx.options.rl)
+    options = plain(ctx.options.rl)
     for key in ("max_rows", "alarms", "track"):  # the first two do not change what is trained
-        node.pop(key)
+        options.pop(key)
     return {
-        "rl": node | track_config(ctx),
+        "rl": options | track_config(ctx),
         "reward": reward_config(ctx),
         "model": ctx.model_identity,
         "encoding": ctx.encoding,
@@ -194,11 +197,11 @@ def _config(ctx: Context) -> dict[str, Any]:
 
 
 def _work(ctx: Context) -> Work:
-    node = ctx.options.rl
-    count = iterations(ctx, min(node.num_prompts, len(ctx.task.train)))
-    rollouts = count * node.prompts_per_iteration * node.samples_per_prompt
+    options = ctx.options.rl
+    count = iterations(ctx, min(options.num_prompts, len(ctx.task.train)))
+    rollouts = count * options.prompts_per_iteration * options.samples_per_prompt
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
-    passes = node.ppo_epochs + 1  # scoring by policy, reference and reward model costs about one update
+    passes = options.ppo_epochs + 1  # scoring by policy, reference and reward model costs about one update
     scoring, tracking = reward_work(ctx, rollouts), track_work(ctx, count)
     held_out = held_out_work(ctx, count)
     usd = None if None in (scoring.usd, tracking.usd) else (scoring.usd or 0.0) + (tracking.usd or 0.0)

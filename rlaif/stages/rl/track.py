@@ -23,7 +23,7 @@ from rlaif.stages.common.measures.win_rate import compare, win_rate_items
 from rlaif.stages.common.rewards.kinds import reward_kind
 from rlaif.stages.common.rewards.reward import CHUNK, Reward
 from rlaif.stages.common.stage import Work
-from rlaif.stages.common.training.optim import mean_log_ratio
+from rlaif.stages.common.training.logprobs import mean_log_ratio
 from rlaif.stages.rl.held_out import unseen
 from rlaif.stages.rl.options import rl_collector
 from rlaif.stages.rl.tracker import Measured, Tracker, TrackOptions, point_metrics
@@ -38,9 +38,9 @@ Gold = Callable[[Rollout], list[float]]
 
 def check_track(ctx: Context) -> None:
     """Raises UserError for options of `rl.track` that cannot be had, before anything is built."""
-    node = ctx.options.rl.track
-    if not node.every:
-        if node.patience is not None or node.keep == "best":
+    options = ctx.options.rl.track
+    if not options.every:
+        if options.patience is not None or options.keep == "best":
             raise UserError(
                 "rl.track.patience and rl.track.keep=best go by measurements, and rl.track.every makes none: "
                 "write rl.track.every=2, say"
@@ -48,12 +48,12 @@ def check_track(ctx: Context) -> None:
         return
     if not _candidates(ctx):
         raise UserError(
-            f"rl.track.every={node.every} needs validation prompts{_with_references(ctx)}{_new(ctx)}, of which task "
+            f"rl.track.every={options.every} needs validation prompts{_with_references(ctx)}{_new(ctx)}, of which task "
             f"{ctx.options.task.name} has none: write a larger task.validation_fraction, or rl.track.every=null"
         )
-    if node.keep == "best" and len({prompt.cluster for prompt in _candidates(ctx)}) < 2:
+    if options.keep == "best" and len({prompt.cluster for prompt in _candidates(ctx)}) < 2:
         raise UserError(_ONE)
-    if node.judge == "judge":
+    if options.judge == "judge":
         labeler_identity(ctx, "judge", ctx.options.seeds.eval)
 
 
@@ -74,26 +74,26 @@ def _candidates(ctx: Context) -> list[Prompt]:
 
 def track_config(ctx: Context) -> dict[str, Any]:
     """The slice that the measurements depend on; nothing where there are none."""
-    node = plain(ctx.options.rl.track)
-    if not node["every"]:
+    options = plain(ctx.options.rl.track)
+    if not options["every"]:
         return {}
-    if node["judge"] == "judge":
-        node["labeler"] = labeler_identity(ctx, "judge", ctx.options.seeds.eval)
-        node["tie_margin"] = ctx.options.eval.tie_margin
-    return {"track": node}
+    if options["judge"] == "judge":
+        options["labeler"] = labeler_identity(ctx, "judge", ctx.options.seeds.eval)
+        options["tie_margin"] = ctx.options.eval.tie_margin
+    return {"track": options}
 
 
 def track_work(ctx: Context, iterations: int) -> Work:
     """What measuring takes over a run of so many iterations, its end included."""
-    node = ctx.options.rl.track
-    if not node.every:
+    options = ctx.options.rl.track
+    if not options.every:
         return Work()
-    prompts, times = _candidates(ctx)[: node.num_prompts], -(-iterations // node.every) + 1
-    if node.keep == "best":
+    prompts, times = _candidates(ctx)[: options.num_prompts], -(-iterations // options.every) + 1
+    if options.keep == "best":
         times += 2  # the kept policy and the start, on other prompts
     tokens, responses = prompt_tokens(ctx) + response_tokens(ctx), times * len(prompts)
     work = Work(forward=3 * responses * tokens, decoded=responses * response_tokens(ctx))
-    if node.judge == "rouge":
+    if options.judge == "rouge":
         return work
     judging = labeling_work(ctx, "judge", ctx.options.seeds.eval, filler_pairs(ctx, prompts * times))
     local = judging.forward if judging.seconds is None else 0.0
@@ -145,8 +145,8 @@ class _Measure:
 
 def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> Tracker | None:
     """The configured tracker of `policy`, which starts as `reference`; None where nothing is to be tracked."""
-    node = ctx.options.rl.track
-    if not node.every:
+    options = ctx.options.rl.track
+    if not options.every:
         return None
     fixed, others = _tracked_prompts(ctx)
     measure = _Measure(ctx, fixed, reference, reward)
@@ -158,7 +158,7 @@ def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> T
     return Tracker(
         policy,
         lambda: measure.of(policy),
-        TrackOptions(node.every, node.patience, node.keep),
+        TrackOptions(options.every, options.patience, options.keep),
         again=again if others else None,
     )
 
@@ -168,16 +168,16 @@ def _tracked_prompts(ctx: Context) -> tuple[list[Prompt], list[Prompt]]:
 
     They share no conversation. Half of the conversations that there are at most are fixed then.
     """
-    node, prompts = ctx.options.rl.track, ctx.encoder.fitting(_candidates(ctx))
+    options, prompts = ctx.options.rl.track, ctx.encoder.fitting(_candidates(ctx))
     if not prompts:
         raise UserError("no validation prompt fits task.max_prompt_tokens: write a higher limit")
-    if node.keep != "best":
-        return prompts[: node.num_prompts], []
+    if options.keep != "best":
+        return prompts[: options.num_prompts], []
     clusters = list(dict.fromkeys(prompt.cluster for prompt in prompts))
     first = set(clusters[: -(-len(clusters) // 2)])
-    fixed = [prompt for prompt in prompts if prompt.cluster in first][: node.num_prompts]
+    fixed = [prompt for prompt in prompts if prompt.cluster in first][: options.num_prompts]
     taken = {prompt.cluster for prompt in fixed}
-    others = [prompt for prompt in prompts if prompt.cluster not in taken][: node.num_prompts]
+    others = [prompt for prompt in prompts if prompt.cluster not in taken][: options.num_prompts]
     if not others:
         raise UserError(_ONE)
     return fixed, others

@@ -36,14 +36,14 @@ class RewardData:
 
 def label_source(ctx: Context) -> LabelSource:
     """The label source that the configuration asks for. Raises UserError for options that make no sense."""
-    node = ctx.options.rm
+    options = ctx.options.rm
     return LabelSource(
-        labels=node.labels,
-        noise=node.label_noise,
-        n=node.n,
-        min_confidence=node.min_confidence,
-        hard=node.hard_labels,
-        confidence_exponent=node.confidence_weight,
+        labels=options.labels,
+        noise=options.label_noise,
+        n=options.n,
+        min_confidence=options.min_confidence,
+        hard=options.hard_labels,
+        confidence_exponent=options.confidence_weight,
         seed=ctx.options.seeds.rm,
     )
 

@@ -30,48 +30,50 @@ MEMBER_SEEDS = 1_000_003  # between the seeds of two members' heads
 
 def _module(ctx: Context, parents: Parents, rows: RewardData) -> RewardModule:
     """The members, which differ by their heads' first weights; member 0 is the model of an ensemble of one."""
-    node, seed = ctx.options.rm, ctx.options.seeds.rm
-    size, start = ctx.model().trunk.config.hidden_size, parents if node.init == "sft" else {}
-    generators = (torch.Generator().manual_seed(seed + MEMBER_SEEDS * i) for i in range(node.ensemble))
-    steps = node.num_epochs * sum(-(-len(phase) // node.batch_size) for phase in rows.phases)
+    options, seed = ctx.options.rm, ctx.options.seeds.rm
+    size, start = ctx.model().trunk.config.hidden_size, parents if options.init == "sft" else {}
+    generators = (torch.Generator().manual_seed(seed + MEMBER_SEEDS * i) for i in range(options.ensemble))
+    steps = options.num_epochs * sum(-(-len(phase) // options.batch_size) for phase in rows.phases)
     return RewardModule(
         [(policy_top(ctx, start), ScalarHead(size).init_normal(generator)) for generator in generators],
-        optim_options(node, steps),
-        PreferenceLossOptions(node.margin, node.label_smoothing, node.label_temperature, node.centering),
-        head_lr_factor=node.head_lr_factor,
-        patience=node.patience,
+        optim_options(options, steps),
+        PreferenceLossOptions(
+            options.margin, options.label_smoothing, options.label_temperature, options.centering
+        ),
+        head_lr_factor=options.head_lr_factor,
+        patience=options.patience,
         # A model that stopped before its last phase would not be what rm.labels asks for.
-        choose_from=node.num_epochs * (len(rows.phases) - 1),
+        choose_from=options.num_epochs * (len(rows.phases) - 1),
     )
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    node = ctx.options.rm
+    options = ctx.options.rm
     rows = reward_data(ctx, parents)
     module = _module(ctx, parents, rows)
     data = TextDataModule.preference_view(
         rows.phases,
         [for_loss(row, label_source(ctx)) for row in rows.validation],
-        epochs_per_phase=node.num_epochs,
-        batch_size=node.batch_size,
-        micro_batch_size=node.micro_batch_size or node.batch_size,
+        epochs_per_phase=options.num_epochs,
+        batch_size=options.batch_size,
+        micro_batch_size=options.micro_batch_size or options.batch_size,
         seed=ctx.options.seeds.rm,
     )
     trainer = make_trainer(
         ctx,
         folder / "work",
-        max_epochs=node.num_epochs * len(rows.phases),
+        max_epochs=options.num_epochs * len(rows.phases),
         log_every=2,
         limit_val=True,
     )
-    planned = sum(map(len, rows.phases)) * node.num_epochs
+    planned = sum(map(len, rows.phases)) * options.num_epochs
     task = ctx.progress.task("reward model (pairs)", planned)
     with task as advance, training_together(ctx, "rm", folder):
         fresh, started = not (folder / "work" / "checkpoints").exists(), time.perf_counter()
         fit(trainer, module, folder / "work", data)
         seconds = time.perf_counter() - started
         advance(planned)
-    trained = sum(len(rows.phases[epoch // node.num_epochs]) for epoch in range(module.epochs))
+    trained = sum(len(rows.phases[epoch // options.num_epochs]) for epoch in range(module.epochs))
     module.eval().to(ctx.model().device)
     return {
         **measure_and_save(ctx, folder, module.members, rows.validation, rows.test),
@@ -92,15 +94,15 @@ def _parents(ctx: Context) -> tuple[str, ...]:
 
 
 def _work(ctx: Context) -> Work:
-    node, sample = ctx.options.rm, ctx.options.sample
+    options, sample = ctx.options.rm, ctx.options.sample
     if source(ctx) == "policy":
         pairs = sample.num_prompts * sample.num_samples
         tokens = prompt_tokens(ctx) + 2 * response_tokens(ctx)
     else:
         own = ctx.task.pairs[: sample.num_prompts]
         pairs, tokens = len(own), pair_tokens(ctx, own)
-    trained = min(node.n or pairs, pairs * (1 - node.validation_fraction - node.test_fraction))
-    return Work(forward=pairs * tokens, trained=trained * tokens * node.num_epochs * node.ensemble)
+    trained = min(options.n or pairs, pairs * (1 - options.validation_fraction - options.test_fraction))
+    return Work(forward=pairs * tokens, trained=trained * tokens * options.num_epochs * options.ensemble)
 
 
 def _check(ctx: Context) -> None:

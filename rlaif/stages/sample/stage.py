@@ -34,21 +34,21 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
     Equal ones, and responses that are empty, are redrawn `max_redraws` times. Pairs that are equal then are dropped
     and counted; an empty response beside a text is kept, as the bad answer that it is.
     """
-    node, seed = ctx.options.sample, ctx.options.seeds.sample
+    options, seed = ctx.options.sample, ctx.options.seeds.sample
     cuts = Cuts()
-    prompts = rl_prompts(ctx, node.num_prompts, cuts)
-    decoding = Decoding(ctx.options.task.max_response_tokens, node.temperature, node.top_k)
-    places = [(p, n) for p in prompts for n in range(node.num_samples)]
+    prompts = rl_prompts(ctx, options.num_prompts, cuts)
+    decoding = Decoding(ctx.options.task.max_response_tokens, options.temperature, options.top_k)
+    places = [(p, n) for p in prompts for n in range(options.num_samples)]
     drawn: dict[tuple[str, int, str], Sample] = {}
     pending: list[Slot] = [(p, n, side) for p, n in places for side in "ab"]
     redrawn = 0
-    for attempt in range(node.max_redraws + 1):
+    for attempt in range(options.max_redraws + 1):
         keys = [[seed, p.id, n, side, attempt] for p, n, side in pending]
-        got = draw(ctx, top, [p for p, _, _ in pending], keys, decoding, node.max_rows, "pairs")
+        got = draw(ctx, top, [p for p, _, _ in pending], keys, decoding, options.max_rows, "pairs")
         for (prompt, n, side), one in zip(pending, got, strict=True):
             drawn[prompt.id, n, side] = to_sample(ctx, prompt, one)
         pending = [slot for p, n in places for slot in _again(p, n, drawn)]
-        if not pending or attempt == node.max_redraws:
+        if not pending or attempt == options.max_redraws:
             break
         redrawn += len(pending)
     pairs = [Pair.between(drawn[p.id, n, "a"], drawn[p.id, n, "b"], f"{p.id}#{n}") for p, n in places]
@@ -119,18 +119,18 @@ def _parents(ctx: Context) -> tuple[str, ...]:
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    node = plain(ctx.options.sample)
-    node.pop("max_rows")  # how many rows are decoded at once does not change what is drawn
+    options = plain(ctx.options.sample)
+    options.pop("max_rows")  # how many rows are decoded at once does not change what is drawn
     if source(ctx) == "dataset":
-        node = {"num_prompts": node["num_prompts"]}
-    return {"sample": node, "source": source(ctx), "model": ctx.model_identity, "encoding": ctx.encoding}
+        options = {"num_prompts": options["num_prompts"]}
+    return {"sample": options, "source": source(ctx), "model": ctx.model_identity, "encoding": ctx.encoding}
 
 
 def _work(ctx: Context) -> Work:
     if source(ctx) == "dataset":
         return Work()
-    node = ctx.options.sample
-    rows = 2 * node.num_samples * min(node.num_prompts, len(ctx.task.train))
+    options = ctx.options.sample
+    rows = 2 * options.num_samples * min(options.num_prompts, len(ctx.task.train))
     return Work(forward=rows * prompt_tokens(ctx), decoded=rows * response_tokens(ctx))
 
 

@@ -12,13 +12,8 @@ from torch import Tensor
 from rlaif.data.datamodule import TokenBatch
 from rlaif.models.split import Top
 from rlaif.ops import sft_loss, total
-from rlaif.stages.common.training.optim import (
-    OptimOptions,
-    build_optimizer,
-    require_finite,
-    response_logprobs,
-    take_step,
-)
+from rlaif.stages.common.training.logprobs import response_logprobs
+from rlaif.stages.common.training.optim import OptimOptions, build_optimizer, require_finite, take_step
 
 
 class SFTModule(pl.LightningModule):

@@ -21,30 +21,30 @@ from rlaif.stages.sft.module import SFTModule
 
 def no_references(ctx: Context) -> str:
     """Why there is nothing to fine-tune on, and what to write instead."""
-    task, node = ctx.task, ctx.options.task
+    task, options = ctx.task, ctx.options.task
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     have = {name: sum(bool(p.reference) for p in rows) for name, rows in splits.items()}
     if any(have.values()):
         told = ", ".join(f"{count} in {name}" for name, count in have.items())
         return (
             f"fine-tuning needs references to train and to validate on, but of the task's there are {told}: write "
-            f"other fractions than task.test_fraction={node.test_fraction} and "
-            f"task.validation_fraction={node.validation_fraction}, or sft.enabled=false"
+            f"other fractions than task.test_fraction={options.test_fraction} and "
+            f"task.validation_fraction={options.validation_fraction}, or sft.enabled=false"
         )
     held = sum(pair.gold_source == "human" for pair in task.gold_pairs)
     if held and not task.pairs:
         return (
-            f"task.gold_fraction={node.gold_fraction} holds out all {held} labelled pairs, so that none is left to be "
-            "labelled, and there are no references to fine-tune a policy on that would sample others: write a smaller "
+            f"task.gold_fraction={options.gold_fraction} holds out all {held} labelled pairs, so that none is left to "
+            "be labelled, and there are no references to fine-tune a policy on that would sample others: write a smaller "
             "task.gold_fraction, such as 0.2"
         )
     return "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    node, model = ctx.options.sft, ctx.model()
+    options, model = ctx.options.sft, ctx.model()
     cuts = Cuts()
-    train = reference_rows(ctx, ctx.task.train, node.num_rows, "SFT", cuts)
+    train = reference_rows(ctx, ctx.task.train, options.num_rows, "SFT", cuts)
     validation = reference_rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
     cut = cut_metrics(ctx, "sft", cuts, "rows")
     if not train or not validation:
@@ -52,34 +52,34 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     data = TextDataModule.sft_view(
         train,
         validation,
-        batch_size=node.batch_size,
-        micro_batch_size=node.micro_batch_size or node.batch_size,
+        batch_size=options.batch_size,
+        micro_batch_size=options.micro_batch_size or options.batch_size,
         seed=ctx.options.seeds.sft,
     )
-    steps = node.num_epochs * -(-len(train) // node.batch_size)
-    module = SFTModule(model.trunk.new_top(), optim_options(node, steps))
+    steps = options.num_epochs * -(-len(train) // options.batch_size)
+    module = SFTModule(model.trunk.new_top(), optim_options(options, steps))
     trainer = make_trainer(
         ctx,
         folder / "work",
-        max_epochs=node.num_epochs,
+        max_epochs=options.num_epochs,
         log_every=5,
         limit_val=True,
     )
-    task = ctx.progress.task("SFT (rows)", len(train) * node.num_epochs)
+    task = ctx.progress.task("SFT (rows)", len(train) * options.num_epochs)
     with task as advance, training_together(ctx, "sft", folder):
         fit(trainer, module, folder / "work", data)
-        advance(len(train) * node.num_epochs)
+        advance(len(train) * options.num_epochs)
     save_modules(folder / TOP_FILE, {"top": module.top})
     metrics = {name: module.metrics[name] for name in ("sft/loss", "sft/val_loss")}
     return {**metrics, **cut, "sft/rows": len(train)}
 
 
 def _none_fits(ctx: Context, cuts: Cuts) -> str:
-    node = ctx.options.task
+    options = ctx.options.task
     return (
         f"of {cuts.rows} rows with a reference none fits, to train or to validate on: {cuts.prompts_dropped} have a "
-        f"prompt beyond task.max_prompt_tokens={node.max_prompt_tokens}, {cuts.responses_dropped} a reference beyond "
-        f"task.max_response_tokens={node.max_response_tokens}; write higher limits, or task.too_long=truncate"
+        f"prompt beyond task.max_prompt_tokens={options.max_prompt_tokens}, {cuts.responses_dropped} a reference "
+        f"beyond task.max_response_tokens={options.max_response_tokens}; write higher limits, or task.too_long=truncate"
     )
 
 

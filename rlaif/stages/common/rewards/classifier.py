@@ -16,21 +16,21 @@ Row = dict[str, list[int]]
 
 
 def _spec(ctx: Context) -> ClassifierSpec:
-    node, device = ctx.options.reward, resolve_device(ctx.options.trainer.accelerator)
+    options, device = ctx.options.reward, resolve_device(ctx.options.trainer.accelerator)
     return ClassifierSpec(
-        name=expanded(node.name),
-        revision=node.revision,
-        dtype=resolve_dtype(node.dtype, device, "reward.dtype"),
+        name=expanded(options.name),
+        revision=options.revision,
+        dtype=resolve_dtype(options.dtype, device, "reward.dtype"),
         device=device,
-        trust_remote_code=node.trust_remote_code,
-        max_tokens=node.max_tokens,
+        trust_remote_code=options.trust_remote_code,
+        max_tokens=options.max_tokens,
     )
 
 
 def classifier_identity(ctx: Context) -> dict[str, Any]:
     """The reward as a slice for digests. Raises UserError where there is no such model."""
-    node = ctx.options.reward
-    read = {"kind": node.kind, "format": node.format, "normalize_rows": node.normalize_rows}
+    options = ctx.options.reward
+    read = {"kind": options.kind, "format": options.format, "normalize_rows": options.normalize_rows}
     return {**_spec(ctx).describe(ctx.cache_dir), **read}
 
 

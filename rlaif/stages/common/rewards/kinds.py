@@ -38,8 +38,8 @@ def _model(ctx: Context, parents: Parents) -> Reward:
 
 
 def _ensemble(ctx: Context, parents: Parents) -> Reward:
-    node = ctx.options.reward
-    combine = partial(combine_members, how=node.how, coefficient=node.coefficient)
+    options = ctx.options.reward
+    combine = partial(combine_members, how=options.how, coefficient=options.coefficient)
     return ModelReward(ctx, load_reward(ctx.model(), parents["rm"].path), combine)
 
 

@@ -17,10 +17,7 @@ from rlaif.models.weights import RewardMember
 from rlaif.ops import empty_last
 from rlaif.records import Sample, is_empty
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.rewards.scale import (
-    RewardScale,
-    scale_of_models,
-)
+from rlaif.stages.common.rewards.scale import RewardScale, scale_of_models
 from rlaif.stages.common.scoring import score_pairs, sequence_scores
 
 CHUNK = 64  # rollouts whose hidden states exist at once

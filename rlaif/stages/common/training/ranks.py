@@ -57,17 +57,17 @@ def follows() -> bool:
 
 def check_devices(ctx: Context, key: str, rows: int) -> None:
     """Raises UserError for processes that there cannot be; `rows` under `key` are what they share of a step."""
-    node = ctx.options.trainer
-    if node.strategy not in ("auto", "ddp"):
-        raise UserError(f"trainer.strategy={node.strategy} is not known: write auto or ddp, which are one")
-    if node.devices > rows:
+    options = ctx.options.trainer
+    if options.strategy not in ("auto", "ddp"):
+        raise UserError(f"trainer.strategy={options.strategy} is not known: write auto or ddp, which are one")
+    if options.devices > rows:
         raise UserError(
-            f"trainer.devices={node.devices} would leave processes without a row of {key}={rows}: write "
+            f"trainer.devices={options.devices} would leave processes without a row of {key}={rows}: write "
             f"trainer.devices={rows} or fewer, or a larger {key}"
         )
-    if ctx.model_spec.device == "cuda" and node.devices > torch.cuda.device_count():
+    if ctx.model_spec.device == "cuda" and options.devices > torch.cuda.device_count():
         raise UserError(
-            f"trainer.devices={node.devices}, but {torch.cuda.device_count()} GPU is visible: write "
+            f"trainer.devices={options.devices}, but {torch.cuda.device_count()} GPU is visible: write "
             "trainer.devices=1, or trainer.accelerator=cpu"
         )
 

@@ -184,22 +184,22 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def optim_options(node: SFTOptions | RMOptions | RLOptions, total_steps: int) -> OptimOptions:
+def optim_options(options: SFTOptions | RMOptions | RLOptions, total_steps: int) -> OptimOptions:
     """The optimiser's options out of a stage's configuration."""
     return OptimOptions(
-        lr=node.lr,
-        weight_decay=node.weight_decay,
-        eps=node.eps,
-        schedule=node.schedule,
-        warmup_fraction=node.warmup_fraction,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        eps=options.eps,
+        schedule=options.schedule,
+        warmup_fraction=options.warmup_fraction,
         total_steps=max(1, total_steps),
-        gradient_clip=node.gradient_clip,
+        gradient_clip=options.gradient_clip,
     )
 
 
-def check_training(key: str, node: SFTOptions | RMOptions) -> None:
+def check_training(key: str, options: SFTOptions | RMOptions) -> None:
     """Raises UserError for numbers under `key` (a stage's configuration) that no training can have."""
-    size, micro = node.batch_size, node.micro_batch_size
+    size, micro = options.batch_size, options.micro_batch_size
     if micro is not None and micro > size:
         raise UserError(
             f"{key}.micro_batch_size={micro} is no part of {key}.batch_size={size}: write 1 to {size}, or null"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ppo_cases import equal, letter_share, make_module, policy_top, random_rollout, train, untimed
 
-from rlaif.stages.common.training.optim import mean_log_ratio
+from rlaif.stages.common.training.logprobs import mean_log_ratio
 from rlaif.stages.common.training.trainer import CHECKPOINT
 from rlaif.stages.rl.tracker import Point, Tracker, TrackOptions, best_point, over_optimised
 

@@ -6,17 +6,15 @@ import xml.etree.ElementTree as ET
 from matplotlib.axes import Axes
 from synthetic_runs import ppo_history
 
-from rlaif.figures.plots import (
-    ForestRow,
+from rlaif.figures.curves import (
     JudgedPoint,
     _track,
-    forest_plot,
     learning_curves,
     over_optimisation,
     proxy_vs_judge,
-    reliability_plot,
     rising_pieces,
 )
+from rlaif.figures.plots import ForestRow, forest_plot, reliability_plot
 from rlaif.io.lineage import ArtifactKey, LineageRow
 from rlaif.report.lineage import MAX_NODES, lineage_graph
 from rlaif.report.summary import result_rows

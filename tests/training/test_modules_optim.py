@@ -7,15 +7,8 @@ import torch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from rlaif.data.datamodule import EncodedRow, collate_sequences
-from rlaif.stages.common.training.optim import (
-    OptimOptions,
-    build_optimizer,
-    clip_each_group,
-    response_hidden,
-    response_logprobs,
-    scatter_counted,
-    schedule_factor,
-)
+from rlaif.stages.common.training.logprobs import response_hidden, response_logprobs, scatter_counted
+from rlaif.stages.common.training.optim import OptimOptions, build_optimizer, clip_each_group, schedule_factor
 
 
 def _options(schedule, warmup, total, lr=1.0):

@@ -6,7 +6,8 @@ import torch
 from rlaif.data.datamodule import TextDataModule, collate_sequences
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import sample
-from rlaif.stages.common.training.optim import OptimOptions, response_logprobs
+from rlaif.stages.common.training.logprobs import response_logprobs
+from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.sft.module import SFTModule
 
 TARGETS = ("red", "green", "blue", "a cat", "no", "seven", "up", "the end")

@@ -1,0 +1,239 @@
+"""Curves over training, over a factor of an experiment, and over the distance from the reference policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from rlaif.figures.svg import INK, PALETTE, colours, legend, percent_axis, shorten, svg
+from rlaif.tracking.runs import Row, number, series
+from rlaif.tracking.text import is_percent, metric_label
+
+
+@dataclass(frozen=True)
+class JudgedPoint:
+    """A policy at a KL from its reference (nats): proxy reward and the judge's win rate, where known."""
+
+    label: str
+    kl: float
+    reward: float | None = None
+    win_rate: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A point of a curve with its interval, where there is one."""
+
+    x: float
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def rising_pieces(steps: Sequence[float]) -> list[slice]:
+    """The longest runs of rising steps, in order."""
+    breaks = [i for i in range(1, len(steps)) if steps[i] <= steps[i - 1]]
+    return [slice(start, end) for start, end in pairwise([0, *breaks, len(steps)])]
+
+
+def _panel(axes: Axes, histories: Mapping[str, Sequence[Row]], name: str) -> None:
+    for index, (label, history) in enumerate(histories.items()):
+        steps, values = series(history, name)
+        colour = PALETTE[index] if index < len(PALETTE) else "#c3cad1"
+        style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) < 12 else {}
+        # The fits of a comparison's arms follow each other in one history: a line each.
+        for piece, fit in enumerate(rising_pieces(steps)):
+            own = label if piece == 0 else None
+            axes.plot(steps[fit], values[fit], color=colour, label=own, **style)
+    axes.set_title(metric_label(name))
+    axes.margins(x=0.03)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    if is_percent(name):
+        percent_axis(axes.yaxis)
+
+
+def learning_curves(histories: Mapping[str, Sequence[Row]], names: Sequence[str], *, title: str) -> str:
+    """Small multiples, one panel a metric over its steps; one colour a run (`histories`: label to rows)."""
+    shown = [name for name in names if any(series(rows, name)[0] for rows in histories.values())]
+    if not shown:
+        return ""
+    columns = 3 if len(shown) in (1, 2, 3, 5, 6) else 4
+    lines = math.ceil(len(shown) / columns)
+
+    def draw(figure: Figure) -> None:
+        for index, name in enumerate(shown):
+            axes = figure.add_subplot(lines, columns, index + 1)
+            _panel(axes, histories, name)
+            if index >= len(shown) - columns:
+                axes.set_xlabel("step")
+        if len(histories) > 1:
+            handles, labels = figure.axes[0].get_legend_handles_labels()
+            figure.legend(
+                handles,
+                [shorten(text) for text in labels],
+                loc="outside upper left",
+                ncols=min(3, len(labels)),
+            )
+
+    extra = 0.28 * math.ceil(len(histories) / 3) if len(histories) > 1 else 0.0
+    return svg(draw, 10.6, 1.85 * lines + 0.25 + extra, title)
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, Sequence[CurvePoint]]], *, x_label: str, x_percent: bool, title: str
+) -> str:
+    """Metrics over x with 95% intervals: a panel for each metric, a colour for each named line in it.
+
+    Points of a line come in the order of x. x is logarithmic where it spans more than a decade.
+    """
+    places = [point.x for lines in panels.values() for points in lines.values() for point in points]
+    span = (min(places), max(places))
+    logarithmic = span[0] > 0 and span[1] / span[0] > 10
+    shade = colours([name for lines in panels.values() for name in lines])
+
+    def draw(figure: Figure) -> None:
+        for index, (metric, lines) in enumerate(panels.items()):
+            axes = figure.add_subplot(1, len(panels), index + 1)
+            for place, (name, points) in enumerate(lines.items()):
+                side = 0.012 * (place - (len(lines) - 1) / 2)  # intervals of two lines side by side
+                shifted = [(_beside(point.x, side, span, logarithmic=logarithmic), point) for point in points]
+                _curve(axes, shifted, shade[name])
+            axes.set_title(metric_label(metric))
+            axes.set_xlabel(x_label)
+            if is_percent(metric):
+                percent_axis(axes.yaxis)
+            if x_percent:
+                percent_axis(axes.xaxis)
+            elif logarithmic:
+                _log_axis(axes, places)
+        if len(shade) > 1:
+            legend(figure, shade)
+
+    legend = 0.28 * math.ceil(len(shade) / 3) if len(shade) > 1 else 0.0
+    return svg(draw, max(5.0, 4.6 * len(panels)), 3.2 + legend, title)
+
+
+def _beside(x: float, side: float, span: tuple[float, float], *, logarithmic: bool) -> float:
+    """`x` moved by the share `side` of an axis from `span[0]` to `span[1]`."""
+    low, high = span
+    return x * (high / low) ** side if logarithmic else x + (high - low) * side
+
+
+def _curve(axes: Axes, points: Sequence[tuple[float, CurvePoint]], colour: str) -> None:
+    values = [point.value for _, point in points]
+    axes.plot([place for place, _ in points], values, "o-", color=colour, markersize=5)
+    for place, point in points:
+        if point.low is not None and point.high is not None:
+            axes.plot([place, place], [point.low, point.high], color=colour, linewidth=2, alpha=0.55)
+
+
+def _log_axis(axes: Axes, places: Sequence[float]) -> None:
+    """Ticks at the points themselves: decades alone would leave a doubling ladder without numbers."""
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    ticks: list[float] = []
+    for place in sorted(places):
+        if not ticks or place > 1.3 * ticks[-1]:  # closer ones would print over each other
+            ticks.append(place)
+    axes.set_xticks(ticks, [f"{tick:,.4g}" for tick in ticks])
+
+
+def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPoint], *, title: str) -> str:
+    """Proxy reward over sqrt(KL) above the judge's win rate over the same axis (Gao et al. 2023, figure 1).
+
+    `paths`: label to history rows with `rl/kl` and `rl/reward`; `points`: judged policies. Empty when
+    neither has a KL. Dashed beside the proxy is the one on prompts that the reward model was not trained on.
+    """
+    tracks = {label: _track(rows) for label, rows in paths.items()}
+    tracks = {label: track for label, track in tracks.items() if len(track) > 1}
+    usable = [point for point in points if point.kl >= 0]
+    if not tracks and not usable:
+        return ""
+
+    def draw(figure: Figure) -> None:
+        top, bottom = figure.subplots(1, 2, sharex=True)
+        shade = colours([*tracks, *(point.label for point in usable)])
+        for label, track in tracks.items():
+            top.plot(*zip(*track, strict=True), color=shade[label], label=label)
+            if held_out := _track(paths[label], "rl/reward_held_out"):
+                top.plot(*zip(*held_out, strict=True), "--o", color=shade[label], markersize=4)
+        for point in usable:
+            _judged(top, bottom, point, shade[point.label])
+        bottom.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 3)))
+        measured = any(_track(paths[label], "rl/reward_held_out") for label in tracks)
+        dashed = " (dashed: on held-out prompts)" if measured else ""
+        top.set_title(f"proxy: reward, before penalties and KL{dashed}")
+        bottom.margins(y=0.15)
+        bottom.set_title("judge: win rate over the baseline")
+        percent_axis(bottom.yaxis)
+        for axes in (top, bottom):
+            axes.set_xlabel("√KL from the reference (√nats)")
+            axes.set_xlim(left=0)
+            axes.margins(0.06)
+        if len(shade) > 1:
+            legend(figure, shade)
+
+    return svg(draw, 9.4, 3.0 + (0.25 if len(tracks) + len(usable) > 2 else 0), title)
+
+
+def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
+    """What a tracker measured on fixed prompts over sqrt(KL): proxy reward beside the held-out measure.
+
+    `paths`: label to history rows, of which those with `rl/track_kl` count, in their order: a policy may come
+    back. Empty where nothing was tracked. (Gao et al. 2022, figure 1.)
+    """
+    tracks = {
+        label: [row for row in rows if number(row, "rl/track_kl") is not None]
+        for label, rows in paths.items()
+    }
+    tracks = {label: rows for label, rows in tracks.items() if rows}
+    if not tracks:
+        return ""
+
+    def draw(figure: Figure) -> None:
+        shade = colours(list(tracks))
+        panels = (
+            ("rl/track_proxy", "proxy: reward, before penalties and KL"),
+            ("rl/track_gold", "held-out measure"),
+        )
+        for axes, (name, heading) in zip(figure.subplots(1, 2, sharex=True), panels, strict=True):
+            for label, rows in tracks.items():
+                for piece in rising_pieces(
+                    [row["step"] for row in rows]
+                ):  # a line each for arms in one history
+                    places = [math.sqrt(max(row["rl/track_kl"], 0.0)) for row in rows[piece]]
+                    values = [row[name] for row in rows[piece]]
+                    axes.plot(places, values, "o-", color=shade[label], markersize=4)
+            axes.set_title(heading)
+            axes.set_xlabel("√KL from the reference (√nats)")
+            axes.margins(0.06)
+        if len(shade) > 1:
+            legend(figure, shade)
+
+    return svg(draw, 9.4, 3.0 + (0.25 if len(tracks) > 2 else 0), title)
+
+
+def _track(rows: Sequence[Row], name: str = "rl/reward") -> list[tuple[float, float]]:
+    rewards = dict(zip(*series(rows, name), strict=True))
+    divergences = zip(*series(rows, "rl/kl"), strict=True)
+    return [(math.sqrt(max(kl, 0.0)), rewards[step]) for step, kl in divergences if step in rewards]
+
+
+def _judged(top: Axes, bottom: Axes, point: JudgedPoint, colour: str) -> None:
+    x = math.sqrt(point.kl)
+    if point.reward is not None:
+        top.plot([x], [point.reward], "D", color=colour, markersize=6)
+    if point.win_rate is not None:
+        if point.low is not None and point.high is not None:
+            bottom.plot([x, x], [point.low, point.high], color=colour, linewidth=2)
+        bottom.plot([x], [point.win_rate], "D", color=colour, markersize=6)

@@ -1,0 +1,47 @@
+"""Log-probabilities of responses from the trunk's features, and how far two policies differ on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from rlaif.data.datamodule import TokenBatch
+from rlaif.models.flat import hidden_at
+from rlaif.models.split import Top
+
+
+def response_hidden(top: Top, features: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states (N, D) that predict the N counted tokens of `mask` (B, T), row by row.
+
+    No token at position 0 is counted. The last layer runs on the positions that predict them alone, and so does
+    the vocabulary head on what is returned.
+    """
+    return hidden_at(top, features, mask.roll(-1, dims=1))
+
+
+def scatter_counted(values: Tensor, mask: Tensor) -> Tensor:
+    """Values (N,) of the counted tokens back in place: (B, T), zero elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+
+
+def response_logprobs(top: Top, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities (B, T) of the response tokens under the sampling temperature; zero elsewhere."""
+    mask = batch.response_mask
+    hidden = response_hidden(top, batch.features, mask)
+    return scatter_counted(top.logprobs(hidden, batch.ids[mask], temperature), mask)
+
+
+@torch.no_grad()
+def mean_log_ratio(policy: Top, reference: Top, batches: Iterable[TokenBatch], temperature: float) -> float:
+    """Mean over all responses of log policy(response) - log reference(response), nats.
+
+    That is an estimate of KL(policy || reference) where the policy has drawn them at this temperature.
+    """
+    summed, count = 0.0, 0
+    for batch in batches:
+        new, old = (response_logprobs(top, batch, temperature) for top in (policy, reference))
+        summed += float((new - old).sum())
+        count += len(batch.ids)
+    return summed / count

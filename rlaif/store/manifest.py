@@ -1,0 +1,116 @@
+"""What an artifact says of itself, and whether its files are as they were written."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rlaif.io import digest as content_digest
+from rlaif.io import read_json, sha256_file
+from rlaif.io.lineage import ArtifactKey, LineageRow
+from rlaif.io.plain import json_ready
+from rlaif.io.versions import library_versions
+from rlaif.store.artifacts import ArtifactSpec, _verified
+
+MANIFEST = "manifest.json"
+Signature = tuple[tuple[str, int, int, int], ...]
+
+
+def make_manifest(
+    spec: ArtifactSpec, folder: Path, metrics: dict[str, Any], seconds: float, resumed: bool
+) -> dict[str, Any]:
+    """The manifest of a folder; its files are flushed to disk and hashed here.
+
+    `seconds` is the wall-clock time of the last attempt; `resumed` says whether there was an earlier one.
+    """
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            files[path.relative_to(folder).as_posix()] = {
+                "sha256": sha256_file(path),
+                "bytes": path.stat().st_size,
+            }
+        elif path.is_dir():
+            fsync_folder(path)
+    manifest = {
+        "kind": spec.kind,
+        "digest": spec.digest,
+        "config": json_ready(spec.config),
+        "parents": [{"kind": parent.kind, "digest": parent.digest} for parent in spec.parents],
+        "seed": spec.seed,
+        "version": spec.version,
+        "data_hash": spec.data_hash,
+        "versions": library_versions(),
+        "created": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "seconds": seconds,
+        "resumed": resumed,
+        "metrics": metrics,
+        "files": files,
+    }
+    return manifest | {"checksum": content_digest(manifest)}
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the folder's entries durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, or None where there is none that is whole."""
+    try:
+        manifest = read_json(path / MANIFEST)
+        content = {key: value for key, value in manifest.items() if key != "checksum"}
+        return manifest if manifest["checksum"] == content_digest(content) else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def signature(path: Path, manifest: dict[str, Any]) -> Signature:
+    """Names, sizes and times of the files that the manifest names."""
+    names = [MANIFEST, *sorted(manifest["files"])]
+    stats = [(name, (path / name).stat()) for name in names]
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
+
+
+def inspect_artifact(path: Path, name: str) -> tuple[dict[str, Any] | None, str]:
+    """The manifest of artifact `name` in folder `path` and "", or None and what is wrong, in words."""
+    manifest = read_manifest(path)
+    if manifest is None:
+        return None, f"its {MANIFEST} is missing or cannot be read"
+    if f"{manifest['kind']}-{manifest['digest']}" != name:
+        return None, f"its {MANIFEST} is that of {manifest['kind']}-{manifest['digest']}"
+    try:
+        found = signature(path, manifest)
+        if _verified.get(path) != found:
+            for file, entry in manifest["files"].items():
+                if sha256_file(path / file) != entry["sha256"]:
+                    return None, f"file {file} has changed since it was written (sha256 differs)"
+    except OSError as error:
+        return None, f"a file is missing or cannot be read ({error.strerror}: {error.filename})"
+    _verified[path] = found
+    return manifest, ""
+
+
+def lineage_row(kind: str, digest: str, manifest: dict[str, Any] | None, reused: bool) -> LineageRow:
+    """An artifact as a row of a run's lineage; without its manifest its name alone."""
+    if manifest is None:
+        return LineageRow(kind, digest, reused=reused)
+    return LineageRow(
+        kind,
+        digest,
+        tuple(ArtifactKey(**parent) for parent in manifest["parents"]),
+        manifest["seed"],
+        manifest["metrics"],
+        manifest["created"],
+        manifest["seconds"],
+        sum(entry["bytes"] for entry in manifest["files"].values()),
+        reused,
+    )
