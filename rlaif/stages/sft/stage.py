@@ -35,8 +35,8 @@ def no_references(ctx: Context) -> str:
     if held and not task.pairs:
         return (
             f"task.gold_fraction={options.gold_fraction} holds out all {held} labelled pairs, so that none is left to "
-            "be labelled, and there are no references to fine-tune a policy on that would sample others: write a smaller "
-            "task.gold_fraction, such as 0.2"
+            "be labelled, and there are no references to fine-tune a policy on that would sample others: write a "
+            "smaller task.gold_fraction, such as 0.2"
         )
     return "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
 
