@@ -1,7 +1,8 @@
 """The artifact store: stage outputs under a digest of what they are made from."""
 
-from rlaif.store.artifacts import Artifact, ArtifactSpec, ArtifactStore, finished_folder
+from rlaif.store.artifacts import ArtifactStore, finished_folder
 from rlaif.store.cleaning import damaged_copies, stale_partials, unneeded
+from rlaif.store.manifest import Artifact, ArtifactSpec
 
 __all__ = [
     "Artifact",

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rlaif.errors import UserError
-from rlaif.io import digest as content_digest
 from rlaif.io import read_json, write_json
 from rlaif.io.lineage import LineageRow
 from rlaif.io.plain import json_ready
 from rlaif.store.manifest import (
     MANIFEST,
-    Signature,
+    VERIFIED,
+    Artifact,
+    ArtifactSpec,
     fsync_folder,
     inspect_artifact,
     lineage_row,
@@ -44,88 +43,8 @@ logger = logging.getLogger(__name__)
 WORK = "work"
 PARTIAL_PREFIX = ".partial-"
 TRASH_PREFIX = ".trash-"
-DIGEST_LENGTH = 16
-_KIND = re.compile(r"[a-z][a-z0-9_]*")
 
 Build = Callable[[Path], Mapping[str, float | str]]
-
-# Folder -> the stat signature under which its sha256 sums were found right in this process.
-_verified: dict[Path, Signature] = {}
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished artifact on disk. `reused` is False only for the one that this call has built."""
-
-    kind: str
-    digest: str
-    path: Path
-    manifest: dict[str, Any]
-    reused: bool
-
-    @property
-    def name(self) -> str:
-        """Folder name, `<kind>-<digest>`."""
-        return f"{self.kind}-{self.digest}"
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """What `build` returned: name -> number, text, or None where the number was not finite."""
-        return dict(self.manifest["metrics"])
-
-    @property
-    def bytes(self) -> int:
-        """Size of all files but the manifest."""
-        return sum(entry["bytes"] for entry in self.manifest["files"].values())
-
-    def file(self, name: str) -> Path:
-        """Path of a file of this artifact; `name` is relative, with forward slashes.
-
-        Raises KeyError if the artifact has no such file.
-        """
-        if name not in self.manifest["files"]:
-            raise KeyError(f"{self.name} has no file {name!r}; it has {sorted(self.manifest['files'])}")
-        return self.path / name
-
-
-@dataclass(frozen=True)
-class ArtifactSpec:
-    """What an artifact is made from: all that can change its content, and nothing else.
-
-    `config` is the stage's slice of the resolved configuration (plain values), `version` the stage's own
-    integer, `data_hash` a digest of data that no parent covers.
-    """
-
-    kind: str
-    config: dict[str, Any]
-    parents: tuple[Artifact, ...]
-    seed: int
-    version: int
-    data_hash: str = ""
-
-    def __post_init__(self) -> None:
-        if not _KIND.fullmatch(self.kind):
-            raise ValueError(
-                f"artifact kind {self.kind!r} must be lower-case letters, digits and underscores"
-            )
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits over every field (parents by kind and digest; key order does not count)."""
-        content = {
-            "kind": self.kind,
-            "config": self.config,
-            "parents": [[parent.kind, parent.digest] for parent in self.parents],
-            "seed": self.seed,
-            "version": self.version,
-            "data_hash": self.data_hash,
-        }
-        return content_digest(content, DIGEST_LENGTH)
-
-    @property
-    def name(self) -> str:
-        """Folder name, `<kind>-<digest>`."""
-        return f"{self.kind}-{self.digest}"
 
 
 class ArtifactStore:
@@ -292,7 +211,7 @@ class ArtifactStore:
         old = self._rename_to_trash(final) if final.exists() else None
         os.replace(partial, final)
         fsync_folder(self.root)
-        _verified[final] = signature(final, manifest)
+        VERIFIED[final] = signature(final, manifest)
         if old:
             shutil.rmtree(old)
 
@@ -300,14 +219,14 @@ class ArtifactStore:
         # Renamed first, so that no process sees a half-deleted folder under the old name.
         trash = self.root / f"{TRASH_PREFIX}{artifact_name(folder)}-{uuid.uuid4().hex[:8]}"
         os.replace(folder, trash)
-        _verified.pop(folder, None)
+        VERIFIED.pop(folder, None)
         return trash
 
     def _set_aside(self, path: Path, fault: str) -> None:
         target = self.root / ".damaged" / f"{path.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
-        _verified.pop(path, None)
+        VERIFIED.pop(path, None)
         logger.warning("artifact %s is damaged: %s; moved to %s and built again", path.name, fault, target)
 
     def _published(self, spec: ArtifactSpec) -> tuple[int, int] | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rlaif.errors import UserError
 from rlaif.io.lineage import LINEAGE_FILE, read_lineage
-from rlaif.store.artifacts import PARTIAL_PREFIX, TRASH_PREFIX, Artifact, ArtifactStore, artifact_name
+from rlaif.store.artifacts import PARTIAL_PREFIX, TRASH_PREFIX, ArtifactStore, artifact_name
+from rlaif.store.manifest import Artifact
 
 
 def unneeded(store: ArtifactStore, runs_root: Path) -> list[Artifact]:

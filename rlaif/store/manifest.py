@@ -1,8 +1,10 @@
-"""What an artifact says of itself, and whether its files are as they were written."""
+"""What an artifact is and says of itself, and whether its files are as they were written."""
 
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,88 @@ from rlaif.io import read_json, sha256_file
 from rlaif.io.lineage import ArtifactKey, LineageRow
 from rlaif.io.plain import json_ready
 from rlaif.io.versions import library_versions
-from rlaif.store.artifacts import ArtifactSpec, _verified
+
+DIGEST_LENGTH = 16
+_KIND = re.compile(r"[a-z][a-z0-9_]*")
+
+# Folder -> the stat signature under which its sha256 sums were found right in this process.
+VERIFIED: dict[Path, Signature] = {}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact on disk. `reused` is False only for the one that this call has built."""
+
+    kind: str
+    digest: str
+    path: Path
+    manifest: dict[str, Any]
+    reused: bool
+
+    @property
+    def name(self) -> str:
+        """Folder name, `<kind>-<digest>`."""
+        return f"{self.kind}-{self.digest}"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What `build` returned: name -> number, text, or None where the number was not finite."""
+        return dict(self.manifest["metrics"])
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files but the manifest."""
+        return sum(entry["bytes"] for entry in self.manifest["files"].values())
+
+    def file(self, name: str) -> Path:
+        """Path of a file of this artifact; `name` is relative, with forward slashes.
+
+        Raises KeyError if the artifact has no such file.
+        """
+        if name not in self.manifest["files"]:
+            raise KeyError(f"{self.name} has no file {name!r}; it has {sorted(self.manifest['files'])}")
+        return self.path / name
+
+
+@dataclass(frozen=True)
+class ArtifactSpec:
+    """What an artifact is made from: all that can change its content, and nothing else.
+
+    `config` is the stage's slice of the resolved configuration (plain values), `version` the stage's own
+    integer, `data_hash` a digest of data that no parent covers.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    parents: tuple[Artifact, ...]
+    seed: int
+    version: int
+    data_hash: str = ""
+
+    def __post_init__(self) -> None:
+        if not _KIND.fullmatch(self.kind):
+            raise ValueError(
+                f"artifact kind {self.kind!r} must be lower-case letters, digits and underscores"
+            )
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over every field (parents by kind and digest; key order does not count)."""
+        content = {
+            "kind": self.kind,
+            "config": self.config,
+            "parents": [[parent.kind, parent.digest] for parent in self.parents],
+            "seed": self.seed,
+            "version": self.version,
+            "data_hash": self.data_hash,
+        }
+        return content_digest(content, DIGEST_LENGTH)
+
+    @property
+    def name(self) -> str:
+        """Folder name, `<kind>-<digest>`."""
+        return f"{self.kind}-{self.digest}"
+
 
 MANIFEST = "manifest.json"
 Signature = tuple[tuple[str, int, int, int], ...]
@@ -89,13 +172,13 @@ def inspect_artifact(path: Path, name: str) -> tuple[dict[str, Any] | None, str]
         return None, f"its {MANIFEST} is that of {manifest['kind']}-{manifest['digest']}"
     try:
         found = signature(path, manifest)
-        if _verified.get(path) != found:
+        if VERIFIED.get(path) != found:
             for file, entry in manifest["files"].items():
                 if sha256_file(path / file) != entry["sha256"]:
                     return None, f"file {file} has changed since it was written (sha256 differs)"
     except OSError as error:
         return None, f"a file is missing or cannot be read ({error.strerror}: {error.filename})"
-    _verified[path] = found
+    VERIFIED[path] = found
     return manifest, ""
 
 
