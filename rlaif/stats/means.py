@@ -1,10 +1,8 @@
 """Intervals and tests of means over test items in clusters and, where there are several, over seeds.
 
-Both are samples, and either could have come out otherwise: the error of a mean has a part of the items and a part
-of the seeds, each with degrees of freedom of its own. Half an interval is the root of the sum of the squares of what
-each part alone would give. `experiments/benchmarks/statistics.py` shows that 95% intervals cover 93 to 97% from 24
-items on, and more with two or three seeds that hardly differ, or with fewer than twenty clusters: two seeds
-know their spread so badly that an honest interval is wide.
+Both are samples, so the error of a mean has a part of the items and a part of the seeds, each with its own degrees of
+freedom; half an interval is the root of the summed squares of what each alone would give. They cover 93 to 97% from 24
+items on (`experiments/benchmarks/coverage_and_errors.py`), more with two or three seeds or below twenty clusters.
 
 Notation: S seeds, n items, K clusters of items (prompts, conversations).
 """

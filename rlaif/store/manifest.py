@@ -15,9 +15,11 @@ from rlaif.io.lineage import ArtifactKey, LineageRow
 from rlaif.io.plain import json_ready
 from rlaif.io.versions import library_versions
 
+MANIFEST = "manifest.json"
 DIGEST_LENGTH = 16
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
 
+Signature = tuple[tuple[str, int, int, int], ...]
 # Folder -> the stat signature under which its sha256 sums were found right in this process.
 VERIFIED: dict[Path, Signature] = {}
 
@@ -95,10 +97,6 @@ class ArtifactSpec:
     def name(self) -> str:
         """Folder name, `<kind>-<digest>`."""
         return f"{self.kind}-{self.digest}"
-
-
-MANIFEST = "manifest.json"
-Signature = tuple[tuple[str, int, int, int], ...]
 
 
 def make_manifest(

@@ -19,7 +19,7 @@ import pytest
 from rlaif.errors import UserError
 from rlaif.io.lineage import ArtifactKey, LineageRow, read_lineage, write_lineage
 from rlaif.store import Artifact, ArtifactSpec, ArtifactStore
-from rlaif.store import artifacts as store_module
+from rlaif.store import manifest as manifest_module
 
 SPEC = ArtifactSpec(kind="sft", config={"lr": 0.1, "epochs": 2}, parents=(), seed=0, version=1)
 
@@ -71,9 +71,9 @@ def builder(content: str = "weights", metrics: dict[str, Any] | None = None) -> 
     return build
 
 
-def forget_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_verified() -> None:
     """What a new process starts with."""
-    monkeypatch.setattr(store_module, "_verified", {})
+    manifest_module.VERIFIED.clear()
 
 
 def test_second_request_reuses(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_killed_between_manifest_and_rename_is_published_without_a_build(
     store = ArtifactStore(tmp_path)
     artifact = store.get_or_build(SPEC, builder())
     os.replace(artifact.path, tmp_path / f".partial-{SPEC.name}")
-    forget_verified(monkeypatch)
+    forget_verified()
     build = builder()
     again = store.get_or_build(SPEC, build)
     assert build.calls == 0 and again.manifest == artifact.manifest and again.path.is_dir()
@@ -266,7 +266,7 @@ def test_damage_is_found_set_aside_and_rebuilt(
 ) -> None:
     store = ArtifactStore(tmp_path)
     damage(store.get_or_build(SPEC, builder()))
-    forget_verified(monkeypatch)
+    forget_verified()
     assert store.find(SPEC) is None and "is damaged" in caplog.text
     assert (tmp_path / SPEC.name).is_dir()  # find only looks
     caplog.clear()
@@ -291,10 +291,10 @@ def test_damage_in_the_same_process_is_seen(tmp_path: Path) -> None:
 def test_sums_are_computed_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ArtifactStore(tmp_path)
     store.get_or_build(SPEC, builder())
-    forget_verified(monkeypatch)
+    forget_verified()
     hashed: list[str] = []
-    real = store_module.sha256_file
-    monkeypatch.setattr(store_module, "sha256_file", lambda path: hashed.append(path.name) or real(path))
+    real = manifest_module.sha256_file
+    monkeypatch.setattr(manifest_module, "sha256_file", lambda path: hashed.append(path.name) or real(path))
     for _ in range(3):
         assert ArtifactStore(tmp_path).find(SPEC) is not None
     assert sorted(hashed) == ["notes.txt", "weights.bin"]
