@@ -177,7 +177,7 @@ def test_killed_build_resumes_where_it_was(tmp_path: Path) -> None:
 
 
 def test_killed_between_manifest_and_rename_is_published_without_a_build(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     store = ArtifactStore(tmp_path)
     artifact = store.get_or_build(SPEC, builder())
@@ -262,7 +262,7 @@ DAMAGES = [flip_a_byte, delete_a_file, truncate_manifest, delete_manifest, edit_
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_found_set_aside_and_rebuilt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: Any
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any
 ) -> None:
     store = ArtifactStore(tmp_path)
     damage(store.get_or_build(SPEC, builder()))
