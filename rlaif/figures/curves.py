@@ -119,8 +119,8 @@ def curves(
         if len(shade) > 1:
             legend(figure, shade)
 
-    legend = 0.28 * math.ceil(len(shade) / 3) if len(shade) > 1 else 0.0
-    return svg(draw, max(5.0, 4.6 * len(panels)), 3.2 + legend, title)
+    room = 0.28 * math.ceil(len(shade) / 3) if len(shade) > 1 else 0.0
+    return svg(draw, max(5.0, 4.6 * len(panels)), 3.2 + room, title)
 
 
 def _beside(x: float, side: float, span: tuple[float, float], *, logarithmic: bool) -> float:

@@ -77,7 +77,7 @@ class ArmsTable:
     """What `stage=compare` shows: `metrics` are the columns that at least one arm has.
 
     `main` is the metric that `tests` are on or, without any, that ranks the arms, if one does; `caption` says how they
-    were made.
+    were made. `swept`: the arms are those of a sweep.
     """
 
     metrics: tuple[str, ...]
@@ -87,6 +87,7 @@ class ArmsTable:
     main: str = ""
     caption: str = ""
     controls: tuple[ControlArm, ...] = ()
+    swept: bool = False
 
     @property
     def judged(self) -> bool:
@@ -299,8 +300,8 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
 
 
 def _terminal_metrics(table: ArmsTable) -> list[str]:
-    """The tested metric and what else matters most, in the table's order."""
-    ranked = [table.main, *names("arms_terminal"), *table.metrics]
+    """The tested metric and what else matters most, in the table's order; a sweep's columns are in that order."""
+    ranked = [table.main, *(() if table.swept else names("arms_terminal")), *table.metrics]
     room = _TERMINAL_COLUMNS - table.judged  # that column takes one's place
     chosen = [name for name in dict.fromkeys(ranked) if name in table.metrics][:room]
     return [name for name in table.metrics if name in chosen]
@@ -332,7 +333,7 @@ def sweep_table(found: Sweep) -> ArmsTable:
         f"{count} earlier run{'s' if count > 1 else ''} of the same arm and seed left out." if count else ""
     )
     ranked = "" if found.tests else f"Ranked by {metric_label(found.metrics[0])}; not tested: no test items."
-    return replace(table, caption=" ".join(filter(None, (table.caption, ranked, note))))
+    return replace(table, swept=True, caption=" ".join(filter(None, (table.caption, ranked, note))))
 
 
 def terminal_comparison(run: RunRecord) -> list[RichTable]:

@@ -80,7 +80,7 @@ def test_a_metric_is_one_entry_and_one_line_of_its_stage(
     assert len(set(values)) == 2
     # The result table and the terminal's ablation table.
     assert values[0] in next(line for line in shown.splitlines() if "low margins" in line)
-    ablation = swept[swept.index("Ablation") :]
+    ablation = swept[swept.index("Arms") :]
     assert "RM low" in ablation and all(value in ablation for value in values)
     # The page: of a run its label, its section's fact and its formula; of a sweep, the best arm is the lower one.
     page = (root / "reports" / f"rm-{first.id}.html").read_text(encoding="utf-8")

@@ -244,7 +244,7 @@ def test_report_compares_finished_runs(run, pipeline, warm_root, capsys) -> None
     page = Path(record.summary["report/path"])
     text = page.read_text(encoding="utf-8")
     assert f"report: {page}" in capsys.readouterr().out
-    assert "labeler=scripted" in text and "<svg" in text and "paired test" in text
+    assert "labeler=scripted" in text and "<svg" in text and "Tested on labeler alignment" in text
     assert "http://" not in text.replace("http://www.w3.org", "") and "<script src" not in text
 
 
