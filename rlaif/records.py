@@ -212,7 +212,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Sample(_Grouped):
-    """One response of a policy, as text with its counts (the tensors of PPO are `rollout.Rollout`).
+    """One response of a policy, as text with its counts (the tensors of RL are `inference.rollouts.Rollout`).
 
     `ids` are its tokens, with the one that ended it if it did (`finished`); None for a text that no policy wrote.
     """

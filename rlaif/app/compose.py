@@ -24,6 +24,8 @@ _READ_LATER = ("compare", "report", "clean")
 def read_options(cfg: DictConfig) -> Options:
     """The options of a composed configuration. Raises UserError for what it cannot be."""
     values = resolved(cfg)
+    if values.get("until") == "ppo":  # as stage=ppo, the other name of stage=rl
+        values["until"] = "rl"
     options = read(Options, values)
     if options.stage not in _READ_LATER:
         require(values)

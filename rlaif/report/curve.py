@@ -27,7 +27,7 @@ def axis_label(name: str) -> str:
 
 
 def curve_figure(rows: Sequence[Row]) -> str:
-    """One panel a metric, one colour a line; `rows` of `reports.arms.curve_rows`. Empty without points."""
+    """One panel a metric, one colour a line; `rows` of `study.arm_table.curve_rows`. Empty without points."""
     panels: dict[str, dict[str, list[curves.CurvePoint]]] = {}
     for row in rows:
         point = curves.CurvePoint(row["x"], row["value"], row.get("ci_low"), row.get("ci_high"))

@@ -116,6 +116,11 @@ def test_words_that_stay_possible(composed, word) -> None:
     read_options(composed(word))
 
 
+def test_the_stage_of_the_policy_has_two_names(composed) -> None:
+    assert read_options(composed("stage=ppo", "rl=grpo")).stage == "rl"
+    assert read_options(composed("stage=compare", "until=ppo")).until == "rl"
+
+
 def test_a_number_may_come_from_the_environment(composed, monkeypatch) -> None:
     monkeypatch.setenv("LR", "3e-4")
     monkeypatch.setenv("STEPS", "7")
