@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from rlaif.options.rules import ABSENT, Count, Count0, Finite, From0, Name, Number, Part, Positive, Share
 
 Schedule = Literal["constant", "linear", "cosine"]
+Labels = Literal["ai", "gold", "mixed", "ai_then_gold", "shuffled"]
 Between = Annotated[float, Number(0, 1, above=True, below=True)]
 AtLeast2 = Annotated[int, Number(2, whole=True)]
 
@@ -60,10 +61,10 @@ class RMOptions:
     schedule: Schedule
     warmup_fraction: Share
     gradient_clip: From0
-    labels: str
+    labels: Labels
     n: Count | None
     label_noise: Share
-    min_confidence: Share
+    min_confidence: Annotated[float, Number(0, 0.5)]
     confidence_weight: From0
     hard_labels: bool
     margin: From0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pair_rows import label_rows
@@ -12,6 +12,7 @@ from pair_rows import label_rows
 from rlaif.data.datamodule import PreferenceRow
 from rlaif.errors import UserError
 from rlaif.io import stable_uniform
+from rlaif.options.training import Labels
 from rlaif.records import Pair, Preference
 from rlaif.stages.rm.labels import SOURCES, LabelSource, TrainingRows, labelled, training_rows
 
@@ -272,23 +273,15 @@ def test_weights_and_rounding_by_hand() -> None:
     assert [noisy[i].weight for i in own] == pytest.approx([rows[i].weight for i in own])
 
 
-# --- bad input ----------------------------------------------------------------------------------------
+# --- what is asked for ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"labels": "human"}, "rm.labels=human is not known: write one of ai, gold, mixed, ai_then_gold"),
-        ({"noise": 1.5}, "rm.label_noise=1.5 is no probability"),
-        ({"noise": -0.1}, "rm.label_noise=-0.1 is no probability"),
-        ({"n": 0}, "rm.n=0 is no number of preferences"),
-        ({"n": "many"}, "rm.n=many is no number of preferences"),
-        ({"n": True}, "rm.n=True is no number of preferences"),
-        ({"n": 2.5}, "rm.n=2.5 is no number of preferences"),
-        ({"min_confidence": 0.6}, "rm.min_confidence=0.6 is no distance from 0.5"),
-        ({"confidence_exponent": -1.0}, "rm.confidence_weight=-1.0 would weigh undecided pairs most"),
-    ],
-)
-def test_options_that_make_no_sense(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        source(**changes)
+def test_what_each_source_needs() -> None:
+    needs = {name: (source(name).needs_ai, source(name).needs_gold) for name in get_args(Labels)}
+    assert needs == {
+        "ai": (True, False),
+        "gold": (False, True),
+        "mixed": (True, True),
+        "ai_then_gold": (True, True),
+        "shuffled": (True, False),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import fmean
+from typing import get_args
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from jobs import job_context
 
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl, stable_uniform
+from rlaif.options.training import Labels
 from rlaif.stages.common.rows import encode_pairs
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
 from rlaif.stages.rm.data import label_source, reward_data
-from rlaif.stages.rm.labels import SOURCES, for_loss
+from rlaif.stages.rm.labels import for_loss
 from rlaif.tracking.glossary import unknown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +57,7 @@ def own(name: str, pair: dict, ai: dict[str, float], seed: int = 0) -> float:
     return pair["gold"] if gold or name == "gold" else ai[pair["id"]]
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", get_args(Labels))
 def test_rows_carry_the_labels_of_their_source(name, prepared) -> None:
     """Every row against the files: the right label on the right texts, in the right phase and part."""
     ctx, pairs, ai, data = prepared(f"rm.labels={name}")
@@ -104,7 +106,7 @@ def test_what_is_held_out_moves_with_nothing(prepared) -> None:
     assert {row.p_a for row in hard.phases[0]} == {0.0, 1.0}
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", get_args(Labels))
 def test_each_source_trains_a_reward_model(name, run) -> None:
     record = run(*WORDS, f"rm.labels={name}")
     kinds = {row.kind for row in record.lineage}

@@ -18,7 +18,6 @@ from rlaif.ops import confidence_weight, harden
 from rlaif.records import Preference
 
 MIXES = ("mixed", "ai_then_gold")
-SOURCES = ("ai", "gold", *MIXES, "shuffled")
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,6 @@ class LabelSource:
     hard: bool
     confidence_exponent: float
     seed: int
-
-    def __post_init__(self) -> None:
-        if self.labels not in SOURCES:
-            raise UserError(f"rm.labels={self.labels} is not known: write one of {', '.join(SOURCES)}")
-        if not 0 <= self.noise <= 1:
-            raise UserError(f"rm.label_noise={self.noise} is no probability: write a number from 0 to 1")
-        if self.n is not None and (type(self.n) is not int or self.n < 1):
-            raise UserError(f"rm.n={self.n} is no number of preferences: write one from 1, or null for all")
-        if not 0 <= self.min_confidence <= 0.5:
-            raise UserError(
-                f"rm.min_confidence={self.min_confidence} is no distance from 0.5: write a number from 0 to 0.5"
-            )
-        if self.confidence_exponent < 0:
-            raise UserError(
-                f"rm.confidence_weight={self.confidence_exponent} would weigh undecided pairs most: write 0 or more"
-            )
 
     @property
     def needs_ai(self) -> bool:

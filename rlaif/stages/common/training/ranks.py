@@ -58,8 +58,6 @@ def follows() -> bool:
 def check_devices(ctx: Context, key: str, rows: int) -> None:
     """Raises UserError for processes that there cannot be; `rows` under `key` are what they share of a step."""
     options = ctx.options.trainer
-    if options.strategy not in ("auto", "ddp"):
-        raise UserError(f"trainer.strategy={options.strategy} is not known: write auto or ddp, which are one")
     if options.devices > rows:
         raise UserError(
             f"trainer.devices={options.devices} would leave processes without a row of {key}={rows}: write "
