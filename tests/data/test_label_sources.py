@@ -14,9 +14,10 @@ from rlaif.errors import UserError
 from rlaif.io import stable_uniform
 from rlaif.options.training import Labels
 from rlaif.records import Pair, Preference
-from rlaif.stages.rm.labels import SOURCES, LabelSource, TrainingRows, labelled, training_rows
+from rlaif.stages.rm.labels import LabelSource, TrainingRows, labelled, training_rows
 
 SIZE = 600
+SOURCES = get_args(Labels)
 
 
 def source(labels: str = "ai", **changes: Any) -> LabelSource:
@@ -271,17 +272,3 @@ def test_weights_and_rounding_by_hand() -> None:
     # flips do not change how sure a label is
     noisy = trained(training_labels(own, source(confidence_exponent=2.0, noise=1.0)))
     assert [noisy[i].weight for i in own] == pytest.approx([rows[i].weight for i in own])
-
-
-# --- what is asked for ---------------------------------------------------------------------------------
-
-
-def test_what_each_source_needs() -> None:
-    needs = {name: (source(name).needs_ai, source(name).needs_gold) for name in get_args(Labels)}
-    assert needs == {
-        "ai": (True, False),
-        "gold": (False, True),
-        "mixed": (True, True),
-        "ai_then_gold": (True, True),
-        "shuffled": (True, False),
-    }
