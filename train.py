@@ -7,17 +7,16 @@ import uuid
 from pathlib import Path
 
 os.environ.setdefault("RLAIF_ROOT", str(Path(__file__).resolve().parent))
-os.environ["HYDRA_FULL_ERROR"] = "1"
-os.environ["RLAIF_JOB"] = uuid.uuid4().hex[:8]
+os.environ |= {"HYDRA_FULL_ERROR": "1", "RLAIF_JOB": uuid.uuid4().hex[:8]}
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlaif.app.command_line import expand_home, one_sentence
+from rlaif.app.command_line import expand_home, help_text, one_sentence
 from rlaif.app.disk import not_written
 from rlaif.errors import UserError
 
@@ -27,8 +26,7 @@ FAILED = "RLAIF_FAILED"  # names the file in which jobs note that they failed: s
 def report(error: Exception) -> None:
     """A user's mistake: one sentence on stderr, no traceback."""
     print(f"error: {one_sentence(error)}", file=sys.stderr)
-    with open(os.environ[FAILED], "a", encoding="utf-8") as notes:
-        notes.write(f"{one_sentence(error)}\n")
+    Path(os.environ[FAILED]).touch()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -48,6 +46,7 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = map(expand_home, sys.argv[1:])
+    OmegaConf.register_new_resolver("rlaif_help", lambda: help_text(Path(os.environ["RLAIF_ROOT"])))
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
         os.environ[FAILED] = str(Path(folder) / "failed")
         try:

@@ -11,6 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from rlaif.app.command_line import help_text
 from rlaif.app.job import OTHER_STAGES
 from rlaif.options.job import Options
 from rlaif.options.read import read
@@ -95,6 +96,22 @@ def test_every_file_says_what_it_is_for(file: Path) -> None:
         assert package and any(f"={file.stem}" in line for line in lines[:6]), (
             "the command stands in the header"
         )
+
+
+def test_help_names_every_option_and_no_other_file() -> None:
+    """What a newcomer reads first: commands, then each group's options with a line on each."""
+    shown = help_text(CODE)
+    groups = {
+        head.split("=")[0]: body for head, _, body in (b.partition("\n") for b in shown.split("\n\n")[2:])
+    }
+    for group, options in GROUPS.items():
+        if group == "judge" or options == ["default"]:
+            assert group == "judge" or f"{group}.KEY" in shown
+            continue
+        lines = groups[group].splitlines()
+        assert [line.split()[0] for line in lines] == sorted(options), group
+        assert all(len(line.split()) > 3 for line in lines), "a line on each"
+    assert "_common" not in shown and "templates" not in shown and "experiments=NAME" in shown
 
 
 def test_judge_is_the_labeler_unless_it_is_chosen(composed) -> None:

@@ -1,10 +1,12 @@
-"""The command line: its words before Hydra reads them, and what is wrong with them in one sentence."""
+"""The command line: its help, its words before Hydra reads them, and what is wrong with them in one sentence."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable
+from itertools import takewhile
+from pathlib import Path
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue
@@ -52,3 +54,47 @@ def expand_home(word: str) -> str:
     if "'" in word or '"' in word:
         return word
     return _HOME.sub(lambda _: os.path.expanduser("~"), word)
+
+
+_HELP = """\
+Which AI-feedback recipe gives the better policy, and is the difference real?
+
+  python train.py                                  the whole path on the embedded model, then a report
+  python train.py stage=rm labeler=cot             one stage; missing inputs are built first, existing ones reused
+  python train.py plan=true                        what would be reused and built, and what it would cost
+  python train.py profile=smoke                    every step within seconds, on a tiny random model
+  python train.py task=custom task.path=FILE       your own prompts, references or preferences
+  python train.py model=hub model.name=ORG/NAME    another base model, from the hub or a folder
+  python train.py backend=openai backend.base_url=http://HOST/v1 backend.name=NAME    a labeler behind a server
+  python train.py -m labeler=base,cot seed=0,1     a job for each combination, and one table
+  python train.py experiments=NAME                 arms that share what they have in common, tested against each other
+
+Write GROUP=OPTION for an option of a group, KEY=VALUE for a single setting (conf/ has all of them, with comments).
+"""
+_CUT = 96
+
+
+def help_text(root: Path) -> str:
+    """What `--help` prints: commands, then each group of `root` with its options and a line on each."""
+    groups = {path.name: path for path in sorted((root / "conf").iterdir()) if path.is_dir()}
+    groups |= {name: root / name for name in ("experiments", "sweeps")}
+    shown, keys = [_HELP.rstrip()], []
+    for name, folder in groups.items():
+        options = [file for file in sorted(folder.glob("*.yaml")) if not file.stem.startswith("_")]
+        if name == "judge":
+            shown.append("judge=   as labeler=; without it, the labeler judges")
+        elif [file.stem for file in options] == ["default"]:
+            keys.append(f"{name}.KEY")
+        elif options:
+            lines = (f"    {file.stem:<20}{_about(file)}".rstrip() for file in options)
+            shown.append("\n".join([f"{name}=", *lines]))
+    shown.append(f"{', '.join(keys)}: see conf/GROUP/default.yaml")
+    return "\n\n".join(shown).replace("$", "$$")
+
+
+def _about(file: Path) -> str:
+    """The first sentence of a configuration file's comment."""
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "@package" not in line]
+    comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    sentence = re.split(r"(?<!Dr\.)(?<!al\.)(?<=[.?])\s", comment)[0].rstrip(".")
+    return sentence if len(sentence) <= _CUT else f"{sentence[:_CUT].rsplit(' ', 1)[0]} ..."
