@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlaif.app.command_line import expand_home, help_text, one_sentence
+from rlaif.app.command_line import arranged, help_text, one_sentence
 from rlaif.app.disk import not_written
 from rlaif.errors import UserError
 
@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = map(expand_home, sys.argv[1:])
+    sys.argv[1:] = arranged(sys.argv[1:])
     OmegaConf.register_new_resolver("rlaif_help", lambda: help_text(Path(os.environ["RLAIF_ROOT"])))
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
         os.environ[FAILED] = str(Path(folder) / "failed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -47,6 +47,12 @@ def _unknown_option(missing: str, options: Iterable[str]) -> str:
 
 # At the start of a value, or of an item of a list or sweep; Hydra's grammar has no such value without quotes.
 _HOME = re.compile(r"(?<=[=,\[])~(?=/|$|[,\]])")
+
+
+def arranged(words: Sequence[str]) -> list[str]:
+    """The words as Hydra takes them: `-m` in front, wherever it was appended, and `~` as the shell expands it."""
+    flags = ("-m", "--multirun")
+    return sorted(map(expand_home, words), key=lambda word: word not in flags)
 
 
 def expand_home(word: str) -> str:

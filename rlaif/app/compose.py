@@ -50,18 +50,18 @@ def _key(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
 
 
-def resolved(options: Any, place: str = "") -> Any:
-    """A configuration options as plain data; `UNSET` for a value that is still to be given, or that follows one."""
-    if OmegaConf.is_dict(options):
-        return {str(key): _item(options, key, f"{place}.{key}".lstrip(".")) for key in options}
-    if OmegaConf.is_list(options):
-        return [_item(options, index, f"{place}.{index}") for index in range(len(options))]
-    return options
+def resolved(value: Any, place: str = "") -> Any:
+    """A configuration as plain data; `UNSET` for a value that is still to be given, or that follows one."""
+    if OmegaConf.is_dict(value):
+        return {str(key): _item(value, key, f"{place}.{key}".lstrip(".")) for key in value}
+    if OmegaConf.is_list(value):
+        return [_item(value, index, f"{place}.{index}") for index in range(len(value))]
+    return value
 
 
-def _item(options: Any, key: Any, place: str) -> Any:
+def _item(value: Any, key: Any, place: str) -> Any:
     try:
-        return resolved(options[key], place)
+        return resolved(value[key], place)
     except MissingMandatoryValue:
         return UNSET
     except InterpolationResolutionError as error:

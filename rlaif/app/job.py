@@ -23,6 +23,7 @@ from rlaif.errors import UserError
 from rlaif.io.terminal import console
 from rlaif.options.job import Options
 from rlaif.options.read import plain
+from rlaif.options.rules import shown
 from rlaif.report.comparison import sweep_table, terminal_arms, terminal_comparison
 from rlaif.report.summary import result_table
 from rlaif.stages.common.context import Context
@@ -86,11 +87,13 @@ def _run(options: Options, overrides: Sequence[str], group: str | None) -> Path 
 def _check(options: Options) -> None:
     """What can be refused before anything is opened or written."""
     if options.force not in (True, False, "all"):
-        raise UserError(f"force={options.force} is not known: write true, false or all")
+        raise UserError(f"force={shown(options.force)} is not known: write true, false or all")
     if options.export and options.stage not in ("sft", "rm", "rl"):
         raise UserError(
             f"export={options.export}: stage={options.stage} makes no model; write stage=sft, rm or rl"
         )
+    if options.export and Path(options.export).expanduser().is_file():
+        raise UserError(f"export={options.export} is a file: write a folder, which may be new")
 
 
 def _job_name(stage: str, overrides: Sequence[str]) -> str:
@@ -118,7 +121,7 @@ def wandb_options(options: Options, group: str | None) -> WandbOptions | None:
 
 
 def _tags(stated: Sequence[str]) -> tuple[str, ...]:
-    """A text is one tag; without any, those of WANDB_TAGS, which commas part. Raises UserError for an odd one."""
+    """The stated tags, else those of WANDB_TAGS, which commas separate. Raises UserError for an odd one."""
     if not stated:
         stated = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     odd = [tag for tag in stated if not 1 <= len(tag.strip()) <= 64]

@@ -20,6 +20,8 @@ NEWEST_FIRST = ("compare", "pipeline", "eval", "rl", "rm", "label", "sample", "s
 def choose_runs(ctx: Context) -> list[RunRecord]:
     """Finished runs as `report.stage` and `report.group` say; without either, those of the latest kind of run."""
     options = ctx.options.report
+    if options.stage not in (None, *NEWEST_FIRST):
+        raise UserError(f"report.stage={options.stage} is not known: write one of {', '.join(NEWEST_FIRST)}")
     runs = [
         r for r in find_runs(ctx.root, stage=options.stage, group=options.group) if r.stage in NEWEST_FIRST
     ]

@@ -29,17 +29,27 @@ DOCS_KEYS = (
 SPLITTING_KEYS = ("test_fraction", "validation_fraction", "gold_fraction", "max_rows")
 
 Source = Callable[[Mapping[str, Any], int, Path, Progress], TaskData]
-"""(the node `task`, the seed, where to keep an index, progress) -> the task's prompts and pairs."""
+"""(the settings of `task`, the seed, where to keep an index, progress) -> the task's prompts and pairs."""
 
 
 def load_task(task: Mapping[str, Any], *, seed: int, cache_dir: Path, progress: Progress) -> TaskData:
-    """The task of the plain configuration node `task`. Raises UserError for a source that is not known."""
+    """The task that plain settings of `task` describe. Raises UserError for a source that is not known."""
     if task["source"] not in SOURCES:
         raise UserError(f"task.source={task['source']} is not known: write one of {', '.join(SOURCES)}")
     return SOURCES[task["source"]](task, seed, cache_dir, progress)
 
 
+def _need(task: Mapping[str, Any], keys: Sequence[str]) -> None:
+    missing = [key for key in keys if key not in task]
+    if missing:
+        raise UserError(
+            f"task.source={task['source']} reads task.{missing[0]}, which task={task['name']} does not have: write "
+            "task= and an option of that source"
+        )
+
+
 def _docs(task: Mapping[str, Any], seed: int, cache_dir: Path, progress: Progress) -> TaskData:
+    _need(task, DOCS_KEYS)
     options = {key: task[key] for key in DOCS_KEYS}
     with progress.note("reading docstrings"):
         return load_docs(cache_dir=cache_dir / "docs", search_dirs=None, seed=seed, **options)
@@ -49,6 +59,7 @@ def of_files(read: Callable[[Mapping[str, Any], Sequence[str], HubPart, Splittin
     """The source whose rows lie in the files or hub data sets that `task.path` names."""
 
     def load(task: Mapping[str, Any], seed: int, cache_dir: Path, progress: Progress) -> TaskData:
+        _need(task, ("path", "hub_split", "hub_data_dir", *SPLITTING_KEYS))
         paths = [task["path"]] if isinstance(task["path"], str) else task["path"]
         hub = HubPart(task["hub_split"], task["hub_data_dir"])
         splitting = Splitting(seed=seed, **{key: task[key] for key in SPLITTING_KEYS})

@@ -148,5 +148,10 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def by_advantage(name: str) -> Algorithm:
-    """An algorithm whose advantages are called `name` in `rl.advantage`. Raises KeyError."""
-    return {algorithm.advantage: algorithm for algorithm in ALGORITHMS.values()}[name]
+    """The algorithm whose advantages are called `name` in `rl.advantage`. Raises ValueError unless there is one."""
+    found = [algorithm for algorithm in ALGORITHMS.values() if algorithm.advantage == name]
+    if len(found) != 1:
+        raise ValueError(
+            f"{len(found)} entries of ALGORITHMS have the advantage {name!r}: give each its own name"
+        )
+    return found[0]

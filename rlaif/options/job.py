@@ -88,7 +88,7 @@ class TaskOptions:
     hub_split: str = ABSENT
     hub_data_dir: str | None = ABSENT
     gold_fraction: Share = ABSENT
-    columns: ColumnOptions | None = ABSENT
+    columns: ColumnOptions = ABSENT
     gold_confidence: Any = ABSENT
     # docs
     packages: tuple[str, ...] | None = ABSENT
@@ -179,7 +179,7 @@ class Options:
     arms: Any
     grid: Any
     repeat: Any
-    until: str
+    until: Literal["sft", "sample", "label", "rm", "rl", "eval"]
     test: tuple[str, ...] | None
     curve: Any
     diagnose: Any

@@ -41,7 +41,7 @@ class ScriptedOptions:
     """`labeler.scripted`: the rule that answers, and its faults."""
 
     rule: str
-    strength: Finite
+    strength: Positive
     noise: From0
     unparsed_rate: Share
     position_bias: Finite

@@ -1,4 +1,4 @@
-"""Plain configuration into typed options: every value is held against its field's annotation, however it came there.
+"""Plain configuration into typed options: every value must fit its field's annotation, wherever it was set.
 
 A key that no field has is read by nothing, so it is refused.
 """
@@ -54,14 +54,32 @@ def _value(rule: Any, key: str, value: Any) -> Any:
     if isinstance(rule, type):
         return read(rule, value, key)
     if isinstance(value, Mapping) and not isinstance(rule, Anything):
-        raise UserError(unknown_key(leaves(value, key)[0][0]))
+        raise UserError(unknown_key(next(iter(leaves(value, key)), (f"{key}.", None))[0]))
     if value == UNSET:
         return value
     value = rule.read(value)
     wrong = rule.wrong(key, value)
     if wrong:
         raise UserError(wrong)
-    return value
+    # 1 and 1.0 are one setting, and one digest.
+    return float(value) if isinstance(rule, Number) and not rule.whole and value is not None else value
+
+
+def need(options: Any, place: str, names: Iterable[str], instead: str) -> None:
+    """Raises UserError where a field that is read is one of another choice of the group; `instead`: what to write."""
+    absent = [name for name in names if getattr(options, name) is ABSENT]
+    if absent:
+        raise UserError(f"{place}.{absent[0]} is missing: write {instead}")
+
+
+def refuse_others(options: Any, place: str, names: Iterable[str], chosen: str) -> None:
+    """Raises UserError for a field that is given, but that nothing reads under the choice `chosen` of the group."""
+    others = [
+        field.name for field in fields(options) if field.default is ABSENT and field.name not in set(names)
+    ]
+    given = [name for name in others if getattr(options, name) is not ABSENT]
+    if given:
+        raise UserError(f"{place}.{given[0]} has no meaning with {chosen}: leave it out")
 
 
 def require(values: Any, place: str = "") -> None:
@@ -134,11 +152,15 @@ def unknown_key(key: str) -> str:
     from rlaif.options.job import Options
 
     known = all_rules(Options)
+    if key.startswith("ppo."):
+        return f"{key} is no configuration key: did you mean rl.{key.removeprefix('ppo.')}?"
     parent, _, name = key.rpartition(".")
     inside = f"{parent}." if parent else ""
     beside = list(dict.fromkeys(k.removeprefix(inside).split(".")[0] for k in known if k.startswith(inside)))
     alias = _ALIASES.get(name)
     meant = [alias] if alias in beside else get_close_matches(name, beside, n=1)
+    if key in known:
+        return f"{key} is no setting of this {key.split('.')[0]}=: choose an option that has it, see --help"
     if meant:
         return f"{key} is no configuration key: did you mean {inside}{meant[0]}?"
     elsewhere = next((one for one in known if one.endswith(f".{name}")), None)

@@ -167,7 +167,7 @@ class _Absent:
         return "absent"
 
     def __bool__(self) -> bool:
-        return False
+        raise TypeError("an option that this choice of its group does not have was read")
 
 
 ABSENT: Any = _Absent()

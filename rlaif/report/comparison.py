@@ -269,7 +269,8 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
     told = [f"Control {control.arm}: {control.sentence}." for control in table.controls]
     rest = len(table.metrics) - len(_terminal_metrics(table))
     more = f"The report has {rest} more column{'s' if rest > 1 else ''}." if rest else ""
-    caption = " ".join(filter(None, (table.caption, *told, more)))
+    marks = "* is the best, = is not told apart from it." if table.tests else ""
+    caption = " ".join(filter(None, (table.caption, marks, *told, more)))
     arms = RichTable(title="Arms", caption=caption or None, header_style="bold")
     if table.tests:
         arms.add_column("")
@@ -332,7 +333,11 @@ def sweep_table(found: Sweep) -> ArmsTable:
     note = (
         f"{count} earlier run{'s' if count > 1 else ''} of the same arm and seed left out." if count else ""
     )
-    ranked = "" if found.tests else f"Ranked by {metric_label(found.metrics[0])}; not tested: no test items."
+    ranked = (
+        ""
+        if found.tests
+        else f"Ranked by {metric_label(found.metrics[0])}; not tested: the arms share no test items of it."
+    )
     return replace(table, swept=True, caption=" ".join(filter(None, (table.caption, ranked, note))))
 
 

@@ -225,11 +225,11 @@ def _proxy(judged: Judged, histories: Histories) -> str:
     for label, summaries in judged.items():
         for summary in summaries:
             kl, win = number(summary, "eval/kl", "rl/kl"), interval(summary, "eval/win_rate")
-            if kl is None or kl < 0 or number(summary, "eval/win_rate") is None:
+            if kl is None or number(summary, "eval/win_rate") is None:
                 continue
             reward, rate = number(summary, "rl/reward"), number(summary, "eval/win_rate")
             low, high = (win.low, win.high) if win else (None, None)
-            points.append(curves.JudgedPoint(label, kl, reward, rate, low, high))
+            points.append(curves.JudgedPoint(label, max(kl, 0.0), reward, rate, low, high))
     return curves.proxy_vs_judge(histories, points, title="Proxy reward and judge over the square root of KL")
 
 

@@ -61,16 +61,16 @@ def _checked(arms: Mapping[str, Values], clusters: Clusters) -> dict[str, FloatA
 
 
 def paired_test(
-    x: Values, y: Values, clusters: Clusters, scatter: Part | None = None
+    x: Values, y: Values, clusters: Clusters, scatter: Part | None = None, *, outcomes: bool | None = None
 ) -> tuple[Interval, float]:
     """95% interval of mean(x - y) and p; x, y (n,) or (S, n) on the same items (and seeds).
 
-    `paired_difference`, but for one seed's 0/1 values of unrepeated clusters p is McNemar's exact one.
+    `paired_difference`, but for one seed's 0/1 outcomes of unrepeated clusters p is McNemar's exact one.
     """
     first, second = as_table(x), as_table(y)
-    difference, p = paired_difference(first, second, clusters, scatter=scatter)
+    difference, p = paired_difference(first, second, clusters, scatter=scatter, outcomes=outcomes)
     single = len(first) == 1 and cluster_codes(clusters)[1] == len(clusters)
-    if single and _is_binary(first) and _is_binary(second):
+    if outcomes is not False and single and _is_binary(first) and _is_binary(second):
         p = mcnemar_test(first[0].astype(bool), second[0].astype(bool))
     return difference, p
 
@@ -81,13 +81,15 @@ def arm_interval(values: Values, clusters: Clusters) -> Interval:
     return proportion_interval(table, clusters) if are_outcomes(table) else mean_interval(table, clusters)
 
 
-def paired_tests(arms: Mapping[str, Values], clusters: Clusters) -> list[PairedTest]:
+def paired_tests(
+    arms: Mapping[str, Values], clusters: Clusters, *, outcomes: bool | None = None
+) -> list[PairedTest]:
     """Every pair of arms on the same items, Holm over all of them; the best arm's pairs come first.
 
     `arms` maps a name to values (n,), or (S, n) of S seeds, item i (and seed s) being the same in all arms;
     `clusters` (n,) are the items' prompts. Arms are ordered by their means, best first. All pairs are the
     family, also where a table shows those of the best arm alone: which arm that is, the same data decide.
-    How much seeds scatter, all arms tell together (`pooled_scatter`).
+    How much seeds scatter, all arms tell together (`pooled_scatter`). `outcomes` as for `paired_difference`.
     Raises ValueError for no arms, different lengths or seeds, no items, or values that are not finite.
     """
     values = _checked(arms, clusters)
@@ -96,7 +98,7 @@ def paired_tests(arms: Mapping[str, Values], clusters: Clusters) -> list[PairedT
     tests = []
     for first, second in combinations(order, 2):
         x, y = values[first], values[second]
-        difference, p = paired_test(x, y, codes, scatter)
+        difference, p = paired_test(x, y, codes, scatter, outcomes=outcomes)
         gap = x.mean(axis=0) - y.mean(axis=0)
         ahead, behind = int((gap > 0).sum()), int((gap < 0).sum())
         mcnemar = sign_test(ahead, behind)

@@ -247,4 +247,5 @@ def paired_difference(
     half = error.half(1 - level)
     differing = int((np.bincount(codes, weights=np.abs(difference).sum(axis=0), minlength=count) > 0).sum())
     p = 1.0 if not differing else min(1.0, max(error.p_value(mean), 2.0 ** (1 - differing)))
-    return Interval(mean, mean - half, mean + half, n), p
+    low, high = mean - half, mean + half
+    return Interval(mean, max(low, -1.0), min(high, 1.0), n) if outcomes else Interval(mean, low, high, n), p

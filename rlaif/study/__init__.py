@@ -1,1 +1,1 @@
-"""The one engine that compares: arms, seeds, labelers and head-to-heads, their tests and tables."""
+"""The engine of every comparison: arms, seeds, labelers and head-to-heads, with one set of tests and tables."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,23 +13,25 @@ from scipy.stats import t as student
 
 from rlaif.stats import ALPHA, arm_interval, paired_difference, paired_tests, tied_groups
 from rlaif.study.items import SeedScores, common_items, paired_row, seed_scores, seed_table, tested_metric
+from rlaif.tracking.glossary import describe
 from rlaif.tracking.runs import Row, Scalar, interval, number
-from rlaif.tracking.text import lower_is_better
+from rlaif.tracking.text import is_percent, lower_is_better
 
 Rows = list[dict[str, Any]]
 Summaries = Sequence[Mapping[str, Scalar]]
 Items = Sequence[Sequence[Row]]
+_RANGE = re.compile(r"\[(-?\d+), (\d+)\]")
 _LOST = ("_ci_low", "_ci_high", "p_value")  # what a mean over seeds does not keep
 
 
 def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
     """One arm's summary from those of its seeds, with `items` a table of single test items for each.
 
-    One seed's summary is its own. Of several, numbers are means; the metrics that `items` has get the mean over seeds
-    and items with an interval that carries the variance of both. Others keep an interval where each seed has one: the
-    seeds' scatter (Student's t) is added to the seeds' own variance. No p-value is a mean of p-values: that of the win
-    rate is tested over seeds and prompts, others are left out. Text stays where all seeds say the same; a warning says
-    of how many of them it is true.
+    One seed's summary is its own. Of several, numbers are means over the seeds that have them; the metrics that `items`
+    has get an interval that carries the variance of seeds and items. Others keep one where each seed has one: the
+    seeds' scatter (Student's t) is added to the seeds' own variance, which is wider than by items. No p-value is a mean
+    of p-values: that of the win rate is tested over seeds and prompts, others are left out. Text stays where all seeds
+    say the same; a warning says of how many of them it is true.
     """
     if len(summaries) == 1:
         return dict(summaries[0])
@@ -44,8 +47,9 @@ def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
     measured = {name for rows in items for row in rows for name in row if name in merged}
     for name in sorted(measured):
         scores = seed_scores(items, name)
-        if scores:
-            merged |= _measured(name, scores)
+        mean = number(merged, name)
+        if scores and mean is not None:
+            merged |= _measured(name, mean, scores)
             if name == _WIN_RATE:
                 merged[_WIN_RATE_P] = _against_even(scores)
     return merged
@@ -62,7 +66,16 @@ def _over_seeds(name: str, summaries: Summaries) -> dict[str, float]:
     items = statistics.fmean(((one.high - one.low) / 2) ** 2 for one in found)
     seeds = float(student.ppf(0.975, len(known) - 1)) ** 2 * spread**2 / len(known)
     half = math.sqrt(items + seeds)
-    return {f"{name}_ci_low": mean - half, f"{name}_ci_high": mean + half}
+    return _bounds(name, mean - half, mean + half)
+
+
+def _bounds(name: str, low: float, high: float) -> dict[str, float]:
+    """The interval's ends, within the metric's range where that has two ends."""
+    metric = describe(name)
+    ends = _RANGE.match(metric.range) if metric is not None else None
+    if ends is not None:
+        low, high = max(low, float(ends[1])), min(high, float(ends[2]))
+    return {f"{name}_ci_low": low, f"{name}_ci_high": high}
 
 
 def _warned(values: Sequence[Any]) -> str | None:
@@ -88,14 +101,15 @@ def _against_even(scores: SeedScores) -> float:
 
 def _merged(values: Sequence[Any]) -> Any:
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) == len(values):
+    if numbers and len(numbers) == sum(value is not None for value in values):
         return statistics.fmean(numbers)
     return values[0] if len(set(values)) == 1 else None
 
 
-def _measured(name: str, scores: SeedScores) -> dict[str, float]:
+def _measured(name: str, mean: float, scores: SeedScores) -> dict[str, float]:
+    """The interval by seeds and items, about the mean of the seeds' own values (of all their items)."""
     found = arm_interval(seed_table(scores, list(scores)), [prompt for prompt, _ in scores.values()])
-    return {name: found.estimate, f"{name}_ci_low": found.low, f"{name}_ci_high": found.high}
+    return _bounds(name, mean + found.low - found.estimate, mean + found.high - found.estimate)
 
 
 def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
@@ -111,7 +125,10 @@ def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
             sign = -1.0 if lower_is_better(metric) else 1.0
             values = {arm: sign * seed_table(own, keys) for arm, own in scores.items()}
             seeds = min(map(len, values.values()))
-            tests = paired_tests({arm: table[:seeds] for arm, table in values.items()}, prompts)
+            outcomes = None if is_percent(metric) else False  # a ROUGE of 0 or 1 is no loss and no win
+            tests = paired_tests(
+                {arm: table[:seeds] for arm, table in values.items()}, prompts, outcomes=outcomes
+            )
             return [{"metric": metric, "seeds": seeds, **paired_row(test, sign)} for test in tests]
     return []
 

@@ -26,7 +26,7 @@ from rlaif.study.controls import (
 )
 from rlaif.study.items import SeedScores, common_items, seed_scores, seed_table
 from rlaif.tracking.runs import Row, Scalar, interval, number
-from rlaif.tracking.text import percent, points, signed
+from rlaif.tracking.text import is_percent, percent, points, signed
 
 ROLES = ("real", "oracle", "random", "length")
 PARTS = ("SFT", "RL", "reward")
@@ -263,7 +263,8 @@ def _ends(summary: Summary) -> Interval | None:
 
 def _gain(items: Items, mine: str, other: str) -> Interval | None:
     """One metric minus another on the same prompts (and seeds)."""
-    return _paired(seed_scores(items, mine), seed_scores(items, other))
+    outcomes = None if is_percent(mine) else False
+    return _paired(seed_scores(items, mine), seed_scores(items, other), outcomes=outcomes)
 
 
 def _mean(items: Items, name: str) -> float | None:
@@ -272,13 +273,13 @@ def _mean(items: Items, name: str) -> float | None:
     return fmean(scores) if scores else None
 
 
-def _paired(x: SeedScores, y: SeedScores) -> Interval | None:
+def _paired(x: SeedScores, y: SeedScores, *, outcomes: bool | None = None) -> Interval | None:
     shared = common_items({"x": x, "y": y}) if x and y else []
     if not shared:
         return None
     keys, prompts = [key for key, _ in shared], [prompt for _, prompt in shared]
     first, second = (seed_table(scores, keys) for scores in (x, y))
-    return paired_test(first, second, prompts)[0]
+    return paired_test(first, second, prompts, outcomes=outcomes)[0]
 
 
 def _beside(found: Interval | None, bound: float) -> State:

@@ -25,19 +25,24 @@ def tested_metric(name: str) -> str:
 
 
 def seed_scores(tables: Sequence[Sequence[Row]], name: str) -> SeedScores:
-    """Scores of metric `name` in each of `tables` (one a seed), of the items that all of them have."""
+    """Scores of metric `name` in each of `tables` (one per seed), of the items that all of them have.
+
+    Empty where they share fewer than half of the smallest one's items: their mean would be that of another test.
+    """
     per_seed = [
         {str(row["id"]): row for row in rows if "id" in row and number(row, name) is not None}
         for rows in tables
     ]
     first, *rest = per_seed
+    shared = [key for key in first if all(key in rows for rows in rest)]
+    if len(shared) < _ENOUGH * min(map(len, per_seed)):
+        return {}
     return {
         key: (
-            str(row.get("group") or row.get("prompt_id", key)),
+            str(first[key].get("group") or first[key].get("prompt_id", key)),
             tuple(float(rows[key][name]) for rows in per_seed),
         )
-        for key, row in first.items()
-        if all(key in rows for rows in rest)
+        for key in shared
     }
 
 

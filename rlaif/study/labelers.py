@@ -16,6 +16,7 @@ from rlaif.study.sweeps import group_runs
 from rlaif.tracking.glossary import names
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
 from rlaif.tracking.text import (
+    is_percent,
     metric_label,
     metric_range,
     metric_value,
@@ -23,6 +24,7 @@ from rlaif.tracking.text import (
     percent,
     points,
     points_range,
+    signed,
 )
 
 WORST, HALF = "label/alignment_worst", "label/alignment_half"
@@ -190,14 +192,19 @@ def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
 
 
 def pair_row(row: Row) -> PairRow:
-    """A paired test's row (`reports.items.paired_row`) as text."""
+    """A paired test's row (`study.items.paired_row`) as text; shares differ by points."""
+    share = is_percent(str(row.get("metric", WORST)))
     gap, low, high = (number(row, f"difference{end}") for end in ("", "_ci_low", "_ci_high"))
     adjusted = number(row, "p_holm")
     return PairRow(
         str(row["first"]),
         str(row["second"]),
-        points(gap),
-        "" if low is None or high is None else points_range(low, high),
+        points(gap) if share or gap is None else signed(gap),
+        ""
+        if low is None or high is None
+        else points_range(low, high)
+        if share
+        else f"{signed(low)} to {signed(high)}",
         f"{row['ahead']} : {row['behind']}",
         bare_p(number(row, "mcnemar_p")),
         bare_p(number(row, "p")),

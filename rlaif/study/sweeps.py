@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlaif.errors import UserError
 from rlaif.study.arm_table import Rows, compare_items, mean_summary, standing
-from rlaif.tracking.runs import RunRecord, Scalar, number
+from rlaif.tracking.runs import Row, RunRecord, Scalar, number
 from rlaif.tracking.text import lower_is_better
 
 _SEED = ("seed", "seeds.")
@@ -69,14 +69,26 @@ def arm_labels(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs by arm label; where one seed was run again, the later run counts."""
+    """Runs by arm label, in the order of their seeds; where one seed was run again, the later run counts."""
+    return {label: list(own.values()) for label, own in _by_seed(runs).items()}
+
+
+def _by_seed(runs: Sequence[RunRecord]) -> dict[str, dict[tuple[str, ...], RunRecord]]:
+    """Runs by arm label and the seeds on their command line."""
     groups: dict[str, dict[tuple[str, ...], RunRecord]] = {}
     for label, run in zip(arm_labels(runs), runs, strict=True):
         seeds = tuple(sorted(item for item in run.overrides if _is_seed(split_override(item)[0])))
         earlier = groups.setdefault(label, {}).get(seeds)
         if earlier is None or run.id >= earlier.id:
             groups[label][seeds] = run
-    return {label: list(by_seed.values()) for label, by_seed in groups.items()}
+    return {label: dict(sorted(own.items())) for label, own in groups.items()}
+
+
+def _paired_items(seeds: Mapping[str, Mapping[tuple[str, ...], RunRecord]]) -> dict[str, list[list[Row]]]:
+    """Test items of the seeds that all arms have, in one order; of one run of each arm where they share none."""
+    shared = [seed for seed in next(iter(seeds.values())) if all(seed in own for own in seeds.values())]
+    chosen = {label: [own[seed] for seed in shared] or list(own.values())[:1] for label, own in seeds.items()}
+    return {label: [run.table("items") for run in group] for label, group in chosen.items()}
 
 
 def sweep(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Sweep:
@@ -86,15 +98,16 @@ def sweep(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Sweep:
     """
     if not runs or not metrics:
         raise UserError("report: nothing to compare; give at least one finished run and one metric")
-    main, groups = metrics[0], group_runs(runs)
+    main, seeds = metrics[0], _by_seed(runs)
+    groups = {label: list(own.values()) for label, own in seeds.items()}
     items = {label: [run.table("items") for run in group] for label, group in groups.items()}
     means = {
         label: mean_summary([run.summary for run in group], items[label]) for label, group in groups.items()
     }
     if all(number(mean, main) is None for mean in means.values()):
         raise UserError(f"report: no run has the metric {main}; name one that is in their summary.json")
-    measured = {label: own for label, own in items.items() if number(means[label], main) is not None}
-    tests = compare_items(measured, [main])
+    measured = {label: own for label, own in seeds.items() if number(means[label], main) is not None}
+    tests = compare_items(_paired_items(measured), [main])
     stands = standing(tests)
     order = sorted(groups, key=lambda label: _rank(means[label], main))
     order.sort(key=lambda label: not stands.get(label, {}).get("best", False))

@@ -103,7 +103,53 @@ def test_no_p_value_is_a_mean_of_p_values():
 def test_only_items_of_all_seeds_count():
     short = [table([1.0, 0.0, 1.0, 1.0, 1.0, 1.0]), table([1.0] * 4, first=2)]
     merged = mean_summary([{GOLD: 5 / 6}, {GOLD: 1.0}], short)
-    assert merged[GOLD] == 1.0 and merged[f"{GOLD}_ci_low"] == proportion_interval([1, 1], range(2)).low
+    mean, found = 11 / 12, proportion_interval([1, 1], range(2))
+    assert merged[GOLD] == pytest.approx(mean), "what the seeds' own summaries say"
+    assert merged[f"{GOLD}_ci_low"] == pytest.approx(mean + found.low - found.estimate)
+    assert merged[f"{GOLD}_ci_high"] == pytest.approx(mean + found.high - found.estimate)
+
+
+def test_a_measure_of_text_is_no_win_or_loss_although_all_are_nought():
+    rouge = "eval/rouge_l_policy"
+    arms = {name: [table([0.0] * 20, metric=rouge)] for name in ("a", "b")}
+    (test,) = compare_items(arms, [rouge])
+    assert (test["difference"], test["difference_ci_low"], test["difference_ci_high"], test["p"]) == (
+        0,
+        0,
+        0,
+        1,
+    )
+    won = {name: [table([0.0] * 20, metric=GOLD)] for name in ("a", "b")}
+    assert compare_items(won, [GOLD])[0]["difference_ci_high"] > 0, (
+        "of outcomes, twenty ties may still hide a difference"
+    )
+
+
+def test_a_difference_of_shares_is_one():
+    few = {"a": [table([1.0] * 4)], "b": [table([0.0] * 4)]}
+    (test,) = compare_items(few, [GOLD])
+    assert -1 <= test["difference_ci_low"] < test["difference"] == 1 == test["difference_ci_high"]
+
+
+def test_a_handful_of_shared_items_does_not_speak_for_the_seeds():
+    """Seeds of the split measure other items each: the mean is theirs, its interval by the scatter of the seeds."""
+    rates = (0.82, 0.81, 0.78)
+    runs = [{GOLD: r, f"{GOLD}_ci_low": r - 0.08, f"{GOLD}_ci_high": r + 0.08} for r in rates]
+    apart = [table([0.0] * 100, first=98 * n) for n in range(3)]
+    merged = mean_summary(runs, apart)
+    assert merged[GOLD] == pytest.approx(0.80333, abs=1e-5)
+    # items 0.08^2; seeds: variance 0.000433, t with 2 degrees of freedom 4.302653: 4.302653^2 * 0.000433 / 3.
+    half = math.sqrt(0.08**2 + 4.302653**2 * 4.3333e-4 / 3)
+    assert merged[f"{GOLD}_ci_high"] == pytest.approx(merged[GOLD] + half, abs=1e-4)
+
+
+def test_an_interval_of_a_share_stays_a_share_and_a_missing_seed_leaves_the_mean():
+    rate = "eval/win_rate_lc"
+    merged = mean_summary(
+        [{rate: r, f"{rate}_ci_low": r - 0.1, f"{rate}_ci_high": r + 0.1} for r in (0.82, 0.88)], [[], []]
+    )
+    assert merged[rate] == pytest.approx(0.85) and merged[f"{rate}_ci_high"] == 1.0 < 0.85 + 0.1 * 2
+    assert mean_summary([{GOLD: 0.5}, {GOLD: None}, {GOLD: 0.7}], [[], [], []])[GOLD] == pytest.approx(0.6)
 
 
 def test_pairs_on_shared_items_over_seeds():

@@ -3,6 +3,7 @@
 import io
 import math
 
+import numpy as np
 import pytest
 from rich.console import Console
 from synthetic_runs import write_run
@@ -10,6 +11,8 @@ from synthetic_runs import write_run
 from rlaif.errors import UserError
 from rlaif.report.comparison import arms_verdict, sweep_table, terminal_arms
 from rlaif.report.summary import result_table
+from rlaif.stats import paired_difference
+from rlaif.stats.means import pooled_scatter
 from rlaif.study.sweeps import arm_labels, sweep
 from rlaif.tracking.runs import find_runs
 
@@ -83,6 +86,31 @@ def test_seeds_are_grouped_and_their_scatter_widens_the_interval(tmp_path):
     assert row[WIN] - row[f"{WIN}_ci_low"] == pytest.approx(0.00955885**0.5, abs=2e-5)
     assert row["rl/kl"] == 4.0 and "rl/kl_ci_low" not in row
     assert other[f"{WIN}_ci_high"] == pytest.approx(0.5392)
+
+
+def test_seeds_are_paired_by_seed_and_not_by_the_order_of_their_runs(tmp_path):
+    """Each seed has a level of its own, which arms share: paired, b beats a in every item of every seed."""
+    levels = {"0": 20, "1": 50, "2": 80}
+    for arm, order, more in (("a", "012", 0), ("b", "120", 6)):
+        for place, seed in enumerate(order):
+            count = levels[seed] + more
+            words, name = [f"labeler={arm}", f"seed={seed}"], f"{arm}{place}"
+            write_run(
+                tmp_path,
+                name,
+                summary=summary(count / 100, 0.09),
+                overrides=words,
+                tables=items(right(count)),
+            )
+    found = sweep(find_runs(tmp_path), [WIN])
+    assert [run.overrides[1] for run in found.arms["labeler=b"]] == ["seed=0", "seed=1", "seed=2"]
+    (test,) = found.tests
+    table = np.array([[float(i < levels[seed]) for i in range(100)] for seed in "012"])
+    better = np.array([[float(i < levels[seed] + 6) for i in range(100)] for seed in "012"])
+    expected = paired_difference(better, table, range(100), scatter=pooled_scatter([better, table]))
+    assert test["p"] == pytest.approx(expected[1]) and test["difference"] == pytest.approx(0.06)
+    swapped = paired_difference(better[[1, 2, 0]], table, range(100), scatter=pooled_scatter([better, table]))
+    assert test["p"] < swapped[1] / 2, "by the order of runs it would be another test"
 
 
 def test_a_seed_that_ran_twice_counts_once_and_the_later_one(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from rlaif.errors import UserError
 from rlaif.options.job import Options
 from rlaif.options.read import all_rules, leaves, plain, unknown_key
 from rlaif.options.rules import Anything, Number
+from rlaif.stages.graph import Graph
+from rlaif.stages.registry import STAGES
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GIVEN = {
@@ -74,6 +77,7 @@ def test_every_key_of_every_option_has_a_field_and_every_field_a_key(composed) -
         ("seed=-1", "seed=-1 is out of range: write a whole number from 0, or null"),
         ("seeds.rm=a", "seeds.rm=a is no whole number"),
         ("rm.test_fraction=1", "rm.test_fraction=1 is out of range: write a number from 0 and below 1"),
+        ("rm.labels={}", "rm.labels. is no configuration key"),
         ("rm.labels=human", "rm.labels=human is not known: write ai, gold, mixed, ai_then_gold or shuffled"),
         ("rm.label_noise=1.5", "rm.label_noise=1.5 is out of range: write a number from 0 to 1"),
         ("rm.n=0", "rm.n=0 is out of range: write a whole number from 1, or null"),
@@ -116,6 +120,34 @@ def test_a_setting_that_cannot_be_is_one_sentence(run, tmp_path, word, said) -> 
         raise AssertionError(f"{word} was taken")
     assert said in told and "\n" not in told
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["reward.kind=length"], "reward.target is missing: write reward=length"),
+        (["reward.kind=hub"], "reward.name is missing: write reward=hub"),
+        (["+reward.target=3"], "reward.target has no meaning with reward=rm: leave it out"),
+        (["reward=rouge", "+reward.how=min"], "reward.how has no meaning with reward=rouge"),
+        (["backend.engine=openai", "labeler=base"], "backend.base_url is missing: write backend=openai"),
+        (["task.source=custom"], "task.source=custom reads task.path, which task=docs does not have"),
+    ],
+)
+def test_a_choice_needs_its_own_settings_and_no_others(context, words, said) -> None:
+    ctx = context("stage=eval", *words)
+    with pytest.raises(UserError, match=re.escape(said)):
+        Graph(ctx, STAGES).check("eval")
+
+
+def test_one_and_one_point_nought_are_one_setting(composed) -> None:
+    rates = [read_options(composed(f"rl.temperature={text}")).rl.temperature for text in ("1", "1.0")]
+    assert list(map(repr, rates)) == ["1.0", "1.0"]
+    assert repr(read_options(composed("sft.num_rows=4")).sft.num_rows) == "4"
+
+
+def test_keys_of_other_options_and_old_names_are_told() -> None:
+    assert unknown_key("reward.how").startswith("reward.how is no setting of this reward=: choose an option")
+    assert unknown_key("ppo.lr").endswith("did you mean rl.lr?")
 
 
 @pytest.mark.parametrize("word", ["++sft.lr=1e-3", "+prices.mine=1", "+arms.mine=[a]", "seed=3", "rm.n=5"])

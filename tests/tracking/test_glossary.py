@@ -91,7 +91,7 @@ def test_what_hangs_on_a_metric_is_as_the_metric() -> None:
     low, high = describe("label/length_shorter_alignment_ci_low"), describe("rm/length_only_gap_ci_high")
     assert low is not None and (low.unit, low.format, low.better) == ("fraction", "percent", "up")
     assert low.formula.startswith("lower end of the 95% interval of label/length_shorter_alignment")
-    assert high is not None and high.format == "points" and "prompts resampled" in high.formula
+    assert high is not None and high.format == "points" and "Student's t" in high.formula
     arm = describe("rm.n=8, labeler=a/b/rm/accuracy_ci_high")
     assert arm is not None and (arm.name, arm.format) == ("rm/accuracy_ci_high", "percent")
     assert arm.label == "rm.n=8, labeler=a/b: RM accuracy, upper end"

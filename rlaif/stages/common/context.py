@@ -34,7 +34,7 @@ from rlaif.models.lora import parse_lora
 from rlaif.models.split import check_trainable, parse_trainable
 from rlaif.options.job import ModelOptions, Options
 from rlaif.options.labeling import BackendOptions
-from rlaif.options.read import plain
+from rlaif.options.read import need, plain
 from rlaif.records import TaskData
 from rlaif.stages.common.engines import engine_of, meter_of, price_of, priced_as
 from rlaif.store import ArtifactStore
@@ -261,7 +261,9 @@ class Context:
 
     def _backend(self, key: str, templates: TemplateSet) -> Backend:
         own = self.options.asked(key)
-        return engine_of(own.engine, self.options.backend.engine).make(self, own, templates.chat)
+        engine, have = engine_of(own.engine, self.options.backend.engine), self.options.backend
+        need(have, "backend", engine.needs, f"backend={have.engine}")
+        return engine.make(self, own, templates.chat)
 
     def remarks(self, key: str) -> tuple[str, ...]:
         """What the engine of the labeler at `key` turned out to refuse or to leave out."""

@@ -48,7 +48,7 @@ def price_of(prices: Mapping[str, Any], engine: str, backend: BackendOptions) ->
     for name in _forms(priced_as(engine, backend)):
         if table.get(name) is not None:
             return Price.from_mapping(table[name], place=f"prices.usd_per_million.{name}")
-    here = ENGINES[engine].here or _on_this_machine(urlsplit(backend.base_url or "").hostname)
+    here = ENGINES[engine].here or _on_this_machine(urlsplit(str(backend.base_url)).hostname)
     return FREE if here else None
 
 
@@ -169,20 +169,25 @@ class Engine:
 
     `here`: in this process, so that it is free and priced by its own name; else by `backend.name`. `seconds` of calls,
     by the own `backend`, are None where they are this machine's matrix work. `alone`: a rule without a model, which
-    any labeler may take whatever `backend=` is. `hints`: what else to write where answers cannot be read.
+    any labeler may take whatever `backend=` is. `needs`: the keys of `backend` that it reads. `hints`: what else to
+    write where answers cannot be read.
     """
 
     make: Callable[[Context, LabelingOptions, bool], Backend]
     here: bool = False
     seconds: Callable[[BackendOptions, Estimate], float | None] = lambda backend, guess: 0.0
     alone: bool = False
+    needs: tuple[str, ...] = ()
     hints: Callable[[BackendOptions], list[str]] = lambda backend: []
 
 
 ENGINES: dict[str, Engine] = {
-    "transformers": Engine(_transformers, here=True, seconds=lambda backend, guess: None),
+    "transformers": Engine(
+        _transformers, here=True, seconds=lambda backend, guess: None, needs=("source", "max_rows")
+    ),
     "openai": Engine(
         _openai,
+        needs=("base_url", "tokenizer"),
         seconds=lambda own, guess: guess.calls * own.seconds_per_call / own.concurrency,
         hints=lambda own: [f"backend.api={'completions' if own.api == 'chat' else 'chat'}"],
     ),

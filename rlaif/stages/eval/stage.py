@@ -135,7 +135,7 @@ def _rewards(rewards: SideRewards, prompts: Sequence[str]) -> dict[str, float]:
         return {}
     policy, baseline = torch.tensor([both for both, _ in read]).unbind(dim=1)
     wins = (policy > baseline).float() + (policy == baseline).float() / 2
-    gain, _ = paired_test(policy.tolist(), baseline.tolist(), [prompt for _, prompt in read])
+    gain, _ = paired_test(policy.tolist(), baseline.tolist(), [prompt for _, prompt in read], outcomes=False)
     return {
         "eval/reward_gain": gain.estimate,
         "eval/reward_gain_ci_low": gain.low,

@@ -57,7 +57,7 @@ class HeldOut:
         """The summary's metrics of the policy as it stands: its reward, the start's, and the gain with its interval."""
         end = self._rewards(self.policy)
         start = self._start or self._rewards(self.reference)  # a resumed run has not seen its start
-        gain, _ = paired_test(end, start, [prompt.cluster for prompt in self.prompts])
+        gain, _ = paired_test(end, start, [prompt.cluster for prompt in self.prompts], outcomes=False)
         return {
             NAME: fmean(end),
             f"{NAME}_start": fmean(start),

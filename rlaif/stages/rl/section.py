@@ -51,7 +51,10 @@ def rl_lines(summary: Summary, history: Sequence[Row]) -> dict[str, tuple[str, s
     lines = {"rl/reward_scale": _scale_line(summary), "rl/reward_held_out": _held_out_line(summary)}
     rise = reward_rise(summary, history)
     if rise is not None:
-        lines["rl/reward"] = f"{plain(rise.start)} → {plain(rise.end)}", change_text(rise.change)
+        lines["rl/reward"] = (
+            f"{plain(rise.start)} → {plain(rise.end)}",
+            f"{change_text(rise.change)}; ends of a line through all iterations",
+        )
     return lines
 
 

@@ -19,7 +19,7 @@ from rlaif.io import stable_uniform
 from rlaif.labelers import Unread
 from rlaif.models.weights import load_reward
 from rlaif.ops import combine_members, length_reward
-from rlaif.options.read import plain
+from rlaif.options.read import need, plain, refuse_others
 from rlaif.records import Sample
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_identity, labeling_work
@@ -171,8 +171,9 @@ def _random(ctx: Context, parents: Parents) -> Reward:
 class RewardKind:
     """A reward in words, how it is made, the stages whose artifacts it reads, and what its options must be.
 
-    `identity` is what it depends on besides those artifacts. `by_labeler`: it is the labeler's own judgement, which
-    costs as much. `references`: a prompt without one has no reward.
+    `needs`: the keys of `reward` that it reads. `identity` is what it depends on besides those artifacts.
+    `by_labeler`: it is the labeler's own judgement, which costs as much. `references`: a prompt without one has no
+    reward.
     """
 
     words: str
@@ -180,6 +181,7 @@ class RewardKind:
     parents: tuple[str, ...] = ()
     check: Callable[[Context], None] = lambda ctx: None
     identity: Callable[[Context], dict[str, Any]] = lambda ctx: plain(ctx.options.reward)
+    needs: tuple[str, ...] = ()
     by_labeler: bool = False
     references: bool = False
 
@@ -192,13 +194,21 @@ _MODEL = "the score of a reward model that learnt from pairwise preferences"
 _MODELS = "a cautious score of several reward models that learnt from pairwise preferences"
 _ELSEWHERE = "the score of a reward model that was trained elsewhere"
 _DIRECT, _ROUGE_L = "a labeler's own score of each response", "ROUGE-L against the task's references"
+_SCALED = ("normalize_rows",)
+_CLASSIFIER = ("name", "revision", "format", "max_tokens", "dtype", "trust_remote_code", "normalize_rows")
 KINDS: dict[str, RewardKind] = {
     "rm": RewardKind(_MODEL, _model, parents=("rm",)),
-    "ensemble": RewardKind(_MODELS, _ensemble, parents=("rm",), check=_check_ensemble),
-    "hub": RewardKind(_ELSEWHERE, _hub, check=_check_hub, identity=classifier_identity),
-    "direct": RewardKind(_DIRECT, _direct, check=_check_direct, identity=_direct_identity, by_labeler=True),
-    "rouge": RewardKind(_ROUGE_L, _rouge, check=_check_rouge, references=True),
-    "length": RewardKind("a reward of length alone", _length, check=_check_length),
+    "ensemble": RewardKind(
+        _MODELS, _ensemble, parents=("rm",), check=_check_ensemble, needs=("how", "coefficient")
+    ),
+    "hub": RewardKind(_ELSEWHERE, _hub, check=_check_hub, identity=classifier_identity, needs=_CLASSIFIER),
+    "direct": RewardKind(
+        _DIRECT, _direct, check=_check_direct, identity=_direct_identity, needs=_SCALED, by_labeler=True
+    ),
+    "rouge": RewardKind(_ROUGE_L, _rouge, check=_check_rouge, needs=_SCALED, references=True),
+    "length": RewardKind(
+        "a reward of length alone", _length, check=_check_length, needs=("target", *_SCALED)
+    ),
     "random": RewardKind("noise, as a control", _random),
 }
 """By `reward.kind`."""
@@ -219,7 +229,12 @@ def make_reward(ctx: Context, parents: Parents) -> Reward:
 
 def check_reward(ctx: Context) -> None:
     """Raises UserError for options that the reward cannot have, before anything is built."""
-    reward_kind(ctx).check(ctx)
+    kind = reward_kind(ctx)
+    need(ctx.options.reward, "reward", kind.needs, f"reward={ctx.options.reward.kind}")
+    refuse_others(
+        ctx.options.reward, "reward", ("normalize_rows", *kind.needs), f"reward={ctx.options.reward.kind}"
+    )
+    kind.check(ctx)
 
 
 def reward_parents(ctx: Context) -> tuple[str, ...]:
