@@ -174,12 +174,12 @@ def test_gold_labels_that_are_not_there(name, run, warm_root, tmp_path) -> None:
     [
         (
             ["rm.labels=human"],
-            "rm.labels=human is not known: write one of ai, gold, mixed, ai_then_gold, shuffled",
+            "rm.labels=human is not known: write ai, gold, mixed, ai_then_gold or shuffled",
         ),
         (["rm.n=0"], "rm.n=0 is out of range: write a whole number from 1, or null"),
         (["rm.n=many"], "rm.n=many is no whole number"),
         (["rm.label_noise=2"], "rm.label_noise=2 is out of range: write a number from 0 to 1"),
-        (["rm.min_confidence=0.7"], "rm.min_confidence=0.7 is no distance from 0.5"),
+        (["rm.min_confidence=0.7"], "rm.min_confidence=0.7 is out of range: write a number from 0 to 0.5"),
         (["rm.confidence_weight=-1"], "rm.confidence_weight=-1 is out of range: write a number from 0"),
         (["rm.label_temperature=0"], "rm.label_temperature=0 is out of range: write a number above 0"),
         (
