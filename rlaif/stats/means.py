@@ -228,8 +228,7 @@ def paired_difference(
     since no test that is symmetric in their signs can be; without any difference it is 1. Of wins, ties and
     losses (1, 0.5, 0) half a pair that differs each way steadies the variance. Without bounds (a NaN, no items, one
     cluster) p is 1. `scatter` is the seeds' part where more arms than these two tell it (`pooled_scatter`).
-    `outcomes`: whether x and y are wins, ties and losses; by default where all their values are such ones.
-    Raises ValueError when shapes differ.
+    `outcomes`: whether x and y are wins, ties and losses (default: where all values are). ValueError: shapes differ.
     """
     first, second = as_table(x), as_table(y)
     check_same_length(first, second)

@@ -29,8 +29,6 @@ from rlaif.stages.common.rewards.reward import LabelerReward, ModelReward, Rewar
 from rlaif.stages.common.rewards.scale import UNIT, RewardScale, anchor_count, check_scale, standardised
 from rlaif.stages.common.stage import Parents, Work
 
-# Reward models.
-
 
 def _model(ctx: Context, parents: Parents) -> Reward:
     mean = partial(combine_members, how="mean", coefficient=0.0)
@@ -49,9 +47,6 @@ def _check_ensemble(ctx: Context) -> None:
             "reward=ensemble is over several reward models, but rm.ensemble=1 trains one: write rm.ensemble=4,"
             " say, or reward=rm"
         )
-
-
-# The labeler's own scores.
 
 
 def _readout(ctx: Context) -> str:
@@ -99,9 +94,6 @@ def _direct_identity(ctx: Context) -> dict[str, Any]:
     return {**plain(ctx.options.reward), "labeler": labeler_identity(ctx, "labeler", ctx.options.seeds.label)}
 
 
-# Reward models that were trained elsewhere.
-
-
 def _hub(ctx: Context, parents: Parents) -> Reward:
     score = text_scorer(ctx)
     return RuleReward(
@@ -112,9 +104,6 @@ def _hub(ctx: Context, parents: Parents) -> Reward:
 def _check_hub(ctx: Context) -> None:
     check_classifier(ctx)
     check_scale(ctx, has_own=False)
-
-
-# Programmatic rewards.
 
 
 def _rouge(ctx: Context, parents: Parents) -> Reward:
@@ -162,9 +151,6 @@ def _random(ctx: Context, parents: Parents) -> Reward:
 
     # What noise from -1 to 1 has by itself, on any responses.
     return RuleReward(rule, RewardScale("noise of mean 0 and standard deviation 1", sd=math.sqrt(1 / 3)))
-
-
-# The choice among them.
 
 
 @dataclass(frozen=True)
