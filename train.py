@@ -26,7 +26,7 @@ FAILED = "RLAIF_FAILED"  # names the file in which jobs note that they failed: s
 def report(error: Exception) -> None:
     """A user's mistake: one sentence on stderr, no traceback."""
     print(f"error: {one_sentence(error)}", file=sys.stderr)
-    Path(os.environ[FAILED]).touch()
+    Path(os.environ[FAILED]).write_text(f"{one_sentence(error)}\n", encoding="utf-8")
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

@@ -83,7 +83,7 @@ def test_references_that_are_cut_are_counted(run, tmp_path, caplog) -> None:
     ("words", "parts"),
     [
         (["task.gold_fraction=1.0"], ["task.gold_fraction=1.0 holds out all 30 labelled pairs", "smaller"]),
-        (["stage=eval", "task.test_fraction=0"], ["task.test_fraction=0 leaves task custom no prompt"]),
+        (["stage=eval", "task.test_fraction=0"], ["task.test_fraction=0.0 leaves task custom no prompt"]),
         (["task.test_fraction=-0.1"], ["task.test_fraction=-0.1 is out of range"]),
         (["task.gold_fraction=1.5"], ["task.gold_fraction=1.5 is out of range"]),
         (["task.test_fraction=0.5", "task.validation_fraction=0.5"], ["leaves nothing to train on"]),
