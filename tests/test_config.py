@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from rlaif.app.command_line import help_text
+from rlaif.app.command_line import arranged, help_text
 from rlaif.app.job import OTHER_STAGES
 from rlaif.options.job import Options
 from rlaif.options.read import read
@@ -96,6 +96,12 @@ def test_every_file_says_what_it_is_for(file: Path) -> None:
         assert package and any(f"={file.stem}" in line for line in lines[:6]), (
             "the command stands in the header"
         )
+
+
+def test_the_flag_of_a_multirun_may_be_appended() -> None:
+    words = ["stage=rm", "labeler=base,cot", "-m", "seed=0,1"]
+    assert arranged(words) == ["-m", "stage=rm", "labeler=base,cot", "seed=0,1"]
+    assert arranged(["a=1", "b=2"]) == ["a=1", "b=2"], "nothing else moves"
 
 
 def test_help_names_every_option_and_no_other_file() -> None:

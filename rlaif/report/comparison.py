@@ -329,16 +329,12 @@ def sweep_table(found: Sweep) -> ArmsTable:
     """The arms of a sweep as those of any comparison."""
     arms = {str(row["arm"]): row for row in found.rows}
     table = arms_table(arms, (), found.tests, metrics=found.metrics)
-    count = found.left_out
-    note = (
-        f"{count} earlier run{'s' if count > 1 else ''} of the same arm and seed left out." if count else ""
-    )
     ranked = (
         ""
         if found.tests
         else f"Ranked by {metric_label(found.metrics[0])}; not tested: the arms share no test items of it."
     )
-    return replace(table, swept=True, caption=" ".join(filter(None, (table.caption, ranked, note))))
+    return replace(table, swept=True, caption=" ".join(filter(None, (table.caption, ranked, *found.notes))))
 
 
 def terminal_comparison(run: RunRecord) -> list[RichTable]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rlaif.errors import UserError
 from rlaif.study.arm_table import Rows, compare_items, mean_summary, standing
 from rlaif.tracking.runs import Row, RunRecord, Scalar, number
-from rlaif.tracking.text import lower_is_better
+from rlaif.tracking.text import lower_is_better, metric_label
 
 _SEED = ("seed", "seeds.")
 _HOUSEKEEPING = (
@@ -30,15 +30,15 @@ _HOUSEKEEPING = (
 class Sweep:
     """Runs by arm, the best first; `rows` and `tests` as a comparison records them.
 
-    `metrics[0]` ranks the arms, and they are tested on it where their runs have its test items. `left_out` runs are
-    earlier ones of an arm and seed.
+    `metrics[0]` ranks the arms, and they are tested on it where their runs have its test items. `notes`: the runs and
+    seeds that have no part in that.
     """
 
     metrics: tuple[str, ...]
     arms: Mapping[str, tuple[RunRecord, ...]]
     rows: Rows
     tests: Rows
-    left_out: int
+    notes: tuple[str, ...]
 
 
 def split_override(override: str) -> tuple[str, str]:
@@ -77,7 +77,8 @@ def _by_seed(runs: Sequence[RunRecord]) -> dict[str, dict[tuple[str, ...], RunRe
     """Runs by arm label and the seeds on their command line."""
     groups: dict[str, dict[tuple[str, ...], RunRecord]] = {}
     for label, run in zip(arm_labels(runs), runs, strict=True):
-        seeds = tuple(sorted(item for item in run.overrides if _is_seed(split_override(item)[0])))
+        pairs = map(split_override, run.overrides)
+        seeds = tuple(sorted(f"{key}={value}" for key, value in pairs if _is_seed(key)))
         earlier = groups.setdefault(label, {}).get(seeds)
         if earlier is None or run.id >= earlier.id:
             groups[label][seeds] = run
@@ -115,10 +116,23 @@ def sweep(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Sweep:
         {"arm": label, "seeds": len(groups[label]), **means[label], **stands.get(label, {})}
         for label in order
     ]
-    kept = sum(map(len, groups.values()))
-    return Sweep(
-        tuple(metrics), {label: tuple(groups[label]) for label in order}, rows, tests, len(runs) - kept
-    )
+    notes = _notes(len(runs) - sum(map(len, groups.values())), measured, main, tests)
+    return Sweep(tuple(metrics), {label: tuple(groups[label]) for label in order}, rows, tests, notes)
+
+
+def _notes(
+    earlier: int, seeds: Mapping[str, Mapping[tuple[str, ...], RunRecord]], main: str, tests: Rows
+) -> tuple[str, ...]:
+    """What is left out: earlier runs of a seed, seeds without the main metric, seeds that not all arms have."""
+    lacking = sum(number(run.summary, main) is None for own in seeds.values() for run in own.values())
+    most = max(map(len, seeds.values()))
+    tested = int(tests[0]["seeds"]) if tests else most
+    told = {
+        f"{earlier} earlier run(s) of the same arm and seed left out.": earlier,
+        f"{lacking} run(s) without {metric_label(main)} have no part in its means.": lacking,
+        f"Tested on {tested} of up to {most} seeds: those that all arms have, or one of each.": tested < most,
+    }
+    return tuple(sentence for sentence, holds in told.items() if holds)
 
 
 def _rank(summary: Mapping[str, Scalar], name: str) -> float:

@@ -118,7 +118,22 @@ def test_a_seed_that_ran_twice_counts_once_and_the_later_one(tmp_path):
     write_run(tmp_path, "20260102", summary=summary(0.6, 0.05), overrides=["labeler=cot", "seed=0"])
     found = sweep(find_runs(tmp_path), [WIN])
     assert found.rows[0][WIN] == 0.6 and len(found.arms["default"]) == 1
-    assert "1 earlier run of the same arm and seed left out." in sweep_table(found).caption
+    assert "1 earlier run(s) of the same arm and seed left out." in sweep_table(found).caption
+
+
+def test_seeds_that_have_no_part_in_a_number_are_told(tmp_path):
+    """Arms share one seed of three, and one run lacks the metric: a mean of what there is, said so."""
+    for arm, seeds in (("a", "01"), ("b", "12")):
+        for seed in seeds:
+            own = {} if (arm, seed) == ("b", "2") else summary(0.6, 0.05)
+            words = [f"labeler={arm}", f"+seed={seed}" if arm == "b" else f"seed={seed}"]
+            write_run(tmp_path, f"{arm}{seed}", summary=own, overrides=words, tables=items(right(60)))
+    found = sweep(find_runs(tmp_path), [WIN])
+    assert [row[WIN] for row in found.rows] == [0.6, 0.6] and found.tests[0]["seeds"] == 1
+    caption = sweep_table(found).caption
+    assert "1 run(s) without win rate have no part in its means." in caption
+    assert "Tested on 1 of up to 2 seeds: those that all arms have, or one of each." in caption
+    assert "left out" not in caption
 
 
 def test_without_test_items_arms_are_ranked_and_nothing_is_said_to_be_better(tmp_path):
