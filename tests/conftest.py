@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-os.environ.setdefault("RLAIF_ROOT", str(Path(__file__).resolve().parents[1]))
+for name in ("RLAIF_ROOT", "RLAIF_CODE"):
+    os.environ.setdefault(name, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop(
     "COLUMNS", None

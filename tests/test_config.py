@@ -106,7 +106,7 @@ def test_the_flag_of_a_multirun_may_be_appended() -> None:
 
 def test_help_names_every_option_and_no_other_file() -> None:
     """What a newcomer reads first: commands, then each group's options with a line on each."""
-    shown = help_text(CODE)
+    shown = help_text(CODE, "rlaif")
     groups = {
         head.split("=")[0]: body for head, _, body in (b.partition("\n") for b in shown.split("\n\n")[2:])
     }

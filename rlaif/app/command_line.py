@@ -65,26 +65,26 @@ def expand_home(word: str) -> str:
 _HELP = """\
 Which AI-feedback recipe gives the better policy, and is the difference real?
 
-  python train.py                                  the whole path on the embedded model, then a report
-  python train.py stage=rm labeler=cot             one stage; missing inputs are built first, existing ones reused
-  python train.py plan=true                        what would be reused and built, and what it would cost
-  python train.py profile=smoke                    every step within seconds, on a tiny random model
-  python train.py task=custom task.path=FILE       your own prompts, references or preferences
-  python train.py model=hub model.name=ORG/NAME    another base model, from the hub or a folder
-  python train.py backend=openai backend.base_url=http://HOST/v1 backend.name=NAME    a labeler behind a server
-  python train.py -m labeler=base,cot seed=0,1     a job for each combination, and one table
-  python train.py experiments=NAME                 arms that share what they have in common, tested against each other
+  {program}                                  the whole path on the embedded model, then a report
+  {program} stage=rm labeler=cot             one stage; missing inputs are built first, existing ones reused
+  {program} plan=true                        what would be reused and built, and what it would cost
+  {program} profile=smoke                    every step within seconds, on a tiny random model
+  {program} task=custom task.path=FILE       your own prompts, references or preferences
+  {program} model=hub model.name=ORG/NAME    another base model, from the hub or a folder
+  {program} backend=openai backend.base_url=http://HOST/v1 backend.name=NAME    a labeler behind a server
+  {program} -m labeler=base,cot seed=0,1     a job for each combination, and one table
+  {program} experiments=NAME                 arms that share what they have in common, tested against each other
 
 Write GROUP=OPTION for an option of a group, KEY=VALUE for a single setting (conf/ has all of them, with comments).
 """
 _CUT = 96
 
 
-def help_text(root: Path) -> str:
-    """What `--help` prints: commands, then each group of `root` with its options and a line on each."""
+def help_text(root: Path, program: str) -> str:
+    """What `--help` prints: commands of `program`, then each group of `root` with its options and a line on each."""
     groups = {path.name: path for path in sorted((root / "conf").iterdir()) if path.is_dir()}
     groups |= {name: root / name for name in ("experiments", "sweeps")}
-    shown, keys = [_HELP.rstrip()], []
+    shown, keys = [_HELP.format(program=program).rstrip()], []
     for name, folder in groups.items():
         options = [file for file in sorted(folder.glob("*.yaml")) if not file.stem.startswith("_")]
         if name == "judge":

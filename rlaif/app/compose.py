@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
+from rlaif.app.home import CONF
 from rlaif.errors import UserError
 from rlaif.options.job import Options, with_engine, with_seed
 from rlaif.options.read import UNSET, read, require
@@ -19,6 +21,17 @@ from rlaif.stages.common.context import Compose
 _VARIABLE = re.compile(r"Environment variable '([^']+)' not found")
 _READ_LATER = ("compare", "report", "clean")
 """Stages for which a setting may be unset: an arm gives it, or nothing reads it."""
+
+
+@contextmanager
+def composed(words: Sequence[str]) -> Iterator[DictConfig]:
+    """The configuration that `words` make, as the command line composes it; arms can be composed meanwhile."""
+    with initialize_config_dir(str(CONF), job_name="rlaif", version_base="1.3"):
+        cfg = compose("config", overrides=list(words), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        yield cfg
 
 
 def read_options(cfg: DictConfig) -> Options:
@@ -30,6 +43,13 @@ def read_options(cfg: DictConfig) -> Options:
     if options.stage not in _READ_LATER:
         require(values)
     return with_engine(with_seed(options))
+
+
+def labeling_options(cfg: DictConfig) -> Options:
+    """The options of a configuration of which the labeler alone is used, so that the task may name no data."""
+    values = resolved(cfg)
+    require({name: value for name, value in values.items() if name != "task"})
+    return with_engine(read(Options, values))
 
 
 def arm_composer(overrides: Sequence[str]) -> Compose:

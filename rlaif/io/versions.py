@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-import rlaif
+from rlaif.version import __version__
 
 _DISTRIBUTIONS = {
     "torch": "torch",
@@ -16,7 +16,7 @@ _DISTRIBUTIONS = {
 
 def library_versions() -> dict[str, str]:
     """Versions of python, rlaif, torch, transformers and pytorch_lightning ("absent" if not installed)."""
-    versions = {"python": platform.python_version(), "rlaif": rlaif.__version__}
+    versions = {"python": platform.python_version(), "rlaif": __version__}
     for name, distribution in _DISTRIBUTIONS.items():
         try:
             versions[name] = metadata.version(distribution)

@@ -18,7 +18,6 @@ from typing import Any, Self
 
 import yaml
 
-import rlaif
 from rlaif.errors import UserError
 from rlaif.io import append_jsonl, write_json, write_jsonl, write_text
 from rlaif.io.lineage import LineageRow, write_lineage
@@ -238,7 +237,7 @@ def _git_commit() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         result = subprocess.run(
-            command, cwd=Path(rlaif.__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -7,6 +7,7 @@ missing is empty, what is broken is named in `problems`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,18 @@ class RunRecord:
     alerts: tuple[Row, ...] = ()
     versions: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds `runs/` and `artifacts/`."""
+        return self.path.parents[2]
+
+    @property
+    def artifacts(self) -> dict[str, Path]:
+        """The folders of the artifacts that the run stands on, by kind, or by name where it has several of a kind."""
+        kinds = Counter(row.kind for row in self.lineage)
+        folder = self.root / "artifacts"
+        return {row.kind if kinds[row.kind] == 1 else row.name: folder / row.name for row in self.lineage}
 
     def table(self, name: str) -> list[Row]:
         """Rows of `tables/<name>.jsonl`, or none where the run wrote no such table."""

@@ -94,7 +94,8 @@ def start_process() -> Callable[..., subprocess.Popen[Any]]:
 
 def _clean_environment(environment: Any) -> dict[str, str]:
     """Without what the tests set for themselves: train.py must find its own place."""
-    return {key: value for key, value in environment.items() if key not in ("RLAIF_ROOT", "WANDB_API_KEY")}
+    own = ("RLAIF_ROOT", "RLAIF_CODE", "WANDB_API_KEY")
+    return {key: value for key, value in environment.items() if key not in own}
 
 
 @pytest.fixture

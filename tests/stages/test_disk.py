@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import resource
 import signal
-from pathlib import Path
 
 import pytest
-from jobs import CODE
 
+from rlaif.app.main import report
 from rlaif.errors import UserError
 
 
@@ -58,20 +56,15 @@ def test_a_disk_that_fills_up_is_one_sentence_and_the_same_numbers_later(run, pi
         assert again.summary[name] == pipeline.summary[name]
 
 
-def _note_failure(path: Path, notes: str) -> None:
+def _note_failure(notes: str) -> None:
     os.environ["RLAIF_FAILED"] = notes
-    spec = importlib.util.spec_from_file_location("train", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.report(UserError("what went wrong"))
+    report(UserError("what went wrong"))
 
 
 def test_a_job_that_fails_in_another_process_is_known_to_the_command(tmp_path) -> None:
     """Launchers such as joblib's run jobs in processes of their own; the exit code is the command's."""
     notes = tmp_path / "failed"
-    process = multiprocessing.get_context("spawn").Process(
-        target=_note_failure, args=(CODE / "train.py", str(notes))
-    )
+    process = multiprocessing.get_context("spawn").Process(target=_note_failure, args=(str(notes),))
     process.start()
     process.join()
     assert process.exitcode == 0 and notes.read_text() == "what went wrong\n"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from rlaif.data.datamodule import EncodedRow, PreferenceRow
-from rlaif.data.encode import Cuts
+from rlaif.data.encode import Cuts, Encoder
 from rlaif.inference.packing import SharedPrefix
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context
@@ -40,13 +40,17 @@ def reference_rows(
     """Encoded (prompt, reference) rows with the trunk's features: the first `limit` that have a reference and fit."""
     referenced = [p for p in prompts if p.reference]
     fitting = ctx.encoder.fitting(referenced, references=True, limit=limit, cuts=cuts)
-    if not fitting:
+    return encode_texts(ctx, ctx.encoder, [(p.prompt, p.reference or "") for p in fitting], f"{what} rows")
+
+
+def encode_texts(
+    ctx: Context, encoder: Encoder, texts: Sequence[tuple[str, str]], what: str
+) -> list[EncodedRow]:
+    """Each (prompt, response) as a row with the trunk's features; a response is cut to the limit."""
+    if not texts:
         return []
-    groups = [
-        SharedPrefix(tuple(ctx.encoder.prompt(p.prompt)), (tuple(ctx.encoder.response(p.reference or "")),))
-        for p in fitting
-    ]
-    with ctx.progress.task(f"trunk pass ({what} rows)", len(groups)) as advance:
+    groups = [SharedPrefix(tuple(encoder.prompt(p)), (tuple(encoder.response(r)),)) for p, r in texts]
+    with ctx.progress.task(f"trunk pass ({what})", len(groups)) as advance:
         features = ctx.features.get(ctx.model(), groups, advance)
     return [
         EncodedRow(torch.tensor([*g.prefix, *g.suffixes[0]]), f.prefix, f.suffixes[0])

@@ -7,13 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlaif.data.datamodule import PreferenceBatch, PreferenceRow, collate_preferences
+from rlaif.data.datamodule import (
+    EncodedRow,
+    PreferenceBatch,
+    PreferenceRow,
+    collate_preferences,
+    collate_sequences,
+)
 from rlaif.inference.batches import forward_batches
 from rlaif.inference.features import MAX_ROWS
 from rlaif.models.flat import hidden_at
 from rlaif.models.pairs import pair_attention
 from rlaif.models.split import ScalarHead, Top
 from rlaif.stages.common.context import Context
+
+ROWS = 64  # that are scored at once
 
 
 def sequence_scores(top: Top, head: ScalarHead, features: Tensor, last: Tensor) -> Tensor:
@@ -28,6 +36,17 @@ def pair_scores(top: Top, head: ScalarHead, batch: PreferenceBatch) -> tuple[Ten
     hidden = top(batch.features, attend, batch.positions, rows=batch.last.view(1, -1))
     reward_a, reward_b = head(hidden).view(-1, 2).unbind(dim=1)
     return reward_a, reward_b
+
+
+@torch.no_grad()
+def score_rows(ctx: Context, top: Top, head: ScalarHead, rows: Sequence[EncodedRow]) -> list[float]:
+    """The score of each row in order, in the model's compute dtype, as `score_pairs` and RL have it."""
+    device = ctx.model().device
+    frozen, head, scores = top.frozen_copy(), head.to(device), []
+    for start in range(0, len(rows), ROWS):
+        batch = collate_sequences(rows[start : start + ROWS]).to(device)
+        scores += sequence_scores(frozen, head, batch.features, batch.last).tolist()
+    return scores
 
 
 @torch.no_grad()

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rlaif.data.datamodule import EncodedRow, PreferenceRow, collate_sequences
+from rlaif.data.datamodule import PreferenceRow
 from rlaif.io import read_jsonl, write_jsonl
 from rlaif.models.split import ScalarHead, Top
 from rlaif.models.weights import Normalization, RewardMember, save_reward
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.rows import reference_rows
-from rlaif.stages.common.scoring import score_pairs, sequence_scores
+from rlaif.stages.common.scoring import score_pairs, score_rows
 from rlaif.stages.rm.accuracy import fitted_temperature, read_reward_items, reward_items, reward_report
 from rlaif.stages.rm.bins import (
     disagreement_bins,
@@ -26,7 +24,6 @@ from rlaif.stages.rm.scored_pairs import scored_pairs
 from rlaif.store import Artifact
 
 SCORES_FILE = "scores.jsonl"
-REFERENCE_BATCH = 64
 
 Member = tuple[Top, ScalarHead]
 PairScores = Sequence[tuple[float, float]]
@@ -60,18 +57,7 @@ def reference_scores(ctx: Context, members: Sequence[Member]) -> list[list[float
     The prompts are the task's own validation split: no model of the path was trained on them.
     """
     rows = reference_rows(ctx, ctx.task.validation, ctx.options.rm.normalize_rows, "reference")
-    return [_scores(ctx, top, head, rows) for top, head in members] if len(rows) > 1 else []
-
-
-@torch.no_grad()
-def _scores(ctx: Context, top: Top, head: ScalarHead, rows: Sequence[EncodedRow]) -> list[float]:
-    """In the compute dtype, as `score_pairs` and RL have them."""
-    device, scores = ctx.model().device, []
-    frozen, head = top.frozen_copy(), head.to(device)
-    for start in range(0, len(rows), REFERENCE_BATCH):
-        batch = collate_sequences(rows[start : start + REFERENCE_BATCH]).to(device)
-        scores += sequence_scores(frozen, head, batch.features, batch.last).tolist()
-    return scores
+    return [score_rows(ctx, top, head, rows) for top, head in members] if len(rows) > 1 else []
 
 
 def preferred_scores(scores: PairScores, labels: Sequence[float]) -> list[float]:

@@ -1,0 +1,63 @@
+"""The `rlaif` command, which `python train.py` runs too: one job, or a multirun of jobs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlaif.app.command_line import arranged, help_text, one_sentence
+from rlaif.app.disk import not_written
+from rlaif.app.home import CODE, CONF
+from rlaif.errors import UserError
+
+FAILED = "RLAIF_FAILED"  # names the file in which jobs note that they failed: some launchers start processes
+
+
+def report(error: Exception) -> None:
+    """A user's mistake: one sentence on stderr, no traceback."""
+    print(f"error: {one_sentence(error)}", file=sys.stderr)
+    Path(os.environ[FAILED]).write_text(f"{one_sentence(error)}\n", encoding="utf-8")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(cfg: DictConfig) -> None:
+    """Run one composed configuration. In a multirun later jobs still run; the exit code tells at the end."""
+    from rlaif.app.job import run_job  # `--help` need not wait for torch
+
+    own = HydraConfig.get()
+    group = Path(own.sweep.dir).name if own.mode == RunMode.MULTIRUN else None
+    try:
+        summary = run_job(cfg, list(own.overrides.task), group)
+    except (UserError, OmegaConfBaseException, HydraException) as error:
+        report(error)
+        return
+    if summary:
+        print(f"summary: {summary}")
+
+
+def main() -> None:
+    """Exits with 0, or with 2 after one sentence on stderr."""
+    os.environ |= {"HYDRA_FULL_ERROR": "1", "RLAIF_JOB": uuid.uuid4().hex[:8]}
+    sys.argv[1:] = arranged(sys.argv[1:])
+    program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "rlaif"
+    OmegaConf.register_new_resolver("rlaif_help", lambda: help_text(CODE, program), replace=True)
+    with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
+        os.environ[FAILED] = str(Path(folder) / "failed")
+        try:
+            job()
+        except (UserError, OmegaConfBaseException, HydraException) as error:
+            report(error)
+        except OSError as error:  # Hydra's own folders
+            report(not_written(error))
+        failed = Path(os.environ[FAILED]).exists()
+    sys.exit(2 if failed else 0)

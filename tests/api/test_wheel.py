@@ -1,0 +1,104 @@
+"""The wheel, installed elsewhere and used in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jobs import CODE
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    words = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(CODE)]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=120)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """`installed("profile=smoke", cwd=...)`: the command `rlaif` of the wheel, beside this environment's packages."""
+    place = tmp_path_factory.mktemp("site")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(place),
+    ]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True, timeout=120)
+
+    def start(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("RLAIF_", "WANDB_"))}
+        own |= {"PYTHONPATH": str(place), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            [str(place / "bin" / "rlaif"), *words],
+            cwd=cwd,
+            env=own,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return start
+
+
+def test_a_wheel_holds_what_the_checkout_configures(wheel: Path) -> None:
+    held = set(zipfile.ZipFile(wheel).namelist())
+    expected = {
+        f"rlaif/{folder}/{file.relative_to(CODE / folder)}"
+        for folder, pattern in (("conf", "**/*"), ("experiments", "*.yaml"), ("sweeps", "**/*.yaml"))
+        for file in (CODE / folder).glob(pattern)
+        if file.is_file()
+    }
+    assert len(expected) > 100 and not expected - held
+    assert "rlaif/conf/judge/cot.yaml" in held, "conf/judge is a link to conf/labeler"
+    assert {"rlaif/py.typed", "rlaif/report/page.html.j2", "rlaif/tracking/glossary.yaml"} <= held
+    foreign = {name.split("/")[0] for name in held} - {"rlaif"}
+    assert all(name.startswith("rlaif-") and name.endswith(".dist-info") for name in foreign)
+
+
+def test_the_installed_command_ends_with_a_report_below_the_current_folder(installed, tmp_path) -> None:
+    done = installed("profile=smoke", "tracking=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = next(line for line in done.stdout.splitlines() if line.startswith("report: "))
+    assert Path(report.removeprefix("report: ")).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    sweep = installed("-m", "stage=sft", "seed=0,1", "profile=smoke", "tracking=none", cwd=tmp_path)
+    assert sweep.returncode == 0, sweep.stderr[-2000:]
+    wrong = installed("stage=rm", "labeler=nobody", cwd=tmp_path)
+    assert wrong.returncode == 2 and "labeler=nobody is no option of labeler" in wrong.stderr
+    shown = installed("--help", cwd=tmp_path)
+    assert "rlaif stage=rm labeler=cot" in shown.stdout and "experiments=" in shown.stdout
+    assert "label_vs_length" in shown.stdout and "python train.py" not in shown.stdout
+
+
+def test_an_installed_command_takes_configuration_of_ones_own(installed, tmp_path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "labeler").mkdir(parents=True)
+    (mine / "judge").symlink_to("labeler")  # a labeler of one's own can judge too
+    (mine / "experiments").mkdir()
+    (mine / "labeler" / "longest.yaml").write_text(
+        "# Prefers the longer response.\ndefaults: [scripted]\nname: longest\nscripted: {rule: longer}\n"
+    )
+    (mine / "experiments" / "own.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /stage: compare\nuntil: rm\n"
+        "arms: {long: [labeler=longest], short: [labeler=scripted, labeler.scripted.rule=shorter]}\n"
+    )
+    words = ["--config-dir", str(mine), "experiments=own", "profile=smoke", "tracking=none"]
+    done = installed(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "long" in done.stdout and "short" in done.stdout
