@@ -11,7 +11,11 @@ from pathlib import Path
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue
 
+from rlaif.app.home import CONF
+from rlaif.errors import UserError
 from rlaif.options.read import missing_value, unknown_key
+
+OPTIONAL = ("experiments", "sweeps")  # groups beside conf/, of which a job may have none
 
 _NO_OVERRIDE = re.compile(r"Could not override '([^']+)'")
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '([^']+)'")
@@ -36,6 +40,19 @@ def one_sentence(error: BaseException) -> str:
         return f"{error.override!r} is no override: write KEY=VALUE (with quotes around special characters)"
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(line for line in lines if line and not _NOISE.search(line)) or type(error).__name__
+
+
+def refuse_null(words: Sequence[str]) -> None:
+    """Raises UserError for GROUP=null, which Hydra answers with a traceback."""
+    for group, _, value in (word.partition("=") for word in words):
+        if "null" not in value.lower().split(","):
+            continue
+        if group in OPTIONAL:
+            raise UserError(f"{group}=null: leave {group} out to have none")
+        if group.isidentifier() and (CONF / group).is_dir():
+            raise UserError(
+                _unknown_option(f"{group}/null", sorted(f.stem for f in (CONF / group).glob("*.yaml")))
+            )
 
 
 def _unknown_option(missing: str, options: Iterable[str]) -> str:
@@ -83,7 +100,7 @@ _CUT = 96
 def help_text(root: Path, program: str) -> str:
     """What `--help` prints: commands of `program`, then each group of `root` with its options and a line on each."""
     groups = {path.name: path for path in sorted((root / "conf").iterdir()) if path.is_dir()}
-    groups |= {name: root / name for name in ("experiments", "sweeps")}
+    groups |= {name: root / name for name in OPTIONAL}
     shown, keys = [_HELP.format(program=program).rstrip()], []
     for name, folder in groups.items():
         options = [file for file in sorted(folder.glob("*.yaml")) if not file.stem.startswith("_")]

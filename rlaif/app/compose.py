@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
+from rlaif.app.command_line import refuse_null
 from rlaif.app.home import CONF
 from rlaif.errors import UserError
 from rlaif.options.job import Options, with_engine, with_seed
@@ -26,6 +27,7 @@ _READ_LATER = ("compare", "report", "clean")
 @contextmanager
 def composed(words: Sequence[str]) -> Iterator[DictConfig]:
     """The configuration that `words` make, as the command line composes it; arms can be composed meanwhile."""
+    refuse_null(words)
     with initialize_config_dir(str(CONF), job_name="rlaif", version_base="1.3"):
         cfg = compose("config", overrides=list(words), return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
@@ -56,6 +58,7 @@ def arm_composer(overrides: Sequence[str]) -> Compose:
     """Composes the job's own words together with an arm's; every setting must have its value then."""
 
     def composed(words: Sequence[str]) -> Options:
+        refuse_null(words)
         own = {_key(word) for word in words}
         # A key that the arm sets itself is the arm's: a sweep over it would otherwise be undone silently.
         base = [word for word in overrides if _key(word) not in own]

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlaif.app.command_line import arranged, help_text, one_sentence
+from rlaif.app.command_line import arranged, help_text, one_sentence, refuse_null
 from rlaif.app.disk import not_written
 from rlaif.app.home import CODE, CONF
 from rlaif.errors import UserError
@@ -54,6 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
         os.environ[FAILED] = str(Path(folder) / "failed")
         try:
+            refuse_null(sys.argv[1:])
             job()
         except (UserError, OmegaConfBaseException, HydraException) as error:
             report(error)

@@ -75,6 +75,9 @@ def _nothing_left(root: Path) -> bool:
         (["rm.zzz=1"], ["rm has", "num_epochs"]),
         (["rm"], ["'rm' is no override", "KEY=VALUE"]),
         (["rm.lr=1,2"], ["rm.lr=1,2 gives several values", "add -m"]),
+        (["rl=null"], ["rl=null is no option of rl", "grpo, ppo"]),
+        (["judge=NULL"], ["judge=null is no option of judge", "one of base"]),
+        (["experiments=null"], ["experiments=null", "leave experiments out"]),
     ],
 )
 def test_hydra_errors_are_one_sentence(overrides, words, sentence, tmp_path) -> None:
@@ -82,6 +85,11 @@ def test_hydra_errors_are_one_sentence(overrides, words, sentence, tmp_path) -> 
     assert all(word in text for word in words), text
     assert "provider=" not in text and "_common" not in text and "hydra.cc" not in text
     assert not (tmp_path / "root").exists()
+
+
+def test_an_arm_without_an_option_is_one_sentence(sentence) -> None:
+    text = sentence("experiments=label_vs_length", "arms={x:['task=null']}")
+    assert text.startswith("task=null is no option of task: write one of custom, docs")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,16 @@ def test_the_doctor_describes_the_server(run, pipeline, words, capsys):
     assert "toy-model at http://127.0.0.1" in told and "20 likeliest" in told and KEY not in told
 
 
+def test_the_doctor_waits_for_a_dead_server_once(run, pipeline, words, capsys):
+    """Each check of the labeler would wait for all retries again."""
+    with LocalServer({"top_k"}) as server:
+        gone = words(server)
+    with pytest.raises(UserError, match="doctor: labeler's server failed"):
+        run("stage=doctor", *gone, "backend.max_retries=1", "backend.backoff_s=0.01")
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.count("not checked: the labeler's server failed") == 2
+
+
 def test_a_plan_asks_nothing(run, pipeline, words):
     with LocalServer({"top_k"}) as server:
         run("stage=label", "plan=true", *words(server))
