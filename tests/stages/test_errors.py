@@ -88,7 +88,7 @@ def test_hydra_errors_are_one_sentence(overrides, words, sentence, tmp_path) -> 
 
 
 def test_an_arm_without_an_option_is_one_sentence(sentence) -> None:
-    text = sentence("experiments=label_vs_length", "arms={x:['task=null']}")
+    text = sentence("experiments=label_vs_length", "+arms.x=['task=null']")
     assert text.startswith("task=null is no option of task: write one of custom, docs")
 
 
