@@ -1,4 +1,4 @@
-"""stage=clean: removes artifacts that no run needs, and what crashes left behind."""
+"""stage=clean: remove artifacts that no run needs, and what crashes left behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _size(path: Path) -> int:
 
 
 def clean(ctx: Context) -> dict[str, float]:
-    """List and remove; with plan=true only list."""
+    """List and remove; with plan=true, only list."""
     freed, count = 0, 0
     for artifact in unneeded(ctx.store, ctx.root / "runs"):
         freed, count = freed + artifact.bytes, count + 1

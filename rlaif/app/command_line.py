@@ -1,4 +1,4 @@
-"""The command line: its help, its words before Hydra reads them, and what is wrong with them in one sentence."""
+"""The command line: its help, its words before Hydra reads them, and one sentence for what is wrong with them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def one_sentence(error: BaseException) -> str:
     if isinstance(error, ConfigCompositionException) and (found := _AMBIGUOUS.search(text)):
         return f"{found[1]} gives several values: add -m to run a job for each, or write KEY=[A,B] for a list"
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is no override: write KEY=VALUE (with quotes around special characters)"
+        return (
+            f"{error.override!r} is not an override: write KEY=VALUE (with quotes around special characters)"
+        )
     lines = [line.strip() for line in text.splitlines()]
     return " ".join(line for line in lines if line and not _NOISE.search(line)) or type(error).__name__
 
@@ -59,7 +61,7 @@ def _unknown_option(missing: str, options: Iterable[str]) -> str:
     group, _, name = missing.rpartition("/")
     known = [option for option in options if not option.startswith("_")]
     what = f"one of {', '.join(known)}" if known else f"the name of a file in {group}/ (without .yaml)"
-    return f"{group}={name} is no option of {group}: write {what}"
+    return f"{group}={name} is not an option of {group}: write {what}"
 
 
 # At the start of a value, or of an item of a list or sweep; Hydra's grammar has no such value without quotes.
@@ -67,7 +69,7 @@ _HOME = re.compile(r"(?<=[=,\[])~(?=/|$|[,\]])")
 
 
 def arranged(words: Sequence[str]) -> list[str]:
-    """The words as Hydra takes them: `-m` in front, wherever it was appended, and `~` as the shell expands it."""
+    """The words as Hydra takes them: `-m` first, wherever it was written, and `~` expanded as the shell does."""
     flags = ("-m", "--multirun")
     return sorted(map(expand_home, words), key=lambda word: word not in flags)
 

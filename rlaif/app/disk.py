@@ -1,4 +1,4 @@
-"""Files that cannot be written, as a user's affair: one sentence instead of a traceback."""
+"""Files that cannot be written: one sentence for the user instead of a traceback."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 def written_below(root: str) -> Iterator[None]:
     """What cannot be written below the directory `root` becomes a UserError that says what helps.
 
-    Artifacts are renamed into place when whole, and partial ones go on: once there is room, the same command gives
-    the same numbers.
+    Artifacts are renamed into place when whole, and partial ones are resumed: once there is room, the same command
+    gives the same numbers.
     """
     folder = Path(root).expanduser().absolute()
     try:
@@ -34,7 +34,7 @@ def not_written(error: OSError) -> UserError:
     if error.errno in _FULL:
         return UserError(
             f"{error.filename or 'a file'} could not be written ({error.strerror}): make room, or write another "
-            "paths.root; the same command goes on from there"
+            "paths.root; the same command continues from there"
         )
     if error.errno in _CLOSED and error.filename:
         return UserError(_closed(error.filename, error))
@@ -42,4 +42,4 @@ def not_written(error: OSError) -> UserError:
 
 
 def _closed(place: object, error: OSError) -> str:
-    return f"{place} could not be written ({error.strerror}): paths.root must be a directory that can be written to"
+    return f"{place} could not be written ({error.strerror}): paths.root must be a writable directory"

@@ -1,4 +1,4 @@
-"""`export=DIR`: the whole model of stage sft, rm or rl, with its card, for use outside of this harness."""
+"""`export=DIR`: the whole model of stage sft, rm or rl, with its card, for use outside this harness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process of `trainer.devices` besides the command's own, which starts it for one fit (see `ranks`).
+"""One more process of `trainer.devices`, which the command's own process starts for one fit (see `ranks`).
 
 `python -m rlaif.app.follow CONFIG KIND FOLDER RANK SIZE PORT`
 """

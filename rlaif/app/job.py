@@ -85,12 +85,12 @@ def _run(options: Options, overrides: Sequence[str], group: str | None) -> Path 
 
 
 def _check(options: Options) -> None:
-    """What can be refused before anything is opened or written."""
+    """Refuse what can be refused before anything is opened or written."""
     if options.force not in (True, False, "all"):
         raise UserError(f"force={shown(options.force)} is not known: write true, false or all")
     if options.export and options.stage not in ("sft", "rm", "rl"):
         raise UserError(
-            f"export={options.export}: stage={options.stage} makes no model; write stage=sft, rm or rl"
+            f"export={options.export}: stage={options.stage} does not make a model; write stage=sft, rm or rl"
         )
     if options.export and Path(options.export).expanduser().is_file():
         raise UserError(f"export={options.export} is a file: write a folder, which may be new")
@@ -102,7 +102,7 @@ def _job_name(stage: str, overrides: Sequence[str]) -> str:
 
 
 def wandb_options(options: Options, group: str | None) -> WandbOptions | None:
-    """What the configuration says, else W&B's own variables, else our defaults. Raises UserError for bad ones."""
+    """The configuration's settings, else W&B's own variables, else our defaults. Raises UserError for bad ones."""
     own, env = options.tracking, os.environ
     if own.mode == "disabled":
         return None
@@ -126,7 +126,7 @@ def _tags(stated: Sequence[str]) -> tuple[str, ...]:
         stated = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     odd = [tag for tag in stated if not 1 <= len(tag.strip()) <= 64]
     if odd:
-        raise UserError(f"tracking.tags has {odd[0]!r}: a tag is a text of 1 to 64 characters")
+        raise UserError(f"tracking.tags has {odd[0]!r}: a tag must have 1 to 64 characters")
     return tuple(dict.fromkeys(stated))
 
 
@@ -182,7 +182,7 @@ def _build(ctx: Context, run: Run, target: str) -> None:
 
 
 def _details(graph: Graph, run: Run) -> None:
-    """Tables and test items; the curves of what another job has trained belong to this run's report too."""
+    """Tables and test items; the curves of what another job trained belong in this run's report too."""
     for kind, rows in graph.histories().items():
         for row in rows if graph.built[kind].reused else ():
             run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
@@ -194,7 +194,7 @@ def _details(graph: Graph, run: Run) -> None:
 
 
 def _finish(ctx: Context, run: Run, group: str | None) -> Path:
-    """The table and the report, from the run directory alone, after the run is closed."""
+    """Print the table and write the report, from the run directory alone, once the run is closed."""
     stage = ctx.options.stage
     record = load_run(run.directory)
     if stage in (*STAGES, "pipeline"):
@@ -213,7 +213,7 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
 
 
 def _sweep_report(ctx: Context, group: str) -> None:
-    """Rendered again by each finished job: a sweep with a failed job has a report of the others."""
+    """Render the sweep's report again after each finished job, so that a failed job does not cost the others theirs."""
     runs = find_runs(ctx.root, stage=ctx.options.stage, group=group)
     if len(runs) < 2:
         return

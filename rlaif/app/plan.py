@@ -1,4 +1,4 @@
-"""plan=true: what a command would reuse, build and cost."""
+"""plan=true: what a command would reuse and build, and what it would cost."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rlaif.stages.common.stage import Work
 from rlaif.stages.graph import Planned
 from rlaif.tracking.text import duration, plain
 
-# Share of the machine's matrix rate that each kind of work reaches (seen on 2 cores with the
-# embedded model; an estimate needs no more than the right order).
+# Share of the machine's matrix rate that each kind of work reaches, as seen on 2 cores with the embedded model.
+# An estimate needs no more than the right order of magnitude.
 EFFICIENCY = {"forward": 0.3, "decoded": 0.1, "trained": 0.2}
 
 
@@ -46,7 +46,7 @@ def parameters(ctx: Context) -> tuple[float, float]:
 
 
 def seconds_of(work: Work, rate: float, total: float, trainable: float) -> float:
-    """Seconds of `work`: 2 FLOP a parameter and token forward, 4 more for the trained part backward."""
+    """Seconds of `work`: 2 FLOPs per parameter and token forward, 4 more for the trained part backward."""
     flops = {
         "forward": 2 * total * work.forward,
         "decoded": 2 * total * work.decoded,
@@ -70,12 +70,12 @@ def estimate_seconds(ctx: Context, plan: Sequence[Planned]) -> dict[str, float]:
 
 
 def total_seconds(ctx: Context, plan: Sequence[Planned]) -> float:
-    """Estimated seconds of all that would be built."""
+    """Estimated seconds of everything that would be built."""
     return math.fsum(estimate_seconds(ctx, plan).values())
 
 
 def merge_plans(plans: Sequence[Sequence[Planned]], *, after: Sequence[Planned]) -> list[Planned]:
-    """The plans of several jobs as one, each artifact once; what the plan `after` has built is there by then."""
+    """The plans of several jobs as one, each artifact once; what the plan `after` builds exists by then."""
     done = {p.name for p in after}
     merged = {p.name: p for plan in plans for p in plan}
     return [replace(p, exists=True, work=Work()) if p.name in done else p for p in merged.values()]
@@ -87,7 +87,7 @@ def _usd(works: Sequence[Work]) -> str:
 
 
 def plan_table(ctx: Context, plan: Sequence[Planned], title: str) -> Table:
-    """The plan for people."""
+    """The plan as a table for the terminal."""
     seconds = estimate_seconds(ctx, plan)
     table = Table(title=title, header_style="bold")
     for name in ("stage", "artifact", "what", "tokens read", "generated", "trained on", "about", "USD"):

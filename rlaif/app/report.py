@@ -1,4 +1,4 @@
-"""stage=report, and the report that a pipeline, a comparison or a sweep ends with."""
+"""stage=report, and the report that ends a pipeline, a comparison or a sweep."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEWEST_FIRST = ("compare", "pipeline", "eval", "rl", "rm", "label", "sample", "s
 
 
 def choose_runs(ctx: Context) -> list[RunRecord]:
-    """Finished runs as `report.stage` and `report.group` say; without either, those of the latest kind of run."""
+    """Finished runs that `report.stage` and `report.group` select; with neither, those of the latest run's stage."""
     options = ctx.options.report
     if options.stage not in (None, *NEWEST_FIRST):
         raise UserError(f"report.stage={options.stage} is not known: write one of {', '.join(NEWEST_FIRST)}")

@@ -38,7 +38,7 @@ def test_the_same_words_reuse_what_is_there(api_run, api_root) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["stage=rm", "labeler=nobody"], "labeler=nobody is no option of labeler: write one of base"),
+        (["stage=rm", "labeler=nobody"], "labeler=nobody is not an option of labeler: write one of base"),
         (["rm.learning_rate=1"], "did you mean rm.lr?"),
         (["labeler=base,cot"], "add -m to run a job for each"),
         (["-m", "seed=0,1"], "-m makes none or several"),

@@ -80,7 +80,7 @@ def test_the_installed_command_ends_with_a_report_below_the_current_folder(insta
     sweep = installed("-m", "stage=sft", "seed=0,1", "profile=smoke", "tracking=none", cwd=tmp_path)
     assert sweep.returncode == 0, sweep.stderr[-2000:]
     wrong = installed("stage=rm", "labeler=nobody", cwd=tmp_path)
-    assert wrong.returncode == 2 and "labeler=nobody is no option of labeler" in wrong.stderr
+    assert wrong.returncode == 2 and "labeler=nobody is not an option of labeler" in wrong.stderr
     shown = installed("--help", cwd=tmp_path)
     assert "rlaif stage=rm labeler=cot" in shown.stdout and "experiments=" in shown.stdout
     assert "label_vs_length" in shown.stdout and "python train.py" not in shown.stdout

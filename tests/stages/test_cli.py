@@ -124,9 +124,9 @@ def test_a_sweep_file_needs_no_flag(command, pipeline, copied_root) -> None:
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["labeler=nonsense"], "labeler=nonsense is no option of labeler: write one of base, cot,"),
+        (["labeler=nonsense"], "labeler=nonsense is not an option of labeler: write one of base, cot,"),
         (["rm.lrr=1"], "rm.lrr is no configuration key: did you mean rm.lr?"),
-        (["-m", "stage=rm", "labeler=base,nonsense"], "labeler=nonsense is no option of labeler"),
+        (["-m", "stage=rm", "labeler=base,nonsense"], "labeler=nonsense is not an option of labeler"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(words, said, command, tmp_path) -> None:

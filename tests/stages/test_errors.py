@@ -65,7 +65,7 @@ def _nothing_left(root: Path) -> bool:
     [
         (
             ["labeler=nonsense"],
-            ["labeler=nonsense is no option of labeler", "base, cot, cot_fewshot", "self_consistency"],
+            ["labeler=nonsense is not an option of labeler", "base, cot, cot_fewshot", "self_consistency"],
         ),
         (["judge=nope"], ["judge=nope", "one of base"]),
         (["experiments=nope"], ["experiments=nope", "label_vs_length, labelers"]),
@@ -73,10 +73,10 @@ def _nothing_left(root: Path) -> bool:
         (["labeler.readout.knd=choice"], ["did you mean labeler.readout.kind?"]),
         (["labelr=base"], ["labelr is no configuration key", "did you mean labeler?"]),
         (["rm.zzz=1"], ["rm has", "num_epochs"]),
-        (["rm"], ["'rm' is no override", "KEY=VALUE"]),
+        (["rm"], ["'rm' is not an override", "KEY=VALUE"]),
         (["rm.lr=1,2"], ["rm.lr=1,2 gives several values", "add -m"]),
-        (["rl=null"], ["rl=null is no option of rl", "grpo, ppo"]),
-        (["judge=NULL"], ["judge=null is no option of judge", "one of base"]),
+        (["rl=null"], ["rl=null is not an option of rl", "grpo, ppo"]),
+        (["judge=NULL"], ["judge=null is not an option of judge", "one of base"]),
         (["experiments=null"], ["experiments=null", "leave experiments out"]),
     ],
 )
@@ -89,7 +89,7 @@ def test_hydra_errors_are_one_sentence(overrides, words, sentence, tmp_path) -> 
 
 def test_an_arm_without_an_option_is_one_sentence(sentence) -> None:
     text = sentence("experiments=label_vs_length", "+arms.x=['task=null']")
-    assert text.startswith("task=null is no option of task: write one of custom, docs")
+    assert text.startswith("task=null is not an option of task: write one of custom, docs")
 
 
 @pytest.mark.parametrize(
@@ -258,4 +258,4 @@ def test_one_sentence_keeps_what_it_does_not_know() -> None:
     assert one_sentence(UserError("as it is")) == "as it is"
     assert one_sentence(ValueError()) == "ValueError"
     error = OverrideParseException(override="a=[1", message="no viable alternative")
-    assert one_sentence(error).startswith("'a=[1' is no override")
+    assert one_sentence(error).startswith("'a=[1' is not an override")

@@ -60,7 +60,7 @@ def test_without_variables_the_project_is_ours(options, monkeypatch) -> None:
 def test_a_text_is_one_tag_and_an_empty_one_none(options) -> None:
     assert options("tracking.tags=mytag").tags == ("mytag",)
     for words in ("tracking.tags=['']", "tracking.tags=[a,'  ']", f"tracking.tags=[{'x' * 65}]"):
-        with pytest.raises(UserError, match="tracking.tags has .* a tag is a text of 1 to 64 characters"):
+        with pytest.raises(UserError, match="tracking.tags has .* a tag must have 1 to 64 characters"):
             options(words)
 
 
