@@ -1,6 +1,7 @@
-# Two commands on a machine with Python 3.11 or newer and pip:
+# Three commands on a machine with Python 3.11 or newer and pip:
 #   make demo   the whole path on the embedded model, then a table and an HTML report
 #   make test   checks and tests
+#   make docs   the documentation site, in site/
 # Variables:
 #   PYTHON      the interpreter that makes .venv                      (default: python3)
 #   TORCH_ARGS  where pip takes torch from, for instance
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test setup lint clean-venv
+.PHONY: demo test docs setup lint clean-venv
 
 demo: $(STAMP)
 	$(BIN)/python train.py $(ARGS)
@@ -30,6 +31,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 setup: $(STAMP)
 

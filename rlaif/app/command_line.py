@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue
 
-from rlaif.app.home import CONF
+from rlaif.app.home import CODE, CONF
 from rlaif.errors import UserError
 from rlaif.options.read import missing_value, unknown_key
 
@@ -64,6 +65,17 @@ def _unknown_option(missing: str, options: Iterable[str]) -> str:
     return f"{group}={name} is not an option of {group}: write {what}"
 
 
+def with_judges(words: Sequence[str], folder: Path) -> list[str]:
+    """The words, for a `--config-dir` with labelers of the user's own: each judges too, by a copy below `folder`."""
+    options = dict(pairwise(words))
+    own = options.get("--config-dir") or options.get("-cd")
+    own = own or next((word.partition("=")[2] for word in words if word.startswith("--config-dir=")), None)
+    if own is None or not (Path(own) / "labeler").is_dir() or (Path(own) / "judge").exists():
+        return list(words)
+    shutil.copytree(Path(own) / "labeler", folder / "judge")
+    return [*words, f"hydra.searchpath=['file://{CODE}','file://{folder}']"]
+
+
 # At the start of a value, or of an item of a list or sweep; Hydra's grammar has no such value without quotes.
 _HOME = re.compile(r"(?<=[=,\[])~(?=/|$|[,\]])")
 
@@ -111,13 +123,13 @@ def help_text(root: Path, program: str) -> str:
         elif [file.stem for file in options] == ["default"]:
             keys.append(f"{name}.KEY")
         elif options:
-            lines = (f"    {file.stem:<20}{_about(file)}".rstrip() for file in options)
+            lines = (f"    {file.stem:<20}{about(file)}".rstrip() for file in options)
             shown.append("\n".join([f"{name}=", *lines]))
     shown.append(f"{', '.join(keys)}: see conf/GROUP/default.yaml")
     return "\n\n".join(shown).replace("$", "$$")
 
 
-def _about(file: Path) -> str:
+def about(file: Path) -> str:
     """The first sentence of a configuration file's comment."""
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "@package" not in line]
     comment = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))

@@ -62,7 +62,9 @@ def arm_composer(overrides: Sequence[str]) -> Compose:
         own = {_key(word) for word in words}
         # A key that the arm sets itself is the arm's: a sweep over it would otherwise be undone silently.
         base = [word for word in overrides if _key(word) not in own]
-        cfg = compose(HydraConfig.get().job.config_name, overrides=[*base, *words])
+        hydra = HydraConfig.get()
+        places = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+        cfg = compose(hydra.job.config_name, overrides=[*places, *base, *words])
         require(resolved(cfg))
         return read_options(cfg)
 

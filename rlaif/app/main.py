@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlaif.app.command_line import arranged, help_text, one_sentence, refuse_null
+from rlaif.app.command_line import arranged, help_text, one_sentence, refuse_null, with_judges
 from rlaif.app.disk import not_written
 from rlaif.app.home import CODE, CONF
 from rlaif.errors import UserError
@@ -55,6 +55,7 @@ def main() -> None:
         os.environ[FAILED] = str(Path(folder) / "failed")
         try:
             refuse_null(sys.argv[1:])
+            sys.argv[1:] = with_judges(sys.argv[1:], Path(folder))
             job()
         except (UserError, OmegaConfBaseException, HydraException) as error:
             report(error)

@@ -21,7 +21,7 @@ class Number:
     def wrong(self, key: str, value: Any) -> str | None:
         """What is wrong with `value`; None if nothing."""
         if value is None:
-            return None if self.null else f"{key}=null is no {self._kind}: write {self._range}"
+            return None if self.null else f"{key}=null is no {self._kind}: write {self.described}"
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             null = ", or null" if self.null else ""
             return (
@@ -31,7 +31,9 @@ class Number:
         high = value < self.high if self.below else value <= self.high
         if math.isfinite(value) and low and high:
             return None
-        return f"{key}={shown(value)} is out of range: write {self._range}{', or null' if self.null else ''}"
+        return (
+            f"{key}={shown(value)} is out of range: write {self.described}{', or null' if self.null else ''}"
+        )
 
     def read(self, value: Any) -> Any:
         """A text that reads as the number wanted, as from `${oc.env:NAME}`, is that number."""
@@ -57,7 +59,8 @@ class Number:
         return "whole number" if self.whole else "number"
 
     @property
-    def _range(self) -> str:
+    def described(self) -> str:
+        """Which numbers it may be."""
         what = f"a {self._kind}"
         if self.low == -math.inf and self.high == math.inf:
             return f"a finite {self._kind}"

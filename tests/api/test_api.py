@@ -103,7 +103,7 @@ def test_a_labeler_needs_no_data_of_its_task(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda root: _labeler(root, "nobody"), "labeler=nobody is no option"),
+        (lambda root: _labeler(root, "nobody"), "labeler=nobody is not an option"),
         (lambda root: _labeler(root, "base", "backend=openai"), "has no value"),
         (
             lambda root: rlaif.Labeler.from_preset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from jobs import CODE
+
+from rlaif.app.command_line import with_judges
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -89,7 +92,6 @@ def test_the_installed_command_ends_with_a_report_below_the_current_folder(insta
 def test_an_installed_command_takes_configuration_of_ones_own(installed, tmp_path) -> None:
     mine = tmp_path / "mine"
     (mine / "labeler").mkdir(parents=True)
-    (mine / "judge").symlink_to("labeler")  # a labeler of one's own can judge too
     (mine / "experiments").mkdir()
     (mine / "labeler" / "longest.yaml").write_text(
         "# Prefers the longer response.\ndefaults: [scripted]\nname: longest\nscripted: {rule: longer}\n"
@@ -102,3 +104,21 @@ def test_an_installed_command_takes_configuration_of_ones_own(installed, tmp_pat
     done = installed(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "long" in done.stdout and "short" in done.stdout
+
+
+def test_a_labeler_of_ones_own_judges_too(tmp_path) -> None:
+    """`judge=NAME`, and the default, which is the labeler: by a copy, since conf/judge has no such file."""
+    (tmp_path / "mine" / "labeler").mkdir(parents=True)
+    (tmp_path / "mine" / "labeler" / "x.yaml").write_text("name: x\n")
+    (tmp_path / "tmp").mkdir()
+    for flag in (["--config-dir", str(tmp_path / "mine")], [f"--config-dir={tmp_path / 'mine'}"]):
+        shutil.rmtree(tmp_path / "tmp" / "judge", ignore_errors=True)
+        words = with_judges([*flag, "labeler=x"], tmp_path / "tmp")
+        assert words[:-1] == [*flag, "labeler=x"] and words[-1].startswith("hydra.searchpath=[")
+        assert (tmp_path / "tmp" / "judge" / "x.yaml").read_text() == "name: x\n"
+    (tmp_path / "mine" / "judge").mkdir()
+    assert with_judges(["--config-dir", str(tmp_path / "mine")], tmp_path) == [
+        "--config-dir",
+        str(tmp_path / "mine"),
+    ]
+    assert with_judges(["stage=rm"], tmp_path) == ["stage=rm"]

@@ -1,0 +1,102 @@
+"""Every code block of README.md and the site runs, at smoke size; the notebook too."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import local_server
+import nbformat
+import pytest
+from jobs import CODE, start_job
+from local_server import LocalServer
+from model_folders import save_model
+from nbclient import NotebookClient
+from site_blocks import DOCS, PAGES, SERVER, Block, blocks_of, commands_of
+
+SMALL = ("profile=smoke", "tracking=none")
+OWN_MODEL = "model=hub"  # profile=smoke would replace it
+PROMPT = re.compile(r'("(?:prompt|question)": "|\\n\\nHuman: )')
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all pages write, so that what one has built the next reuses."""
+    return tmp_path_factory.mktemp("docs") / "outputs"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A reader's current folder, with the model that the pages speak of."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RLAIF_ROOT", raising=False)
+    outputs.mkdir(exist_ok=True)
+    (tmp_path / "outputs").symlink_to(outputs)
+    save_model(tmp_path / "path" / "to" / "model")
+    save_model(tmp_path / "NAME")  # the tokenizer of the served model
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    local_server.MODEL = "NAME"
+    with LocalServer(
+        {"top_k", "token_ids", "decoding"}, distribution=lambda prompt: {"1": 0.6, "2": 0.4}
+    ) as found:
+        yield found
+
+
+def _run(words: list[str], server: LocalServer) -> None:
+    words = [word.replace(SERVER, server.base_url) for word in words]
+    more = ["models.tiny=false"] if OWN_MODEL in words else []
+    if {"-m", "--config-dir", "--help"} & set(words):  # Hydra's own flags
+        flags = words[:2] if words[0] == "--config-dir" else []
+        line = [sys.executable, str(CODE / "train.py"), *flags, *SMALL, *words[len(flags) :]]
+        environment = {**os.environ, "RLAIF_ROOT": ".", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    elif "stage=doctor" in words or "plan=true" in words:
+        assert start_job([*SMALL, *more, *words]) is None
+    else:
+        assert start_job([*SMALL, *more, *words]).state == "finished"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CODE)))
+def test_every_block_runs(page: Path, folder: Path, server: LocalServer) -> None:
+    blocks, names = blocks_of(page), {"__name__": "page"}
+    for block in blocks:
+        if block.file:
+            (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.file).write_text(_longer(block), encoding="utf-8")
+    for block in blocks:
+        if block.language == "bash":
+            for words in commands_of(block):
+                _run(words, server)
+        elif block.language == "python":
+            exec(compile(block.text, str(page), "exec"), names)
+        else:
+            assert block.file or block.language == "text", f"{page}: {block.language} is run by nothing"
+
+
+def _longer(block: Block) -> str:
+    """The file that a page shows the first rows of: each row a dozen times, with a prompt of its own."""
+    if not block.file.endswith(".jsonl"):
+        return block.text
+    rows = block.text.splitlines()
+    assert all(PROMPT.search(row) for row in rows), f"a row of {block.file} has no prompt"
+    return "".join(PROMPT.sub(rf"\g<1>{number}. ", row) + "\n" for number in range(12) for row in rows)
+
+
+def test_the_notebook_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(CODE))
+    notebook = nbformat.read(DOCS / "tour.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "committed without outputs"
+    NotebookClient(
+        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
+    told = str([cell.get("outputs") for cell in notebook.cells])
+    assert "p_a" not in told and "label/alignment" in told and "'ok'" in told
