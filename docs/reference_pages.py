@@ -106,7 +106,7 @@ def _group_section(group: str) -> str:
     parts = [f"## {group}"]
     own = rules(Options).get(group)
     if isinstance(own, type) and own.__doc__:
-        parts.append(_sentences(own.__doc__))
+        parts.append(_first_paragraph(own.__doc__))
     if group == "judge":
         parts.append("Its options are those of `labeler`, and its keys are explained there.")
     elif list(files) != ["default"]:
@@ -259,5 +259,5 @@ def _cell(text: str) -> str:
     return text.replace("|", "&#124;") if "`" not in text else text.replace("|", "\\|")
 
 
-def _sentences(docstring: str) -> str:
-    return " ".join(docstring.split())
+def _first_paragraph(docstring: str) -> str:
+    return " ".join(docstring.split("\n\n")[0].split())
