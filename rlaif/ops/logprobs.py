@@ -96,7 +96,7 @@ class _HeadLogprobs(torch.autograd.Function):
                 directions.append(share.to(hidden.dtype) @ weight)
         if directions:
             ctx.save_for_backward(torch.cat(directions).div_(-temperature))
-        return torch.cat(values) if values else hidden.new_zeros(0, dtype=_upcast(hidden).dtype)
+        return torch.cat(values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:

@@ -100,7 +100,7 @@ def head_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 128])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 def test_head_logprobs_and_their_gradient_against_autograd(
     chunk: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +131,7 @@ def test_head_logprobs_are_the_same_bits_with_and_without_gradient() -> None:
 def test_head_logprobs_refuse_what_does_not_fit() -> None:
     hidden, weight, ids = head_case()
     assert head_logprobs(hidden[:0], weight, ids[:0]).shape == (0,)
+    assert torch.equal(head_logprobs(hidden, weight, ids), head_logprobs(hidden, weight, ids, 1.0))
     for wrong in ((hidden, weight, ids[:3]), (hidden, weight[:, :3], ids), (hidden[None], weight, ids[None])):
         with pytest.raises(ValueError, match="do not fit"):
             head_logprobs(*wrong)

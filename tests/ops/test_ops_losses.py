@@ -129,6 +129,15 @@ def test_temperature_below_one_sharpens() -> None:
         bradley_terry_loss(a, b, p, **{**PLAIN, "temperature": 0.0})
 
 
+def test_temperature_two_halves_the_log_odds() -> None:
+    # p 0.8 has odds 4; at temperature 2 they are 2, so p is 2/3. At a difference of 0 the gradient is 1/2 - p.
+    difference = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    p = torch.tensor([0.8], dtype=torch.float64)
+    loss, _ = bradley_terry_loss(difference, torch.zeros_like(p), p, **{**PLAIN, "temperature": 2.0})
+    loss.backward()
+    assert difference.grad.item() == pytest.approx(0.5 - 2 / 3, abs=1e-12)
+
+
 def test_bradley_terry_metrics_by_hand() -> None:
     # D = 1, -2, 3, 0, 5 with p = .9, .8, .1, .2, .5: right, wrong, wrong, half, left out -> 1.5 / 4
     # margins towards the preferred: 1, -2, -3, 0 -> mean -1
@@ -431,6 +440,14 @@ def test_sequence_means_of_micro_batches_add_up() -> None:
         reinforce_loss(logp, adv, mask, mean="rows")
 
 
+def test_a_response_of_one_token_counts_as_a_whole_row() -> None:
+    # -A log p is 6 in the first row, 1 and 3 in the second: row means 6 and 2
+    logp, adv = torch.tensor([[-6.0, 9.0], [-1.0, -3.0]]), torch.ones(2, 2)
+    mask = torch.tensor([[True, False], [True, True]])
+    assert reinforce_loss(logp, adv, mask, mean="sequence").item() == pytest.approx((6 + 2) / 2)
+    assert reinforce_loss(logp, adv, mask, mean="token").item() == pytest.approx(10 / 3)
+
+
 def value_oracle(v, old, ret, mask, clip):  # type: ignore[no-untyped-def]
     total, n = 0.0, 0
     for b in range(len(v)):
@@ -465,6 +482,13 @@ def test_value_loss_by_hand() -> None:
     assert loss.item() == pytest.approx(0.32, abs=1e-12)
     assert math.isnan(metrics["explained_variance"].item())
     assert ppo_value_loss(one, 0 * one, one, mask, clip=0.0)[0].item() == 0.0
+
+
+def test_returns_without_spread_explain_nothing() -> None:
+    """1 - var / 0 would be minus infinity, and an alarm."""
+    values, mask = torch.tensor([[0.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool)
+    _, metrics = ppo_value_loss(values, values, torch.ones(1, 2), mask, clip=0.2)
+    assert math.isnan(metrics["explained_variance"].item())
 
 
 # --- properties of all --------------------------------------------------------------------------------

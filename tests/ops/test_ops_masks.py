@@ -102,6 +102,12 @@ def test_last_index_names_the_empty_row() -> None:
         last_index(torch.tensor([[True, False], [False, False]]))
 
 
+@pytest.mark.parametrize("mask", [torch.ones(2, 2, dtype=torch.int64), torch.ones(2, dtype=torch.bool)])
+def test_last_index_takes_boolean_rows_only(mask: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="expected a boolean"):
+        last_index(mask)
+
+
 def test_masks_must_be_boolean_and_of_one_shape() -> None:
     with pytest.raises(ValueError, match="boolean"):
         zero_masked(torch.ones(2, 2), torch.ones(2, 2))
