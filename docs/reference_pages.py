@@ -6,25 +6,28 @@ them, metrics from the registry, and commands from the help text. Nothing here i
 
 from __future__ import annotations
 
+import html
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlaif.app.command_line import OPTIONAL, about, help_text
+from rlaif.app.command_line import OPTIONAL, help_text
 from rlaif.app.home import CODE, CONF
 from rlaif.options.job import Options
-from rlaif.options.read import all_rules, rules
+from rlaif.options.read import all_rules, leaves, rules
 from rlaif.options.rules import Anything, Choice, Number, Rule, Switch, Texts
 from rlaif.tracking.glossary import Metric, entries
 
 Values = Mapping[str, Any]
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[\w-]+):(?P<rest>.*)")
 _TRAILING = re.compile(r"\s#\s+(.*)")
+_LITERAL = re.compile(r"(?:true|false|null|auto)\b|[\w./]+(?::| \||, \w+ or| or )|\w*[^\w\s]")
+"""How a meaning begins whose first word is a value and so keeps its case."""
 
 
 def pages() -> dict[str, str]:
@@ -61,31 +64,36 @@ def metrics_page() -> str:
 
 
 def _metric_row(metric: Metric) -> tuple[str, ...]:
-    name = f'<a id="{metric.name}"></a>`{metric.name}`<br>{metric.label}'
+    name = f'<a id="{metric.name}"></a>`{metric.name}`<br>{_prose(metric.label)}'
     better = {"up": "higher", "down": "lower", "none": ""}[metric.better]
-    return name, metric.formula, metric.unit, metric.range, better, metric.interval or ""
+    words = (metric.formula, metric.unit, metric.range, better, metric.interval or "")
+    return name, *map(_prose, words)
 
 
 def configuration_page() -> str:
     """Every key of every group, from the options' dataclasses."""
     parts = [
         "# Configuration",
-        "`GROUP=OPTION` chooses an option of a group; `GROUP.KEY=VALUE` changes one setting of it. Where a key's"
-        " default is that of one option only, the option is named. `???` must be given.",
+        "`GROUP=OPTION` chooses an option of a group; `GROUP.KEY=VALUE` changes one setting of it. The first default is"
+        " that of the option you get without choosing; `VALUE: OPTION` is that of another option, or of the only ones"
+        " that have the key. `???` must be given, and `${KEY}` follows another key.",
     ]
     parts += [_group_section(name) for name in [*groups(), *OPTIONAL]]
-    plain = [key for key in all_rules(Options) if key.split(".")[0] not in groups()]
-    comments = comments_of(CONF / "config.yaml")
-    defaults = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))
-    defaults["doctor"] = {"injection_pairs": 16}
-    comments |= {
-        "doctor.injection_pairs": comments_of(CONF / "stage" / "doctor.yaml")["doctor.injection_pairs"]
-    }
-    rows = [
-        _key_row(key, all_rules(Options)[key], _at(defaults, key), comments.get(key, "")) for key in plain
-    ]
+    rows = list(_plain_rows())
     parts.append(_table("Without a group", ("key", "values", "default", "meaning"), rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _plain_rows() -> Iterator[tuple[str, ...]]:
+    """The keys of no group: those of config.yaml, and those that a stage brings along."""
+    files = [CONF / "config.yaml", *options_of("stage").values()]
+    defaults: dict[str, Any] = {}
+    comments: dict[str, str] = {}
+    for file in files:
+        defaults, comments = _merged(option_values(file), defaults), comments_of(file) | comments
+    for key, rule in all_rules(Options).items():
+        if key.split(".")[0] not in groups():
+            yield _key_row(key, rule, _code(_at(defaults, key)), comments.get(key, ""))
 
 
 def groups() -> list[str]:
@@ -105,19 +113,33 @@ def _group_section(group: str) -> str:
     files = options_of(group)
     parts = [f"## {group}"]
     own = rules(Options).get(group)
-    if isinstance(own, type) and own.__doc__:
-        parts.append(_first_paragraph(own.__doc__))
     if group == "judge":
-        parts.append("Its options are those of `labeler`, and its keys are explained there.")
-    elif list(files) != ["default"]:
-        rows = [(f'<a id="{group}={name}"></a>`{group}={name}`', about(file)) for name, file in files.items()]
-        parts.append(_table(None, ("option", ""), rows))
-    rows = list(_key_rows(group, own)) if isinstance(own, type) else []
+        parts.append(
+            "As `labeler`: the same options, and the same keys. Without `judge=`, the labeler judges."
+        )
+    elif isinstance(own, type) and own.__doc__:
+        parts.append(_first_paragraph(own.__doc__))
+    if group != "judge" and list(files) != ["default"]:
+        rows = [
+            (f'<a id="{group}={name}"></a>`{group}={name}`', _option(file)) for name, file in files.items()
+        ]
+        parts.append(_table(None, ("option", "what it is"), rows))
+    keys = list(_key_rows(group, own)) if isinstance(own, type) else []
     if isinstance(own, Anything):
-        rows = [_key_row(group, own, _NOTHING, head_of(files["default"]))]
-    if rows:
-        parts.append(_table(None, ("key", "values", "default", "meaning"), rows))
+        default = _code(option_values(files["default"]))
+        keys = [_key_row(group, own, default, head_of(files["default"]))]
+    if keys:
+        parts.append(_table(None, ("key", "values", "default", "meaning"), keys))
     return "\n\n".join(parts)
+
+
+def _option(file: Path) -> str:
+    """What an option is, in its file's own words; a profile also says what it sets."""
+    told = _prose(head_of(file))
+    if file.parent.name != "profile":
+        return told
+    values = [f"`{key}={_yaml(value)}`" for key, value in leaves(option_values(file))]
+    return f"{told} Sets {', '.join(values)}." if values else told
 
 
 def _key_rows(group: str, own: type) -> Iterator[tuple[str, ...]]:
@@ -125,19 +147,55 @@ def _key_rows(group: str, own: type) -> Iterator[tuple[str, ...]]:
     first = _default_option(group)
     order = [first, *(name for name in files if name != first)]
     values = {name: option_values(files[name]) for name in order}
-    comments: dict[str, str] = {}
-    for name in reversed(order):
-        for file in _bases(files[name]):
-            comments |= comments_of(file)
+    comments = {name: _inherited_comments(files[name]) for name in order}
+    told: set[str] = set()
     for key, rule in all_rules(own).items():
-        holder = next((name for name in order if _at(values[name], key) is not _NOTHING), first)
-        default = _at(values[holder], key)
-        meaning = comments.get(key, "")
+        parent = key.rpartition(".")[0]
+        if parent and parent not in told and (above := comments[first].get(parent)) and group != "judge":
+            yield f"`{group}.{parent}`", "", "", _prose(above)
+        told.add(parent)
+        have = [name for name in order if _at(values[name], key) is not _NOTHING]
+        meaning = _meaning(group, {name: comments[name].get(key, "") for name in have}, first)
         if group == "judge":
             meaning = f"see [`labeler.{key}`](#labeler.{key})"
-        yield _key_row(
-            f"{group}.{key}", rule, default, meaning, "" if holder == first else f"{group}={holder}"
-        )
+        default = _defaults({name: _at(values[name], key) for name in have}, first)
+        yield _key_row(f"{group}.{key}", rule, default, meaning)
+
+
+def _inherited_comments(file: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for base in _bases(file):
+        found |= comments_of(base)
+    return found
+
+
+def _defaults(values: Mapping[str, Any], first: str) -> str:
+    """The default, and which options have another one. A value that is the option's own name says nothing."""
+    by_value: dict[str, list[str]] = {}
+    for name, value in values.items():
+        if name == first or value != name:
+            by_value.setdefault(_code(value), []).append(name)
+    parts = [code if first in names else f"{code}: {', '.join(names)}" for code, names in by_value.items()]
+    return "<br>".join(parts)
+
+
+def _meaning(group: str, comments: Mapping[str, str], first: str) -> str:
+    """The default option's comment, and those of options that say something else."""
+    by_text: dict[str, list[str]] = {}
+    for name, text in comments.items():
+        if text:
+            by_text.setdefault(text, []).append(name)
+    if len(by_text) == 1:
+        return next(iter(by_text))
+    parts = [
+        text if first in names else f"With {_options(group, names)}: {text}"
+        for text, names in by_text.items()
+    ]
+    return ". ".join(part.removesuffix(".") for part in parts)
+
+
+def _options(group: str, names: Iterable[str]) -> str:
+    return ", ".join(f"`{group}={name}`" for name in names)
 
 
 def _default_option(group: str) -> str:
@@ -200,9 +258,9 @@ def comments_of(file: Path) -> dict[str, str]:
             indent = len(match["indent"])
             path = [*((deep, key) for deep, key in path if deep < indent), (indent, match["key"])]
             trailing = _TRAILING.search(match["rest"])
-            words = [" ".join(above), trailing[1] if trailing else ""]
+            words = [" ".join(above).removesuffix("."), trailing[1] if trailing else ""]
             if any(words):
-                found[".".join(key for _, key in path)] = ": ".join(filter(None, words))
+                found[".".join(key for _, key in path)] = ". ".join(filter(None, words))
             above = []
         else:
             above = []
@@ -211,19 +269,20 @@ def comments_of(file: Path) -> dict[str, str]:
 
 def head_of(file: Path) -> str:
     """The comment that a file begins with."""
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if "@package" not in line]
+    return " ".join(line.lstrip("# ").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
-def _key_row(key: str, rule: Rule, default: Any, meaning: str, holder: str = "") -> tuple[str, ...]:
-    shown = "" if default is _NOTHING else f"`{_yaml(default)}`"
-    default_cell = f"{shown} ({holder})" if holder else shown
-    return (
-        f'<a id="{key}"></a>`{key}`',
-        _values(rule),
-        default_cell,
-        meaning[:1].upper() + meaning[1:].removesuffix("."),
-    )
+def _key_row(key: str, rule: Rule, default: str, meaning: str) -> tuple[str, ...]:
+    words = rule.words if isinstance(rule, Choice) else ()
+    literal = _LITERAL.match(meaning) or re.split(r"\W", meaning)[0] in words
+    told = meaning if literal or meaning.startswith("see [") else meaning[:1].upper() + meaning[1:]
+    linked = told if told.startswith("see [") else _prose(told.removesuffix("."))
+    return f'<a id="{key}"></a>`{key}`', _values(rule), default, linked
+
+
+def _code(value: Any) -> str:
+    return "" if value is _NOTHING else f"`{_yaml(value)}`"
 
 
 def _yaml(value: Any) -> str:
@@ -248,15 +307,23 @@ def _values(rule: Rule) -> str:
     return f"{text}, `null`" if rule.null and not isinstance(rule, Anything) else text
 
 
-def _table(title: str | None, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(title: str | None, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *(tuple(map(_cell, row)) for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {title}\n\n{table}" if title else table
 
 
 def _cell(text: str) -> str:
-    """On one line; a bar inside a code span would end the cell."""
-    return text.replace("|", "&#124;") if "`" not in text else text.replace("|", "\\|")
+    """A bar would end the cell, in a code span too."""
+    return text.replace("|", "\\|")
+
+
+def _prose(text: str) -> str:
+    """A comment as Markdown: what is between backticks is code, and no other character means anything."""
+    parts = text.split("`")
+    escaped = [re.sub(r"[*{}\[\]_]", r"\\\g<0>", html.escape(part, quote=False)) for part in parts[::2]]
+    codes = [f"`{part}`" for part in parts[1::2]]
+    return "".join(word for pair in zip(escaped, [*codes, ""]) for word in pair)
 
 
 def _first_paragraph(docstring: str) -> str:
