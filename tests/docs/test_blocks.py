@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import local_server
@@ -20,7 +20,6 @@ from site_blocks import DOCS, PAGES, SERVER, Block, blocks_of, commands_of
 
 SMALL = ("profile=smoke", "tracking=none")
 OWN_MODEL = "model=hub"  # profile=smoke would replace it
-PROMPT = re.compile(r'("(?:prompt|question)": "|\\n\\nHuman: )')
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +52,28 @@ def server() -> Iterator[LocalServer]:
 def _run(words: list[str], server: LocalServer) -> None:
     words = [word.replace(SERVER, server.base_url) for word in words]
     more = ["models.tiny=false"] if OWN_MODEL in words else []
-    if {"-m", "--config-dir", "--help"} & set(words):  # Hydra's own flags
+    if {"--config-dir", "--help"} & set(words):  # Hydra's own flags
         flags = words[:2] if words[0] == "--config-dir" else []
         line = [sys.executable, str(CODE / "train.py"), *flags, *SMALL, *words[len(flags) :]]
         environment = {**os.environ, "RLAIF_ROOT": ".", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
+    elif "-m" in words:
+        for job in _combinations([word for word in words if word != "-m"]):
+            assert start_job([*SMALL, *job], "sweep").state == "finished"
     elif "stage=doctor" in words or "plan=true" in words:
         assert start_job([*SMALL, *more, *words]) is None
     else:
         assert start_job([*SMALL, *more, *words]).state == "finished"
+
+
+def _combinations(words: list[str]) -> list[tuple[str, ...]]:
+    """The jobs of a sweep, as Hydra's own sweeper makes them: the last word changes fastest."""
+    assert not any("[" in word for word in words), "a list is no sweep"
+    values = [
+        [f"{key}={value}" for value in told.split(",")] for key, _, told in (w.partition("=") for w in words)
+    ]
+    return list(product(*values))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CODE)))
@@ -71,7 +82,7 @@ def test_every_block_runs(page: Path, folder: Path, server: LocalServer) -> None
     for block in blocks:
         if block.file:
             (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / block.file).write_text(_longer(block), encoding="utf-8")
+            (folder / block.file).write_text(_whole(block), encoding="utf-8")
     for block in blocks:
         if block.language == "bash":
             for words in commands_of(block):
@@ -82,13 +93,11 @@ def test_every_block_runs(page: Path, folder: Path, server: LocalServer) -> None
             assert block.file or block.language == "text", f"{page}: {block.language} is run by nothing"
 
 
-def _longer(block: Block) -> str:
-    """The file that a page shows the first rows of: each row a dozen times, with a prompt of its own."""
-    if not block.file.endswith(".jsonl"):
-        return block.text
-    rows = block.text.splitlines()
-    assert all(PROMPT.search(row) for row in rows), f"a row of {block.file} has no prompt"
-    return "".join(PROMPT.sub(rf"\g<1>{number}. ", row) + "\n" for number in range(12) for row in rows)
+def _whole(block: Block) -> str:
+    """A block's file. README.md shows the first rows of the one that is whole on the first page."""
+    first = {one.file: one.text for one in blocks_of(DOCS / "index.md")}
+    whole = first.get(block.file, "")
+    return whole if whole.startswith(block.text) else block.text
 
 
 def test_the_notebook_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -56,23 +58,23 @@ def _leaves(values: object, place: str = "") -> set[str]:
     return {leaf for key, value in values.items() for leaf in _leaves(value, f"{place}.{key}".lstrip("."))}
 
 
-def _composed_keys() -> set[str]:
-    """Every key that some command has, as Hydra composes it."""
-    keys: set[str] = set()
+@pytest.fixture(scope="module")
+def composed() -> dict[str, dict[str, Any]]:
+    """What Hydra composes for each option of each group, by `GROUP=OPTION`; "" is what no word changes."""
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "templates", "judge"}
+    options = [
+        f"{group}={file.stem}" for group in sorted(groups) for file in (CONF / group).glob("[!_]*.yaml")
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "templates"}
-        for group in sorted(groups):
-            for file in (CONF / group).glob("[!_]*.yaml"):
-                values = OmegaConf.to_container(
-                    compose("config", overrides=[f"{group}={file.stem}"]), resolve=False
-                )
-                keys |= _leaves(values)
-    return keys
+        found = {word: compose("config", overrides=[word] if word else []) for word in ["", *options]}
+    return {word: OmegaConf.to_container(cfg, resolve=False) for word, cfg in found.items()}
 
 
-def test_the_reference_has_every_key_and_no_other(site: Path) -> None:
+def test_the_reference_has_every_key_and_no_other(site: Path, composed: dict[str, Any]) -> None:
     named = {name for name in _ids(site, "configuration") if "=" not in name}
-    expected = _composed_keys() - {"stage"}  # a group of its own options
+    expected = {key for values in composed.values() for key in _leaves(values)} - {
+        "stage"
+    }  # a group of its own options
     assert named == expected and len(named) > 250
 
 
@@ -90,39 +92,78 @@ def test_the_reference_has_every_option_and_no_other(site: Path) -> None:
     assert named == expected
 
 
-def test_every_key_says_what_it_means(site: Path) -> None:
-    text = (site / "reference" / "configuration" / "index.html").read_text()
-    rows = re.findall(r'<tr>\s*<td><a id="([^"=]+)">.*?</tr>', text, re.DOTALL)
+def _rows(site: Path, page: str) -> dict[str, list[str]]:
+    """The cells of each row that names something, as HTML."""
+    text = (site / "reference" / page / "index.html").read_text()
     cells = [
         re.findall(r"<td>(.*?)</td>", row, re.DOTALL)
         for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
     ]
-    meanings = {re.search(r'id="([^"]+)"', row[0])[1]: row[3] for row in cells if len(row) == 4}
-    assert set(rows) == set(meanings)
-    assert [key for key, meaning in meanings.items() if len(meaning.strip()) < 5] == []
+    named = [(re.search(r'<a id="([^"]+)">', row[0]), row) for row in cells if row]
+    return {found[1]: row for found, row in named if found}
 
 
-def test_a_default_is_what_a_job_gets(site: Path) -> None:
-    """A sample of keys, from the page's cell to the composed value."""
-    text = (site / "reference" / "configuration" / "index.html").read_text()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config")
-    for key in (
-        "rl.lr",
-        "rl.beta",
-        "rm.labels",
-        "labeler.readout.kind",
-        "labeler.order",
-        "sft.num_rows",
-        "task.suffix",
-    ):
-        row = re.search(rf'<a id="{re.escape(key)}">.*?</tr>', text, re.DOTALL)[0]
-        shown = html.unescape(re.findall(r"<td>(.*?)</td>", row, re.DOTALL)[1])
-        value = OmegaConf.select(cfg, key)
-        written = shown.removeprefix("<code>").removesuffix("</code>")
-        assert str(yaml.safe_load(written) if isinstance(value, int | float) else written) == str(
-            value
-        ).replace("\n", "\\n"), key
+def _text(cell: str) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", cell)).strip()
+
+
+def test_every_key_says_what_it_means(site: Path) -> None:
+    rows = {name: row for name, row in _rows(site, "configuration").items() if "=" not in name}
+    assert len(rows) > 250 and all(len(row) == 4 for row in rows.values())
+    assert [name for name, row in rows.items() if not _text(row[3]) or not _text(row[1])] == []
+
+
+def test_a_meaning_is_the_files_comment_to_the_letter(site: Path) -> None:
+    """What Markdown or HTML would swallow, a value's case, and a comment above several keys."""
+    rows = {name: _text(row[3]) for name, row in _rows(site, "configuration").items() if "=" not in name}
+    assert "conf/templates/<task>/" in rows["labeler.preamble"]
+    assert "lr * value_lr_factor * |hidden|_1" in rows["rl.value_lr_factor"]
+    assert rows["curve"].startswith("{x, y, by}: ") and rows["eval.tie_margin"].startswith("|p - 0.5|")
+    assert rows["model.trainable"].startswith("auto | full | top:K")
+    text = _text((site / "reference" / "configuration" / "index.html").read_text())
+    assert "Alarms warn" in text, "the comment of a group within a group"
+
+
+def test_a_default_is_what_a_job_gets(site: Path, composed: dict[str, Any]) -> None:
+    """Of every key: the default, and what each option of its group changes it to."""
+    checked = 0
+    for key, row in _rows(site, "configuration").items():
+        group = key.split(".")[0]
+        if "=" in key or group in OPEN or group == "judge":
+            continue
+        cells = re.findall(r"<code>(.*?)</code>(?:: ([\w, ]+))?", row[2].replace("\n", " "))
+        shown = {
+            name: html.unescape(code) for code, names in cells for name in (names or "default").split(", ")
+        }
+        for word, values in composed.items():
+            value, name = _at(values, key), word.partition("=")[2]
+            if (not word or word.startswith(f"{group}=")) and value is not _at and value != name:
+                assert _written(value) == shown.get(name, shown.get("default")), (word, key)
+                checked += 1
+    assert checked > 800
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        if part not in values:
+            return _at
+        values = values[part]
+    return values
+
+
+def _written(value: Any) -> str:
+    """As a command has it."""
+    if isinstance(value, str):
+        return value.replace("\n", "\\n") if value.strip() else f'"{value}"'
+    if isinstance(value, float):
+        return f"{value:g}"
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+
+def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+    loads = re.compile(r'<(?:script|img|iframe|link)\b[^>]*(?:src|href)="(?:https?:)?//[^"]+"')
+    found = {str(page): loads.findall(page.read_text()) for page in site.rglob("*.html")}
+    assert found and not any(found.values()), found
 
 
 def test_the_reference_has_every_metric_and_no_other(site: Path) -> None:
@@ -144,6 +185,9 @@ def test_the_api_page_has_what_the_package_exports(site: Path) -> None:
     text = (site / "reference" / "api" / "index.html").read_text()
     shown = {name.rsplit(".", 1)[1] for name in re.findall(r'id="(rlaif\.[\w.]+)"', text)}
     assert {name for name in rlaif.__all__ if not name.startswith("_")} <= shown
+    for record in (rlaif.RunRecord, rlaif.Pair, rlaif.Preference):
+        home = f"{record.__module__}.{record.__name__}"
+        assert [f.name for f in fields(record) if f'id="{home}.{f.name}"' not in text] == []
 
 
 def test_what_the_pages_point_at_is_there(site: Path) -> None:
