@@ -11,14 +11,13 @@ import torch
 for name in ("RLAIF_ROOT", "RLAIF_CODE"):
     os.environ.setdefault(name, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.pop(
-    "COLUMNS", None
-)  # of the process that shares out the tests: what is printed here goes to a pipe
+# Inherited from the process that distributes the tests; what is printed here goes to a pipe.
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(autouse=True)
 def _own_noise():
-    """Each test starts from the same global noise, whatever ran before it."""
+    """Each test starts from the same global random state, whatever ran before it."""
     torch.manual_seed(0)
 
 

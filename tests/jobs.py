@@ -1,4 +1,4 @@
-"""Jobs of train.py in this process: composed by Hydra as the command line would."""
+"""Jobs of train.py in this process, composed by Hydra as on the command line."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ CODE = Path(__file__).resolve().parents[1]
 
 
 def job_context(words: Sequence[str]) -> Context:
-    """A job that is only asked, not run."""
+    """A job that is only inspected, not run."""
     with composed(words) as cfg:
         return Context(read_options(cfg), None)
 
 
 def start_job(words: Sequence[str], group: str | None = None) -> RunRecord | None:
-    """Run one job; its record, None for a plan. All that it logged must be in the registry of metrics."""
+    """Run one job and return its record, or None for a plan. Every metric that it logs must be in the registry."""
     from rlaif.app.job import run_job
 
     with composed(words) as cfg:
@@ -31,7 +31,7 @@ def start_job(words: Sequence[str], group: str | None = None) -> RunRecord | Non
 
 
 def logged(record: RunRecord) -> set[str]:
-    """Every metric that a run has logged: in its summary, its history and the columns of its tables."""
+    """Every metric that a run logged: in its summary, its history and the columns of its tables."""
     tables = [record.table(file.stem) for file in record.path.glob("tables/*.jsonl")]
     columns = {name for rows in (record.history, *tables) for row in rows for name in row}
     return {name for name in columns if "/" in name} | set(record.summary)

@@ -1,4 +1,4 @@
-"""Rows of pairs of which a test needs a part alone: tensors without texts, or texts and labels without tensors."""
+"""Rows of pairs of which a test needs only a part: tensors without texts, or texts and labels without tensors."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def tensor_row(
 def label_rows(
     pairs: Sequence[Pair], labels: Sequence[float | None], lengths: Sequence[tuple[int, int]] | None = None
 ) -> list[PreferenceRow]:
-    """The pairs' rows with these labels (None: without one) and responses of so many tokens."""
+    """The pairs' rows with these labels (None: unlabelled) and with responses of these lengths in tokens."""
     return [
         PreferenceRow(pair, torch.zeros(1), torch.zeros(a), torch.zeros(b), math.nan if p is None else p)
         for pair, p, (a, b) in zip(pairs, labels, lengths or [(1, 1)] * len(pairs), strict=True)

@@ -1,4 +1,4 @@
-"""Processes of tests' own: forked from a server that has computed nothing, so that torch has no threads there."""
+"""Processes for tests, forked from a server that has computed nothing, so that torch has no threads there."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -11,7 +11,7 @@ CONTEXT.set_forkserver_preload(
 
 
 def start(function: Callable[..., None], *arguments: Any) -> Any:
-    """Start `function`, which must be one of a module, in a process of its own."""
+    """Start `function`, which must be defined at module level, in a separate process."""
     process = CONTEXT.Process(target=function, args=arguments)
     process.start()
     return process

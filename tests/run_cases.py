@@ -1,9 +1,9 @@
 """Runs a folder of reported cases against this checkout: `python tests/run_cases.py FOLDER [NAME...]`.
 
 Each subfolder is a case with a `run.sh`, whose exit code says whether the product is right (PROJECT and PYTHON are
-set), or a `cmd.sh` of commands for the checkout's root, whose last lines are shown to be read: no exit code can tell
-whether a sentence is a good one. A traceback is never right. `server.py PORT` and `mk_model.py FOLDER` beside the
-cases, where there are any, are started, and made into the `MODELS/` of the commands.
+set), or a `cmd.sh` with commands for the checkout's root, whose last lines are shown for reading: no exit code can say
+whether a sentence is a good one. A traceback is never right. If there is a `server.py PORT` next to the cases, it is
+started; if there is a `mk_model.py FOLDER`, it makes the `MODELS/` that the commands use.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parents[1]
-PORT, OTHER_PORT = "8765", "8799"  # as the commands write it; one that is likelier to be free
+PORT, OTHER_PORT = "8765", "8799"  # as written in the commands; one that is more likely to be free
 SHOWN = 3
 SECONDS = 1800
 
 
 def main(folder: Path, names: list[str]) -> int:
-    """Run the cases and print what each ends with; 1 if one is surely wrong."""
+    """Run the cases and print how each ends; 1 if one is certainly wrong."""
     wrong = []
     with tempfile.TemporaryDirectory() as scratch:
         environment = _environment()
@@ -35,7 +35,7 @@ def main(folder: Path, names: list[str]) -> int:
         finally:
             if server is not None:
                 server.kill()
-    print(f"surely wrong: {', '.join(wrong) or 'none'}")
+    print(f"certainly wrong: {', '.join(wrong) or 'none'}")
     return int(bool(wrong))
 
 

@@ -1,4 +1,4 @@
-"""Every YAML file composes, says what it is for, and stands where the interface says."""
+"""Every YAML file composes, says what it is for, and is where the interface says."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize("position", range(max(map(len, GROUPS.values()))))
 def test_every_option_of_every_group_composes(composed, position: int) -> None:
-    """The options at one position of all groups at once, so that every file is read within a few compositions."""
+    """One option of each group at a time, so that a few compositions read every file."""
     words = [f"{group}={options[position]}" for group, options in GROUPS.items() if position < len(options)]
     given = [value for word in words for value in GIVEN.get(word, [])]
     values = _plain(composed(*words, *given))
@@ -80,7 +80,7 @@ def test_every_option_of_every_group_composes(composed, position: int) -> None:
 def test_the_groups_and_stages_are_those_of_the_interface() -> None:
     wanted = {*"stage task model backend labeler judge rm reward rl trainer tracking profile".split()}  # noqa: SIM905
     assert wanted | {"experiments", "sweeps"} <= set(GROUPS)
-    assert set(GROUPS["stage"]) == {*STAGES, *OTHER_STAGES, "ppo"}, "ppo is another name of rl"
+    assert set(GROUPS["stage"]) == {*STAGES, *OTHER_STAGES, "ppo"}, "ppo is another name for rl"
     assert GROUPS["judge"] == GROUPS["labeler"]
     assert {"base", "detailed", "fewshot", "cot", "likelihood", "scripted"} <= set(GROUPS["labeler"])
     assert GROUPS["experiments"] and GROUPS["sweeps"]
@@ -93,9 +93,7 @@ def test_every_file_says_what_it_is_for(file: Path) -> None:
     trivial = len(lines) <= 2 and file.parent.name == "stage"
     assert trivial or lines[1 if package else 0].startswith(("# ", "defaults:")), file
     if file.parent.name in ("experiments", "sweeps"):
-        assert package and any(f"={file.stem}" in line for line in lines[:6]), (
-            "the command stands in the header"
-        )
+        assert package and any(f"={file.stem}" in line for line in lines[:6]), "the command is in the header"
 
 
 def test_the_flag_of_a_multirun_may_be_appended() -> None:
@@ -105,7 +103,7 @@ def test_the_flag_of_a_multirun_may_be_appended() -> None:
 
 
 def test_help_names_every_option_and_no_other_file() -> None:
-    """What a newcomer reads first: commands, then each group's options with a line on each."""
+    """What a newcomer reads first: the commands, then each group's options with a line on each."""
     shown = help_text(CODE, "rlaif")
     groups = {
         head.split("=")[0]: body for head, _, body in (b.partition("\n") for b in shown.split("\n\n")[2:])
@@ -129,7 +127,7 @@ def test_judge_is_the_labeler_unless_it_is_chosen(composed) -> None:
 
 
 def test_profiles_set_sizes_only() -> None:
-    """A profile that moved a learning rate, the KL weight or a temperature would make smoke another algorithm."""
+    """A profile that changed a learning rate, the KL weight or a temperature would make smoke another algorithm."""
     fixed = {"lr", "beta", "temperature", "clip", "gamma", "lam", "algorithm", "schedule"}
     for file in (CONF / "profile").glob("*.yaml"):
         values = yaml.safe_load(file.read_text()) or {}
@@ -151,7 +149,7 @@ def test_a_sweep_file_is_a_multirun(composed) -> None:
 
 
 def test_a_wandb_sweep_names_real_keys_and_no_hydra_option(composed) -> None:
-    """They lie below sweeps/, where Hydra looks, and are for W&B's agent alone."""
+    """They are below sweeps/, where Hydra looks, but only for W&B's agent."""
     files = sorted((CODE / "sweeps" / "wandb").glob("*.yaml"))
     assert files
     for file in files:

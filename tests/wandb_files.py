@@ -1,4 +1,4 @@
-"""What W&B wrote, read back from its own files."""
+"""What W&B wrote, read back from its files."""
 
 from __future__ import annotations
 

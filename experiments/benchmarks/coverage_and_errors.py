@@ -1,10 +1,11 @@
 """How often every interval covers the truth, and how often a table of equal arms tells two apart.
 
-    python experiments/benchmarks/coverage_and_errors.py      # some ten minutes on one core; --trials 100 for a look
+    python experiments/benchmarks/coverage_and_errors.py    # about ten minutes on one core; try --trials 100
 
-Everything is simulated from a fixed seed: items in clusters (prompts with several pairs), wins, ties and scores, seeds
-with a spread of their own. The intervals and tests are those behind every table of the reports. A cell's standard
-error is 0.7 points at 1,000 trials. (The standard library has the name `statistics`, which scripts beside this need.)
+Everything is simulated from a fixed seed: items in clusters (prompts with several pairs), wins, ties and scores, and
+seeds that have their own spread. The intervals and tests are those behind every table of the reports. A cell's
+standard error is 0.7 points at 1,000 trials. (This file is not called `statistics.py` because the scripts beside it
+import the standard library's.)
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Outcomes:
-    """0/1 outcomes with ties: K clusters of `size` items, of mean `rate` before ties.
+    """0/1 outcomes with ties: K clusters of `size` items, with mean `rate` before ties.
 
     `alike`: the correlation of a cluster's items. `spread`: the standard deviation of the seeds' own rates.
-    `hard`: how far items shift the rate up or down, alike in all seeds.
+    `hard`: how far items shift the rate up or down, the same for all seeds.
     """
 
     n: int
@@ -55,7 +56,7 @@ class Outcomes:
         return np.repeat(np.arange(self.n // self.size), self.size)
 
     def items(self, rng: Rng) -> np.ndarray:
-        """The items' own rates (n,), which all seeds and arms share."""
+        """The items' rates (n,), which all seeds and arms share."""
         count = self.n // self.size
         if self.size == 1:
             return self.rate + self.hard * rng.choice([-1, 1], count)

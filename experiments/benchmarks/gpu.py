@@ -1,9 +1,9 @@
-"""One GPU: is it right there, and how near does it come to what the card can do.
+"""One GPU: are results right on it, and how close does our code come to what the card can do?
 
     python experiments/benchmarks/gpu.py --out gpu.json
 
-It needs torch, transformers, pytorch-lightning and PyYAML, no network, no tokenizer and no file: models are random
-Llamas of a stated size, prompts random ids of lengths as in HH dialogues (72 tokens on average).
+It needs torch, transformers, pytorch-lightning and PyYAML, but no network, tokenizer or other file: models are random
+Llamas of a given size, and prompts are random ids with lengths as in HH dialogues (72 tokens on average).
 
 `check` compares the device with the CPU in fp32 on a small model: logits, losses, gradients, greedy and sampled
 texts, one PPO iteration. `limits` measures the card: a copy, and a large bf16 product. The other parts time our code
@@ -76,7 +76,7 @@ class Device:
         return median(times)
 
     def start_memory(self) -> None:
-        gc.collect()  # of what came before, some lies in cycles
+        gc.collect()  # some of what came before is held in cycles
         if self.cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -87,7 +87,7 @@ class Device:
 
 @contextmanager
 def part(name: str, failed: list[str]) -> Iterator[None]:
-    """One part, whose failure is noted and does not end the others: a machine paid by the minute is used up."""
+    """One part, whose failure is noted but does not end the others: a machine paid by the minute is used fully."""
     started = time.perf_counter()
     print(f"## {name}", flush=True)
     try:
@@ -158,7 +158,7 @@ def rollouts(models: Models, device: Device, rows: int, new: int, profile: bool)
             seconds = device.seconds(run, repeats=3 if replay is None else 1, warm=0)
             found[f"{trainable} {name}"] = rows * new / seconds
             print(
-                f"{trainable}, {name}: {rows * new / seconds:,.0f} tokens/s ({seconds * 1e3 / new:.2f} ms a step, "
+                f"{trainable}, {name}: {rows * new / seconds:,.0f} tokens/s ({seconds * 1e3 / new:.2f} ms per step, "
                 f"first time {first:.2f} s, {device.gib():.1f} GiB)",
                 flush=True,
             )
@@ -224,7 +224,7 @@ def ppo(models: Models, device: Device, batch: int, new: int, profile: bool) -> 
         found[side] = {**seconds, "gib": device.gib()}
         shown = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
         print(
-            f"{side}: {sum(seconds.values()):.2f} s an iteration ({shown}), {device.gib():.1f} GiB",
+            f"{side}: {sum(seconds.values()):.2f} s per iteration ({shown}), {device.gib():.1f} GiB",
             flush=True,
         )
         if profile:
@@ -242,7 +242,7 @@ def one_update(module: PPOModule, batch: int) -> None:
 
 
 class Clock(pl.Callback):
-    """When each optimiser step ended, the device waited for."""
+    """When each optimiser step ended on the device."""
 
     def __init__(self, device: Device) -> None:
         self.device, self.ends, self.started = device, [], time.perf_counter()
@@ -253,7 +253,7 @@ class Clock(pl.Callback):
 
 
 def train(what: str, models: Models, device: Device, limit: float, count: int, batch: int) -> dict[str, Any]:
-    """Rows/s of SFT (`sft`) or the reward model (`rm`), and the share of the card's rate in `full`."""
+    """Rows/s of SFT (`sft`) or the reward model (`rm`), and for `full` the share of the card's rate."""
     vocabulary, found = models.config.vocab_size, {}
     prompts, first, second = (random_rows(count, 32, 128, vocabulary, seed) for seed in range(3))
     tokens = sum(map(len, [*prompts, *first, *(second if what == "rm" else [])])) / count
@@ -277,11 +277,11 @@ def train(what: str, models: Models, device: Device, limit: float, count: int, b
         seconds = (clock.ends[-1] - clock.ends[steps - 1]) / (len(clock.ends) - steps)
         found[trainable] = {"rows_per_s": batch / seconds, "gib": device.gib()}
         share = ""
-        if trainable == "full":  # the work of other splits is not six operations a weight and token
+        if trainable == "full":  # other splits do not do six operations per weight and token
             found[trainable]["share"] = 6 * models.weights * tokens * batch / seconds / limit
             share = f", {found[trainable]['share']:.0%} of the card's bf16 rate"
         print(
-            f"{what} {trainable}: {batch / seconds:.0f} rows/s ({tokens:.0f} tokens a row), first step "
+            f"{what} {trainable}: {batch / seconds:.0f} rows/s ({tokens:.0f} tokens per row), first step "
             f"{clock.ends[0] - clock.started:.1f} s{share}, {device.gib():.1f} GiB",
             flush=True,
         )
@@ -293,7 +293,7 @@ def train(what: str, models: Models, device: Device, limit: float, count: int, b
 
 
 def label(models: Models, device: Device, limit: float, count: int) -> dict[str, float]:
-    """Judgements/s with two exemplars (600 shared tokens, 60 of the context, 2 x 60 of the responses, both orders)."""
+    """Judgements/s with two exemplars (600 shared tokens, 60 of context, 2 x 60 of responses, both orders)."""
     vocabulary = models.config.vocab_size
     shared = random_rows(1, 600, 601, vocabulary, 0)[0]
     contexts, first, second = (random_rows(count, 30, 90, vocabulary, seed) for seed in (1, 2, 3))
@@ -335,9 +335,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--model", default="1b", choices=SIZES)
     parser.add_argument("--what", nargs="*", default=PARTS_OF_ALL, choices=PARTS_OF_ALL)
-    parser.add_argument("--batch", type=int, default=64, help="rows of a rollout and a PPO update")
+    parser.add_argument("--batch", type=int, default=64, help="rows per rollout and PPO update")
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=256, help="rows of an epoch of SFT and the reward model")
+    parser.add_argument("--rows", type=int, default=256, help="rows per epoch of SFT and the reward model")
     parser.add_argument(
         "--profile", action="store_true", help="the kernels of a decoding step and an update (CUDA)"
     )

@@ -1,4 +1,4 @@
-"""Is a device right: its numbers in fp32 against the CPU's on a small model, its kernels against float64."""
+"""Is a device right? Its numbers in fp32 against the CPU's on a small model, and its kernels against float64."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from rlaif.ops import bradley_terry_loss, sft_loss
 from rlaif.stages.common.scoring import pair_scores
 from rlaif.stages.common.training.logprobs import response_logprobs
 
-# Relative distances that rounding explains, and those of a kernel that computes in bf16.
+# Relative distances that rounding explains in fp32, and in a kernel that computes in bf16.
 FP32, BF16 = 1e-4, 1e-2
 
 
 def distance(found: Tensor, wanted: Tensor) -> float:
-    """Relative: the norm of the difference over the norm."""
+    """Relative: the norm of the difference over the norm of `wanted`."""
     found, wanted = found.detach().double().cpu(), wanted.detach().double().cpu()
     return float((found - wanted).norm() / wanted.norm())
 
@@ -34,7 +34,7 @@ def gradient(module: nn.Module) -> Tensor:
 
 @dataclass
 class Numbers:
-    """All that is compared of one device."""
+    """Everything that is compared between devices."""
 
     values: dict[str, Tensor]
     texts: dict[str, list[tuple[int, ...]]]
@@ -87,7 +87,7 @@ def numbers(device: str, trainable: str) -> Numbers:
 
 
 def check(device: str) -> dict[str, Any]:
-    """All distances; raises AssertionError, at the end, naming what is further away than rounding explains."""
+    """All distances; at the end raises AssertionError that names what is further off than rounding explains."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     found: dict[str, Any] = {"kernels": kernel_gaps(device)}
@@ -117,7 +117,7 @@ def _right(value: float | str, count: int) -> bool:
 
 
 def kernel_gaps(device: str) -> dict[str, float]:
-    """The kernels of a decoding step against their plain form, for several head and hidden sizes."""
+    """The kernels of a decoding step against their plain versions, for several head and hidden sizes."""
     found: dict[str, float] = {}
     torch.manual_seed(0)
     for dtype, hidden, heads, groups, size in (
@@ -148,7 +148,7 @@ def kernel_gaps(device: str) -> dict[str, float]:
             kernels.rotate_and_store(own["mixed"], (own["cos"], own["sin"]), own["keys"], own["values"], at)
             attended = kernels.attend_slots(own["mixed"], own["keys"], own["values"], at)
             gate = kernels.gated(own["both"])
-            # Keys and values in `mixed` are read no more.
+            # Keys and values in `mixed` are no longer read.
             own["mixed"] = own["mixed"][:, : heads * size]
             outputs.append([own["hidden"], normed, own["mixed"], own["keys"], own["values"], attended, gate])
         gap = max(distance(a, b) for a, b in zip(*outputs, strict=True))

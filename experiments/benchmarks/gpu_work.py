@@ -1,4 +1,4 @@
-"""What `gpu.py` runs: random Llamas split in the ways that count, rows of random ids, and modules on them."""
+"""What `gpu.py` runs: random Llamas in the splits that matter, rows of random ids, and modules on them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZES = {
     "1b": (16, 2048, 8192, 32, 8, False),
 }
 VOCABULARY = 49_152
-PAIR = Pair("pair", "prompt", "", "", "", "dataset")  # of rows whose texts nobody asks for
+PAIR = Pair("pair", "prompt", "", "", "", "dataset")  # for rows whose texts are not read
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Models:
 
     @property
     def weights(self) -> int:
-        """Weights that a token meets in the layers."""
+        """Weights that a token passes through in the layers."""
         return self.config.layer_weights * self.config.num_layers
 
     @property
@@ -98,7 +98,7 @@ def score_head(trunk: Trunk) -> ScalarHead:
 
 @torch.no_grad()
 def features_of(trunk: Trunk, ids: Sequence[int]) -> Tensor:
-    """Features of one text on the CPU, as the feature cache gives them."""
+    """Features of one text on the CPU, as from the feature cache."""
     return trunk(torch.tensor([list(ids)], device=trunk.device))[0].cpu()
 
 
@@ -141,7 +141,7 @@ def fit(
 
 
 def ppo_options(**changed: Any) -> PPOOptions:
-    """`rl=ppo` as it stands in the configuration."""
+    """`rl=ppo` as in the configuration."""
     node = yaml.safe_load((CONF / "_common.yaml").read_text())
     node |= yaml.safe_load((CONF / "ppo.yaml").read_text()) | {"missing_eos_penalty": 0.0} | changed
     names = {field.name for field in fields(PPOOptions)} - {"seed"}

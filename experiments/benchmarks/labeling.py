@@ -1,4 +1,4 @@
-"""How much faster the labeler is than the plain way of asking the same model the same questions.
+"""How much faster the labeler is than a plain way of asking the same model the same questions.
 
     python experiments/benchmarks/labeling.py --pairs hh_harmless.jsonl.gz
 
@@ -11,9 +11,9 @@ equal: preferences are compared pair by pair, for chain of thought on the same r
 
 Matrix work is 2 x (weights of all layers x unique tokens + weights of the vocabulary head x positions where
 it is read) floating-point operations. Unique tokens are the nodes of the prefix tree of everything that the
-model had to read, so that text which several prompts begin with counts once, and with a rationale its
-prompt is not counted again for the verdict; attention scores are not counted. The share of the machine's
-rate is that work / time / the best measured rate of one large matrix product in the same dtype.
+model had to read, so that a beginning shared by several prompts counts once, and the prompt of a rationale
+is not counted again for its verdict; attention scores are not counted. The share of the machine's rate is
+this work / time / the best measured rate of one large matrix product in the same dtype.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ EXEMPLARS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """A labeler to time: number of exemplars, chain of thought, and the ratio the project aims at."""
+    """A labeler to time: number of exemplars, chain of thought, and the ratio that the project aims for."""
 
     name: str
     exemplars: int
@@ -106,7 +106,7 @@ SETTINGS = (
 
 
 class PlainBackend:
-    """transformers, one prompt at a time, as one writes it first."""
+    """transformers, one prompt at a time: the obvious first version."""
 
     def __init__(self, directory: Path, dtype: str) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -152,7 +152,7 @@ class PlainBackend:
 
     @torch.inference_mode()
     def unrounded_gap(self, prompt: Message, choices: tuple[str, str]) -> float:
-        """Log-odds of the first choice, the vocabulary head in float32: without the rounding of bf16 logits."""
+        """Log-odds of the first choice with the vocabulary head in float32: without the rounding of bf16 logits."""
         hidden = self.model.model(self.encode(prompt)).last_hidden_state[0, -1].float()
         first, second = self.model.lm_head.weight[self.tokens_of(choices)].float() @ hidden
         return float(first - second)
@@ -163,7 +163,7 @@ class PlainBackend:
 
 @dataclass
 class Recorder:
-    """A backend that hands on all calls and remembers the prompts and the texts they brought."""
+    """A backend that forwards all calls and remembers their prompts and the number of generated tokens."""
 
     inner: Any
     read: list[Message] = field(default_factory=list)
@@ -237,7 +237,7 @@ def seconds_of(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def unique_tokens(rows: Sequence[Sequence[int]]) -> int:
-    """Nodes of the prefix tree of the rows: neighbours in sorted order share their common beginning."""
+    """Nodes of the prefix tree of the rows: neighbours in sorted order share their common prefix."""
     total, previous = 0, list[int]()
     for row in sorted(map(list, rows)):
         same = next((i for i, (x, y) in enumerate(zip(previous, row, strict=False)) if x != y), None)
@@ -247,7 +247,7 @@ def unique_tokens(rows: Sequence[Sequence[int]]) -> int:
 
 
 def peak_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product, the best of ten."""
+    """Floating-point operations per second of a large square matrix product, the best of ten."""
     size = 2048
     left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     left @ right
@@ -325,7 +325,7 @@ def run_setting(
 
 
 def peak_memory(args: argparse.Namespace) -> float:
-    """GiB that a process of its own takes to label all pairs with two exemplars and chain of thought."""
+    """GiB that a separate process takes to label all pairs with two exemplars and chain of thought."""
     command = [sys.executable, __file__, "--pairs", args.pairs, "--dtype", args.dtype, "--cache", args.cache]
     command += ["--count", str(4 * args.count), "--batch-size", str(args.batch_size), "--memory-only"]
     return float(json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["gib"])
@@ -362,7 +362,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--settings", nargs="*", default=[setting.name for setting in SETTINGS])
-    parser.add_argument("--cache", default="outputs/cache", help="where the embedded model lies or will lie")
+    parser.add_argument("--cache", default="outputs/cache", help="where the embedded model is or will be")
     parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -1,10 +1,10 @@
-"""TRL's RewardTrainer or SFTTrainer on given rows: the other side of `reward.py`, in an environment of its own.
+"""TRL's RewardTrainer or SFTTrainer on given rows: the other side of `reward.py`, in its own environment.
 
     python peer_reward.py rm|sft FOLDER --batch 8 --dtype bfloat16
 
-FOLDER is what `reward.py` wrote: `rm/` and `sft/` models, `rows.json` with token ids. Rows are taken in order,
-the first batch twice: its first time warms up. The learning rate is zero, which changes no work but lets the
-losses of both sides be compared. Prints JSON with seconds and loss of each step.
+FOLDER is what `reward.py` wrote: the models `rm/` and `sft/`, and `rows.json` with token ids. Rows are taken in
+order, the first batch twice: the first time is a warm-up. The learning rate is zero, which does not change the work
+but lets the losses of both sides be compared. Prints JSON with the seconds and the loss of each step.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""TRL's PPOTrainer on given prompts: the other side of `rl.py`, in an environment of its own.
+"""TRL's PPOTrainer on given prompts: the other side of `rl.py`, in its own environment.
 
     python peer_rl.py FOLDER --batch 16 --updates 3 --new-tokens 32 --dtype bfloat16 --lr 3e-6 --threads 2
 
 FOLDER is what `rl.py` wrote: the models `policy/` and `rm/`, and `prompts.json` with token ids, which are taken
-in order. No stop token is set, so that each response has all its tokens. Prints JSON with the seconds between the
-ends of updates (the first one warms up), each update's mean score, and the peak memory.
+in order. No stop token is set, so that each response has its full length. Prints JSON with the seconds between the
+ends of updates (the first one is a warm-up), each update's mean score, and the peak memory.
 
 With --check it makes one update and writes what TRL computed in it, token by token, to FOLDER/check.json. The
-policy is moved off the reference first, so that there is a KL.
+policy is first moved away from the reference, so that there is a KL.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-PAD = "<file_sep>"  # TRL hides pads inside a response too: this one is never sampled
+PAD = "<file_sep>"  # TRL masks pads inside a response too: this one is never sampled
 LOSSES = ("loss/policy_avg", "loss/value_avg", "val/ratio", "objective/kl")
 
 
@@ -48,7 +48,7 @@ class Clock(TrainerCallback):
 
 
 def wrap(name: str, seen: Callable[[tuple, Any], None]) -> None:
-    """Have `seen` look at arguments and result whenever TRL's training loop calls its function `name`."""
+    """Show `seen` the arguments and the result whenever TRL's training loop calls its function `name`."""
     function = getattr(ppo_trainer, name)
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -66,7 +66,7 @@ def expect_tokens(count: int) -> None:
         queries, pad = arguments[1], arguments[3]
         new = result[0][:, queries.shape[1] :]
         if new.shape[1] != count or (new == pad).any():
-            raise SystemExit(f"a response of TRL has not {count} tokens")
+            raise SystemExit(f"a response of TRL does not have {count} tokens")
 
     wrap("batch_generation", seen)
 
@@ -104,9 +104,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--micro", type=int, required=True, help="rows that an update has in memory at once")
-    parser.add_argument(
-        "--updates", type=int, required=True, help="timed updates; one more comes before them"
-    )
+    parser.add_argument("--updates", type=int, required=True, help="timed updates, after one to warm up")
     parser.add_argument("--new-tokens", type=int, required=True)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--lr", type=float, required=True)
@@ -168,7 +166,7 @@ def build(args: argparse.Namespace, updates: int, clock: Clock) -> PPOTrainer:
         eval_dataset=rows.select(range(1)),
         callbacks=[clock],
     )
-    # Its own loader shuffles: both sides shall have the same prompts in each update.
+    # Its own loader shuffles: both sides must have the same prompts in each update.
     trainer.dataloader = DataLoader(rows, batch_size=args.batch, collate_fn=trainer.data_collator)
     return trainer
 

@@ -2,15 +2,15 @@
 
     python experiments/benchmarks/reward.py --pairs hh_harmless.jsonl.gz --peer-python PEER_ENV/bin/python
 
-The peer's environment is its own: `pip install torch==2.13.0 trl==1.12.0 accelerate datasets`. Both sides get
-the same weights (the score head's included), token ids, batch size and number of threads, in processes of
-their own that take turns (A-B-A-B); a figure is the median over the turns. TRL keeps its weights in the dtype
-that is compared; ours computes in it and keeps fp32 masters.
+The peer has its own environment: `pip install torch==2.13.0 trl==1.12.0 accelerate datasets`. Both sides get
+the same weights (including the score head's), token ids, batch size and number of threads, in separate processes
+that take turns (A-B-A-B); a figure is the median over the turns. TRL keeps its weights in the dtype that is
+compared; ours computes in it and keeps fp32 masters.
 
-Time is that of an epoch's steps after a warm-up; for `top:K` the first epoch adds the pass through the frozen
+The time is that of an epoch's steps after a warm-up; for `top:K` the first epoch adds the pass through the frozen
 trunk. `another arm` is a second reward model on the same pairs with other labels, from the trunk's stored
-activations: an arm of a labeler ablation. The learning rate is zero, which changes no work, so that losses
-can be compared batch by batch in the same order of rows.
+activations: an arm of a labeler ablation. The learning rate is zero, which does not change the work, so that
+losses can be compared batch by batch in the same order of rows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 from rlaif.stages.sft.module import SFTModule
 
 MAX_PROMPT, MAX_RESPONSE = 384, 128
-PAIR = Pair("pair", "prompt", "", "", "", "dataset")  # of rows whose texts nobody asks for
+PAIR = Pair("pair", "prompt", "", "", "", "dataset")  # for rows whose texts are not read
 SIDES = ("full", "top:4")
 PLAIN_LOSS = PreferenceLossOptions(margin=0.0, label_smoothing=0.0, temperature=1.0, centering=0.0)
 
@@ -63,7 +63,7 @@ def spec(trainable: str, dtype: str) -> ModelSpec:
 
 
 def token_rows(path: str, model: LanguageModel, count: int) -> list[dict[str, list[int]]]:
-    """The first `count` dialogues of at most 512 tokens as ids of prompt, chosen and rejected (with EOS)."""
+    """The first `count` dialogues of at most 512 tokens, as ids of prompt, chosen and rejected (with EOS)."""
     rows: list[dict[str, list[int]]] = []
     encode = model.tokenizer.encode
     for row in read_rows(path, HubPart("train", None)):
@@ -165,7 +165,7 @@ class Ours:
 
     @torch.no_grad()
     def losses(self, rows: list[Any]) -> list[float]:
-        """Loss of each batch in the order of the rows."""
+        """The loss of each batch, in the order of the rows."""
         top, head, values = self.model.trunk.new_top(), score_head(self.model), []
         for start in range(0, len(rows), self.batch):
             chosen = rows[start : start + self.batch]
@@ -218,7 +218,7 @@ def run_peer(what: str, folder: Path, args: argparse.Namespace, dtype: str) -> d
 
 
 def run_side(what: str, trainable: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Time one of our sides in a process of its own."""
+    """Time one of our sides in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--side", what, trainable, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -272,7 +272,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--what", nargs="*", default=["rm", "sft"])
-    parser.add_argument("--cache", default="outputs/cache", help="where the embedded model lies or will lie")
+    parser.add_argument("--cache", default="outputs/cache", help="where the embedded model is or will be")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()

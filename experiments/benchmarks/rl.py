@@ -2,19 +2,19 @@
 
     python experiments/benchmarks/rl.py --pairs hh_harmless.jsonl.gz --peer-python PEER_ENV/bin/python
 
-The peer's environment is its own: `pip install torch==2.13.0 trl==1.12.0 accelerate datasets`. Both sides get the
-same weights (the score head's included, from which both critics start), token ids in the same order, batch size,
-number of PPO epochs and of threads, AdamW without decay, and in no response a stop token, so that all have
+The peer has its own environment: `pip install torch==2.13.0 trl==1.12.0 accelerate datasets`. Both sides get the
+same weights (including the score head's, from which both critics start), token ids in the same order, batch size,
+numbers of PPO epochs and of threads, AdamW without decay, and no stop token, so that all responses have
 `--new-tokens` tokens. An update is a rollout, its scoring by policy, reference, critic and reward model, and one
-minibatch of all of it for each of 4 PPO epochs. TRL keeps its weights in the dtype that is compared; ours computes
+minibatch with all of it in each of 4 PPO epochs. TRL keeps its weights in the dtype that is compared; ours computes
 in it and keeps fp32 masters, and clips gradients as `rl=ppo` does, which TRL's PPO does not.
 
-Sides run in processes of their own that take turns (A-B-A-B). Time is that between the ends of updates, without
-the first; a figure is the median over the turns, memory the largest resident size of a side's process.
+Sides run in separate processes that take turns (A-B-A-B). The time is that between the ends of updates, without
+the first; a figure is the median over the turns, and memory is the largest resident size of a side's process.
 
 `--what check` has TRL make one update in fp32 and compares its numbers with ours on the very same rollout: token
-by token, and the losses of four optimiser steps. TRL whitens advantages by the sample's variance, ours by the
-population's, so that policy losses differ by a share of 1 / (2 x tokens); no side clips gradients there.
+by token, and the losses of four optimiser steps. TRL whitens advantages by the sample variance, ours by the
+population variance, so that policy losses differ by a fraction 1 / (2 x tokens); neither side clips gradients there.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ from rlaif.stages.rl.options import rl_options
 CONF = Path(__file__).parents[2] / "conf"
 SIDES = ("full/separate", "full/shared", "top:4/shared", "lora:8/shared")
 PARTS = ("rollout", "prepare", "update")
-NEVER = ()  # as the ids that end a response: none ends before its last token
+NEVER = ()  # the ids that end a response: none ends before its last token
 
 
-# What both sides get.
+# What both sides are given.
 
 
 def read_prompts(path: str, model: LanguageModel, count: int, longest: int) -> list[list[int]]:
@@ -99,7 +99,7 @@ def own_prompts(args: argparse.Namespace) -> list[list[int]]:
 
 
 def ppo_options(args: argparse.Namespace) -> PPOOptions:
-    """`rl=ppo`, with what TRL does by default where the two differ."""
+    """`rl=ppo`, with TRL's defaults where the two differ."""
     words = [f"rl.minibatch_rollouts={args.batch}", "rl.missing_eos_penalty=0", "rl.value_lr_factor=1"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=["rl=ppo", *words])
@@ -114,7 +114,7 @@ def ppo_module(
     collect: Callable[[PPOModule, int], Rollout],
     gradient_clip: float,
 ) -> PPOModule:
-    """PPO from the base model; the critic starts from the reward model, as TRL's."""
+    """PPO from the base model; the critic starts from the reward model, as in TRL."""
     member = RewardMember(model.trunk.new_top(), score_head(model), Normalization(1.0, 0.0)).frozen_copy()
     policy = model.trunk.new_top()
     module = PPOModule(
@@ -145,7 +145,7 @@ class UpdateEnds(pl.Callback):
 
 
 def train(module: PPOModule, iterations: int, *callbacks: pl.Callback) -> list[float]:
-    """When each of the iterations ended."""
+    """Train; returns when each of the iterations ended."""
     quiet_lightning()
     ends = UpdateEnds()
     trainer = pl.Trainer(
@@ -218,7 +218,7 @@ def given_rollout(model: LanguageModel, found: dict[str, Any]) -> Rollout:
 
 @torch.no_grad()
 def gaps(module: PPOModule, rollout: Rollout, found: dict[str, Any], options: PPOOptions) -> dict[str, float]:
-    """Largest difference of each of TRL's numbers from ours; advantages are made of TRL's other numbers."""
+    """Largest difference of each of TRL's numbers from ours; our advantages are computed from TRL's other numbers."""
     names = ("logprobs", "ref_logprobs", "values", "advantages", "scores")
     theirs = {name: torch.tensor(found[name]) for name in names}
     mask = rollout.response_mask
@@ -282,7 +282,7 @@ class Generators:
         self.mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in self.prompts])
 
     def ours(self, temperature: float) -> list[list[int]]:
-        """With the trunk's features of all tokens, as RL needs them."""
+        """With the trunk's features for all tokens, as RL needs them."""
         seeds, decoding = range(len(self.prompts)), Decoding(self.new, temperature)
         options: dict[str, Any] = {"eos_ids": NEVER, "max_rows": len(self.prompts), "keep_features": True}
         return [list(got.ids) for got in sample(self.top, self.prompts, seeds, decoding, **options)]
@@ -301,7 +301,7 @@ class Generators:
 
 
 def time_rollouts(args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens/s of both in turns after a warm-up, and how many greedy texts are equal in fp32."""
+    """Tokens/s of both, in turns after a warm-up, and how many greedy texts are equal in fp32."""
     generators = Generators(args, args.dtype)
     rates: dict[str, list[float]] = {"ours": [], "theirs": []}
     for turn in range(args.repeats + 1):
@@ -328,12 +328,12 @@ def result_of(command: Sequence[str]) -> dict[str, Any]:
 
 
 def here(task: str, args: argparse.Namespace, *more: str) -> dict[str, Any]:
-    """A task of this script, or a side, in a process of its own."""
+    """A task of this script, or a side, in a separate process."""
     return result_of([sys.executable, *sys.argv, "--task", task, "--folder", str(args.folder), *more])
 
 
 def peer(args: argparse.Namespace, *more: str) -> dict[str, Any]:
-    """TRL in its own process; `more` words come last and win."""
+    """TRL in its own process; the words `more` come last and win."""
     micro = args.peer_micro or max(1, args.batch // 2)
     sizes = {"batch": args.batch, "micro": micro, "updates": args.updates, "new-tokens": args.new_tokens}
     settings = {**sizes, "dtype": args.dtype, "lr": args.lr, "threads": args.threads}
@@ -411,14 +411,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--max-prompt", type=int, default=160, help="tokens of the longest prompt")
-    parser.add_argument("--updates", type=int, default=3, help="timed updates of a turn; one more warms up")
+    parser.add_argument("--updates", type=int, default=3, help="timed updates per turn, after one to warm up")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rollout-batch", type=int, default=32, help="rows of `--what rollouts`")
-    parser.add_argument("--peer-micro", type=int, help="rows that TRL's update has in memory at once: half")
+    parser.add_argument(
+        "--peer-micro", type=int, help="rows that TRL's update has in memory at once (default: half)"
+    )
     parser.add_argument("--lr", type=float, default=3e-6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--cache", default="outputs/cache", help="where the embedded model lies or will lie")
+    parser.add_argument("--cache", default="outputs/cache", help="where the embedded model is or will be")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -439,7 +441,9 @@ def main() -> None:
         print(
             f"torch {torch.__version__}, {args.dtype}, {args.threads} threads, batch {args.batch}, prompts of"
         )
-        print(f"{tokens:.0f} tokens on average, {args.new_tokens} new ones, {args.updates} updates a turn\n")
+        print(
+            f"{tokens:.0f} tokens on average, {args.new_tokens} new ones, {args.updates} updates per turn\n"
+        )
         for what in args.what:
             print("\n".join([*WHAT[what](args), ""]), flush=True)
 

@@ -3,13 +3,13 @@
     python experiments/benchmarks/rl_learning.py --pairs hh_harmless.jsonl.gz --peer-python PEER_ENV/bin/python
 
 Both sides keep fp32 master weights and compute in bf16 (TRL by autocast), and have the same models, reward, KL
-weight, batch and number of PPO epochs (see rl.py); they sample by themselves, responses to the same prompts in every
-update, so that its mean reward tells nothing but the policy. The reward is a fixed random reading of the base
-model's state after the response: not one of use, but the same for all, and it can be raised.
+weight, batch and number of PPO epochs (see rl.py). They sample independently, always responding to the same prompts,
+so that an update's mean reward reflects only the policy. The reward is a fixed random projection of the base model's
+state after the response: useless, but the same for all, and it can be raised.
 
-TRL makes `--updates` updates after the first; its end is the mean reward of the last `WINDOW` of them. A side of
-ours stops where its own mean over so many updates reaches that. Seconds count from the end of the first update,
-which is warm-up, on both sides. What trains fewer weights takes a larger step: `RATES` times `--lr`.
+TRL makes `--updates` updates after the first; its end is the mean reward over the last `WINDOW` of them. A side of
+ours stops when its own mean over as many updates reaches that. On both sides seconds count from the end of the first
+update, which is a warm-up. A side that trains fewer weights takes larger steps: `RATES` times `--lr`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_same_prompts(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def level(rewards: Sequence[float]) -> float | None:
-    """The mean reward of the last updates; None before there are so many."""
+    """The mean reward over the last `WINDOW` updates; None before there are that many."""
     return fmean(rewards[-WINDOW:]) if len(rewards) >= WINDOW else None
 
 
@@ -72,7 +72,7 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def line(side: str, found: dict[str, Any], target: float, base: float) -> str:
-    """A row of the table: how many updates and seconds it took, `base` being TRL's."""
+    """A row of the table: how many updates and seconds it took, where `base` is TRL's seconds."""
     seconds, end = sum(found["seconds"]), level(found["rewards"])
     assert end is not None
     ratio = f"**{base / seconds:.1f}**" if end >= target else "not reached"
@@ -81,7 +81,7 @@ def line(side: str, found: dict[str, Any], target: float, base: float) -> str:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Print the table, each row as soon as there is one."""
+    """Print the table, each row as soon as it is known."""
     theirs = peer(args, "--dtype=float32", "--autocast")
     target = level(theirs["rewards"])
     assert target is not None
@@ -110,7 +110,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=3e-5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--cache", default="outputs/cache", help="where the embedded model lies or will lie")
+    parser.add_argument("--cache", default="outputs/cache", help="where the embedded model is or will be")
     parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=float, help=argparse.SUPPRESS)

@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/same_numbers.py OLD_CHECKOUT NEW_CHECKOUT --rename ppo=rl -- stage=pipeline seed=1
 
-For a move of code that must change nothing. Seconds and rates are left out; a name that has changed is told by
-`--rename` (of a stage, with its metrics). Ends with 1 where anything differs.
+For refactorings that must change nothing. Seconds and rates are left out; a stage that was renamed, and its metrics
+with it, is given by `--rename`. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Facts = dict[str, Any]
 
 
 def facts(checkout: Path, words: list[str], renamed: Mapping[str, str]) -> Facts:
-    """Everything that a run of `checkout` has left, by name: metrics, rows of tables, tensors."""
+    """Everything that a run of `checkout` leaves, by name: metrics, rows of tables, tensors."""
     with tempfile.TemporaryDirectory() as folder:
         place = ["profile=smoke", "tracking=none", f"paths.root={folder}"]
         environment = {**os.environ, "PYTHONPATH": str(checkout), "RLAIF_ROOT": str(checkout)}
@@ -66,7 +66,7 @@ def _renamed(name: str, renamed: Mapping[str, str]) -> str:
 
 
 def differences(old: Facts, new: Facts) -> list[str]:
-    """What is not the same, a line each."""
+    """What differs, one line each."""
     told = [f"only in one of them: {name}" for name in sorted(old.keys() ^ new.keys()) if not _time(name)]
     for name in sorted(old.keys() & new.keys()):
         x, y = old[name], new[name]

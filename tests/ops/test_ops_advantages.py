@@ -32,7 +32,7 @@ def test_reinforce_by_hand() -> None:
     advantages, returns = reinforce_advantages(rewards, baseline, mask, gamma=0.5)
     assert returns.tolist() == [[3.0, 4.0, 0.0, 4.0]]
     assert advantages.tolist() == [[2.0, -1.0, 0.0, 2.0]]
-    # mutation: the reward of the token alone, not the return to go, is 1 - 1 = 0 at the first
+    # mutation: the token's reward alone, instead of the return to go, gives 1 - 1 = 0 at the first token
     assert advantages[0, 0] != rewards[0, 0] - baseline[0, 0]
 
 
@@ -64,7 +64,7 @@ def test_groups_by_hand() -> None:
     wanted = [-2 / sd[0], -1 / sd[0], 3 / sd[0], 1 / sd[1], 1 / sd[1], -2 / sd[1]]
     assert grpo_advantages(scores, 3).tolist() == pytest.approx(wanted, abs=2e-4)
     assert drgrpo_advantages(scores, 3).tolist() == [-2.0, -1.0, 3.0, 1.0, 1.0, -2.0]
-    # mutations: Bessel's correction, and groups that stride instead of standing together
+    # mutations: Bessel's correction, and groups that are strided instead of adjacent
     assert grpo_advantages(scores, 3).tolist() != pytest.approx(
         [w * math.sqrt(2 / 3) for w in wanted], abs=1e-1
     )
@@ -97,7 +97,7 @@ def test_properties_of_groups(size: int) -> None:
     centred = (rows - rows.mean(1, keepdim=True)).flatten()
     assert torch.allclose(rloo, centred * size / (size - 1), atol=1e-12)
     assert torch.allclose(grpo.view(-1, size).std(1, correction=0), torch.ones(6).double(), atol=1e-2)
-    # A prompt's difficulty drops out of all, its scale out of GRPO alone.
+    # A prompt's difficulty drops out of all, its scale only out of GRPO.
     shift = torch.arange(6).repeat_interleave(size) * 10.0
     assert torch.allclose(rloo_advantages(scores + shift, size), rloo, atol=1e-10)
     assert torch.allclose(grpo_advantages(5 * scores + shift, size), grpo, atol=1e-3)
@@ -120,7 +120,9 @@ def policy_gradient(logits: torch.Tensor, rewards: torch.Tensor, size: int, esti
     total = torch.zeros_like(p)
     for actions in itertools.product(range(len(p)), repeat=size):
         drawn = torch.tensor(actions)
-        score = torch.nn.functional.one_hot(drawn, len(p)).to(p) - p  # gradient of log p(a) in the logits
+        score = (
+            torch.nn.functional.one_hot(drawn, len(p)).to(p) - p
+        )  # gradient of log p(a) with respect to the logits
         total += p[drawn].prod() * (estimator(rewards[drawn])[:, None] * score).mean(0)
     return total
 
@@ -133,13 +135,13 @@ def test_leaving_oneself_out_keeps_the_policy_gradient_unbiased() -> None:
     rloo = policy_gradient(logits, rewards, 3, lambda r: rloo_advantages(r, 3))
     assert torch.allclose(rloo, exact, atol=1e-12)
     assert torch.allclose(policy_gradient(logits, rewards, 1, lambda r: r), exact, atol=1e-12)
-    # mutation: a baseline that has the response itself in it shrinks the gradient by (k - 1) / k
+    # mutation: a baseline that includes the response itself scales the gradient by (k - 1) / k
     own = policy_gradient(logits, rewards, 3, lambda r: r - r.mean())
     assert torch.allclose(own, exact * 2 / 3, atol=1e-12) and not torch.allclose(own, exact, atol=1e-3)
 
 
 def test_leaving_oneself_out_lowers_the_variance() -> None:
-    """Of the gradient's estimate, against no baseline, when rewards are far from zero."""
+    """The variance of the estimated gradient, compared with no baseline, when rewards are far from zero."""
     logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)
     rewards, p = torch.tensor([10.0, 11.0, 9.0], dtype=torch.float64), None
     p = logits.softmax(-1)
@@ -171,5 +173,5 @@ def test_penalties_by_hand() -> None:
     assert replaced.tolist() == pytest.approx([0.8, -1.0, 2.0])
     free = {"missing_eos_penalty": 0.0, "missing_eos_score": None, "length_penalty": 0.0}
     assert torch.equal(penalised_scores(scores, finished, lengths, **free), scores)
-    # mutation: a penalty of those that did end
+    # mutation: penalising the responses that did end
     assert penalised_scores(scores, ~finished, lengths, **knobs).tolist() != pytest.approx(wanted)

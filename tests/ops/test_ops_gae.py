@@ -39,7 +39,7 @@ def test_hand_worked() -> None:
 def test_against_the_definition(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     rewards, values = (torch.randn(4, 9, generator=g, dtype=torch.float64) for _ in range(2))
-    mask = torch.rand(4, 9, generator=g) < 0.6  # holes, leading gaps and empty rows included
+    mask = torch.rand(4, 9, generator=g) < 0.6  # includes holes, leading gaps and empty rows
     gamma, lam = (torch.rand(2, generator=g, dtype=torch.float64)).tolist()
     advantages, returns = gae(rewards, values, mask, gamma=gamma, lam=lam)
     expected = torch.tensor(

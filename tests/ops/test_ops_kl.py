@@ -31,7 +31,7 @@ def test_k1_and_k3_are_unbiased_in_expectation() -> None:
 
 
 def near_policies(step: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of two policies over eight tokens, `step` apart in their logits."""
+    """Log-probabilities of two policies over eight tokens whose logits are `step` apart."""
     g = torch.Generator().manual_seed(1)
     logits, change = (torch.randn(8, generator=g, dtype=torch.float64) for _ in range(2))
     return (logits + step * change).log_softmax(-1), logits.log_softmax(-1)
@@ -51,12 +51,12 @@ def test_variances_are_ordered(step: float) -> None:
     assert moments["k3"][1] < 0.5 * moments["k1"][1] and moments["k2"][1] < 0.5 * moments["k1"][1]
     assert moments["k3"][0] == pytest.approx(exact.item(), abs=1e-12)
     assert 1e-9 < abs(moments["k2"][0] - exact.item()) < 0.3 * exact.item()
-    # k1's variance is about twice the KL, its standard deviation for one sample far above what it estimates
+    # k1's variance is about twice the KL: for one sample its standard deviation is far above what it estimates
     assert moments["k1"][1] == pytest.approx(2 * exact.item(), rel=0.5)
 
 
 def test_gradients_of_the_estimators_as_losses() -> None:
-    """By enumeration, under samples of the policy: k1 gives nothing, k2 the KL's gradient, k3 the reverse KL's."""
+    """By enumeration, under samples from the policy: k1 gives 0, k2 the KL's gradient, k3 the reverse KL's."""
     start, q = near_policies(0.5)
 
     def gradient(function) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -72,7 +72,7 @@ def test_gradients_of_the_estimators_as_losses() -> None:
     assert torch.allclose(as_loss["k1"], torch.zeros(8, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(as_loss["k2"], exact, atol=1e-12)
     assert torch.allclose(as_loss["k3"], reverse, atol=1e-12)
-    assert (exact - reverse).abs().max() > 1e-3, "the two are told apart"
+    assert (exact - reverse).abs().max() > 1e-3, "the two must differ"
     # k1 in the reward: E[k1 grad log p] is the KL's gradient again
     reward = gradient(lambda p: (start.exp() * (start - q) * p).sum())
     assert torch.allclose(reward, exact, atol=1e-12)
@@ -105,12 +105,12 @@ def test_adapted_beta_by_hand() -> None:
     assert adapted_beta(0.15, 6.0, **knobs) == 0.15
     # a negative estimate pulls no harder than the clip
     assert adapted_beta(0.15, -50.0, **knobs) == pytest.approx(0.1485, abs=1e-12)
-    # mutations: unclipped, or with the other sign
+    # mutations: unclipped, or with the opposite sign
     assert adapted_beta(0.15, 9.0, **knobs) not in (0.15 * (1 + 0.5 * 0.05), 0.1485)
 
 
 def test_the_controller_settles_at_its_target() -> None:
-    """Where KL falls with beta, the weight ends where KL meets the target."""
+    """If KL falls with beta, the weight settles where KL meets the target."""
     beta = 0.01
     for _ in range(400):
         beta = adapted_beta(beta, 1.0 / beta, target=5.0, horizon=1000, samples=200)
@@ -149,19 +149,19 @@ def test_shaped_rewards_against_a_loop(seed: int) -> None:
 
 
 def test_as_a_penalty_in_the_reward_only_k1_has_the_gradient_of_the_kl() -> None:
-    """By enumeration of all responses of two tokens out of three: REINFORCE with each estimator to go."""
+    """By enumeration of all responses of two tokens out of three: REINFORCE with the return to go of each estimator."""
     size, g = 3, torch.Generator().manual_seed(2)
     reference, change = (torch.randn(size + size**2, generator=g, dtype=torch.float64) for _ in range(2))
 
     def logprobs(logits: torch.Tensor) -> torch.Tensor:
-        """(responses, 2): log-probability of each token given what stands before it."""
+        """(responses, 2): log-probability of each token given those before it."""
         first, second = logits[:size].log_softmax(-1), logits[size:].view(size, size).log_softmax(-1)
         return torch.stack([torch.stack([first[a], second[a, b]]) for a in range(size) for b in range(size)])
 
     ref, mask = logprobs(reference), torch.ones(size**2, 2, dtype=torch.bool)
 
     def compared(kind: str, step: float) -> tuple[float, float]:
-        """Size and cosine of the penalty's gradient against that of the KL over whole responses."""
+        """Relative size and cosine of the penalty's gradient, against that of the KL over whole responses."""
         logits = (reference + step * change).requires_grad_()
         own = logprobs(logits)
         exact = torch.autograd.grad((own.sum(1).exp() * (own - ref).sum(1)).sum(), logits, retain_graph=True)[

@@ -53,13 +53,13 @@ def test_low_precision_logits_are_computed_in_float32() -> None:
     assert result.dtype == token_entropy(low).dtype == torch.float32
     exact = token_logprobs(low.double(), ids)
     assert torch.allclose(result.double(), exact, atol=1e-5, rtol=0)
-    # mutation: the same formula in bfloat16 misses that tolerance
+    # mutation: the same formula in bfloat16 misses this tolerance
     naive = low.log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     assert not torch.allclose(naive.double(), exact, atol=1e-3, rtol=0)
 
 
 def test_forbidden_tokens_leave_entropy_and_gradient_finite() -> None:
-    # two allowed tokens of equal logit and one forbidden: entropy ln 2, gradient 0 by symmetry
+    # two allowed tokens with equal logits and one forbidden: entropy ln 2, gradient 0 by symmetry
     logits = torch.tensor([[1.0, 1.0, -math.inf]], dtype=torch.float64, requires_grad=True)
     entropy = token_entropy(logits)
     assert entropy.item() == pytest.approx(math.log(2), abs=1e-12)
@@ -78,7 +78,7 @@ def test_shapes_must_fit() -> None:
 
 
 def test_gradient_of_token_logprobs_against_autograd_and_differences():
-    """gradcheck in float64, and autograd's own composition on wide rows of several chunks."""
+    """gradcheck in float64, and autograd's composition on wide rows of several chunks."""
     generator = torch.Generator().manual_seed(4)
     logits = torch.randn(3, 2, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     ids = torch.tensor([[0, 4], [2, 2], [1, 3]])
@@ -114,7 +114,7 @@ def test_head_logprobs_and_their_gradient_against_autograd(
     (expected,) = torch.autograd.grad((plain * scale).sum(), hidden)
     assert torch.allclose(own, plain, atol=1e-12, rtol=0)
     assert torch.allclose(gradient, expected, atol=1e-12, rtol=0)
-    # mutation: a gradient that forgets the temperature misses by far
+    # mutation: a gradient without the temperature is far off
     assert temperature == 1.0 or not torch.allclose(gradient * temperature, expected, atol=1e-3, rtol=0)
     assert torch.autograd.gradcheck(lambda x: head_logprobs(x, weight, ids, temperature), (hidden,))
 

@@ -42,7 +42,7 @@ def test_sft_by_hand() -> None:
     assert loss.item() == 2.0
     assert metrics["perplexity"].item() == pytest.approx(math.exp(2), rel=1e-6)
     assert metrics["tokens"].item() == 3.0
-    # mutation: the mean of row means, (1.5 + 3) / 2 = 2.25, weighs tokens unequally
+    # mutation: the mean of row means, (1.5 + 3) / 2 = 2.25, weights tokens unequally
     assert loss.item() != 2.25
 
 
@@ -68,7 +68,7 @@ def test_bradley_terry_by_hand() -> None:
     a, b, p = (torch.tensor([v], dtype=torch.float64) for v in (2.0, 1.0, 0.7))
     loss, _ = bradley_terry_loss(a, b, p, **PLAIN)
     assert loss.item() == pytest.approx(expected, abs=1e-12)
-    # mutation: rounding the label (what hard-label trainers do) is another loss
+    # mutation: rounding the label (as hard-label trainers do) gives another loss
     assert bradley_terry_loss(a, b, p.round(), **PLAIN)[0].item() != pytest.approx(expected, abs=1e-3)
 
 
@@ -172,7 +172,7 @@ def test_hard_labels_give_the_published_reward_loss(
     """TRL's RewardTrainer: mean of -logsigmoid(chosen - rejected - margin) + c mean of (chosen + rejected)^2."""
     a, b, p = (x.to(dtype) for x in reward_tensors(3, 32))
     p = p.round()
-    assert 5 < p.sum() < 27, "chosen must stand on both sides"
+    assert 5 < p.sum() < 27, "chosen must be on both sides"
     total = 0.0
     for reward_a, reward_b, label in zip(a.tolist(), b.tolist(), p.tolist(), strict=True):
         chosen, rejected = (reward_a, reward_b) if label == 1 else (reward_b, reward_a)
@@ -180,7 +180,7 @@ def test_hard_labels_give_the_published_reward_loss(
     knobs = {**PLAIN, "margin": margin, "centering": centering}
     loss = bradley_terry_loss(a, b, p, **knobs)[0].item()
     assert loss == pytest.approx(total / 32, abs=1e-6)
-    # mutations: labels read the other way round, and the margin with the other sign
+    # mutations: reversed labels, and the margin with the opposite sign
     assert bradley_terry_loss(a, b, 1 - p, **knobs)[0].item() != pytest.approx(total / 32, abs=1e-2)
     if margin:
         turned = bradley_terry_loss(a, b, p, **{**knobs, "margin": -margin})[0].item()
@@ -188,7 +188,7 @@ def test_hard_labels_give_the_published_reward_loss(
 
 
 def test_a_soft_label_is_the_mean_over_hard_labels_drawn_from_it() -> None:
-    """With margin and centering too; smoothing s is a label that is flipped with probability s."""
+    """Also with margin and centering; smoothing s means a label that is flipped with probability s."""
     a, b, p = reward_tensors(4, 12)
     knobs = {**PLAIN, "margin": 0.4, "centering": 0.02}
     one, zero = torch.ones_like(p), torch.zeros_like(p)
@@ -209,7 +209,7 @@ def one_sided(difference: torch.Tensor, p: torch.Tensor, margin: float) -> torch
 
 @pytest.mark.parametrize("p", [0.5, 0.6, 0.9, 0.3])
 def test_the_margin_moves_the_minimum_away_from_zero_and_never_across(p: float) -> None:
-    """Without a margin the best D is logit(p); with one it lies further out, and at p = 0.5 it stays 0."""
+    """Without a margin the best D is logit(p); with one it is further out, and at p = 0.5 it stays 0."""
     grid = torch.linspace(-4, 4, 401, dtype=torch.float64)
     labels = torch.full_like(grid, p)
 
@@ -260,7 +260,7 @@ def test_bradley_terry_gradient_by_finite_differences(seed: int) -> None:
                 moved.append(bradley_terry_loss(x[0], x[1], p, **knobs)[0].item())
             slope = (moved[0] - moved[1]) / (2 * step)
             assert rewards.grad[side, i].item() == pytest.approx(slope, abs=1e-8)
-            # mutation: without the weights the slope is another one
+            # mutation: without the weights the slope differs
             assert abs(slope * weight.sum().item() / 5 / weight[i].item() - slope) > 1e-6
 
 
@@ -280,7 +280,7 @@ def test_confidence_weight_against_the_oracle(exponent: float) -> None:
     assert weights == pytest.approx(
         confidence_weight(1 - torch.tensor(p, dtype=torch.float64), exponent).tolist()
     )
-    # by hand at p = 0.75: half-way, so 1/2 to the power; p = 0.5 counts only where all count alike
+    # by hand at p = 0.75: halfway, so 1/2 to the power; p = 0.5 counts only if all count equally
     assert weights[4] == pytest.approx(0.5**exponent)
     assert weights[3] == (1.0 if exponent == 0 else 0.0) and weights[0] == weights[5] == 1.0
     if exponent:
@@ -293,7 +293,7 @@ def test_confidence_weights_must_not_favour_the_undecided() -> None:
 
 
 def test_a_pair_of_weight_zero_changes_nothing() -> None:
-    """An undecided pair under an exponent is as if it were not there, also where it is the whole batch."""
+    """With an exponent, an undecided pair might as well be absent, even if it is the whole batch."""
     a, b, p = reward_tensors(7, 4)
     p[2] = 0.5
     knobs = {**PLAIN, "centering": 0.1}
@@ -341,7 +341,7 @@ def test_policy_loss_by_hand() -> None:
     assert loss.item() == pytest.approx(0.15, abs=1e-12)
     assert metrics["clip_fraction"].item() == 1.0
     assert metrics["ratio_max_deviation"].item() == pytest.approx(0.5, abs=1e-12)
-    # mutations: max for min, and the wrong sign, are far away
+    # mutations: max instead of min, and the wrong sign, are far off
     assert loss.item() != pytest.approx(-(1.5 - 1.2 + 0.8 - 0.5) / 4, abs=1e-3)
 
 
@@ -368,10 +368,10 @@ def test_first_step_has_ratio_one_and_the_policy_gradient() -> None:
 @pytest.mark.parametrize("mean", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("seed", range(5))
 def test_means_of_the_policy_losses_against_the_oracle(seed: int, mean) -> None:  # type: ignore[no-untyped-def]
-    """GRPO's mean over responses weighs a token by its response's length, PPO's weighs all alike, Dr. GRPO's too,
-    whatever else is in the minibatch."""
+    """GRPO's mean over responses weights a token by its response's length; PPO's weights all equally, and so does
+    Dr. GRPO's, whatever else is in the minibatch."""
     (logp, old, adv), mask = tokens(seed, 3)
-    mask[3] = False  # counts nothing, so that it is no row of the mean
+    mask[3] = False  # counts nothing, so it is not a row of the mean
     clip, reinforce = [], []
     for b in range(3):
         kept = [t for t in range(6) if mask[b, t]]
@@ -389,7 +389,7 @@ def test_means_of_the_policy_losses_against_the_oracle(seed: int, mean) -> None:
     for rows, loss in losses:
         token = sum(map(sum, rows)) / sum(map(len, rows))
         sequence = sum(sum(row) / len(row) for row in rows) / len(rows)
-        constant = sum(sum(row) / 6 for row in rows) / len(rows)  # the tensors' six positions are the limit
+        constant = sum(sum(row) / 6 for row in rows) / len(rows)  # the constant is the tensors' six positions
         wanted = {"token": token, "sequence": sequence, "constant": constant}
         assert loss.item() == pytest.approx(wanted.pop(mean), abs=1e-12)
         assert all(loss.item() != pytest.approx(other, abs=1e-5) for other in wanted.values())
@@ -512,7 +512,7 @@ def test_micro_batches_add_up_to_the_batch(name: str) -> None:
     rows = [slice(0, 1), slice(1, 3), slice(3, 4)]
     parts = [loss_of([x[i] for x in tensors], mask[i], normalizer=count)[0] for i in rows]
     assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-12)
-    # mutation: the mean of the parts' own means is something else
+    # mutation: the mean of the parts' means differs
     own = [loss_of([x[i] for x in tensors], mask[i])[0] for i in rows[:2]]
     assert (sum(own) / 2).item() != pytest.approx(whole.item(), abs=1e-4)
     assert loss_of([x[3:] for x in tensors], mask[3:])[0].item() == 0.0

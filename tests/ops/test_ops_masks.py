@@ -47,7 +47,7 @@ def test_variance_is_the_population_variance() -> None:
     x = torch.tensor([[1.0, 3.0, 100.0]])
     mask = torch.tensor([[True, True, False]])
     assert masked_var(x, mask).item() == 1.0
-    # mutation: Bessel's correction gives 2 and fails the same assertion
+    # mutation: Bessel's correction gives 2 and fails this assertion
     assert x[mask].var(unbiased=True).item() == 2.0
 
 
@@ -80,7 +80,7 @@ def test_whiten(seed: int) -> None:
     for result in (centred, kept):
         assert masked_var(result, mask).item() == pytest.approx(expected.item(), abs=1e-12)
         assert torch.equal(result[~mask], torch.zeros_like(result[~mask]))
-    # mutation: swapped meaning of `center` is caught by the mean
+    # mutation: a reversed `center` is caught by the mean
     assert abs(masked_mean(kept, mask).item()) > 1e-3
 
 

@@ -61,11 +61,11 @@ def test_an_empty_response_is_below_every_text_and_as_good_as_another() -> None:
     rewards = torch.tensor([[0.4, 3.0], [-1.2, 0.0], [2.0, -0.3]])
     empty = torch.tensor([[False, True], [False, True], [True, False]])
     got = empty_last(rewards, empty)
-    assert torch.equal(got[~empty], rewards[~empty]), "texts keep theirs"
+    assert torch.equal(got[~empty], rewards[~empty]), "texts keep their rewards"
     assert len(set(got[empty].tolist())) == 1 and float(got[empty][0]) == pytest.approx(-1.2012, abs=1e-6)
     lower = empty_last(torch.tensor([-9.0, 1.0, 5.0]), torch.tensor([True, False, True]))
-    assert lower.tolist() == [-9.0, 1.0, -9.0], "nor is its own judgement lifted"
-    # A large scale, at which fp32 has no thousandths.
+    assert lower.tolist() == [-9.0, 1.0, -9.0], "nor is its own score raised"
+    # At this scale, fp32 cannot resolve thousandths.
     large = empty_last(torch.tensor([2e6, -3e6, 4e6]), torch.tensor([False, False, True]))
     assert large[2] < large[1]
     for all_or_none in (torch.zeros(3, 2, dtype=torch.bool), torch.ones(3, 2, dtype=torch.bool)):

@@ -1,4 +1,4 @@
-"""The commands of the recipes, run in a copy of the checkout where they are done; writes `told.json` beside it."""
+"""Runs the recipes' commands in the copy of the checkout that has the recipes applied, and writes `told.json` there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def outcome(words: tuple[str, ...]) -> dict[str, Any]:
 
 
 def reported() -> dict[str, Any]:
-    """The page of the one pipeline, and how many rows of its history have the metric of the recipe."""
+    """The page of the only pipeline, and how many rows of its history have the recipe's metric."""
     outputs = CODE / "outputs"
     (page,), (history,) = (
         outputs.glob("reports/pipeline-*.html"),
@@ -55,7 +55,7 @@ def reported() -> dict[str, Any]:
 
 
 def main() -> None:
-    assert rlaif.__file__.startswith(str(CODE)), "the copy is what runs"
+    assert rlaif.__file__.startswith(str(CODE)), "the copy must be what runs"
     told = {title: outcome(words) for title, words in COMMANDS.items()}
     scores, mask = torch.tensor([[1.0], [2.0], [6.0]]), torch.ones(3, 1, dtype=torch.bool)
     advantages, _ = ALGORITHMS["median"].estimate(scores, 0 * scores, mask, Horizon(1.0, 1.0, 3))

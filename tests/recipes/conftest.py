@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md done: every recipe applied to a copy of the checkout, and its commands run there."""
+"""CONTRIBUTING.md carried out: every recipe is applied to a copy of the checkout, and its command is run there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def told(scratch: Path) -> dict[str, dict[str, Any]]:
-    """What the commands of `commands.py` gave in the copy: by the recipe's title, its summary or `error`."""
+    """The results of `commands.py` in the copy: by recipe title, the run's summary or `error`."""
     environment = {**os.environ, "PYTHONPATH": str(scratch), "RLAIF_ROOT": str(scratch)}
     done = subprocess.run(
         [sys.executable, str(scratch / "tests" / "commands.py")],

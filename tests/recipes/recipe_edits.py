@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md as edits of files."""
+"""The recipes of CONTRIBUTING.md, as edits of files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Edit:
-    """A text to write: a new file, or `before NAME`, `in NAME` or `at the top` of one that there is."""
+    """A text to write: a new file, or `before NAME`, `in NAME` or `at the top` of an existing one."""
 
     file: str
     place: str
@@ -24,7 +24,7 @@ class Edit:
     def apply(self, root: Path) -> None:
         path = root / self.file
         if not self.place:
-            assert not path.exists(), f"{self.file} is there already"
+            assert not path.exists(), f"{self.file} already exists"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self.text, encoding="utf-8")
             return
@@ -33,7 +33,7 @@ class Edit:
         path.write_text("".join(lines), encoding="utf-8")
 
     def _line(self, lines: list[str]) -> int:
-        """Where the text goes: the number of the line that it stands before."""
+        """Where the text goes: the index of the line that it is inserted before."""
         if self.place == "at the top":
             return lines.index("from __future__ import annotations\n") + 1
         where, name = self.place.split(" ", 1)
@@ -44,7 +44,7 @@ class Edit:
 
 
 def read_recipes() -> dict[str, list[Edit]]:
-    """The edits of each section of CONTRIBUTING.md that has any, by its title."""
+    """By title, the edits of each section of CONTRIBUTING.md that has any."""
     sections = re.split(r"^## ", (CODE / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     edits = {part.split("\n")[0]: [Edit(*found) for found in _BLOCK.findall(part)] for part in sections}
     return {title: found for title, found in edits.items() if found}

@@ -1,4 +1,4 @@
-"""Six things that a stranger adds, as CONTRIBUTING.md says, each in at most three files of the product."""
+"""Six things that a newcomer adds by following CONTRIBUTING.md, each in at most three files of the product."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def test_each_recipe_touches_at_most_three_files_and_they_share_none(scratch: Pa
     touched = {title: {edit.file for edit in edits} for title, edits in recipes.items()}
     assert all(1 <= len(files) <= 3 for files in touched.values()), touched
     assert all(file.split("/")[0] in PRODUCT for files in touched.values() for file in files)
-    assert changed(CODE, scratch) == set().union(*touched.values()), "and nothing else was changed"
+    assert changed(CODE, scratch) == set().union(*touched.values()), "nothing else may change"
 
 
 def changed(old: Path, new: Path) -> set[str]:
-    """Files of the product that the two do not share as they are."""
+    """Files of the product that are not the same in both."""
 
     def texts(root: Path) -> set[tuple[str, bytes]]:
         files = (file for name in PRODUCT for file in (root / name).rglob("*") if file.is_file())
@@ -54,7 +54,7 @@ def test_an_algorithm_trains_on_its_own_advantages(told: dict[str, dict[str, Any
 def test_a_prompt_begins_with_its_preamble_at_labeler_and_judge(told: dict[str, dict[str, Any]]) -> None:
     summary = told["A labeler prompt"]
     assert summary["prompt"].startswith("You are a strict examiner.")
-    assert "<<<function\nPROMPT" in summary["prompt"], "the rest is the task's"
+    assert "<<<function\nPROMPT" in summary["prompt"], "the rest comes from the task"
     assert summary["name of labeler"] == summary["name of judge"] == "strict"
     assert summary["label/alignment"] == 1.0
 
@@ -68,7 +68,7 @@ def test_a_task_has_its_own_texts_and_the_common_ones(told: dict[str, dict[str, 
 
 
 def test_a_metric_is_in_the_summary_the_history_and_the_report(told: dict[str, dict[str, Any]]) -> None:
-    """W&B has what the summary and the history have (`tests/stages/test_recipe_metric.py`)."""
+    """W&B gets what the summary and the history have (`tests/stages/test_recipe_metric.py`)."""
     summary = told["A metric"]
     assert 0 <= summary["rl/question_rate"] < 0.2, "random bytes seldom end in a question mark"
     assert summary["history"] == summary["rl/iterations"] >= 2

@@ -1,4 +1,4 @@
-"""Kappa, calibration and Brier by hand and against loops."""
+"""Kappa, calibration and Brier score, by hand and against loops."""
 
 import math
 
@@ -9,7 +9,7 @@ from rlaif.stats import ReliabilityBin, brier_score, cohen_kappa, expected_calib
 
 
 def test_kappa_by_hand() -> None:
-    # 50 items: both yes 20, x only 5, y only 10, both no 15. Observed 0.7, expected .5 * .6 + .5 * .4 = .5
+    # 50 items: both yes 20, x only 5, y only 10, neither 15. Observed 0.7, expected .5 * .6 + .5 * .4 = .5
     x = ["yes"] * 25 + ["no"] * 25
     y = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
     assert cohen_kappa(x, y) == cohen_kappa(y, x) == pytest.approx(0.4, abs=1e-12)
@@ -41,7 +41,7 @@ def test_ece_and_brier_against_loops(seed: int) -> None:
             total += abs(sum(p[i] - y[i] for i in inside)) / 60
     assert expected_calibration_error(p, y) == pytest.approx(total, abs=1e-12)
     assert brier_score(p, y) == pytest.approx(sum((p[i] - y[i]) ** 2 for i in range(60)) / 60, abs=1e-12)
-    # mutation: without bins errors of different sign cancel
+    # mutation: without bins, errors of different sign cancel
     assert abs(p.mean() - y.mean()) < total - 1e-3
 
 

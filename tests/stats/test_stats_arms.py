@@ -23,7 +23,7 @@ from rlaif.stats.means import pooled_scatter
 
 
 def test_holm_is_over_all_pairs() -> None:
-    # 6 to 0 disagreements: p = 2/64 = 0.03125 alone; of six arms, five of whom are alike, 15 pairs are the family.
+    # 6 to 0 disagreements: p = 2/64 = 0.03125 alone; with six arms, five of them alike, the family has 15 pairs.
     best = np.ones(50)
     arm = best.copy()
     arm[:6] = 0
@@ -32,7 +32,7 @@ def test_holm_is_over_all_pairs() -> None:
     assert alone.p_holm == pytest.approx(0.03125)
     assert len(many) == 15 and {test.first for test in many[:5]} == {"best"}
     assert many[0].p_holm == pytest.approx(15 * 0.03125)
-    # mutation: over the best arm's pairs alone it would be 5 * 0.03125
+    # mutation: over only the best arm's pairs it would be 5 * 0.03125
     assert many[0].p_holm != pytest.approx(5 * 0.03125)
 
 
@@ -77,7 +77,7 @@ def test_arms_over_seeds() -> None:
 
 
 def test_seeds_scatter_is_pooled_over_arms() -> None:
-    # Means of three arms by two seeds; what neither arm nor seed explains, by statsmodels' two-way layout.
+    # Means of three arms and two seeds; what neither arm nor seed explains, by statsmodels' two-way layout.
     means = np.array([[0.50, 0.56], [0.61, 0.60], [0.55, 0.65]])
     frame = pd.DataFrame(
         [{"arm": str(a), "seed": str(s), "y": means[a, s]} for a in range(3) for s in range(2)]
@@ -86,7 +86,7 @@ def test_seeds_scatter_is_pooled_over_arms() -> None:
     part = pooled_scatter([np.repeat(row[:, None], 4, axis=1) for row in means])
     assert part.freedom == residual.df_resid == 2
     assert part.variance == pytest.approx(2 * residual.mse_resid / 2)
-    # Two arms: what their own differences scatter.
+    # Two arms: the scatter of their differences.
     two = pooled_scatter([np.repeat(row[:, None], 4, axis=1) for row in means[:2]])
     assert two.variance == pytest.approx(np.var(means[0] - means[1], ddof=1) / 2) and two.freedom == 1
     assert pooled_scatter([np.ones((1, 4))] * 3) is None
@@ -94,7 +94,7 @@ def test_seeds_scatter_is_pooled_over_arms() -> None:
 
 @pytest.mark.parametrize(("arms", "seeds"), [(2, 2), (5, 1), (6, 2)])
 def test_a_table_of_equal_arms_errs_in_few_of_its_tables(arms: int, seeds: int) -> None:
-    """Any pair that is told apart is an error of the whole table."""
+    """Any pair that is told apart is an error of the table as a whole."""
     rng, wrong, best_only = np.random.default_rng(13), [], []
     for _ in range(200):
         item = 0.3 * rng.choice([-1, 1], 60)
@@ -105,7 +105,7 @@ def test_a_table_of_equal_arms_errs_in_few_of_its_tables(arms: int, seeds: int) 
         mine = [test.p_value for test in tests if test.first == tests[0].first]
         best_only.append(len(mine) * min(mine) < 0.05)
     assert np.mean(wrong) <= 0.05 + 0.03
-    assert arms < 5 or np.mean(best_only) > np.mean(wrong), "over the best one's pairs alone, more tables err"
+    assert arms < 5 or np.mean(best_only) > np.mean(wrong), "over only the best one's pairs, more tables err"
 
 
 def test_all_pairs_against_scipy_and_statsmodels() -> None:
@@ -125,7 +125,7 @@ def test_all_pairs_against_scipy_and_statsmodels() -> None:
         assert test.difference.estimate == pytest.approx(x.mean() - y.mean())
     expected = multipletests(raw, method="holm")[1]
     assert [test.p_holm for test in tests] == pytest.approx(list(expected))
-    # mutation: Holm against the best alone is over two tests, not three
+    # mutation: Holm over only the pairs with the best has two tests, not three
     assert [test.p_holm for test in tests[:2]] != pytest.approx(
         list(multipletests(raw[:2], method="holm")[1])
     )
@@ -143,7 +143,7 @@ def test_all_pairs_keep_repeated_prompts_together() -> None:
 
 
 def test_letters_by_hand() -> None:
-    # best differs from poor alone; mid is tied with both.
+    # best differs only from poor; mid is tied with both.
     assert tied_groups(["best", "mid", "poor"], [("best", "poor")]) == {"best": "a", "mid": "ab", "poor": "b"}
     assert tied_groups(["x", "y"], []) == {"x": "a", "y": "a"}
     assert tied_groups(["x", "y", "z"], [("x", "y"), ("x", "z"), ("y", "z")]) == {
@@ -167,5 +167,5 @@ def test_letters_say_what_differs_and_no_more(data) -> None:
     groups = [
         {name for name in names if letter in letters[name]} for letter in set("".join(letters.values()))
     ]
-    assert not any(x < y for x in groups for y in groups), "no group lies within another"
+    assert not any(x < y for x in groups for y in groups), "no group contains another"
     assert "a" in letters[names[0]]

@@ -1,4 +1,4 @@
-"""The fitted temperature: a known one is recovered, and no other on a fine grid fits better."""
+"""The fitted temperature: a known one is recovered, and none on a fine grid fits better."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_a_known_temperature_is_recovered_from_draws() -> None:
 
 
 def test_by_hand_and_against_a_grid() -> None:
-    # One logit 2 that is right three times of four: sigmoid(2 / T) = 3 / 4, so 2 / T = log 3.
+    # One logit of 2 that is right three times out of four: sigmoid(2 / T) = 3 / 4, so 2 / T = log 3.
     assert fit_temperature([2.0] * 4, [1.0, 1.0, 0.0, 1.0]) == pytest.approx(2 / math.log(3), rel=1e-9)
     rng = np.random.default_rng(3)
     logits, p = rng.normal(size=40) * 3, rng.random(40)
@@ -47,7 +47,7 @@ def test_by_hand_and_against_a_grid() -> None:
 
 def test_where_no_temperature_is_best() -> None:
     assert fit_temperature([1.0, -2.0], [1.0, 0.0]) == MIN_TEMPERATURE, "separable: ever sharper"
-    assert fit_temperature([1.0, -2.0], [0.0, 1.0]) == MAX_TEMPERATURE, "the wrong way round: ever softer"
+    assert fit_temperature([1.0, -2.0], [0.0, 1.0]) == MAX_TEMPERATURE, "reversed: ever softer"
     assert math.isnan(fit_temperature([0.0, 0.0], [0.0, 1.0])) and math.isnan(fit_temperature([], []))
 
 

@@ -15,7 +15,7 @@ def test_wilson_by_hand() -> None:
     assert (interval.estimate, interval.n) == (0.8, 10)
     assert interval.low == pytest.approx(0.716740 - 0.226578, abs=2e-5)
     assert interval.high == pytest.approx(0.716740 + 0.226578, abs=2e-5)
-    # mutation: the plain normal interval is 0.8 -+ 0.248 and fails
+    # mutation: the plain normal interval, 0.8 +- 0.248, fails
     assert interval.high != pytest.approx(0.8 + 1.96 * math.sqrt(0.016), abs=1e-2)
 
 

@@ -65,7 +65,7 @@ def test_bootstrap_refits_everything_for_each_resample() -> None:
     for drawn in rng.multinomial(30, np.full(30, 1 / 30), size=300):
         rows = np.repeat(np.arange(60), drawn[clusters])
         rates.append(glm_oracle(y[rows], (policy - baseline)[rows]))
-    # Bias-corrected percentiles with the quantile of Student's t for 30 clusters, worked here from the table's 2.04523.
+    # Bias-corrected percentiles with Student's t quantile for 30 clusters, 2.04523 by the table.
     bias = norm.ppf(np.mean(np.array(rates) < interval.estimate))
     ends = [norm.cdf(2 * bias + sign * 2.04523 * math.sqrt(30 / 29)) for sign in (-1, 1)]
     assert (interval.low, interval.high) == pytest.approx(np.quantile(rates, ends), abs=1e-5)
@@ -73,7 +73,7 @@ def test_bootstrap_refits_everything_for_each_resample() -> None:
 
 @pytest.mark.parametrize(("n", "binary"), [(24, False), (24, True), (96, True)])
 def test_the_interval_covers_what_it_says(n: int, binary: bool) -> None:
-    """True rate 0.82 and less at equal length; plain percentiles hold 92% of the verdicts' and miss on one side."""
+    """True rate of 0.82 or less at equal length; plain percentiles cover 92% for verdicts and miss on one side."""
     intercept, slope, runs = (1.5, 0.8, 250)
     noise = 0.0 if binary else 0.5
 
@@ -100,7 +100,7 @@ def test_the_interval_covers_what_it_says(n: int, binary: bool) -> None:
 
 
 def test_outcomes_all_alike_are_no_certainty() -> None:
-    """Eight ties at different lengths: bounds as of eight trials, not 0.5 to 0.5."""
+    """Eight ties at different lengths: the bounds are those of eight trials, not 0.5 to 0.5."""
     interval = length_controlled_win_rate([0.5] * 8, range(3, 11), [5] * 8, range(8), seed=0)
     wanted = wilson_interval(4, 8)
     assert interval.estimate == pytest.approx(0.5, abs=1e-9)

@@ -1,4 +1,4 @@
-"""Means over items and seeds: by hand, against scipy and statsmodels, and by coverage on known truth."""
+"""Means over items and seeds: by hand, against scipy and statsmodels, and by coverage of a known truth."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_single_items_are_students_t() -> None:
 
 
 def test_equal_clusters_are_students_t_on_their_means() -> None:
-    # 20 prompts of 10 answers hold the knowledge of 20 values, not of 200.
+    # 20 prompts with 10 answers each are worth 20 values, not 200.
     rng = np.random.default_rng(1)
     values = (rng.normal(size=(20, 1)) + 0.5 * rng.normal(size=(20, 10))).ravel()
     clusters = [f"prompt-{i // 10}" for i in range(200)]
@@ -39,7 +39,7 @@ def test_equal_clusters_are_students_t_on_their_means() -> None:
 
 
 def _cr2(values: np.ndarray, codes: np.ndarray) -> float:
-    """Bell and McCaffrey's variance of a mean by its matrices: (I - H)^(-1/2) of each cluster on its residuals."""
+    """Bell and McCaffrey's variance of a mean, by matrices: (I - H)^(-1/2) of each cluster on its residuals."""
     x = np.ones((len(values), 1))
     hat = x @ np.linalg.inv(x.T @ x) @ x.T
     residuals, meat = values - values.mean(), 0.0
@@ -66,8 +66,8 @@ def test_unequal_clusters_against_the_matrices() -> None:
 
 
 def test_seeds_and_items_by_hand() -> None:
-    # Seeds' means 2 and 4: variance 2; cells are additive, so that none of it is theirs: over 2 seeds 1, freedom 1.
-    # Items' means 2, 3, 4: variance 1, over 3 items 1/3, freedom 2. Halves add by their squares.
+    # Seeds' means 2 and 4: variance 2, none of it from the additive cells; over 2 seeds 1, with 1 degree of freedom.
+    # Items' means 2, 3, 4: variance 1, over 3 items 1/3, with 2 degrees of freedom. Half-widths add as squares.
     found = mean_interval([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]], range(3))
     half = math.hypot(student.ppf(0.975, 1), student.ppf(0.975, 2) * math.sqrt(1 / 3))
     assert (found.estimate, found.n) == (3.0, 3)
@@ -75,13 +75,13 @@ def test_seeds_and_items_by_hand() -> None:
 
 
 def test_cells_alone_count_once() -> None:
-    # Nothing but cells: the items' part is theirs and falls away, so that the seeds' means are all that speaks.
+    # Only cells vary: they explain the items' part, which drops out, so that only the seeds' means count.
     rng = np.random.default_rng(4)
     noise = rng.normal(size=(3, 400))
     found = mean_interval(noise, range(400))
     seeds = ttest_1samp(noise.mean(1), 0).confidence_interval(0.95)
     assert found.high - found.low == pytest.approx(seeds.high - seeds.low, rel=0.1)
-    # Without them, seeds that agree leave the items' own interval.
+    # Without them, seeds that agree leave the interval over items.
     item = rng.normal(size=400)
     same = mean_interval([item, item, item], range(400))
     alone = mean_interval(item, range(400))
@@ -89,9 +89,9 @@ def test_cells_alone_count_once() -> None:
 
 
 def test_seeds_that_agree_to_the_last_count_prove_no_spread_of_zero() -> None:
-    # Means 3 and 3, though their cells differ: (1 + 1 + 1 + 1) / 2 x 3 / 9 = 2/3 a seed, half of it in the mean of two.
+    # Means 3 and 3, though cells differ: (1 + 1 + 1 + 1) / 2 x 3 / 9 = 2/3 per seed, half of that in the mean of two.
     found = mean_interval([[1.0, 3.0, 5.0], [3.0, 1.0, 5.0]], range(3))
-    items = 1.0 - 1 / 3  # of items' means 2, 2, 5, beyond the cells
+    items = 1.0 - 1 / 3  # from the items' means 2, 2, 5, beyond the cells
     half = math.hypot(student.ppf(0.975, 2) * math.sqrt(items), student.ppf(0.975, 1) * math.sqrt(0.05 / 3))
     assert found.high - found.estimate == pytest.approx(half)
 
@@ -107,12 +107,12 @@ def test_p_is_where_the_interval_reaches_zero() -> None:
 
 
 def test_few_items_that_differ_prove_little() -> None:
-    # Three prompts that all agree cannot be better evidence than 2 / 2^3, twelve items of two prompts than 2 / 2^2.
+    # Three prompts that all agree are no better evidence than 2 / 2^3, and twelve items of two prompts than 2 / 2^2.
     assert paired_difference([1, 1, 1], [0, 0, 0], range(3))[1] == 0.25
     assert paired_difference(np.ones(12), np.zeros(12), [i // 6 for i in range(12)])[1] == 0.5
     same, p = paired_difference([1, 0, 1], [1, 0, 1], range(3))
-    assert p == 1.0 and same.low < 0 < same.high, "three items that agree are no proof that all do"
-    # Agresti and Min: half a pair that differs each way, of 200 pairs; the variance is that of 200.
+    assert p == 1.0 and same.low < 0 < same.high, "three items that agree do not prove that all do"
+    # Agresti and Min: half a differing pair is added in each direction, to 200 pairs; the variance is that of 200.
     none, _ = paired_difference(np.ones(200), np.ones(200), range(200))
     expected = student.ppf(0.975, 199) * math.sqrt(1 / (1 - 1 / 201) / 201**2 * 200 / 200)
     assert none.high == pytest.approx(expected, rel=2e-2)
@@ -149,13 +149,13 @@ def test_all_right_is_wilsons_interval_with_students_quantile() -> None:
         assert found.estimate == rate and 0 <= found.low <= found.high <= 1
     five = proportion_interval([1.0] * 10, [i // 2 for i in range(10)])
     ten = proportion_interval([1.0] * 10, range(10))
-    assert five.low < ten.low, "five prompts of two wins each are five trials"
+    assert five.low < ten.low, "five prompts with two wins each are five trials"
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(24, 60), st.integers(0, 60), st.integers(0, 3))
 def test_an_item_more_moves_the_bounds_smoothly(n: int, wins: int, ties: int) -> None:
-    """From lost to tied to won, both bounds rise, and by no more than a few items' worth."""
+    """From lost to tied to won, both bounds rise, by no more than a few items' worth."""
     wins = min(wins, n - ties - 1)
     base = [1.0] * wins + [0.5] * ties + [0.0] * (n - wins - ties)
     steps = [proportion_interval([*base[:-1], last], range(n)) for last in (0.0, 0.5, 1.0)]
@@ -169,7 +169,7 @@ def _coverage(draw, truth: float, interval, trials: int = 1000) -> float:
     return float(np.mean([one.low <= truth <= one.high for one in found]))
 
 
-CASES = {  # items a cluster, clusters, rate, how alike a cluster's items are, ties
+CASES = {  # items per cluster, clusters, rate, correlation within a cluster, ties
     "single": (1, 30, 0.7, 0.0, 0.0),
     "ties": (1, 30, 0.6, 0.0, 0.5),
     "clusters": (2, 15, 0.7, 0.5, 0.0),
@@ -194,14 +194,14 @@ def test_coverage_of_a_proportion(case: str) -> None:
         return won.ravel(), clusters
 
     covered = _coverage(draw, rate * (1 - ties) + 0.5 * ties, proportion_interval)
-    # 93 to 97%, with three standard errors of 1,000 trials (wider with 15 clusters).
+    # 93 to 97%, plus three standard errors at 1,000 trials (wider with 15 clusters).
     assert 0.93 - 0.02 <= covered <= 0.985
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.0, 1.0, 5.0])
 def test_coverage_over_seeds(seeds: int, spread: float) -> None:
-    """`spread`: the seeds' standard deviation in those of the items' mean."""
+    """`spread`: the seeds' standard deviation, in standard deviations of the items' mean."""
     rng, n = np.random.default_rng(11), 50
 
     def draw():
@@ -210,7 +210,7 @@ def test_coverage_over_seeds(seeds: int, spread: float) -> None:
 
     covered = _coverage(draw, 0.0, mean_interval)
     assert 0.93 - 0.01 <= covered <= (1.0 if seeds == 2 else 0.995)
-    # mutation: the mean over seeds as if they were one
+    # mutation: the mean over seeds taken as a single seed
     alone = _coverage(lambda: (lambda table, c: (table.mean(0), c))(*draw()), 0.0, mean_interval, 300)
     assert alone < covered - 0.03 or spread < 5
 
@@ -226,4 +226,4 @@ def test_arms_that_differ_in_their_seeds_alone_are_rarely_told_apart() -> None:
         rejected.append(paired_difference(x, y, range(200))[1] < 0.05)
         averaged.append(paired_difference(x.mean(0), y.mean(0), range(200))[1] < 0.05)
     assert np.mean(rejected) <= 0.05 + 0.02
-    assert np.mean(averaged) > 0.12, "averaging the seeds first takes their luck for the recipe"
+    assert np.mean(averaged) > 0.12, "averaging the seeds first mistakes their luck for the recipe's merit"

@@ -44,7 +44,7 @@ def test_one_vote_for_each_cluster() -> None:
     clusters = ["p", "p", "p", "q", "r", "r", *"abcdef"]
     assert clustered_sign_test(differences, clusters) == sign_test(7, 1)
     assert clustered_sign_test([], []) == 1.0
-    # mutation: votes of single items are three more
+    # mutation: votes by item would be three more
     assert clustered_sign_test(differences, range(12)) == sign_test(9, 3) != sign_test(7, 1)
     # 0.1 + 0.2 - 0.3 is no vote
     assert clustered_sign_test([0.1, 0.2, -0.3], "xxx") == 1.0
