@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rlaif.app.command_line import OPTIONAL, help_text
+from rlaif.app.command.words import OPTIONAL, help_text
 from rlaif.app.home import CODE, CONF
 from rlaif.options.job import Options
 from rlaif.options.read import all_rules, leaves, rules

@@ -20,7 +20,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from rlaif.app.command_line import one_sentence
+from rlaif.app.command.words import one_sentence
 from rlaif.app.compose import composed, labeling_options
 from rlaif.app.home import CODE
 from rlaif.app.job import prepare_torch, run_job

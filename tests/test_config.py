@@ -11,7 +11,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from rlaif.app.command_line import arranged, help_text
+from rlaif.app.command.help import help_text
+from rlaif.app.command.words import arranged
 from rlaif.app.job import OTHER_STAGES
 from rlaif.options.job import Options
 from rlaif.options.read import read

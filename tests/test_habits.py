@@ -76,3 +76,12 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert all(version[2] != "unreleased" for version in versions[1:])
     sections = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
     assert sections <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_no_folder_has_more_than_ten_modules() -> None:
+    """What a reader can take in at once; a larger room gets a folder of its own."""
+    folders = [path for path in (CODE / "rlaif").rglob("*") if path.is_dir()]
+    sizes = {
+        folder: len([file for file in folder.glob("*.py") if file.stem != "__init__"]) for folder in folders
+    }
+    assert len(folders) > 20 and {folder: size for folder, size in sizes.items() if size > 10} == {}

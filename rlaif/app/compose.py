@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from rlaif.app.command_line import refuse_null
+from rlaif.app.command.words import refuse_null
 from rlaif.app.home import CONF
 from rlaif.errors import UserError
 from rlaif.options.job import Options, with_engine, with_seed

@@ -12,6 +12,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 CODE = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONF = CODE / "conf"
+OPTIONAL = ("experiments", "sweeps")  # groups beside conf/, of which a job may have none
 
 # conf/config.yaml reads it: Hydra resolves its search path before anything of ours could pass it a value.
 os.environ["RLAIF_CODE"] = str(CODE)

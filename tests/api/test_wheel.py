@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from jobs import CODE
 
-from rlaif.app.command_line import with_judges
+from rlaif.app.command.words import with_judges
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

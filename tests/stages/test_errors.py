@@ -10,7 +10,7 @@ import pytest
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from rlaif.app.command_line import one_sentence
+from rlaif.app.command.words import one_sentence
 from rlaif.errors import UserError
 
 GOOD = [

@@ -8,7 +8,7 @@ import pytest
 from model_folders import edit_config, edit_weights, end_with_probability, save_model
 from tokenizers_of_kinds import byte_tokenizer
 
-from rlaif.app.command_line import expand_home
+from rlaif.app.command.words import expand_home
 from rlaif.errors import UserError
 from rlaif.models.tiny import PAD
 

@@ -113,7 +113,7 @@ def test_a_setting_that_cannot_be_is_one_sentence(run, tmp_path, word, said) -> 
     except UserError as error:
         told = str(error)
     except Exception as error:  # Hydra refuses some words by itself
-        from rlaif.app.command_line import one_sentence
+        from rlaif.app.command.words import one_sentence
 
         told = one_sentence(error)
     else:

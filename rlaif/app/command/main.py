@@ -15,7 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlaif.app.command_line import arranged, help_text, one_sentence, refuse_null, with_judges
+from rlaif.app.command.help import help_text
+from rlaif.app.command.words import arranged, one_sentence, refuse_null, with_judges
 from rlaif.app.disk import not_written
 from rlaif.app.home import CODE, CONF
 from rlaif.errors import UserError

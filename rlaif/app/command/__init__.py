@@ -1,0 +1,1 @@
+"""The `rlaif` command: its words, its help, and its exit code."""
