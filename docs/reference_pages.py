@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from rlaif.app.command.words import OPTIONAL, help_text
-from rlaif.app.home import CODE, CONF
+from rlaif.app.command.help import help_text
+from rlaif.app.home import CODE, CONF, OPTIONAL
 from rlaif.options.job import Options
 from rlaif.options.read import all_rules, leaves, rules
 from rlaif.options.rules import Anything, Choice, Number, Rule, Switch, Texts

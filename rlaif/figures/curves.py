@@ -1,4 +1,4 @@
-"""Curves over training, over a factor of an experiment, and over the distance from the reference policy."""
+"""Curves over training, over a factor of an experiment, and over the distance to the reference policy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlaif.tracking.text import is_percent, metric_label
 
 @dataclass(frozen=True)
 class JudgedPoint:
-    """A policy at a KL from its reference (nats): proxy reward and the judge's win rate, where known."""
+    """A policy at its KL to the reference (nats): the proxy reward and the judge's win rate, if known."""
 
     label: str
     kl: float
@@ -31,7 +31,7 @@ class JudgedPoint:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A point of a curve with its interval, where there is one."""
+    """A point of a curve, with its interval if there is one."""
 
     x: float
     value: float
@@ -50,7 +50,7 @@ def _panel(axes: Axes, histories: Mapping[str, Sequence[Row]], name: str) -> Non
         steps, values = series(history, name)
         colour = PALETTE[index] if index < len(PALETTE) else "#c3cad1"
         style: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) < 12 else {}
-        # The fits of a comparison's arms follow each other in one history: a line each.
+        # A comparison's history has its arms' fits one after another: one line each.
         for piece, fit in enumerate(rising_pieces(steps)):
             own = label if piece == 0 else None
             axes.plot(steps[fit], values[fit], color=colour, label=own, **style)
@@ -63,7 +63,7 @@ def _panel(axes: Axes, histories: Mapping[str, Sequence[Row]], name: str) -> Non
 
 
 def learning_curves(histories: Mapping[str, Sequence[Row]], names: Sequence[str], *, title: str) -> str:
-    """Small multiples, one panel a metric over its steps; one colour a run (`histories`: label to rows)."""
+    """Small multiples, one panel per metric over its steps; one colour per run (`histories`: label to rows)."""
     shown = [name for name in names if any(series(rows, name)[0] for rows in histories.values())]
     if not shown:
         return ""
@@ -78,12 +78,8 @@ def learning_curves(histories: Mapping[str, Sequence[Row]], names: Sequence[str]
                 axes.set_xlabel("step")
         if len(histories) > 1:
             handles, labels = figure.axes[0].get_legend_handles_labels()
-            figure.legend(
-                handles,
-                [shorten(text) for text in labels],
-                loc="outside upper left",
-                ncols=min(3, len(labels)),
-            )
+            ncols = min(3, len(labels))
+            figure.legend(handles, list(map(shorten, labels)), loc="outside upper left", ncols=ncols)
 
     extra = 0.28 * math.ceil(len(histories) / 3) if len(histories) > 1 else 0.0
     return svg(draw, 10.6, 1.85 * lines + 0.25 + extra, title)
@@ -92,9 +88,9 @@ def learning_curves(histories: Mapping[str, Sequence[Row]], names: Sequence[str]
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[CurvePoint]]], *, x_label: str, x_percent: bool, title: str
 ) -> str:
-    """Metrics over x with 95% intervals: a panel for each metric, a colour for each named line in it.
+    """Metrics over x with 95% intervals: one panel per metric, one colour per named line in it.
 
-    Points of a line come in the order of x. x is logarithmic where it spans more than a decade.
+    The points of a line are in the order of x. x is logarithmic if it spans more than a decade.
     """
     places = [point.x for lines in panels.values() for points in lines.values() for point in points]
     span = (min(places), max(places))
@@ -116,15 +112,14 @@ def curves(
                 percent_axis(axes.xaxis)
             elif logarithmic:
                 _log_axis(axes, places)
-        if len(shade) > 1:
-            legend(figure, shade)
+        legend(figure, shade)
 
     room = 0.28 * math.ceil(len(shade) / 3) if len(shade) > 1 else 0.0
     return svg(draw, max(5.0, 4.6 * len(panels)), 3.2 + room, title)
 
 
 def _beside(x: float, side: float, span: tuple[float, float], *, logarithmic: bool) -> float:
-    """`x` moved by the share `side` of an axis from `span[0]` to `span[1]`."""
+    """`x` moved by the fraction `side` of an axis from `span[0]` to `span[1]`."""
     low, high = span
     return x * (high / low) ** side if logarithmic else x + (high - low) * side
 
@@ -138,24 +133,23 @@ def _curve(axes: Axes, points: Sequence[tuple[float, CurvePoint]], colour: str) 
 
 
 def _log_axis(axes: Axes, places: Sequence[float]) -> None:
-    """Ticks at the points themselves: decades alone would leave a doubling ladder without numbers."""
+    """Ticks at the points themselves: with decades alone, repeatedly doubled values would have no numbers."""
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     ticks: list[float] = []
     for place in sorted(places):
-        if not ticks or place > 1.3 * ticks[-1]:  # closer ones would print over each other
+        if not ticks or place > 1.3 * ticks[-1]:  # closer ones would overlap
             ticks.append(place)
     axes.set_xticks(ticks, [f"{tick:,.4g}" for tick in ticks])
 
 
 def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPoint], *, title: str) -> str:
-    """Proxy reward over sqrt(KL) above the judge's win rate over the same axis (Gao et al. 2023, figure 1).
+    """Proxy reward over sqrt(KL) beside the judge's win rate over the same axis (Gao et al. 2022, figure 1).
 
-    `paths`: label to history rows with `rl/kl` and `rl/reward`; `points`: judged policies. Empty when
-    neither has a KL. Dashed beside the proxy is the one on prompts that the reward model was not trained on.
+    `paths`: label to history rows with `rl/kl` and `rl/reward`; `points`: judged policies. Empty if neither has a
+    KL. The dashed line is the proxy on prompts that the reward model was not trained on.
     """
-    tracks = {label: _track(rows) for label, rows in paths.items()}
-    tracks = {label: track for label, track in tracks.items() if len(track) > 1}
+    tracks = {label: track for label, rows in paths.items() if len(track := _track(rows)) > 1}
     usable = [point for point in points if point.kl >= 0]
     if not tracks and not usable:
         return ""
@@ -180,8 +174,7 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
             axes.set_xlabel("√KL from the reference (√nats)")
             axes.set_xlim(left=0)
             axes.margins(0.06)
-        if len(shade) > 1:
-            legend(figure, shade)
+        legend(figure, shade)
 
     return svg(draw, 9.4, 3.0 + (0.25 if len(tracks) + len(usable) > 2 else 0), title)
 
@@ -189,36 +182,34 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
 def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
     """What a tracker measured on fixed prompts over sqrt(KL): proxy reward beside the held-out measure.
 
-    `paths`: label to history rows, of which those with `rl/track_kl` count, in their order: a policy may come
-    back. Empty where nothing was tracked. (Gao et al. 2022, figure 1.)
+    `paths`: label to history rows; those with `rl/track_kl` count, in their order, since a policy's KL may fall
+    again. Empty if nothing was tracked. (Gao et al. 2022, figure 1.)
     """
-    tracks = {
-        label: [row for row in rows if number(row, "rl/track_kl") is not None]
-        for label, rows in paths.items()
-    }
-    tracks = {label: rows for label, rows in tracks.items() if rows}
+    tracks: dict[str, list[Row]] = {}
+    for label, row in ((label, row) for label, rows in paths.items() for row in rows):
+        if number(row, "rl/track_kl") is not None:
+            tracks.setdefault(label, []).append(row)
     if not tracks:
         return ""
 
     def draw(figure: Figure) -> None:
         shade = colours(list(tracks))
-        panels = (
-            ("rl/track_proxy", "proxy: reward, before penalties and KL"),
-            ("rl/track_gold", "held-out measure"),
-        )
-        for axes, (name, heading) in zip(figure.subplots(1, 2, sharex=True), panels, strict=True):
+        headings = {
+            "rl/track_proxy": "proxy: reward, before penalties and KL",
+            "rl/track_gold": "held-out measure",
+        }
+        for axes, name in zip(figure.subplots(1, 2, sharex=True), headings, strict=True):
             for label, rows in tracks.items():
                 for piece in rising_pieces(
                     [row["step"] for row in rows]
-                ):  # a line each for arms in one history
+                ):  # arms in one history: one line each
                     places = [math.sqrt(max(row["rl/track_kl"], 0.0)) for row in rows[piece]]
                     values = [row[name] for row in rows[piece]]
                     axes.plot(places, values, "o-", color=shade[label], markersize=4)
-            axes.set_title(heading)
+            axes.set_title(headings[name])
             axes.set_xlabel("√KL from the reference (√nats)")
             axes.margins(0.06)
-        if len(shade) > 1:
-            legend(figure, shade)
+        legend(figure, shade)
 
     return svg(draw, 9.4, 3.0 + (0.25 if len(tracks) > 2 else 0), title)
 

@@ -1,6 +1,6 @@
 """Figures as inline SVG: text stays text, ids are unique per figure, nothing is fetched.
 
-The palette is Okabe and Ito's (told apart under the common forms of colour blindness).
+The palette is that of Okabe and Ito (distinguishable under the common forms of colour blindness).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rlaif.tracking.runs import Row
 
 @dataclass(frozen=True)
 class ForestRow:
-    """One line of a forest plot; `mark` is drawn full (`best`), ringed (`tied`) or plain (empty)."""
+    """One line of a forest plot, drawn as a filled point (`mark` is `best`), a ring (`tied`) or plain (empty)."""
 
     label: str
     value: float
@@ -34,9 +34,9 @@ def forest_plot(
     axis_label: str,
     width: float,
 ) -> str:
-    """Estimates with 95% intervals, first row on top; `reference` draws the line of no difference.
+    """Estimates with 95% intervals, first row on top; the line of no difference is at `reference`.
 
-    `width` in inches, as matplotlib counts (96 pixels each on the page).
+    `width` is in inches, as in matplotlib (96 pixels each on the page).
     """
 
     def draw(figure: Figure) -> None:
@@ -64,9 +64,9 @@ def forest_plot(
 def rates_by_bin(
     bins: Sequence[str], lines: Mapping[str, Sequence[ForestRow]], *, title: str, axis_label: str
 ) -> str:
-    """Rates with 95% intervals over ordered bins, one colour a line; a row's `label` is its bin.
+    """Rates with 95% intervals over ordered bins, one colour per line; a row's `label` is its bin.
 
-    The dashed line is 50%. Empty when no line has a row.
+    The dashed line is 50%. Empty if no line has a row.
     """
     drawn = {name: rows for name, rows in lines.items() if rows}
     if not drawn:
@@ -91,16 +91,15 @@ def rates_by_bin(
 
 
 def reliability_plot(curves: Mapping[str, Sequence[Row]], *, title: str) -> str:
-    """Observed frequency over predicted probability; area of a point grows with its bin's count.
+    """Observed frequency over predicted probability; a point's area grows with its bin's count.
 
     `curves`: name to bins, rows with `mean_predicted` and `mean_observed` in [0, 1] and `n`. Bins without
-    items and curves without bins are left out; names are written where there are two curves or more.
+    items and curves without bins are left out; names are shown if there are two curves or more.
     """
-    full = {
-        name: [row for row in bins if row.get("n") and row.get("mean_predicted") is not None]
-        for name, bins in curves.items()
-    }
-    drawn = {name: rows for name, rows in full.items() if rows}
+    drawn: dict[str, list[Row]] = {}
+    for name, row in ((name, row) for name, bins in curves.items() for row in bins):
+        if row.get("n") and row.get("mean_predicted") is not None:
+            drawn.setdefault(name, []).append(row)
     if not drawn:
         return ""
     largest = max(float(row["n"]) for rows in drawn.values() for row in rows)
@@ -112,9 +111,8 @@ def reliability_plot(curves: Mapping[str, Sequence[Row]], *, title: str) -> str:
             xs, ys = [row["mean_predicted"] for row in rows], [row["mean_observed"] for row in rows]
             axes.plot(xs, ys, color=colour, linewidth=1.2, label=name)
             axes.scatter(xs, ys, s=[20 + 120 * float(row["n"]) / largest for row in rows], color=colour)
-        axes.set(
-            xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="predicted", ylabel="observed", aspect="equal"
-        )
+        limits = (-0.02, 1.02)
+        axes.set(xlim=limits, ylim=limits, xlabel="predicted", ylabel="observed", aspect="equal")
         percent_axis(axes.xaxis)
         percent_axis(axes.yaxis)
         if len(drawn) > 1:

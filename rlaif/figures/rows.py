@@ -1,4 +1,4 @@
-"""Lines of tables as text: a metric with its interval, policy against baseline, rates by bin."""
+"""Lines of tables as text: metrics with their intervals, policy against baseline, rates by bin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlaif.tracking.text import EN_DASH, metric_range, metric_value, percent, pl
 
 
 def latest_table(runs: Sequence[RunRecord], name: str) -> list[Row]:
-    """The table of the last run that has it: later stages of a path repeat the tables before them."""
+    """The table from the last run that has it: later stages of a path repeat earlier tables."""
     return next((rows for run in reversed(runs) if (rows := run.table(name))), [])
 
 
@@ -32,7 +32,7 @@ def rate_texts(row: Row, count: str, rate: str) -> tuple[str, str, str]:
 
 
 def by_confidence(rows: Sequence[Row], rates: Mapping[str, str]) -> str:
-    """The plot of rates over bins of |p - 0.5|; `rates`: the line's title to its column."""
+    """The plot of rates over bins of |p - 0.5|; `rates`: each line's title and column."""
     labels = [between(row) for row in rows]
     lines = {
         title: [
@@ -54,7 +54,7 @@ REWARD: Sides = ("eval/reward_policy", "eval/reward_baseline")
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One line of the result table. `metric` is the summary's name, for the glossary."""
+    """One line of the result table. `metric` is its name in the summary, for the glossary."""
 
     stage: str
     label: str
@@ -82,25 +82,19 @@ def table_rows(
     notes: Mapping[str, str],
     own: Mapping[str, tuple[str, str] | None] = MappingProxyType({}),
 ) -> list[ResultRow]:
-    """A line for each metric that was measured, in the table's order.
+    """One line per measured metric, in the table's order.
 
-    `notes` beside the metrics that have one take the place of the table's. `own` are the value and note of lines that
-    a stage writes itself, None for one that it leaves out.
+    `notes` replace those of the table. `own` are the value and note of lines that a stage writes itself, None for one
+    that it leaves out.
     """
-    rows = []
+    rows: list[ResultRow | None] = []
     for one in shown:
-        note = notes.get(one.name, one.note)
-        if one.name in own:
-            written = own[one.name]
-            found = (
-                None
-                if written is None
-                else ResultRow(one.group, one.label, one.name, written[0], "", written[1])
-            )
-        else:
-            found = (_versus_row if one.versus else _row)(one, summary, note)
-        rows += [] if found is None else [found]
-    return rows
+        if one.name not in own:
+            row = (_versus_row if one.versus else _row)(one, summary, notes.get(one.name, one.note))
+            rows.append(row)
+        elif written := own[one.name]:
+            rows.append(ResultRow(one.group, one.label, one.name, written[0], note=written[1]))
+    return [row for row in rows if row is not None]
 
 
 def _row(shown: Shown, summary: Summary, note: str) -> ResultRow | None:
@@ -124,6 +118,6 @@ def _versus_row(shown: Shown, summary: Summary, note: str) -> ResultRow | None:
     gain = interval(summary, f"{base}_gain")
     if gain is None:
         return replace(row, note=note or "policy vs baseline")
-    told = f"policy vs baseline: {metric_value(f'{base}_gain', gain.estimate)} with its interval"
+    words = f"policy vs baseline: {metric_value(f'{base}_gain', gain.estimate)} with its interval"
     bounds = metric_range(f"{base}_gain", gain.low, gain.high)
-    return replace(row, interval=bounds, note=f"{told}; {note}" if note else told)
+    return replace(row, interval=bounds, note=f"{words}; {note}" if note else words)

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import chain, repeat
 from typing import Any
 
 import matplotlib
@@ -45,7 +46,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def svg(draw: Callable[[Figure], None], width: float, height: float, alt: str) -> str:
-    """What `draw` draws on a figure of `width` x `height` inches, as inline SVG with `alt` for readers."""
+    """What `draw` draws on a figure of `width` x `height` inches, as inline SVG with `alt` for screen readers."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -57,7 +58,7 @@ def svg(draw: Callable[[Figure], None], width: float, height: float, alt: str) -
 
 
 def _inline(text: str, alt: str) -> str:
-    """Cut the XML header, make ids unique by content and let the figure scale with the page."""
+    """Removes the XML header, makes ids unique by content and lets the figure scale with the page."""
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     prefix = "f" + hashlib.sha256((alt + body).encode()).hexdigest()[:8]
     body = re.sub(r'\bid="', f'id="{prefix}-', body)
@@ -76,28 +77,27 @@ def _inline(text: str, alt: str) -> str:
 
 
 def percent_axis(axis: Any) -> None:
-    """Whole percents only: a tick at 62.5% would print as a wrong number."""
+    """Formats an axis in whole percents: a tick at 62.5% would print as a wrong number."""
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
 
 
 def shorten(label: str, limit: int = 46) -> str:
-    """At most `limit` characters, cut in the middle of what is too long."""
+    """At most `limit` characters; longer labels are cut at the end."""
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each label, in the palette's order."""
+    """A colour for each label, in the palette's order; grey once that is used up."""
     unique = list(dict.fromkeys(labels))
-    return {
-        label: PALETTE[index] if index < len(PALETTE) else "#c3cad1" for index, label in enumerate(unique)
-    }
+    return dict(zip(unique, chain(PALETTE, repeat("#c3cad1")), strict=False))
 
 
 def legend(figure: Figure, colours: Mapping[str, str]) -> None:
-    """Below the figure, for the labels that have a colour of their own."""
+    """Above the figure, for labels with a colour of their own; none if there is only one label."""
+    if len(colours) < 2:
+        return
     shown = list(colours)[: len(PALETTE)]
     handles = [matplotlib.lines.Line2D([], [], color=colours[label], marker="o") for label in shown]
-    figure.legend(
-        handles, [shorten(label) for label in shown], loc="outside upper left", ncols=min(3, len(shown))
-    )
+    ncols = min(3, len(shown))
+    figure.legend(handles, list(map(shorten, shown)), loc="outside upper left", ncols=ncols)

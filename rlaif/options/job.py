@@ -1,4 +1,4 @@
-"""The options of one job, as the composed configuration has them: read once at its start."""
+"""The options of one job, read once at its start from the composed configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TooLong = Literal["error", "truncate", "drop"]
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOptions:
-    """`seeds`: one for each stage, and `data` for the split."""
+    """`seeds`: one per stage, and `data` for the split."""
 
     data: Count0
     sft: Count0
@@ -27,7 +27,7 @@ class SeedOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PathOptions:
-    """`paths`: where a job writes, and where conf/ lies."""
+    """`paths`: where a job writes, and where conf/ is."""
 
     root: Name
     code: Name
@@ -35,21 +35,21 @@ class PathOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyOptions:
-    """`models.tiny`: a random model of a few thousand weights instead of every model."""
+    """`models.tiny`: a random model of a few thousand weights in place of every model."""
 
     tiny: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
-    """`doctor`: gold pairs that are attacked with injected text."""
+    """`doctor`: how many gold pairs are attacked with injected text."""
 
     injection_pairs: Count0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnOptions:
-    """`task.columns`: the user's names of our columns."""
+    """`task.columns`: the user's names for our columns."""
 
     prompt: str | None
     reference: str | None
@@ -63,7 +63,7 @@ class ColumnOptions:
 class TaskOptions:
     """`task`: where prompts, references and pairs come from, and how text becomes tokens.
 
-    Fields with a default belong to some sources alone.
+    Fields with a default belong to some sources only.
     """
 
     name: str
@@ -100,7 +100,7 @@ class TaskOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """`model`: the base of policy and reward model, and which part of it is trained."""
+    """`model`: the base model of policy and reward model, and which part of it is trained."""
 
     source: str
     name: Name
@@ -115,7 +115,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """`report`: the runs of stage=report, and how many samples a run keeps for reading."""
+    """`report`: the runs that stage=report reads, and how many samples a run keeps for reading."""
 
     stage: str | None
     group: str | None
@@ -125,7 +125,7 @@ class ReportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingOptions:
-    """`tracking`: Weights & Biases. What is null follows its own environment variables, then our defaults."""
+    """`tracking`: Weights & Biases. Null settings follow its own environment variables, then our defaults."""
 
     mode: str
     project: Name | None
@@ -149,7 +149,7 @@ class TrainerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Everything that a job's configuration says. Nodes of type Any hold names of the user's own."""
+    """A job's whole configuration. Nodes of type Any hold names of the user's own."""
 
     stage: str
     seed: Count0 | None
@@ -191,35 +191,26 @@ class Options:
         return {"labeler": self.labeler, "judge": self.judge}[key]
 
 
-SEEDS = {
-    "sft": ("sft",),
-    "sample": ("sample",),
-    "label": ("label",),
-    "rm": ("rm",),
-    "rl": ("rl",),
-    "eval": ("eval",),
-    "pipeline": ("rm", "rl"),
-}
-
-
 def with_seed(options: Options) -> Options:
     """`seed=` sets the requested stage's seed only (for `pipeline`: rm and rl), so that the rest is shared.
 
-    An arm of a comparison counts as the stage that it runs `until`; until eval, as a pipeline.
+    An arm of a comparison counts as the stage that it runs `until`, and as a pipeline if that is eval.
     """
     stage = options.stage
     if stage == "compare":
         stage = "pipeline" if options.until == "eval" else options.until
     if options.seed is None:
         return options
-    return replace(options, seeds=replace(options.seeds, **dict.fromkeys(SEEDS.get(stage, ()), options.seed)))
+    named = ("rm", "rl") if stage == "pipeline" else (stage,)
+    seeds = {name: options.seed for name in named if hasattr(options.seeds, name)}
+    return replace(options, seeds=replace(options.seeds, **seeds))
 
 
 def with_engine(options: Options) -> Options:
-    """`backend: null` of a labeler or judge becomes the engine that `backend=` sets up.
+    """Replaces `backend: null` of a labeler or judge by the engine that `backend=` sets up.
 
-    With `models.tiny=true` the engine of this process is a random model, which puts no mass on any choice:
-    there `min_mass` is 0, since it would stop all that is tried with it. A server's model stays what it is.
+    With `models.tiny=true` this process's engine is a random model, which puts no mass on any choice: its `min_mass`
+    is 0, since any other value would stop every trial run. A server's model keeps its own.
     """
 
     def prepared(own: LabelingOptions) -> LabelingOptions:

@@ -19,7 +19,7 @@ Retry = Literal["unparsed", "failed", "all"]
 class ReadoutOptions:
     """How a number is read from the model.
 
-    `temperature` divides the choices' log-probabilities (`choice`) or the difference of the two
+    `temperature` divides the choices' log-probabilities (`choice`) or the difference between the two
     responses' scores (`score`, `likelihood`) before the softmax or sigmoid that gives `p_a`.
     `direction` and `normalize` belong to `likelihood`, `max_tokens` (new tokens of a verdict) to `text`.
     """
@@ -32,7 +32,7 @@ class ReadoutOptions:
 
     @property
     def pointwise(self) -> bool:
-        """Whether each response is read by itself, so that a pair has no positions."""
+        """Whether each response is read on its own, so that a pair has no positions."""
         return self.kind in ("score", "likelihood")
 
 
@@ -50,11 +50,11 @@ class ScriptedOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelingOptions:
-    """`labeler` and `judge`: prompt strategy x readout x order x self-consistency, and what a stage allows them.
+    """`labeler` and `judge`: prompt strategy x readout x order x self-consistency, and the limits of their stages.
 
-    `min_mass` is the least probability of the next token that the choices of a `choice` or `score` readout must
-    carry together. `temperature` and `top_k` (0: no limit) govern sampled text. `batch_size` prompts reach the
-    backend at once and are committed to the store together. `backend` null is the engine that `backend=` sets up.
+    `min_mass` is the least next-token probability that the choices of a `choice` or `score` readout must carry
+    together. `temperature` and `top_k` (0: no limit) apply to sampled text. `batch_size` prompts reach the backend at
+    once and are committed to the store together. A null `backend` stands for the engine that `backend=` sets up.
     """
 
     name: str | None
@@ -80,7 +80,7 @@ class LabelingOptions:
 
     @property
     def engine(self) -> str:
-        """`backend`, once the job's options have been made ready (`with_engine`)."""
+        """`backend`, once `with_engine` has filled it in."""
         assert self.backend is not None
         return self.backend
 
@@ -89,7 +89,7 @@ class LabelingOptions:
 class BackendOptions:
     """`backend`: the engine of labelers and judges, in this process or behind a server.
 
-    `revision` is the model's in either. Fields with a default belong to one of the engines alone.
+    `revision` is that of the model in both cases. Fields with a default belong to one of the engines only.
     """
 
     engine: str
@@ -121,7 +121,7 @@ class BackendOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """`eval`: how the two policies answer the held-out prompts, and what counts as a tie."""
+    """`eval`: how the two policies answer held-out prompts, and what counts as a tie."""
 
     num_prompts: Count
     temperature: From0

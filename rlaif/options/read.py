@@ -1,6 +1,6 @@
-"""Plain configuration into typed options: every value must fit its field's annotation, wherever it was set.
+"""Turns plain configuration into typed options: every value must fit its field's annotation, wherever it was set.
 
-A key that no field has is read by nothing, so it is refused.
+A key without a field would be ignored by everything, so it is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlaif.options.rules import ABSENT, Anything, Choice, Number, Rule, Switch, 
 
 T = TypeVar("T")
 UNSET = "???"
-"""A value that is still to be given. It passes, since not every job reads every setting."""
+"""A value that the user still has to set. It passes, since not every job reads every setting."""
 
 _KINDS: Mapping[Any, Rule] = {
     bool: Switch(),
@@ -29,13 +29,13 @@ _KINDS: Mapping[Any, Rule] = {
 
 
 def read(options: type[T], values: Any, place: str = "") -> T:
-    """The dataclass `options` from plain `values`; `place` is the dotted key that they stand under.
+    """The dataclass `options` from plain `values`, which are at the dotted key `place`.
 
-    Raises UserError for a value that is out of range or of another kind, and for a key that no field has. A field
-    with a default may be left out: not every option of a group has it.
+    Raises UserError for a value that is out of range or of another kind, and for a key without a field. A field
+    with a default may be missing: not every option of a group has it.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{place}={shown(values)} is no group of settings: write {place}.KEY=VALUE")
+        raise UserError(f"{place}={shown(values)} is not a group of settings: write {place}.KEY=VALUE")
     known = rules(options)  # type: ignore[arg-type]
     for name in values:
         if name not in known:
@@ -46,7 +46,7 @@ def read(options: type[T], values: Any, place: str = "") -> T:
         if field.name in values:
             found[field.name] = _value(known[field.name], key, values[field.name])
         elif field.default is MISSING and field.default_factory is MISSING:
-            raise UserError(f"{key} is missing: write it into its group's file under conf/")
+            raise UserError(f"{key} is missing: add it to its group's file under conf/")
     return options(**found)
 
 
@@ -61,42 +61,40 @@ def _value(rule: Any, key: str, value: Any) -> Any:
     wrong = rule.wrong(key, value)
     if wrong:
         raise UserError(wrong)
-    # 1 and 1.0 are one setting, and one digest.
+    # 1 and 1.0 are one setting, with one digest.
     return float(value) if isinstance(rule, Number) and not rule.whole and value is not None else value
 
 
 def need(options: Any, place: str, names: Iterable[str], instead: str) -> None:
-    """Raises UserError where a field that is read is one of another choice of the group; `instead`: what to write."""
-    absent = [name for name in names if getattr(options, name) is ABSENT]
-    if absent:
-        raise UserError(f"{place}.{absent[0]} is missing: write {instead}")
+    """Raises UserError if a needed field belongs to another choice of the group; `instead`: what to write."""
+    for name in names:
+        if getattr(options, name) is ABSENT:
+            raise UserError(f"{place}.{name} is missing: write {instead}")
 
 
 def refuse_others(options: Any, place: str, names: Iterable[str], chosen: str) -> None:
-    """Raises UserError for a field that is given, but that nothing reads under the choice `chosen` of the group."""
-    others = [
-        field.name for field in fields(options) if field.default is ABSENT and field.name not in set(names)
-    ]
-    given = [name for name in others if getattr(options, name) is not ABSENT]
-    if given:
-        raise UserError(f"{place}.{given[0]} has no meaning with {chosen}: leave it out")
+    """Raises UserError for a field that is set, but that nothing reads under the choice `chosen` of the group."""
+    used = set(names)
+    for field in fields(options):
+        other = field.default is ABSENT and field.name not in used
+        if other and getattr(options, field.name) is not ABSENT:
+            raise UserError(f"{place}.{field.name} has no meaning with {chosen}: leave it out")
 
 
 def require(values: Any, place: str = "") -> None:
-    """Raises UserError for a setting in `values`, plain configuration, that is still to be given."""
-    missing = [key for key, value in leaves(values, place) if value == UNSET]
-    if missing:
+    """Raises UserError for a setting in `values`, plain configuration, that the user still has to set."""
+    if missing := [key for key, value in leaves(values, place) if value == UNSET]:
         raise UserError(missing_value(missing))
 
 
 def missing_value(keys: Iterable[str]) -> str:
-    """For keys whose value is `???`."""
+    """The message for keys whose value is `???`."""
     first = min(keys, key=len, default="a value")
     return f"{first} has no value: write {first}=VALUE"
 
 
 def plain(options: Any) -> Any:
-    """Typed options as plain mappings, without the fields that their group's option does not have."""
+    """Typed options as plain mappings, without the fields that the chosen option of their group lacks."""
     if isinstance(options, Mapping):
         return {name: plain(value) for name, value in options.items()}
     if not is_dataclass(options):
@@ -106,7 +104,7 @@ def plain(options: Any) -> Any:
 
 
 def leaves(values: Any, place: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of everything in plain nested mappings; an empty mapping has nothing."""
+    """(dotted key, value) of everything in plain nested mappings; an empty mapping has no entry."""
     if not isinstance(values, Mapping):
         return [(place, values)]
     return [leaf for name, value in values.items() for leaf in leaves(value, _below(place, str(name)))]
@@ -114,7 +112,7 @@ def leaves(values: Any, place: str = "") -> list[tuple[str, Any]]:
 
 @cache
 def rules(options: Any) -> Mapping[str, Any]:
-    """What each field may be: a Rule, or the dataclass of a group within the group."""
+    """What each field may be: a Rule, or the dataclass of a nested group."""
     hints = get_type_hints(options, include_extras=True)
     return {field.name: _rule(hints[field.name]) for field in fields(options)}
 
@@ -148,27 +146,29 @@ def _below(place: str, name: str) -> str:
 
 
 def unknown_key(key: str) -> str:
-    """That nothing reads `key`, and which key may have been meant."""
+    """The message that nothing reads `key`, with the key that may have been meant."""
     from rlaif.options.job import Options
 
     known = all_rules(Options)
-    if key.startswith("ppo."):
-        return f"{key} is no configuration key: did you mean rl.{key.removeprefix('ppo.')}?"
+    if key in known:
+        return (
+            f"{key} is not a setting of this {key.split('.')[0]}=: choose an option that has it, see --help"
+        )
     parent, _, name = key.rpartition(".")
     inside = f"{parent}." if parent else ""
     beside = list(dict.fromkeys(k.removeprefix(inside).split(".")[0] for k in known if k.startswith(inside)))
     alias = _ALIASES.get(name)
-    meant = [alias] if alias in beside else get_close_matches(name, beside, n=1)
-    if key in known:
-        return f"{key} is no setting of this {key.split('.')[0]}=: choose an option that has it, see --help"
+    if key.startswith("ppo."):
+        meant = f"rl.{key.removeprefix('ppo.')}"
+    elif close := [alias] if alias in beside else get_close_matches(name, beside, n=1):
+        meant = f"{inside}{close[0]}"
+    else:
+        meant = next((one for one in known if one.endswith(f".{name}")), "")
     if meant:
-        return f"{key} is no configuration key: did you mean {inside}{meant[0]}?"
-    elsewhere = next((one for one in known if one.endswith(f".{name}")), None)
-    if elsewhere:
-        return f"{key} is no configuration key: did you mean {elsewhere}?"
+        return f"{key} is not a configuration key: did you mean {meant}?"
     if not parent or not beside:
-        return f"{key} is no configuration key: see --help for groups and conf/config.yaml"
-    return f"{key} is no configuration key: {parent} has {', '.join(sorted(beside))}"
+        return f"{key} is not a configuration key: see --help for groups and conf/config.yaml"
+    return f"{key} is not a configuration key: {parent} has {', '.join(sorted(beside))}"
 
 
 _ALIASES = {

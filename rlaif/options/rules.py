@@ -1,42 +1,53 @@
-"""What one setting may be, and the sentence that says so where it is something else."""
+"""What each setting may be, and the sentence that says so if it is something else."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number between two bounds, both allowed unless `above` or `below` leaves them out."""
+class Rule(ABC):
+    """What one setting may be; `null` says whether it may be null."""
+
+    null: bool = field(default=False, kw_only=True)
+
+    @abstractmethod
+    def wrong(self, key: str, value: Any) -> str | None:
+        """What is wrong with `value`; None if nothing."""
+
+    def read(self, value: Any) -> Any:
+        """The value that is meant by `value`, as it is written."""
+        return value
+
+
+@dataclass(frozen=True)
+class Number(Rule):
+    """A number between two bounds, both allowed unless `above` or `below` excludes them."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
     below: bool = False
     whole: bool = False
-    null: bool = False
 
     def wrong(self, key: str, value: Any) -> str | None:
-        """What is wrong with `value`; None if nothing."""
         if value is None:
-            return None if self.null else f"{key}=null is no {self._kind}: write {self.described}"
+            return None if self.null else f"{key}=null is not a {self._kind}: write {self.described}"
+        null = ", or null" if self.null else ""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
-            null = ", or null" if self.null else ""
-            return (
-                f"{key}={shown(value)} is no {self._kind}: write one, such as {key}={self.example(key)}{null}"
-            )
+            example = f"{key}={self.example(key)}"
+            return f"{key}={shown(value)} is not a {self._kind}: write one, such as {example}{null}"
         low = value > self.low if self.above else value >= self.low
         high = value < self.high if self.below else value <= self.high
         if math.isfinite(value) and low and high:
             return None
-        return (
-            f"{key}={shown(value)} is out of range: write {self.described}{', or null' if self.null else ''}"
-        )
+        return f"{key}={shown(value)} is out of range: write {self.described}{null}"
 
     def read(self, value: Any) -> Any:
-        """A text that reads as the number wanted, as from `${oc.env:NAME}`, is that number."""
+        """Text that reads as such a number, as from `${oc.env:NAME}`, is that number."""
         if isinstance(value, str):
             for kind in (int,) if self.whole else (int, float):
                 try:
@@ -61,45 +72,35 @@ class Number:
     @property
     def described(self) -> str:
         """Which numbers it may be."""
-        what = f"a {self._kind}"
         if self.low == -math.inf and self.high == math.inf:
             return f"a finite {self._kind}"
-        least = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+        least = f"a {self._kind} {'above' if self.above else 'from'} {self.low:g}"
         if self.high == math.inf:
-            return f"{what} {least}"
-        return f"{what} {least} and below {self.high:g}" if self.below else f"{what} {least} to {self.high:g}"
+            return least
+        return f"{least} and below {self.high:g}" if self.below else f"{least} to {self.high:g}"
 
 
 @dataclass(frozen=True)
-class Switch:
+class Switch(Rule):
     """true or false."""
 
-    null: bool = False
-
     def wrong(self, key: str, value: Any) -> str | None:
-        """What is wrong with `value`; None if nothing."""
         if isinstance(value, bool) or (value is None and self.null):
             return None
-        return f"{key}={shown(value)} is no switch: write {key}=true or false"
-
-    def read(self, value: Any) -> Any:
-        """As it is."""
-        return value
+        return f"{key}={shown(value)} is not a switch: write {key}=true or false"
 
 
 @dataclass(frozen=True)
-class Text:
-    """One text; a number counts as how it is written."""
+class Text(Rule):
+    """Text; a number counts as it is written."""
 
-    null: bool = False
     empty: bool = True
 
     def wrong(self, key: str, value: Any) -> str | None:
-        """What is wrong with `value`; None if nothing."""
         if value is None:
             return None if self.null else f"{key}=null says nothing: write a text"
         if isinstance(value, dict | list | bool):
-            return f"{key}={shown(value)} is no text: write one, in quotes if it has special characters"
+            return f"{key}={shown(value)} is not a text: write one, in quotes if it has special characters"
         return f"{key} is empty: write a text" if not self.empty and not str(value).strip() else None
 
     def read(self, value: Any) -> Any:
@@ -108,42 +109,33 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Rule):
     """One of several words."""
 
     words: tuple[str, ...]
-    null: bool = False
 
     def wrong(self, key: str, value: Any) -> str | None:
-        """What is wrong with `value`; None if nothing."""
         if value in self.words or (value is None and self.null):
             return None
-        words = [*self.words, *(["null"] if self.null else [])]
-        told = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
-        return f"{key}={shown(value)} is not known: write {told}"
-
-    def read(self, value: Any) -> Any:
-        """As it is."""
-        return value
+        *others, last = [*self.words, *(["null"] if self.null else [])]
+        known = f"{', '.join(others)} or {last}" if others else last
+        return f"{key}={shown(value)} is not known: write {known}"
 
 
 @dataclass(frozen=True)
-class Texts:
-    """A list of texts, or one alone."""
-
-    null: bool = False
+class Texts(Rule):
+    """A list of texts, or a single one."""
 
     def wrong(self, key: str, value: Any) -> str | None:
-        """What is wrong with `value`; None if nothing."""
         rows = value if isinstance(value, list | tuple) else [value]
         if value is None and self.null:
             return None
         if any(row is None or isinstance(row, dict | list | bool) for row in rows):
-            return f"{key}={shown(value)} is no list of texts: write [A,B]"
+            return f"{key}={shown(value)} is not a list of texts: write [A,B]"
         return None
 
     def read(self, value: Any) -> Any:
-        """Texts, also where there is one alone."""
+        """A tuple of texts, even if there is only one."""
         if value is None or isinstance(value, dict):
             return value
         rows = value if isinstance(value, list | tuple) else [value]
@@ -151,18 +143,11 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Anything:
-    """Checked where it is read: names of the user's own."""
-
-    null: bool = True
+class Anything(Rule):
+    """Checked where it is used: names of the user's own."""
 
     def wrong(self, key: str, value: Any) -> str | None:
-        """Nothing."""
         return None
-
-    def read(self, value: Any) -> Any:
-        """As it is."""
-        return value
 
 
 class _Absent:
@@ -170,13 +155,11 @@ class _Absent:
         return "absent"
 
     def __bool__(self) -> bool:
-        raise TypeError("an option that this choice of its group does not have was read")
+        raise TypeError("an option was read that the chosen member of its group does not have")
 
 
 ABSENT: Any = _Absent()
-"""The value of a field that another option of the group has, such as `backend.base_url` under backend=transformers."""
-
-Rule = Number | Switch | Text | Choice | Texts | Anything
+"""The value of a field that only other members of the group have, such as `backend.base_url` for `openai`."""
 
 Positive = Annotated[float, Number(0, above=True)]
 From0 = Annotated[float, Number(0)]

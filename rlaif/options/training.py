@@ -1,4 +1,4 @@
-"""Options of what is sampled, trained and maximised: `sft`, `sample`, `rm`, `reward`, `rl`."""
+"""Options of sampling, training and rewards: `sft`, `sample`, `rm`, `reward`, `rl`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SFTOptions:
     """`sft`: supervised fine-tuning; `enabled: false` passes the base model through."""
 
     enabled: bool
-    num_rows: Count
+    num_rows: Count | None
     num_epochs: Count
     batch_size: Count
     micro_batch_size: Count | None
@@ -32,7 +32,7 @@ class SFTOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """`sample`: the response pairs that are labelled."""
+    """`sample`: the response pairs to be labelled."""
 
     source: Literal["auto", "dataset", "policy"]
     num_prompts: Count
@@ -68,7 +68,7 @@ class RMOptions:
     confidence_weight: From0
     hard_labels: bool
     margin: From0
-    # A half would leave no preference.
+    # At a half no preference would be left.
     label_smoothing: Annotated[float, Number(0, 0.5, below=True)]
     label_temperature: Positive
     centering: From0
@@ -79,7 +79,7 @@ class RMOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardOptions:
-    """`reward`: what RL maximises. Fields with a default belong to some kinds alone."""
+    """`reward`: what RL maximises. Fields with a default belong to some kinds only."""
 
     kind: str
     normalize_rows: Count0 = ABSENT
@@ -120,8 +120,8 @@ class PolicyTrackOptions:
 class AlarmLimits:
     """`rl.alarms`: when each alarm fires; None switches it off. Means are over `window` iterations.
 
-    `kl`: nats per response; `entropy`: share of the first iteration's; `explained_variance`: its least value;
-    `eos_rate`: fall since the first iteration, in shares of the responses; `length`: factor, up or down.
+    `kl`: nats per response; `entropy`: share of the first iteration's; `explained_variance`: its lowest value;
+    `eos_rate`: fall since the first iteration, as a share of responses; `length`: factor, up or down.
     """
 
     window: Count
@@ -134,7 +134,7 @@ class AlarmLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class RLOptions:
-    """`rl`: the algorithm, its knobs, and what watches it. Presets lie in conf/rl/; paper.md section 7 has sources."""
+    """`rl`: the algorithm, its settings, and what watches it. The presets are in conf/rl/, with their sources."""
 
     algorithm: str
     advantage: str

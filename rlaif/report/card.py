@@ -1,4 +1,4 @@
-"""README.md beside an exported model: what it is, what was measured, and code that loads and uses it."""
+"""The README.md of an exported model: what it is, what was measured, and code that loads and uses it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlaif.tracking.runs import Scalar
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How text becomes tokens, for the code in the card (as `rlaif.data.encode.Encoder` has it)."""
+    """How text becomes tokens, for the code in the card (as in `rlaif.data.encode.Encoder`)."""
 
     chat: bool
     prefix: str
@@ -29,11 +29,11 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a card says. `stage` is the one that made the model, `members` the size of a reward ensemble.
+    """The contents of a card. `stage` is the one that made the model, `members` the size of a reward ensemble.
 
-    `labels` and `labeler` are None where no labels were used; `algorithm` and `reward` say, in words, how RL trained a
-    policy and what it maximised; `metrics` are those of the model's artifact and its ancestors:
-    what they lack, the card leaves out.
+    `labels` and `labeler` are None if no labels were used; `algorithm` and `reward` say, in words, how RL trained a
+    policy and what it maximised; `metrics` are those of the model's artifact and its ancestors: the card leaves out
+    those that are missing.
     """
 
     stage: Literal["sft", "rm", "rl"]
@@ -52,7 +52,7 @@ class ModelCard:
 
 
 def model_card(card: ModelCard) -> str:
-    """The card as Markdown, with YAML front matter as model hubs read it."""
+    """The card as Markdown, with the YAML front matter that model hubs read."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown

@@ -1,4 +1,4 @@
-"""Tables of `stage=compare`: the arms' own numbers, then policies against each other."""
+"""Tables of `stage=compare`: the arms' own numbers, then their policies against each other."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from rlaif.figures.rows import latest_table
 from rlaif.report.curve import curve_table, terminal_curve
 from rlaif.stats import ALPHA, holm
 from rlaif.study.controls import ControlArm
@@ -19,14 +20,13 @@ from rlaif.tracking.glossary import names
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
 from rlaif.tracking.text import MISSING, metric_label, metric_range, metric_value, p_text, percent
 
-_TOLD = 3  # head-to-heads that the headline names
-# A terminal shows those that it has room for, beside the tested metric; the page has all.
-_TERMINAL_COLUMNS = 5
+_NAMED = 3  # head-to-heads in the headline
+_TERMINAL_COLUMNS = 5  # a terminal has room for these; the page has all
 
 
 @dataclass(frozen=True)
 class ArmRow:
-    """One arm: for each metric (text, interval text or empty), and how it did in the tests.
+    """One arm: per metric its text and interval (or an empty text), and how it did in the tests.
 
     Arms that share a letter of `group` are not told apart; `tied`: not told apart from the best arm.
     `over_baseline`: the p of its win rate against 50%, Holm-adjusted over all arms.
@@ -44,9 +44,9 @@ class ArmRow:
 
 @dataclass(frozen=True)
 class VerdictRow:
-    """One head-to-head, in text. `tied`: not significant at 5% after Holm's correction.
+    """One head-to-head, as text; `controlled` is the win rate at equal length.
 
-    `controlled` is the win rate at equal length.
+    `tied`: not significant at 5% after Holm's correction.
     """
 
     first: str
@@ -64,20 +64,25 @@ class VerdictRow:
     @property
     def rate(self) -> str:
         """The win rate with its interval."""
-        return _with_range(self.win_rate, self.interval)
+        return with_range(self.win_rate, self.interval)
 
     @property
     def at_equal_length(self) -> str:
         """The length-controlled win rate with its interval."""
-        return _with_range(self.controlled, self.controlled_interval)
+        return with_range(self.controlled, self.controlled_interval)
+
+    @property
+    def outcome(self) -> str:
+        """Who wins, if that is decided."""
+        return "undecided" if self.tied else f"{self.winner} wins"
 
 
 @dataclass(frozen=True)
 class ArmsTable:
     """What `stage=compare` shows: `metrics` are the columns that at least one arm has.
 
-    `main` is the metric that `tests` are on or, without any, that ranks the arms, if one does; `caption` says how they
-    were made. `swept`: the arms are those of a sweep.
+    `main` is the metric that `tests` are on or, without any, the one that ranks the arms, if any does; `caption` says
+    how they were made. `swept`: the arms are those of a sweep. The table is false if it has neither arms nor verdicts.
     """
 
     metrics: tuple[str, ...]
@@ -89,14 +94,17 @@ class ArmsTable:
     controls: tuple[ControlArm, ...] = ()
     swept: bool = False
 
+    def __bool__(self) -> bool:
+        return bool(self.arms or self.verdicts)
+
     @property
     def judged(self) -> bool:
-        """Whether several arms were judged against their baselines: as many tests, which are one family."""
+        """Whether several arms were judged against their baselines; these tests form one family."""
         return sum(row.over_baseline != MISSING for row in self.arms) > 1
 
     @property
     def repeated(self) -> bool:
-        """Whether an arm ran for several seeds."""
+        """Whether an arm ran with several seeds."""
         return any(row.seeds not in ("", "1") for row in self.arms)
 
 
@@ -109,13 +117,12 @@ def arms_table(
 ) -> ArmsTable:
     """Per-arm rows, head-to-head rows and paired tests.
 
-    `arms`: name to summary, with `seeds`, `best`, `p_holm` and `group` where there are `tests` (rows of
+    `arms`: name to summary, with `seeds`, `best`, `p_holm` and `group` if there are `tests` (rows of
     `study.arm_table.compare_items`). `verdicts`: rows with `first`, `second`, `win_rate` (of first over
-    second), `ci_low`, `ci_high`, `p`, `p_holm`, `n` and `win_rate_lc`; what is missing prints as a dash.
-    `controls`: rows of `study.diagnosis.control_row`. `metrics`: the columns, the one that ranks the arms first;
-    those of the registry's table where none are given.
-    Where a verdict's `p_holm` is absent, Holm's correction over these rows is; one without p is tied when its
-    interval holds 50%.
+    second), `ci_low`, `ci_high`, `p`, `p_holm`, `n` and `win_rate_lc`; missing values print as a dash.
+    `controls`: rows of `study.diagnosis.control_row`. `metrics`: the columns, starting with the one that ranks the
+    arms; by default those of the registry's table.
+    A missing `p_holm` is computed over these rows; a verdict without p is tied if its interval contains 50%.
     """
     shown = tuple(
         name
@@ -156,12 +163,14 @@ def _caption(tests: Sequence[Row]) -> str:
     if not tests:
         return ""
     count, seeds, pairs = tests[0]["n"], tests[0]["seeds"], len(tests)
-    over = f"and {seeds} seeds " if seeds > 1 else ""
-    method = (
-        "Student's t over seeds and prompts at once, with seeds paired too"
-        if seeds > 1
-        else "exact McNemar, or Student's t over whole prompts where prompts repeat or scores are not 0 or 1"
-    )
+    over = method = ""
+    if seeds > 1:
+        over, method = (
+            f"and {seeds} seeds ",
+            "Student's t over seeds and prompts at once, with seeds paired too",
+        )
+    else:
+        method = "exact McNemar, or Student's t over whole prompts if prompts repeat or scores are not 0 or 1"
     return (
         f"Tested on {metric_label(str(tests[0]['metric']))}, on the same {count} test items {over}in all arms: "
         f"p against the best arm ({method}), Holm over {pairs} pair{'s' if pairs > 1 else ''} of arms. "
@@ -170,12 +179,11 @@ def _caption(tests: Sequence[Row]) -> str:
 
 
 def arms_verdict(table: ArmsTable) -> Verdict | None:
-    """Which arm leads on the tested metric, else who won head to head; None where neither was tested.
+    """Which arm leads on the tested metric, else who won head to head; None if neither was tested.
 
-    Where an arm that is a control did not do its work, that alone.
+    If a control arm did not work, the verdict says only that.
     """
-    failures = [control.failure for control in table.controls if control.failure]
-    if failures:
+    if failures := [control.failure for control in table.controls if control.failure]:
         return Verdict(" ".join(failures), "open")
     if table.main not in table.metrics:
         return _duels_verdict(table.verdicts)
@@ -183,8 +191,8 @@ def arms_verdict(table: ArmsTable) -> Verdict | None:
     value, shown = best.cells[table.metrics.index(table.main)]
     lead = f"{metric_label(table.main)} {value}" + (f" (95% CI {shown})" if shown else "")
     if not best.best:
-        told = f"{best.arm} has the best {lead}; whether the difference is real was not tested."
-        return Verdict(told, "open") if len(table.arms) > 1 else None
+        sentence = f"{best.arm} has the best {lead}; whether the difference is real was not tested."
+        return Verdict(sentence, "open") if len(table.arms) > 1 else None
     tied = [row.arm for row in table.arms if row.tied]
     if not tied:
         return Verdict(f"{best.arm} is best: {lead}, significantly ahead of every other arm.", "win")
@@ -201,23 +209,20 @@ def _duels_verdict(duels: Sequence[VerdictRow]) -> Verdict | None:
         lead = f"{duel.winner} wins" if won else f"No clear difference between {duel.first} and {duel.second}"
         return Verdict(f"{lead}: {_duel_text(duel)}.", "win" if won else "open")
     if not won:
-        return Verdict(
-            f"No two of the policies that met are told apart at 5% (Holm over {len(duels)} pairs); that does not make "
-            "them equal.",
-            "open",
-        )
-    rest = len(won) - _TOLD
-    told = "; ".join(map(_duel_text, won[:_TOLD])) + (f"; and {rest} more" if rest > 0 else "")
-    others = "" if len(won) == len(duels) else " Policies of no other pair are told apart at 5%."
-    return Verdict(f"Head to head: {told}.{others}", "win")
+        undecided = f"No two of the policies that met are told apart at 5% (Holm over {len(duels)} pairs)"
+        return Verdict(f"{undecided}; that does not make them equal.", "open")
+    rest = len(won) - _NAMED
+    named = "; ".join(map(_duel_text, won[:_NAMED])) + (f"; and {rest} more" if rest > 0 else "")
+    others = "" if len(won) == len(duels) else " The policies of no other pair are told apart at 5%."
+    return Verdict(f"Head to head: {named}.{others}", "win")
 
 
 def _duel_text(duel: VerdictRow) -> str:
     shown = f"95% CI {duel.interval}" if duel.interval else ""
     p = "" if duel.p_holm == MISSING else f"Holm {duel.p_holm}"
     known = ", ".join(filter(None, (shown, p)))
-    told = f"the judge prefers {duel.first} to {duel.second} in {_with_range(duel.win_rate, known)}"
-    return told if duel.controlled == MISSING else f"{told}, at equal length in {duel.at_equal_length}"
+    text = f"the judge prefers {duel.first} to {duel.second} in {with_range(duel.win_rate, known)}"
+    return text if duel.controlled == MISSING else f"{text}, at equal length in {duel.at_equal_length}"
 
 
 def _with_holm(verdicts: Sequence[Row]) -> list[Row]:
@@ -241,7 +246,7 @@ def _verdict_row(row: Row) -> VerdictRow:
     first, second = str(row.get("first", MISSING)), str(row.get("second", MISSING))
     winner = "" if tied or win is None else first if win > 0.5 else second
     shown = metric_range("eval/win_rate", low, high) if low is not None and high is not None else ""
-    controlled = interval(row, "win_rate_lc")
+    controlled, controlled_range = _arm_cell({f"eval/{key}": row[key] for key in row}, "eval/win_rate_lc")
     return VerdictRow(
         first,
         second,
@@ -252,32 +257,33 @@ def _verdict_row(row: Row) -> VerdictRow:
         p_text(adjusted),
         tied,
         winner,
-        percent(number(row, "win_rate_lc")),
-        metric_range("eval/win_rate", controlled.low, controlled.high) if controlled else "",
+        controlled,
+        controlled_range,
     )
 
 
-def _with_range(value: str, shown: str) -> str:
+def with_range(value: str, shown: str) -> str:
+    """A value with its interval, if there is one."""
     return f"{value} ({shown})" if shown else value
 
 
 def terminal_arms(table: ArmsTable) -> list[RichTable]:
-    """The two tables for the terminal (the second only when there are head-to-heads).
+    """The tables for the terminal (a second one only if there are head-to-heads).
 
     `*` marks the best arm, `=` those tied with it.
     """
-    told = [f"Control {control.arm}: {control.sentence}." for control in table.controls]
-    rest = len(table.metrics) - len(_terminal_metrics(table))
+    controls = [f"Control {control.arm}: {control.sentence}." for control in table.controls]
+    metrics = _terminal_metrics(table)
+    rest = len(table.metrics) - len(metrics)
     more = f"The report has {rest} more column{'s' if rest > 1 else ''}." if rest else ""
     marks = "* is the best, = is not told apart from it." if table.tests else ""
-    caption = " ".join(filter(None, (table.caption, marks, *told, more)))
+    caption = " ".join(filter(None, (table.caption, marks, *controls, more)))
     arms = RichTable(title="Arms", caption=caption or None, header_style="bold")
     if table.tests:
         arms.add_column("")
     arms.add_column("arm", overflow="fold")
     if table.repeated:
         arms.add_column("seeds", justify="right")
-    metrics = _terminal_metrics(table)
     for name in metrics:
         arms.add_column(metric_label(name), justify="right")
     if table.judged:
@@ -293,60 +299,51 @@ def terminal_arms(table: ArmsTable) -> list[RichTable]:
     for column in ("first", "second", "win rate", "at equal length", "n", "p", "Holm", "verdict"):
         duels.add_column(column, overflow="fold")
     for duel in table.verdicts:
-        verdict = "undecided" if duel.tied else f"{duel.winner} wins"
-        names = (Text(duel.first), Text(duel.second))
-        rates = (duel.rate, duel.at_equal_length)
-        duels.add_row(*names, *rates, duel.n, duel.p, duel.p_holm, Text(verdict))
+        texts = (duel.rate, duel.at_equal_length, duel.n, duel.p, duel.p_holm)
+        duels.add_row(Text(duel.first), Text(duel.second), *texts, Text(duel.outcome))
     return [arms, duels]
 
 
 def _terminal_metrics(table: ArmsTable) -> list[str]:
-    """The tested metric and what else matters most, in the table's order; a sweep's columns are in that order."""
+    """The tested metric and those that matter most besides, in the table's order (of a sweep: its first columns)."""
     ranked = [table.main, *(() if table.swept else names("arms_terminal")), *table.metrics]
-    room = _TERMINAL_COLUMNS - table.judged  # that column takes one's place
+    room = _TERMINAL_COLUMNS - table.judged  # which has a column of its own
     chosen = [name for name in dict.fromkeys(ranked) if name in table.metrics][:room]
     return [name for name in table.metrics if name in chosen]
 
 
 def _terminal_row(table: ArmsTable, row: ArmRow) -> list[str | Text]:
-    shown_cells = [row.cells[table.metrics.index(name)] for name in _terminal_metrics(table)]
-    cells = [f"{value}\n({shown})" if shown else value for value, shown in shown_cells]
-    seeds = [row.seeds] if table.repeated else []
+    chosen = [row.cells[table.metrics.index(name)] for name in _terminal_metrics(table)]
+    cells: list[str | Text] = [Text(row.arm), *([row.seeds] if table.repeated else [])]
+    cells += [f"{value}\n({shown})" if shown else value for value, shown in chosen]
     cells += [row.over_baseline] if table.judged else []
     if not table.tests:
-        return [Text(row.arm), *seeds, *cells]
-    return [
-        "*" if row.best else "=" if row.tied else "",
-        Text(row.arm),
-        *seeds,
-        *cells,
-        row.p_holm,
-        row.group,
-    ]
+        return cells
+    return ["*" if row.best else "=" if row.tied else "", *cells, row.p_holm, row.group]
 
 
 def sweep_table(found: Sweep) -> ArmsTable:
     """The arms of a sweep as those of any comparison."""
     arms = {str(row["arm"]): row for row in found.rows}
     table = arms_table(arms, (), found.tests, metrics=found.metrics)
-    ranked = (
-        ""
-        if found.tests
-        else f"Ranked by {metric_label(found.metrics[0])}; not tested: the arms share no test items of it."
-    )
-    return replace(table, swept=True, caption=" ".join(filter(None, (table.caption, ranked, *found.notes))))
+    ranked = f"Ranked by {metric_label(found.metrics[0])}; not tested: the arms share no test items of it."
+    parts = (table.caption, "" if found.tests else ranked, *found.notes)
+    return replace(table, swept=True, caption=" ".join(filter(None, parts)))
+
+
+def recorded_arms(runs: Sequence[RunRecord]) -> ArmsTable:
+    """The table that `stage=compare` recorded in `runs`; an empty one if it did not."""
+    arms = {str(row["arm"]): row for run in runs for row in run.table("arms") if "arm" in row}
+    verdicts = [row for run in runs for row in run.table("verdicts")]
+    return arms_table(arms, verdicts, latest_table(runs, "arm_tests"), latest_table(runs, "controls"))
 
 
 def terminal_comparison(run: RunRecord) -> list[RichTable]:
     """All tables of a comparison's run: arms, head-to-heads, curve, diagnosis, labelers."""
-    arms = {str(row["arm"]): row for row in run.table("arms")}
-    shown = terminal_arms(
-        arms_table(arms, run.table("verdicts"), run.table("arm_tests"), run.table("controls"))
-    )
     curve, diagnosis = curve_table(run.table("curve")), diagnosis_table(run.table("diagnosis"))
     labelers = labelers_table(*labelers_of([run]))
     return [
-        *shown,
+        *terminal_arms(recorded_arms([run])),
         *([terminal_curve(curve)] if curve else []),
         *([terminal_diagnosis(diagnosis)] if diagnosis else []),
         *([terminal_labelers(labelers)] if labelers else []),

@@ -1,4 +1,4 @@
-"""The curve of a comparison (`curve:` in an experiment file): its figure, and its points as a table."""
+"""The curve of a comparison (`curve:` in an experiment file), as a figure and as a table of points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlaif.tracking.text import MISSING, is_percent, metric_label, metric_range,
 
 @dataclass(frozen=True)
 class CurveTable:
-    """The points in text, one row for each line and x; `heads` name the columns."""
+    """The points as text, one row per line and x; `heads` name the columns."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -27,7 +27,7 @@ def axis_label(name: str) -> str:
 
 
 def curve_figure(rows: Sequence[Row]) -> str:
-    """One panel a metric, one colour a line; `rows` of `study.arm_table.curve_rows`. Empty without points."""
+    """One panel per metric, one colour per line; `rows` are from `study.arm_table.curve_rows`. Empty without any."""
     panels: dict[str, dict[str, list[curves.CurvePoint]]] = {}
     for row in rows:
         point = curves.CurvePoint(row["x"], row["value"], row.get("ci_low"), row.get("ci_high"))
@@ -42,7 +42,7 @@ def curve_figure(rows: Sequence[Row]) -> str:
 
 
 def curve_table(rows: Sequence[Row]) -> CurveTable | None:
-    """The same points in text; None without any."""
+    """The same points as text; None without any."""
     if not rows:
         return None
     metrics = list(dict.fromkeys(row["metric"] for row in rows))

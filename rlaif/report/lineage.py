@@ -17,7 +17,7 @@ ROOM_BELOW = 26
 
 @dataclass(frozen=True)
 class Node:
-    """One artifact, placed (pixels); texts are ready to print."""
+    """One artifact with its place (pixels) and texts that are ready to print."""
 
     kind: str
     digest: str
@@ -43,9 +43,9 @@ class Graph:
 
 
 def lineage_graph(runs: Sequence[RunRecord], shown: Sequence[RunRecord]) -> Graph | None:
-    """The union of the runs' lineages, or that of `shown` alone where the union is too large to read.
+    """The union of the runs' lineages, or that of `shown` alone if the union is too large to read.
 
-    What one run built and another reused counts as built.
+    An artifact that one run built and another reused counts as built.
     """
     everything = _union(runs)
     rows = everything if len(everything) <= MAX_NODES else _union(shown)
@@ -53,12 +53,10 @@ def lineage_graph(runs: Sequence[RunRecord], shown: Sequence[RunRecord]) -> Grap
         return None
     uses = Counter(digest for run in runs for digest in {row.digest for row in run.lineage})
     shared = sum(count > 1 for count in uses.values())
-    note = (
-        f"{len(everything)} artifacts in all, {shared} of them shared by several runs."
-        if len(runs) > 1
-        else ""
-    )
-    return _place(rows, f"Drawn: the best arm. {note}" if rows is not everything else note)
+    note = "Drawn: the best arm. " if rows is not everything else ""
+    if len(runs) > 1:
+        note += f"{len(everything)} artifacts in all, {shared} of them shared by several runs."
+    return _place(rows, note)
 
 
 def _union(runs: Sequence[RunRecord]) -> dict[str, LineageRow]:
@@ -71,12 +69,12 @@ def _union(runs: Sequence[RunRecord]) -> dict[str, LineageRow]:
 
 def _place(rows: Mapping[str, LineageRow], note: str) -> Graph:
     depth = _depths(rows)
-    filled: dict[int, int] = {}
+    filled: Counter[int] = Counter()
     nodes = []
     for key in sorted(rows, key=lambda key: depth[key]):
         level = depth[key]
-        nodes.append(_node(rows[key], _parents(rows[key], rows), level, filled.get(level, 0)))
-        filled[level] = filled.get(level, 0) + 1
+        nodes.append(_node(rows[key], _parents(rows[key], rows), level, filled[level]))
+        filled[level] += 1
     width = (max(filled) + 1) * (NODE_WIDTH + GAP_X) - GAP_X + 2
     height = max(filled.values()) * (NODE_HEIGHT + GAP_Y) - GAP_Y + 2 + ROOM_BELOW
     return Graph(tuple(nodes), tuple(_edges(nodes)), width, height, note)
@@ -88,7 +86,7 @@ def _parents(row: LineageRow, rows: Mapping[str, LineageRow]) -> tuple[str, ...]
 
 
 def _depths(rows: Mapping[str, LineageRow]) -> dict[str, int]:
-    """Longest path from a root; a broken (cyclic) file still ends, since levels are bounded."""
+    """Longest path from a root; even a broken (cyclic) file terminates, since levels are bounded."""
     depth = dict.fromkeys(rows, 0)
     for _ in rows:
         for key, row in rows.items():
@@ -113,7 +111,7 @@ def _node(row: LineageRow, parents: tuple[str, ...], level: int, place: int) -> 
 
 
 def _edges(nodes: Sequence[Node]) -> Iterable[str]:
-    """Neighbours are joined directly; a longer edge passes below the nodes, not behind them."""
+    """Neighbouring levels are joined directly; a longer edge passes below the nodes, not behind them."""
     below = max(node.y for node in nodes) + NODE_HEIGHT + ROOM_BELOW // 2
     placed = {node.digest: node for node in nodes}
     for node in nodes:

@@ -18,21 +18,18 @@ from rlaif.tracking.text import metric_range, percent, signed
 
 
 def merge_runs(runs: Sequence[RunRecord]) -> dict[str, Scalar]:
-    """One summary for the stages of one path; where two runs give a metric, the later run counts."""
-    merged: dict[str, Scalar] = {}
-    for run in runs:
-        merged.update({name: value for name, value in run.summary.items() if value is not None})
-    return merged
+    """One summary for the stages of one path; if two runs have a metric, the later run counts."""
+    return {name: value for run in runs for name, value in run.summary.items() if value is not None}
 
 
 def result_rows(summary: Summary, history: Sequence[Row] = ()) -> list[ResultRow]:
-    """All measured lines, in the order of the path."""
+    """A line for everything that was measured, in the order of the path."""
     notes = label_notes(summary) | reward_model_notes(summary) | evaluation_notes(summary)
     return table_rows(table("result"), summary, notes, label_lines(summary) | rl_lines(summary, history))
 
 
 def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple[str, str, str]]:
-    """(who, measure, value) for the reward and what RL maximised beside what others say of the result."""
+    """(who, measure, value): the reward and what RL maximised beside what others say about the result."""
     rise, win = reward_rise(summary, history), number(summary, "eval/win_rate")
     policy, baseline = both_sides(summary, ROUGE)
     cards = []
@@ -40,9 +37,8 @@ def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple
         cards.append(("Proxy", "reward, before penalties and KL", change_text(rise.change)))
     objective = number(summary, "rl/objective")
     if objective is not None:
-        cards.append(
-            ("Objective", "at the end: what RL maximised, reward less penalties and KL", signed(objective))
-        )
+        what = "at the end: what RL maximised, reward less penalties and KL"
+        cards.append(("Objective", what, signed(objective)))
     if win is not None:
         found = interval(summary, "eval/win_rate")
         shown = f", {metric_range('eval/win_rate', found.low, found.high)}" if found else ""
@@ -53,7 +49,7 @@ def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple
 
 
 def result_table(summary: Summary, history: Sequence[Row] = ()) -> RichTable:
-    """The end-of-run printout: one line for each measure that the run has, proxy beside judge at the end."""
+    """The end-of-run printout: one line per measure that the run has, and at the end proxy beside judge."""
     view = RichTable(title="Result", header_style="bold")
     for column in ("stage", "measure"):
         view.add_column(column)

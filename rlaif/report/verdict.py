@@ -1,4 +1,4 @@
-"""What the numbers say, in one plain sentence, and what speaks against believing it."""
+"""What the numbers say, in one plain sentence, and reasons to doubt it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from rlaif.figures.rows import LENGTH, ROUGE, both_sides
 from rlaif.ops import ALGORITHMS
 from rlaif.stages.eval.section import same_judge
-from rlaif.stats import ALPHA
+from rlaif.stats import ALPHA, Interval
 from rlaif.study.verdict import Tone, Verdict
 from rlaif.tracking.runs import Scalar, interval, number
 from rlaif.tracking.text import EN_DASH, p_text, percent, plain, signed
 
 _UNPARSED = 0.05
-# The reward's rise on prompts that no training saw: on the evaluation's, else on the reward model's own held-out ones.
+# The reward's rise on prompts not used in training: the evaluation's, else the reward model's own held-out ones.
 _HELD_OUT_RISE = ("eval/reward_gain", "rl/reward_held_out_gain")
 
 
@@ -53,40 +53,34 @@ def _judged(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone
         return f"The {policy} beats the {baseline}: {judge} prefers it in {rate}."
     if tone == "loss":
         return f"The {policy} loses to the {baseline}: {judge} prefers it in only {rate}."
-    if interval(summary, "eval/win_rate") is None:
-        doubt = "no interval was recorded"
-        return f"Not decided: {judge} prefers the {policy} to the {baseline} in {rate}, and {doubt}."
+    preferred = f"{judge} prefers the {policy} to the {baseline} in {rate}"
+    found = interval(summary, "eval/win_rate")
+    if found is None:
+        return f"Not decided: {preferred}, and no interval was recorded."
+    if found.low <= 0.5 <= found.high:
+        return f"No clear difference: {preferred}; 50%, which means no difference, is within the interval."
     return (
-        f"No clear difference: {judge} prefers the {policy} to the {baseline} in {rate}; {_doubt(summary)}."
+        f"No clear difference: {preferred}; the interval excludes 50%, but the test is not significant at 5%."
     )
 
 
 def _labelled(summary: Mapping[str, Scalar]) -> str:
-    """What there is to say of a run that ends before any policy."""
+    """What there is to say about a run that ends before any policy."""
     found, count = interval(summary, "label/alignment"), number(summary, "label/alignment_n")
     if found is None or count is None:
         return ""
-    bounds = f"95% CI {100 * found.low:.0f}{EN_DASH}{100 * found.high:.0f}%"
-    return (
-        f"; its labeler agrees with gold on {percent(found.estimate, 0)} of {plain(count)} pairs ({bounds})"
-    )
-
-
-def _doubt(summary: Mapping[str, Scalar]) -> str:
-    found = interval(summary, "eval/win_rate")
-    if found is not None and found.low <= 0.5 <= found.high:
-        return "50%, which means no difference, lies within the interval"
-    return "the interval leaves out 50% but the test is not significant at 5%"
+    rate = percent(found.estimate, 0)
+    return f"; its labeler agrees with gold on {rate} of {plain(count)} pairs ({_bounds(found)})"
 
 
 def _evidence(summary: Mapping[str, Scalar]) -> str:
     found, p = interval(summary, "eval/win_rate"), number(summary, "eval/p_value")
-    parts = []
-    if found is not None:
-        parts.append(f"95% CI {100 * found.low:.0f}{EN_DASH}{100 * found.high:.0f}%")
-    if p is not None:
-        parts.append(p_text(p))
+    parts = [*([_bounds(found)] if found else []), *([] if p is None else [p_text(p)])]
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _bounds(found: Interval) -> str:
+    return f"95% CI {100 * found.low:.0f}{EN_DASH}{100 * found.high:.0f}%"
 
 
 def _held_out(summary: Mapping[str, Scalar]) -> str:
@@ -103,11 +97,13 @@ def _held_out(summary: Mapping[str, Scalar]) -> str:
 
 
 def _warnings(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone) -> list[str]:
-    found = [*told_warnings(summary), same_judge(summary, config)]
+    found = [*_stage_warnings(summary), same_judge(summary, config)]
     found += [_over_optimised(summary, tone), _length(summary, tone)]
     unparsed = number(summary, "eval/unparsed_rate")
     if unparsed is not None and unparsed > _UNPARSED:
-        found.append(f"{percent(unparsed)} of the judge's answers could not be parsed and count for nobody.")
+        found.append(
+            f"{percent(unparsed)} of the judge's answers could not be parsed and count for neither side."
+        )
     return [sentence for sentence in found if sentence]
 
 
@@ -115,8 +111,8 @@ _WARNING = "/warning"
 _SOURCES = ("label", "rl", "eval", "judge")
 
 
-def told_warnings(summary: Mapping[str, Scalar]) -> list[str]:
-    """What the stages warned of, with the arms of a comparison that it is said of in front."""
+def _stage_warnings(summary: Mapping[str, Scalar]) -> list[str]:
+    """The stages' warnings, each after the arms of a comparison that it is about."""
     arms: dict[str, list[str]] = {}
     for name, sentence in summary.items():
         if not name.endswith(_WARNING) or not sentence:
@@ -131,7 +127,7 @@ def told_warnings(summary: Mapping[str, Scalar]) -> list[str]:
 
 
 def _over_optimised(summary: Mapping[str, Scalar], tone: Tone) -> str | None:
-    """The reward surely rose on prompts that RL did not train on, and the judge does not see it."""
+    """Warns if the reward surely rose on prompts that RL did not train on, but the judge does not see it."""
     rise = next((found for name in _HELD_OUT_RISE if (found := interval(summary, name)) is not None), None)
     if rise is None or rise.low <= 0 or tone not in ("open", "loss"):
         return None
@@ -149,6 +145,6 @@ def _length(summary: Mapping[str, Scalar], tone: Tone) -> str | None:
     policy, baseline = both_sides(summary, LENGTH)
     lengths = f" (length {plain(policy)} against {plain(baseline)})" if policy and baseline else ""
     return (
-        f"The lead may be length{lengths}: with length controlled the win rate is "
-        f"{percent(controlled.estimate, 0)}, and its interval does not lie above 50%."
+        f"The lead may be due to length{lengths}: with length controlled the win rate is "
+        f"{percent(controlled.estimate, 0)}, and its interval is not above 50%."
     )

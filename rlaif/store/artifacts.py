@@ -1,9 +1,9 @@
 """Content-addressed stage outputs: built once, resumed after kill -9, never read half-written.
 
-A finished artifact is a folder `<kind>-<digest>/` with a `manifest.json`. It is written in
+A finished artifact is a folder `<kind>-<digest>/` with a `manifest.json`. It is written to
 `.partial-<kind>-<digest>/` under a file lock and renamed into place as the last step, so a folder
-under its final name is always whole. What was whole and no longer is (a file missing or changed)
-is found by its sha256, set aside in `.damaged/` and built again.
+under its final name is always complete. If a file later goes missing or changes, its sha256 reveals
+it: the artifact is set aside in `.damaged/` and built again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ArtifactStore:
     def find(self, spec: ArtifactSpec) -> Artifact | None:
         """The finished, undamaged artifact of `spec`, or None. Changes nothing on disk.
 
-        sha256 sums are computed once per process, and again when a file's size or time has changed.
+        sha256 sums are computed once per process, and again if a file's size or time has changed.
         """
         path = self.root / spec.name
         if not path.is_dir():
@@ -71,10 +71,10 @@ class ArtifactStore:
         """The artifact of `spec`, built by `build(folder)` if there is none.
 
         `build` writes files into the folder and returns metrics. After a crash it gets the same folder
-        with what it had written, and continues from there; the subfolder `work/` is scratch for that and
-        is deleted before publishing. Exceptions of `build` pass through and leave the folder for a resume.
-        With `force` the artifact is built anew, and the old one goes once the new one is whole.
-        Waits while another process builds the same artifact, then uses that one's.
+        with what it had written, and continues from there; the subfolder `work/` is scratch space for that and
+        is deleted before publishing. Exceptions of `build` propagate and leave the folder for a resume.
+        With `force` the artifact is built anew, and the old one removed once the new one is complete.
+        While another process builds the same artifact, this one waits, then uses the result.
         """
         final = self.root / spec.name
         before = self._published(spec)
@@ -95,7 +95,7 @@ class ArtifactStore:
     def lineage(self, artifact: Artifact) -> list[LineageRow]:
         """The artifact and all its ancestors, nearest first, each once.
 
-        An ancestor whose folder is gone keeps its kind and digest; the rest of its row is None or empty.
+        Of an ancestor without a folder only kind and digest are known; the rest of its row is None or empty.
         """
         rows = [lineage_row(artifact.kind, artifact.digest, artifact.manifest, artifact.reused)]
         seen = {artifact.name}
@@ -121,8 +121,7 @@ class ArtifactStore:
         """Delete an artifact's folder. Raises UserError while a process is building that artifact."""
         if not self.remove_folder(artifact.path):
             raise UserError(
-                f"artifact {artifact.name} cannot be removed while "
-                f"{self._holder_text(artifact.name)} builds it; "
+                f"artifact {artifact.name} cannot be removed while {self._holder_text(artifact.name)} builds it; "
                 "wait for it or stop it, then run stage=clean again"
             )
 
@@ -130,39 +129,33 @@ class ArtifactStore:
         """Delete a folder of this store (final, partial or trash); False if its artifact is being built."""
         if folder.parent != self.root:
             raise ValueError(f"{folder} is not a folder of the artifact store {self.root}")
-        lock = self._file_lock(artifact_name(folder))
         try:
-            lock.acquire(blocking=False)
+            with self._file_lock(artifact_name(folder)).acquire(blocking=False):
+                if folder.exists():
+                    shutil.rmtree(self._rename_to_trash(folder))
         except Timeout:
             return False
-        try:
-            if folder.exists():
-                shutil.rmtree(self._rename_to_trash(folder))
-        finally:
-            lock.release()
         return True
 
     def is_held(self, name: str) -> bool:
         """Whether a live process is building the artifact `<kind>-<digest>`."""
         if not (self.root / ".locks" / f"{name}.lock").exists():
             return False
-        lock = self._file_lock(name)
         try:
-            lock.acquire(blocking=False)
+            with self._file_lock(name).acquire(blocking=False):
+                return False
         except Timeout:
             return True
-        lock.release()
-        return False
 
     def holders(self) -> dict[str, dict[str, Any]]:
-        """Artifacts being built now: name -> {pid, host, since (UTC ISO), parents (names)}."""
+        """The artifacts that are being built: name -> {pid, host, since (UTC ISO), parents (names)}."""
         files = sorted((self.root / ".locks").glob("*.holder")) if self.root.is_dir() else []
         names = [file.name.removesuffix(".holder") for file in files]
         return {name: self._holder(name) for name in names if self.is_held(name)}
 
     @contextmanager
     def lock(self, name: str, *, parents: list[str]) -> Iterator[None]:
-        """Hold the lock of artifact `name`; while waiting, says once who holds it."""
+        """Hold the lock of artifact `name`; if it has to wait, it logs once who holds the lock."""
         lock = self._file_lock(name)
         try:
             lock.acquire(blocking=False)
@@ -182,7 +175,7 @@ class ArtifactStore:
     def _build(self, spec: ArtifactSpec, build: Build) -> dict[str, Any]:
         """Build into the partial folder, publish it, return its manifest. The caller holds the lock."""
         partial = self.root / f"{PARTIAL_PREFIX}{spec.name}"
-        # Killed between the manifest and the rename: all the work is there, so it is only published.
+        # After a kill between the manifest and the rename all the work is there, and only has to be published.
         manifest, _ = inspect_artifact(partial, spec.name)
         if manifest is None:
             resumed = partial.is_dir()
@@ -192,14 +185,12 @@ class ArtifactStore:
             try:
                 metrics = json_ready(dict(build(partial)))
             except BaseException:
-                if not any(partial.iterdir()):  # refused before anything was written: nothing to resume
+                if not any(partial.iterdir()):  # nothing was written, so there is nothing to resume
                     partial.rmdir()
                 raise
             seconds = time.monotonic() - started
             if (partial / MANIFEST).exists():
-                raise ValueError(
-                    f"the build of {spec.kind} wrote {MANIFEST}, a name that the store keeps for itself"
-                )
+                raise ValueError(f"the build of {spec.kind} wrote {MANIFEST}, a name reserved for the store")
             shutil.rmtree(partial / WORK, ignore_errors=True)
             manifest = make_manifest(spec, partial, metrics, seconds, resumed)
             write_json(partial / MANIFEST, manifest)
@@ -216,7 +207,7 @@ class ArtifactStore:
             shutil.rmtree(old)
 
     def _rename_to_trash(self, folder: Path) -> Path:
-        # Renamed first, so that no process sees a half-deleted folder under the old name.
+        # Renamed before it is deleted, so that no process sees a half-deleted folder under the old name.
         trash = self.root / f"{TRASH_PREFIX}{artifact_name(folder)}-{uuid.uuid4().hex[:8]}"
         os.replace(folder, trash)
         VERIFIED.pop(folder, None)
@@ -230,7 +221,7 @@ class ArtifactStore:
         logger.warning("artifact %s is damaged: %s; moved to %s and built again", path.name, fault, target)
 
     def _published(self, spec: ArtifactSpec) -> tuple[int, int] | None:
-        """Changes whenever another build of `spec` is published."""
+        """A value that changes whenever another build of `spec` is published."""
         try:
             status = (self.root / spec.name / MANIFEST).stat()
         except OSError:
@@ -249,14 +240,13 @@ class ArtifactStore:
             return {}
 
     def _holder_text(self, name: str) -> str:
-        holder = self._holder(name)
-        if not holder:
-            return "another process"
-        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+        if holder := self._holder(name):
+            return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+        return "another process"
 
 
 def finished_folder(partial: Path) -> Path:
-    """Where the artifact that is built in `partial` will be, and may be already when it is built anew."""
+    """Where the artifact built in `partial` will be; if it is built anew, an older one may be there."""
     return partial.with_name(partial.name.removeprefix(PARTIAL_PREFIX))
 
 

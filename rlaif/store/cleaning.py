@@ -1,4 +1,4 @@
-"""What of the artifact store can go: artifacts that no kept run needs, and abandoned partial work."""
+"""What can be removed from the artifact store: artifacts that no kept run needs, and abandoned partial work."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rlaif.store.manifest import Artifact
 def unneeded(store: ArtifactStore, runs_root: Path) -> list[Artifact]:
     """Artifacts that neither a kept run's `lineage.json` nor a build in progress needs, oldest first.
 
-    Ancestors of a needed artifact are needed. Raises UserError for a `lineage.json` that cannot be read:
-    taking it for empty would delete what its run needs.
+    Ancestors of a needed artifact are needed. Raises UserError for a `lineage.json` that cannot be read: treating it
+    as empty would delete what its run needs.
     """
     artifacts = {artifact.name: artifact for artifact in store.all()}
     needed = _named_by_runs(runs_root)
@@ -27,8 +27,8 @@ def unneeded(store: ArtifactStore, runs_root: Path) -> list[Artifact]:
 def stale_partials(store: ArtifactStore) -> list[Path]:
     """Folders of unfinished or half-deleted work that no live process holds, sorted by name.
 
-    A partial folder is also what the next run of the same command would resume from. Delete one with
-    `store.remove_folder`, which takes its lock.
+    The next run of the same command would resume from a partial folder. Delete one with `store.remove_folder`,
+    which takes its lock.
     """
     folders = [*store.root.glob(f"{PARTIAL_PREFIX}*"), *store.root.glob(f"{TRASH_PREFIX}*")]
     return sorted(folder for folder in folders if not store.is_held(artifact_name(folder)))
@@ -47,7 +47,7 @@ def _named_by_runs(runs_root: Path) -> set[str]:
             names |= {key.name for row in read_lineage(file) for key in (row, *row.parents)}
         except ValueError as error:
             raise UserError(
-                f"{file} cannot be read, so it is unknown what its run needs; "
-                "restore it, or delete its run folder, and run stage=clean again"
+                f"{file} cannot be read, so what its run needs is unknown; restore it or delete its run folder, "
+                "then run stage=clean again"
             ) from error
     return names

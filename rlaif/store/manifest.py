@@ -1,4 +1,4 @@
-"""What an artifact is and says of itself, and whether its files are as they were written."""
+"""What an artifact is made from, what its manifest says, and whether its files are still as written."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DIGEST_LENGTH = 16
 _KIND = re.compile(r"[a-z][a-z0-9_]*")
 
 Signature = tuple[tuple[str, int, int, int], ...]
-# Folder -> the stat signature under which its sha256 sums were found right in this process.
+# Folder -> the stat signature for which this process has verified its sha256 sums.
 VERIFIED: dict[Path, Signature] = {}
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact on disk. `reused` is False only for the one that this call has built."""
+    """A finished artifact on disk. `reused` is False only if this call built it."""
 
     kind: str
     digest: str
@@ -41,12 +41,12 @@ class Artifact:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What `build` returned: name -> number, text, or None where the number was not finite."""
+        """What `build` returned: name -> number, text, or None for a number that was not finite."""
         return dict(self.manifest["metrics"])
 
     @property
     def bytes(self) -> int:
-        """Size of all files but the manifest."""
+        """Size of all files except the manifest."""
         return sum(entry["bytes"] for entry in self.manifest["files"].values())
 
     def file(self, name: str) -> Path:
@@ -61,7 +61,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ArtifactSpec:
-    """What an artifact is made from: all that can change its content, and nothing else.
+    """What an artifact is made from: everything that can change its content, and nothing else.
 
     `config` is the stage's slice of the resolved configuration (plain values), `version` the stage's own
     integer, `data_hash` a digest of data that no parent covers.
@@ -82,7 +82,7 @@ class ArtifactSpec:
 
     @property
     def digest(self) -> str:
-        """16 hex digits over every field (parents by kind and digest; key order does not count)."""
+        """16 hex digits over every field (parents by kind and digest; key order does not matter)."""
         content = {
             "kind": self.kind,
             "config": self.config,
@@ -111,10 +111,8 @@ def make_manifest(
         if path.is_file():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-            files[path.relative_to(folder).as_posix()] = {
-                "sha256": sha256_file(path),
-                "bytes": path.stat().st_size,
-            }
+            entry = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            files[path.relative_to(folder).as_posix()] = entry
         elif path.is_dir():
             fsync_folder(path)
     manifest = {
@@ -145,7 +143,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a folder, or None where there is none that is whole."""
+    """The manifest of a folder, or None if there is none that is intact."""
     try:
         manifest = read_json(path / MANIFEST)
         content = {key: value for key, value in manifest.items() if key != "checksum"}
@@ -155,19 +153,19 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 
 def signature(path: Path, manifest: dict[str, Any]) -> Signature:
-    """Names, sizes and times of the files that the manifest names."""
+    """Names, sizes and times of the files in the manifest."""
     names = [MANIFEST, *sorted(manifest["files"])]
     stats = [(name, (path / name).stat()) for name in names]
     return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
 
 
 def inspect_artifact(path: Path, name: str) -> tuple[dict[str, Any] | None, str]:
-    """The manifest of artifact `name` in folder `path` and "", or None and what is wrong, in words."""
+    """The manifest of artifact `name` in folder `path` and "", or None and what is wrong with it, in words."""
     manifest = read_manifest(path)
     if manifest is None:
         return None, f"its {MANIFEST} is missing or cannot be read"
     if f"{manifest['kind']}-{manifest['digest']}" != name:
-        return None, f"its {MANIFEST} is that of {manifest['kind']}-{manifest['digest']}"
+        return None, f"its {MANIFEST} belongs to {manifest['kind']}-{manifest['digest']}"
     try:
         found = signature(path, manifest)
         if VERIFIED.get(path) != found:
@@ -181,7 +179,7 @@ def inspect_artifact(path: Path, name: str) -> tuple[dict[str, Any] | None, str]
 
 
 def lineage_row(kind: str, digest: str, manifest: dict[str, Any] | None, reused: bool) -> LineageRow:
-    """An artifact as a row of a run's lineage; without its manifest its name alone."""
+    """An artifact as a row of a run's lineage; without its manifest only its name."""
     if manifest is None:
         return LineageRow(kind, digest, reused=reused)
     return LineageRow(

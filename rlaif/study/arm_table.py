@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,17 +22,17 @@ Rows = list[dict[str, Any]]
 Summaries = Sequence[Mapping[str, Scalar]]
 Items = Sequence[Sequence[Row]]
 _RANGE = re.compile(r"\[(-?\d+), (\d+)\]")
-_LOST = ("_ci_low", "_ci_high", "p_value")  # what a mean over seeds does not keep
+_LOST = ("_ci_low", "_ci_high", "p_value")  # endings of metrics that have no mean over seeds
 
 
 def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
-    """One arm's summary from those of its seeds, with `items` a table of single test items for each.
+    """One arm's summary from those of its seeds, with `items`, one table of single test items per seed.
 
-    One seed's summary is its own. Of several, numbers are means over the seeds that have them; the metrics that `items`
-    has get an interval that carries the variance of seeds and items. Others keep one where each seed has one: the
-    seeds' scatter (Student's t) is added to the seeds' own variance, which is wider than by items. No p-value is a mean
-    of p-values: that of the win rate is tested over seeds and prompts, others are left out. Text stays where all seeds
-    say the same; a warning says of how many of them it is true.
+    A single seed's summary stays as it is. Of several, numbers are means over the seeds that have them; metrics in
+    `items` get an interval that carries the variance of seeds and items. Others keep an interval if each seed has one:
+    the seeds' scatter (Student's t) is added to their own variance, which is wider than by items. A mean of p-values is
+    not a p-value: that of the win rate is computed anew over seeds and prompts, others are left out. Text stays if all
+    seeds agree; a warning says how many seeds it is true of.
     """
     if len(summaries) == 1:
         return dict(summaries[0])
@@ -50,27 +51,24 @@ def mean_summary(summaries: Summaries, items: Items) -> dict[str, Any]:
         mean = number(merged, name)
         if scores and mean is not None:
             merged |= _measured(name, mean, scores)
-            if name == _WIN_RATE:
-                merged[_WIN_RATE_P] = _against_even(scores)
     return merged
 
 
 def _over_seeds(name: str, summaries: Summaries) -> dict[str, float]:
     """The interval of a mean over seeds, from each seed's own value and interval."""
-    values, ranges = [number(s, name) for s in summaries], [interval(s, name) for s in summaries]
-    known = [value for value in values if value is not None]
-    found = [one for one in ranges if one is not None]
-    if len(known) < len(summaries) or len(found) < len(summaries):
+    found = [one for summary in summaries if (one := interval(summary, name)) is not None]
+    if len(found) < len(summaries):
         return {}
-    mean, spread = statistics.fmean(known), statistics.stdev(known)
+    values = [one.estimate for one in found]
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
     items = statistics.fmean(((one.high - one.low) / 2) ** 2 for one in found)
-    seeds = float(student.ppf(0.975, len(known) - 1)) ** 2 * spread**2 / len(known)
+    seeds = float(student.ppf(0.975, len(found) - 1)) ** 2 * spread**2 / len(found)
     half = math.sqrt(items + seeds)
     return _bounds(name, mean - half, mean + half)
 
 
 def _bounds(name: str, low: float, high: float) -> dict[str, float]:
-    """The interval's ends, within the metric's range where that has two ends."""
+    """The interval's ends, within the metric's range if that has two ends."""
     metric = describe(name)
     ends = _RANGE.match(metric.range) if metric is not None else None
     if ends is not None:
@@ -79,24 +77,13 @@ def _bounds(name: str, low: float, high: float) -> dict[str, float]:
 
 
 def _warned(values: Sequence[Any]) -> str | None:
-    """What any seed warned of, each sentence once, with the number of seeds that say it where not all do."""
-    told = [str(value) for value in values if value]
-    counts = {sentence: told.count(sentence) for sentence in dict.fromkeys(told)}
-    if not counts:
-        return None
-    return " ".join(
+    """The seeds' warnings, each sentence once, with the number of seeds that have it if not all do."""
+    counts = Counter(str(value) for value in values if value)
+    sentences = (
         sentence if count == len(values) else f"({count} of {len(values)} seeds) {sentence}"
         for sentence, count in counts.items()
     )
-
-
-_WIN_RATE, _WIN_RATE_P = "eval/win_rate", "eval/p_value"
-
-
-def _against_even(scores: SeedScores) -> float:
-    """The p of a win rate against 50%, over seeds and prompts."""
-    table = seed_table(scores, list(scores))
-    return paired_difference(table, np.full_like(table, 0.5), [prompt for prompt, _ in scores.values()])[1]
+    return " ".join(sentences) or None
 
 
 def _merged(values: Sequence[Any]) -> Any:
@@ -107,13 +94,20 @@ def _merged(values: Sequence[Any]) -> Any:
 
 
 def _measured(name: str, mean: float, scores: SeedScores) -> dict[str, float]:
-    """The interval by seeds and items, about the mean of the seeds' own values (of all their items)."""
-    found = arm_interval(seed_table(scores, list(scores)), [prompt for prompt, _ in scores.values()])
-    return _bounds(name, mean + found.low - found.estimate, mean + found.high - found.estimate)
+    """The interval over seeds and items, about the mean of the seeds' own values (of all their items).
+
+    A win rate also gets its p against 50%.
+    """
+    table, prompts = seed_table(scores, list(scores)), [prompt for prompt, _ in scores.values()]
+    found = arm_interval(table, prompts)
+    bounds = _bounds(name, mean + found.low - found.estimate, mean + found.high - found.estimate)
+    if name != "eval/win_rate":
+        return bounds
+    return bounds | {"eval/p_value": paired_difference(table, np.full_like(table, 0.5), prompts)[1]}
 
 
 def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
-    """Every pair of arms on the first of `metrics` whose test items all arms share; empty without any.
+    """Tests of every pair of arms on the first of `metrics` whose test items all arms share; empty without any.
 
     Rows are those of `paired_row`, the best arm's pairs first, with the `metric` and the number of `seeds`.
     """
@@ -125,7 +119,7 @@ def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
             sign = -1.0 if lower_is_better(metric) else 1.0
             values = {arm: sign * seed_table(own, keys) for arm, own in scores.items()}
             seeds = min(map(len, values.values()))
-            outcomes = None if is_percent(metric) else False  # a ROUGE of 0 or 1 is no loss and no win
+            outcomes = None if is_percent(metric) else False  # a ROUGE of 0 or 1 is neither a loss nor a win
             tests = paired_tests(
                 {arm: table[:seeds] for arm, table in values.items()}, prompts, outcomes=outcomes
             )
@@ -136,7 +130,7 @@ def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
 def standing(tests: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """For each tested arm, whether it is `best`, its `p_holm` against the best, and its `group`.
 
-    Arms that share a letter of their groups do not differ at 5% after Holm's correction.
+    Arms that share a letter in their groups do not differ at 5% after Holm's correction.
     """
     if not tests:
         return {}
@@ -151,9 +145,9 @@ def standing(tests: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 
 def curve_rows(arms: Sequence[Row], *, x: str, y: Sequence[str], by: str | None) -> Rows:
-    """Points of the curves: one row for each arm and metric of `y` that has both x and y.
+    """Points of the curves: one row per arm and metric of `y`, if it has both x and y.
 
-    `x` and `by` are columns of `arms`; the points of one value of `by` are a line, in the order of x.
+    `x` and `by` are columns of `arms`; points with one value of `by` form a line, in the order of x.
     """
     rows = [
         {

@@ -1,4 +1,4 @@
-"""The arms that an experiment file asks for: written out under `arms:`, made by `grid:`, run for `repeat:`."""
+"""The arms of an experiment file: written out under `arms:`, made by `grid:`, repeated by `repeat:`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from rlaif.errors import UserError
 from rlaif.options.job import Options, SeedOptions
 from rlaif.options.read import plain, read
+from rlaif.options.rules import shown
 from rlaif.stages.common.context import Context
 from rlaif.study.controls import CONTROLS
 from rlaif.study.diagnosis import ROLES
@@ -21,7 +22,7 @@ _BARE = re.compile(r"[\w./:+-]+")
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: a context for each value of `repeat:` (by name, such as `seeds.rm=1`; empty without any)."""
+    """One arm: a context per value of `repeat:` (by name, such as `seeds.rm=1`; the empty name without any)."""
 
     name: str
     runs: Mapping[str, Context]
@@ -33,7 +34,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Curve:
-    """Metrics `y` over `x`, a metric or a configuration key, with a line for each value of the key `by`."""
+    """Metrics `y` over `x`, a metric or a configuration key, with a line per value of the key `by`."""
 
     x: str
     y: tuple[str, ...]
@@ -41,7 +42,7 @@ class Curve:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The configuration keys among its axes."""
+        """The axes that are configuration keys."""
         return tuple(name for name in (self.x, self.by) if name and "/" not in name)
 
 
@@ -54,23 +55,22 @@ def read_arms(ctx: Context) -> list[Arm]:
 
 
 def arm_overrides(arms: Mapping[str, list[str]], grid: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Overrides by arm: those of `arms`, then a `key=value, key=value` for each point of `grid`.
+    """Overrides by arm: those of `arms`, then a `key=value, key=value` per point of `grid`.
 
-    Raises UserError for a factor that is no list, and for a name that is there twice.
+    Raises UserError for a factor that is not a list, and for a name that occurs twice.
     """
     points = [
         [f"{key}={_as_override(value)}" for key, value in point.items()]
         for point in (combinations("grid", grid) if grid else [])
     ]
     made = {", ".join(point): point for point in points}
-    twice = sorted(set(arms) & set(made))
-    if twice:
+    if twice := sorted(set(arms) & set(made)):
         raise UserError(f"arms has {twice[0]!r}, which grid makes too: rename it, or take it out")
     return {**arms, **made}
 
 
 def combinations(node: str, factors: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All combinations of the values of the factors under `node`; without any factor the empty one."""
+    """All combinations of the values of the factors under `node`; only the empty one without factors."""
     for key, values in factors.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{node}: {key} must be a list of values, not {values}: write {key}: [...]")
@@ -79,16 +79,14 @@ def combinations(node: str, factors: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _as_override(value: Any) -> str:
     """A value in Hydra's grammar: words bare, other text quoted."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str) and not _BARE.fullmatch(value):
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{escaped}'"
-    return str(value)
+    return shown(value)
 
 
 def _runs(ctx: Context, overrides: Sequence[str], repeats: Sequence[Mapping[str, int]]) -> dict[str, Context]:
-    """The arm's options (the experiment, the command line, then its overrides) with each repeat's seeds."""
+    """The arm's options (experiment, then command line, then its overrides) with each repeat's seeds."""
     assert ctx.compose is not None
     options = ctx.compose(overrides)
     runs = {}
@@ -105,33 +103,29 @@ def _check(ctx: Context, arms: Sequence[str], repeats: Sequence[Mapping[str, int
         raise UserError("stage=compare needs an experiment: write experiments=NAME (a file in experiments/)")
     for key in repeats[0]:
         if key not in {f"seeds.{name}" for name in plain(ctx.options.seeds)}:
-            raise UserError(
-                f"repeat: {key} is no seed: write one such as seeds.rm, or make it a factor of grid"
-            )
+            raise UserError(f"repeat: {key} is not a seed: write one such as seeds.rm, or use grid for it")
         if ctx.options.seed is not None:
             raise UserError(
-                f"seed={ctx.options.seed} has no say where the experiment repeats its arms: "
+                f"seed={ctx.options.seed} has no effect on an experiment that repeats its arms: "
                 f"write 'repeat={{{key}:[{ctx.options.seed}]}}' to choose their seeds"
             )
     for pair in pairs:
         _check_pair(pair, arms, until)
     if pairs and len(repeats) > 1:
-        raise UserError("compare lets one policy of each arm meet another: drop compare, or drop repeat")
+        raise UserError("compare takes a single policy of each arm: drop compare, or drop repeat")
 
 
 def _check_pair(pair: Sequence[str], arms: Sequence[str], until: str) -> None:
     if len(pair) != 2 or set(pair) - set(arms):
-        raise UserError(
-            f"compare: {list(pair)} is no pair of arms: write two of {', '.join(arms)} in each pair"
-        )
+        raise UserError(f"compare: {list(pair)} is not a pair of arms: write two of {', '.join(arms)}")
     if until not in ("rl", "eval"):
         raise UserError(
-            f"compare needs policies, but until={until}: write until: rl or until: eval, or drop compare"
+            f"compare needs policies, but until={until}: write until: rl or eval, or drop compare"
         )
 
 
 def read_curve(ctx: Context) -> Curve | None:
-    """The curve that the experiment asks for. Raises UserError for names that do not exist."""
+    """The experiment's curve. Raises UserError for names that do not exist."""
     values = plain(ctx.options.curve)
     if not values:
         return None
@@ -142,7 +136,7 @@ def read_curve(ctx: Context) -> Curve | None:
     _check_metrics("curve", [name for name in (curve.x, *curve.y) if "/" in name or name in curve.y])
     for key in curve.keys:
         if not _has(ctx.options, key):
-            raise UserError(f"curve: {key} is no configuration key: write one such as rm.labels")
+            raise UserError(f"curve: {key} is not a configuration key: write one such as rm.labels")
     return curve
 
 
@@ -153,31 +147,29 @@ def read_roles(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
         return {}
     if set(roles) != set(ROLES):
         raise UserError(
-            f"diagnose has the roles {', '.join(roles)}: write an arm for each of {', '.join(ROLES)}"
+            f"diagnose has the roles {', '.join(roles)}: name an arm for each of {', '.join(ROLES)}"
         )
     missing = sorted(set(roles.values()) - {arm.name for arm in arms})
     if missing:
         names = ", ".join(arm.name for arm in arms)
-        raise UserError(f"diagnose: {missing[0]} is no arm: write one of {names}")
+        raise UserError(f"diagnose: {missing[0]} is not an arm: write one of {names}")
     if ctx.options.until != "eval":
-        raise UserError(
-            f"diagnose needs policies that were judged, but until={ctx.options.until}: write until: eval"
-        )
+        raise UserError(f"diagnose needs judged policies, but until={ctx.options.until}: write until: eval")
     return roles
 
 
 def read_controls(ctx: Context, arms: Sequence[Arm]) -> dict[str, str]:
-    """What each arm that is a control is one of. Raises UserError for arms and kinds that do not exist."""
+    """The kind of each control arm, by name. Raises UserError for arms and kinds that do not exist."""
     controls: dict[str, str] = plain(ctx.options.controls)
     names = [arm.name for arm in arms]
     for name, kind in controls.items():
         if name not in names:
-            raise UserError(f"controls: {name} is no arm: write one of {', '.join(names)}")
+            raise UserError(f"controls: {name} is not an arm: write one of {', '.join(names)}")
         if kind not in CONTROLS:
             raise UserError(f"controls: {name}={kind} is not known: write one of {', '.join(CONTROLS)}")
     if controls and ctx.options.until != "eval":
         raise UserError(
-            f"controls are held to their responses, but until={ctx.options.until}: write until: eval, or drop controls"
+            f"controls are judged by their responses, but until={ctx.options.until}: write until: eval or drop controls"
         )
     return controls
 
@@ -192,23 +184,26 @@ def read_tests(ctx: Context) -> list[str]:
 def _check_metrics(key: str, names: Sequence[str]) -> None:
     missing = [name for name in names if name.count("/") != 1] or unknown(names)
     if missing:
-        raise UserError(f"{key}: {missing[0]} is no metric: write one such as rm/gold_accuracy")
+        raise UserError(f"{key}: {missing[0]} is not a metric: write one such as rm/gold_accuracy")
 
 
 def setting(arm: Context, key: str) -> Any:
-    """The arm's value of a configuration key; of a group, the name of its option; None where it has none."""
-    value = plain(arm.options)
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
+    """The arm's value of a configuration key, for a group the name of its option; None if it has none."""
+    value = _node(arm.options, key)
     if not isinstance(value, dict):
         return value
-    names = [value[key] for key in ("name", "kind", "algorithm") if key in value]
-    return names[0] if names else value
+    return next((value[key] for key in ("name", "kind", "algorithm") if key in value), value)
 
 
 def _has(options: Options, key: str) -> bool:
     parent, _, name = key.rpartition(".")
-    value = plain(options)
-    for part in filter(None, parent.split(".")):
-        value = value.get(part) if isinstance(value, dict) else None
+    value = _node(options, parent)
     return isinstance(value, dict) and name in value
+
+
+def _node(options: Options, key: str) -> Any:
+    """The plain value at a dotted key (all options at the empty one); None if there is none."""
+    value = plain(options)
+    for name in filter(None, key.split(".")):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

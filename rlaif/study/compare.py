@@ -1,10 +1,10 @@
 """stage=compare: the arms of an experiment side by side, and their policies head to head.
 
 An experiment file (`experiments/NAME.yaml`) gives `arms: {name: [overrides]}` or a `grid:` that makes them,
-`repeat:` the seeds that each arm is run for, `until:` the stage that each runs to, `test:` the metrics
-of single items that arms are tested on, `curve:` a plot over the arms, `diagnose:` the arms of a diagnosis by
-role, `controls:` arms that must have done something before anything is concluded from them, and `compare:` pairs
-of arms whose policies meet. Arms are composed in process, so everything that two have in common is built once.
+`repeat:` the seeds that each arm runs with, `until:` the last stage of each, `test:` the metrics of single items
+that arms are tested on, `curve:` a plot over the arms, `diagnose:` the arms of a diagnosis by role, `controls:`
+arms that must have worked before anything is concluded from them, and `compare:` pairs of arms whose policies
+meet. Arms are composed in process, so whatever two of them have in common is built once.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     roles, controls = read_roles(ctx, arms), read_controls(ctx, arms)
     graphs = _built(ctx, arms)
     firsts = {name: group[0] for name, group in graphs.items()}
-    duels = _duels(ctx, firsts)
+    duels = {(x, y): _head_to_head(ctx, firsts[x], firsts[y]) for x, y in plain(ctx.options.compare)}
     items = {name: [graph.items() for graph in group] for name, group in graphs.items()}
     runs = {name: [graph.summary() for graph in group] for name, group in graphs.items()}
     summaries = {name: mean_summary(own, items[name]) for name, own in runs.items()}
@@ -92,7 +92,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
 
 
 def _built(ctx: Context, arms: Sequence[Arm]) -> dict[str, list[Graph]]:
-    """The arms' graphs, one for each of their runs; all are checked before the first is built."""
+    """The arms' graphs, one per run; all are checked before the first is built."""
     graphs = {arm.name: [Graph(run, STAGES) for run in arm.runs.values()] for arm in arms}
     every = [graph for group in graphs.values() for graph in group]
     for graph in every:
@@ -109,7 +109,7 @@ def _arm_rows(
     summaries: Mapping[str, dict[str, Any]],
     standings: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """A row for each arm: its settings (of the grid and the curve), how it did in the tests, its metrics."""
+    """One row per arm: its settings (of the grid and the curve), how it did in the tests, its metrics."""
     keys = list(dict.fromkeys([*plain(ctx.options.grid), *(curve.keys if curve else ())]))
     return [
         {
@@ -131,18 +131,12 @@ def _diagnosis(
     """The checks of the arms that `diagnose:` names; none without it."""
     if not roles:
         return []
-    checks = diagnose(
-        {role: summaries[arm] for role, arm in roles.items()},
-        {role: items[arm] for role, arm in roles.items()},
-    )
-    return [check.row() for check in checks]
+    own = {role: summaries[arm] for role, arm in roles.items()}
+    return [check.row() for check in diagnose(own, {role: items[arm] for role, arm in roles.items()})]
 
 
 def _labelers(ctx: Context, graphs: Mapping[str, Sequence[Graph]]) -> None:
-    """The arms' labelers on the same gold pairs; arms with the same labels are one.
-
-    Seeds of an arm that share their labels count once.
-    """
+    """Compares the arms' labelers on the same gold pairs; arms, and seeds of an arm, with the same labels are one."""
     names: dict[tuple[str, ...], list[str]] = {}
     labelled: dict[str, dict[str, Graph]] = {}
     for name, group in graphs.items():
@@ -150,35 +144,26 @@ def _labelers(ctx: Context, graphs: Mapping[str, Sequence[Graph]]) -> None:
         if labelled[name]:
             names.setdefault(tuple(labelled[name]), []).append(name)
     arms = {", ".join(group): list(labelled[group[0]].values()) for group in names.values()}
-    items = {
-        name: [STAGES["label"].items(graph.ctx, graph.built) for graph in group]
-        for name, group in arms.items()
+    items = {name: [STAGES["label"].items(g.ctx, g.built) for g in group] for name, group in arms.items()}
+    summaries = {
+        name: mean_summary([graph.summary() for graph in group], items[name]) for name, group in arms.items()
     }
-    ranking, tests = compare_labelers(
-        items,
-        {
-            name: mean_summary([graph.summary() for graph in group], items[name])
-            for name, group in arms.items()
-        },
-    )
+    ranking, tests = compare_labelers(items, summaries)
     if ranking and ctx.run is not None:
         ctx.run.table("labelers", ranking)
         ctx.run.table("labeler_tests", tests)
 
 
-def _duels(ctx: Context, graphs: Mapping[str, Graph]) -> dict[tuple[str, str], Artifact]:
-    """Head-to-heads of the pairs under `compare:`, judged by the experiment's own judge."""
-    return {(x, y): _head_to_head(ctx, graphs[x], graphs[y]) for x, y in plain(ctx.options.compare)}
-
-
 def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
-    """Policy of arm x (as the policy) against policy of arm y (as the baseline).
+    """The policy of arm x (as the policy) against that of arm y (as the baseline).
 
-    An arm's judge may be its own labeler, which would favour it: the judge is the experiment's. The reward
+    An arm's judge may be its own labeler, which would favour it, so the experiment's judge is used. The reward
     columns are by the reward that arm x maximised.
     """
     if x.ctx.model_identity != y.ctx.model_identity or x.ctx.encoding != y.ctx.encoding:
-        raise UserError("compare: two policies meet only with one model and one prompt format in both arms")
+        raise UserError(
+            "compare: two policies can meet only if both arms have the same model and prompt format"
+        )
     meeting = _meeting(ctx, x)
     first, second = x.built["rl"], y.built["rl"]
     spec = ArtifactSpec(
@@ -205,15 +190,13 @@ def _meeting(ctx: Context, arm: Graph) -> Context:
 
 
 def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:
-    """A warning where the judge of a head-to-head is an arm's labeler that may be guessing."""
-    notes: dict[str, Any] = {}
-    for arm in (x, y):
-        notes |= judge_gate(_meeting(ctx, arm), arm.built.get("label"))
-    return notes
+    """A warning if the judge of a head-to-head is an arm's labeler that may be guessing."""
+    first, second = (judge_gate(_meeting(ctx, arm), arm.built.get("label")) for arm in (x, y))
+    return first | second
 
 
 def _histories(graphs: Mapping[str, Sequence[Graph]]) -> list[dict[str, Any]]:
-    """RL's iterations of each arm, also where another job has built it; of several seeds those of the first."""
+    """RL's iterations of each arm, even if another job built it; of several seeds, those of the first."""
     policies = {name: group[0].built["rl"] for name, group in graphs.items() if "rl" in group[0].built}
     return [{"arm": name, **row} for name, policy in policies.items() for row in read_history(policy)]
 
@@ -232,7 +215,7 @@ def _record(
     lineage: dict[str, LineageRow] = {}
     for graph in (graph for group in graphs.values() for graph in group):
         for row in graph.lineage():
-            if row.name not in lineage or not row.reused:  # one arm built it, the next found it
+            if row.name not in lineage or not row.reused:  # built by one arm, found by the next
                 lineage[row.name] = row
     for (x, y), duel in duels.items():
         lineage[duel.name] = ctx.store.lineage(duel)[0]

@@ -1,9 +1,9 @@
-"""Is it the SFT, the RL or the reward? Stated rules on what an experiment's four arms measured.
+"""Is it the SFT, the RL or the reward? Fixed rules on what an experiment's four arms measured.
 
 Beside the real reward, RL maximises one that is known to be sound (the oracle: ROUGE-L against references),
 one with nothing to learn (random) and one of length alone. Every check is a number with a 95% interval over
-the same held-out prompts, and a rule that says what the interval means. From a control that did not do its work (the
-length arm did not get longer, the random arm moved) nothing is concluded.
+the same held-out prompts, and a rule that says what the interval means. Nothing is concluded from a control that did
+not work (the length arm did not get longer, the random arm moved).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rlaif.tracking.text import is_percent, percent, points, signed
 
 ROLES = ("real", "oracle", "random", "length")
 PARTS = ("SFT", "RL", "reward")
-ENDS = 0.5  # least share of SFT responses that must end by themselves
+ENDS = 0.5  # share of SFT responses that must at least end by themselves
 
 State = Literal["yes", "no", "failed", "open"]
 Unit = Literal["share", "points", "number"]
@@ -40,10 +40,10 @@ Summary = Mapping[str, Scalar]
 
 @dataclass(frozen=True)
 class Check:
-    """One question with what was measured: `yes` or `no` where the interval decides, else `open`.
+    """One question with what was measured: `yes` or `no` if the interval decides, else `open`.
 
-    `failed`: the control that the answer would rest on did not do its work; `measured` and `found` are its then.
-    `unit` says how numbers are written: a share, or a difference of shares (points) or of numbers.
+    `failed`: the control that the answer would rest on did not work; `measured` and `found` are then those of the
+    control. `unit` says how numbers are written: a share, or a difference of shares (points) or of numbers.
     """
 
     part: str
@@ -64,9 +64,9 @@ class Check:
 
 
 def diagnose(summaries: Mapping[str, Summary], items: Mapping[str, Items]) -> list[Check]:
-    """The checks in the order in which the parts stand on each other.
+    """The checks, each part after those that it builds on.
 
-    By role (`ROLES`): the arm's summary, and its rows of single prompts (one table a seed).
+    By role (`ROLES`): the arm's summary, and its rows of single prompts (one table per seed).
     """
     return [
         *_sft_checks(summaries["real"], items["real"]),
@@ -86,12 +86,12 @@ def _sft_checks(summary: Summary, items: Items) -> list[Check]:
             f"interval above {ENDS:.0%}",
             _beside(ends, ENDS),
             ends,
-            "train longer (sft.num_epochs), or allow longer responses (task.max_response_tokens)",
+            "train longer (sft.num_epochs) or allow longer responses (task.max_response_tokens)",
         ),
         Check(
             "SFT",
             "Do they answer their own prompt?",
-            "SFT's ROUGE-L against its own reference, minus against the next prompt's",
+            "SFT's ROUGE-L against its own reference, minus that against the next prompt's",
             "number",
             "interval above 0",
             _beside(own, 0.0),
@@ -106,7 +106,7 @@ def _rl_checks(summary: Summary, items: Mapping[str, Items]) -> list[Check]:
     return [
         Check(
             "RL",
-            "Does it raise a reward that is sound?",
+            "Does it raise a sound reward?",
             "oracle arm: ROUGE-L, policy minus SFT",
             "number",
             "interval above 0",
@@ -120,7 +120,7 @@ def _rl_checks(summary: Summary, items: Mapping[str, Items]) -> list[Check]:
 
 
 def _still_check(summary: Summary, items: Items) -> Check:
-    """A random reward that moves KL or length is no control; one that moves ROUGE-L alone says no."""
+    """A random reward that moves KL or length is not a control; one that moves only ROUGE-L says no."""
     control, rouge = arm_control("random", summary, items), _gain(items, *_ROUGE)
     state: State = within(rouge, STILL_ROUGE)
     measured, found = "random arm: ROUGE-L, policy minus SFT", rouge
@@ -128,19 +128,19 @@ def _still_check(summary: Summary, items: Items) -> Check:
         state, measured, found = control.state, f"random arm: {control.measured}", control.found
     return Check(
         "RL",
-        "Does it stand still where nothing can be learnt?",
+        "Does it stand still if there is nothing to learn?",
         measured,
         "number",
         f"length within {STILL_LENGTH:.0%} of SFT's, KL at most {STILL_KL:g}, ROUGE-L within {STILL_ROUGE:g}",
         state,
         found,
-        "lower rl.lr or raise rl.beta; penalties that go with every reward, such as rl.missing_eos_penalty, "
-        "move a policy too: they must be off in this arm",
+        "lower rl.lr or raise rl.beta; penalties such as rl.missing_eos_penalty move a policy under any reward: "
+        "they must be off in this arm",
     )
 
 
 def arm_control(role: str, summary: Summary, items: Items) -> Control:
-    """Whether an arm (its summary, its rows of single prompts) did its work as a control: `length` or `random`."""
+    """Whether an arm (its summary, its rows of single prompts) worked as a control: `length` or `random`."""
     longer = _gain(items, *_LENGTH)
     if role == "length":
         return length_control(longer)
@@ -153,14 +153,10 @@ def _knowledge_checks(summary: Summary) -> list[Check]:
         "better or more labels (labeler=, sample.num_prompts): experiments=rm_label_quality, rm_label_count"
     )
     longer = "train it longer or on more pairs (rm.num_epochs, rm.lr, sample.num_prompts)"
+    known = "know the better response?"
     asked = (
-        (
-            "rm/gold_accuracy",
-            "Does the reward model know the better response?",
-            "its accuracy on gold",
-            better,
-        ),
-        ("label/alignment", "Does the labeler know the better response?", "its alignment with gold", better),
+        ("rm/gold_accuracy", f"Does the reward model {known}", "its accuracy on gold", better),
+        ("label/alignment", f"Does the labeler {known}", "its alignment with gold", better),
         ("rm/accuracy", "Has the reward model learnt its labels?", "its accuracy on held-out ones", longer),
     )
     chosen = asked[:1] if interval(summary, "rm/gold_accuracy") else asked[1:]
@@ -183,7 +179,7 @@ def _reward_checks(summary: Summary, items: Mapping[str, Items]) -> list[Check]:
             "interval above 0",
             _beside(raised, 0.0),
             raised,
-            "where the oracle arm does rise, this reward is hard to tell apart: more iterations, a lower rl.beta",
+            "if the oracle arm does rise, this reward is hard to learn from: more iterations, a lower rl.beta",
         ),
         Check(
             "reward",
@@ -194,22 +190,22 @@ def _reward_checks(summary: Summary, items: Mapping[str, Items]) -> list[Check]:
             _beside(follows, 0.0),
             follows,
             "the reward pays for something else: another labeler, reward=ensemble, a higher rl.beta, and "
-            "rl.track to see where it parts",
+            "rl.track to see where the two part",
         ),
         _length_check(summary, items),
     ]
 
 
 def control_row(name: str, kind: str, summary: Summary, items: Items) -> dict[str, Any]:
-    """An arm of a comparison that is a control (`length` or `random`), as a row of a run's table."""
+    """A control arm of a comparison (`length` or `random`), as a row of a run's table."""
     control = arm_control(kind, summary, items)
     return {"arm": name, "control": kind, "state": control.state, "sentence": control.sentence}
 
 
 def _length_check(summary: Summary, items: Mapping[str, Items]) -> Check:
-    """Nothing to explain without a gain; a gain that comes without longer responses is not length.
+    """Without a gain there is nothing to explain; a gain without longer responses is not length.
 
-    Else the arm that is paid for length says what length alone wins, if its responses did get longer.
+    Otherwise the arm that is rewarded for length shows what length alone wins, if its responses did get longer.
     """
     beyond = _paired(*(seed_scores(items[role], "eval/win_rate") for role in ("real", "length")))
     check = Check(
@@ -217,8 +213,8 @@ def _length_check(summary: Summary, items: Mapping[str, Items]) -> Check:
         "Is its gain more than length?",
         "win rate over SFT: real arm minus length arm",
         "points",
-        f"win rate above 50%, and either responses that are not longer (at most {STILL_LENGTH:.0%}), or interval above "
-        "0 beside a length arm that did get longer",
+        f"win rate above 50%, and either responses that are not longer (at most {STILL_LENGTH:.0%}), or an interval "
+        "above 0 and a length arm that did get longer",
         _beside(beyond, 0.0),
         beyond,
         "set rl.length_penalty, or label pairs of similar length; without a gain there is nothing to explain",
@@ -241,7 +237,7 @@ def _length_check(summary: Summary, items: Mapping[str, Items]) -> Check:
 
 
 def _no_longer(items: Items) -> bool:
-    """Whether responses are surely not longer by more than a stated bound, nor longer beyond noise."""
+    """Whether responses are surely not longer by more than the bound, nor longer beyond noise."""
     longer, start = _gain(items, *_LENGTH), _mean(items, _LENGTH[1])
     if longer is None or start is None:
         return False
@@ -268,7 +264,7 @@ def _gain(items: Items, mine: str, other: str) -> Interval | None:
 
 
 def _mean(items: Items, name: str) -> float | None:
-    """One metric over all prompts (and seeds); None where none has it."""
+    """One metric over all prompts (and seeds); None if none has it."""
     scores = [score for _, own in seed_scores(items, name).values() for score in own]
     return fmean(scores) if scores else None
 
@@ -283,7 +279,7 @@ def _paired(x: SeedScores, y: SeedScores, *, outcomes: bool | None = None) -> In
 
 
 def _beside(found: Interval | None, bound: float) -> State:
-    """Whether the interval lies above (`yes`) or below (`no`) the bound; `open` where it holds it."""
+    """Whether the interval is above (`yes`) or below (`no`) the bound; `open` if it contains the bound."""
     if found is None or math.isnan(found.low):
         return "open"
     return "yes" if found.low > bound else "no" if found.high < bound else "open"

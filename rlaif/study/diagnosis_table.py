@@ -14,23 +14,21 @@ from rlaif.tracking.runs import Row, number
 
 
 def diagnosis_verdict(rows: Sequence[Row]) -> Verdict:
-    """The part to look at first: the lowest one with a `no` or a control that failed, else with an open question.
+    """The part to look at first: the earliest with a `no` or a failed control, else the earliest with an open question.
 
-    `rows` are those of `Check.row`. A part stands on those before it (SFT, RL, reward), and within a part what was
-    measured without the control stands.
+    `rows` are those of `Check.row`. A part builds on those before it (SFT, RL, reward), and within a part whatever
+    was measured without the control stands.
     """
     failed = [row for row in rows if row["state"] == "failed"]
     for part in PARTS:
-        told = [row for row in rows if row["part"] == part and row["state"] == "no"]
-        if told:
+        if answered := [row for row in rows if row["part"] == part and row["state"] == "no"]:
             more = f" {_no_control(failed)}" if failed else ""
-            return Verdict(f"{_blame(part, 'no', told)}{more}", "loss")
+            return Verdict(f"{_blame(part, 'no', answered)}{more}", "loss")
         if any(row["part"] == part for row in failed):
             return Verdict(f"{_no_control(failed)} Try: {failed[0]['advice']}.", "open")
     for part in PARTS:
-        told = [row for row in rows if row["part"] == part and row["state"] == "open"]
-        if told:
-            return Verdict(_blame(part, "open", told), "open")
+        if answered := [row for row in rows if row["part"] == part and row["state"] == "open"]:
+            return Verdict(_blame(part, "open", answered), "open")
     return Verdict(
         "None of the three is to blame: the SFT policy answers its prompts, RL raises a sound reward and no "
         "other, and what the real reward pays for raises the held-out measure beyond length.",
@@ -39,20 +37,16 @@ def diagnosis_verdict(rows: Sequence[Row]) -> Verdict:
 
 
 def _no_control(failed: Sequence[Row]) -> str:
-    """That nothing follows from controls that did not do their work."""
+    """That nothing follows from controls that did not work."""
     asked = " ".join(f"{row['question']} Cannot be said ({row['measured']}: {_cell(row)})." for row in failed)
-    return f"The control failed, so that nothing is concluded from it. {asked}"
+    return f"The control failed, so nothing is concluded from it. {asked}"
 
 
-def _blame(part: str, state: str, told: Sequence[Row]) -> str:
-    names = {"SFT": "the SFT", "RL": "the RL", "reward": "the reward"}
-    asked = " ".join(
-        f"{row['question']} {'No' if state == 'no' else 'Not shown'} ({_cell(row)})." for row in told
-    )
-    lead = (
-        f"It is {names[part]}." if state == "no" else f"Nothing is surely wrong; look at {names[part]} first."
-    )
-    return f"{lead} {asked} Try: {told[0]['advice']}."
+def _blame(part: str, state: str, answered: Sequence[Row]) -> str:
+    answer = "No" if state == "no" else "Not shown"
+    asked = " ".join(f"{row['question']} {answer} ({_cell(row)})." for row in answered)
+    lead = f"It is the {part}." if state == "no" else f"Nothing is surely wrong; look at the {part} first."
+    return f"{lead} {asked} Try: {answered[0]['advice']}."
 
 
 @dataclass(frozen=True)

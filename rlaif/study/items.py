@@ -1,4 +1,4 @@
-"""Scores of single items, so that arms can be compared on the same ones."""
+"""Scores of single items, for comparing arms on the same ones."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 from rlaif.stats import PairedTest
 from rlaif.tracking.runs import Row, number
 
-# Item id to (prompt, a score for each seed).
+# Item id to (prompt, one score per seed).
 SeedScores = Mapping[str, tuple[str, tuple[float, ...]]]
-# Arms that share fewer of the smallest one's items measured different things.
+# Arms that share a smaller part of the smallest one's items measured different things.
 _ENOUGH = 0.5
 
 
 def tested_metric(name: str) -> str:
-    """What a metric is tested by: alignment, with pairs that could not be read counted as wrong.
+    """The metric that `name` is tested by: for alignment, the one that counts unread pairs as wrong.
 
-    So all arms are tested on the same pairs, whatever each abstains from.
+    So all arms are tested on the same pairs, whichever each abstains from.
     """
     return "label/alignment_worst" if name == "label/alignment" else name
 
 
 def seed_scores(tables: Sequence[Sequence[Row]], name: str) -> SeedScores:
-    """Scores of metric `name` in each of `tables` (one per seed), of the items that all of them have.
+    """Scores of metric `name` in each of `tables` (one per seed), for the items that all of them have.
 
-    Empty where they share fewer than half of the smallest one's items: their mean would be that of another test.
+    Empty if they share less than half of the smallest one's items: their mean would be that of another test.
     """
     per_seed = [
         {str(row["id"]): row for row in rows if "id" in row and number(row, name) is not None}
@@ -54,7 +54,7 @@ def seed_table(scores: SeedScores, keys: Sequence[str]) -> np.ndarray:
 def common_items(scores: Mapping[str, SeedScores]) -> list[tuple[str, str]]:
     """(id, prompt) of the items that all arms have; empty below half of the smallest arm's items.
 
-    An id whose prompt differs between the arms is another item.
+    An id with different prompts in two arms is not the same item.
     """
     places = [{(key, prompt) for key, (prompt, _) in arm.items()} for arm in scores.values()]
     shared = set.intersection(*places)
@@ -66,8 +66,8 @@ def common_items(scores: Mapping[str, SeedScores]) -> list[tuple[str, str]]:
 
 
 def paired_row(test: PairedTest, sign: float = 1.0) -> dict[str, Any]:
-    """A paired test as a row of a run's table; `sign` is -1 where it was made of scores turned round."""
-    ends = sorted((sign * test.difference.low, sign * test.difference.high))
+    """A paired test as a row of a run's table; `sign` is -1 if it was made on negated scores."""
+    low, high = sorted((sign * test.difference.low, sign * test.difference.high))
     return {
         "first": test.first,
         "second": test.second,
@@ -75,8 +75,8 @@ def paired_row(test: PairedTest, sign: float = 1.0) -> dict[str, Any]:
         "ahead": test.ahead,
         "behind": test.behind,
         "difference": sign * test.difference.estimate,
-        "difference_ci_low": ends[0],
-        "difference_ci_high": ends[1],
+        "difference_ci_low": low,
+        "difference_ci_high": high,
         "mcnemar_p": test.mcnemar,
         "p": test.p_value,
         "p_holm": test.p_holm,

@@ -1,4 +1,4 @@
-"""Labelers against each other on the same gold pairs: ranking, ties with the best, and every pair."""
+"""Compares labelers on the same gold pairs: a ranking, ties with the best, and every pair."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from rlaif.study.sweeps import group_runs
 from rlaif.tracking.glossary import names
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
 from rlaif.tracking.text import (
+    FORMATS,
+    MISSING,
     is_percent,
     metric_label,
     metric_range,
     metric_value,
     p_text,
     percent,
-    points,
-    points_range,
-    signed,
 )
 
 WORST, HALF = "label/alignment_worst", "label/alignment_half"
@@ -34,7 +33,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class LabelerRow:
-    """One labeler, in text; `tied`: not significantly below the best after Holm's correction."""
+    """One labeler, as text; `tied`: not significantly below the best after Holm's correction."""
 
     name: str
     alignment: str
@@ -47,7 +46,7 @@ class LabelerRow:
 
 @dataclass(frozen=True)
 class PairRow:
-    """Two labelers or other arms, in text. `counts`: items on which the first, and the second, does better."""
+    """Two labelers or other arms, as text. `counts`: items on which the first, and the second, does better."""
 
     first: str
     second: str
@@ -62,7 +61,7 @@ class PairRow:
 
 @dataclass(frozen=True)
 class LabelersTable:
-    """Labelers best first, with the columns of `metrics` that at least one of them has, and all pairs."""
+    """Labelers, best first, with a column per metric that at least one of them has, and all pairs."""
 
     metrics: tuple[str, ...]
     labelers: tuple[LabelerRow, ...]
@@ -73,17 +72,17 @@ class LabelersTable:
 def compare_labelers(
     items: Mapping[str, Sequence[Sequence[Row]]], summaries: Mapping[str, Mapping[str, Scalar]]
 ) -> tuple[Rows, Rows]:
-    """Rows of the ranking and of the paired tests, as numbers; both empty where nothing can be compared.
+    """Rows of the ranking and of the paired tests, as numbers; both empty if nothing can be compared.
 
-    `items`: for each labeler, rows by gold pair, one list a seed (as many as the labeler with the fewest has
-    count). A pair that a labeler could not read counts as wrong; `label/alignment_half` and `p_holm_half` say
+    `items`: for each labeler, rows by gold pair, one list per seed (only as many seeds count as the labeler with the
+    fewest has). A pair that a labeler could not read counts as wrong; `label/alignment_half` and `p_holm_half` say
     how it stands if such pairs count half. So no labeler chooses its test by what it abstains from.
     """
     worst, half = (
         _on_all({name: seed_scores(tables, metric) for name, tables in items.items()})
         for metric in (WORST, HALF)
     )
-    if not worst.values:  # the items of runs from before do not have them
+    if not worst.values:  # older runs' items lack these metrics
         worst = half = _on_all({name: seed_scores(t, "label/alignment") for name, t in items.items()})
     if not worst.values:
         return [], []
@@ -109,7 +108,7 @@ def compare_labelers(
 
 @dataclass(frozen=True)
 class _OnAll:
-    """Scores (S, n) by labeler of the pairs that all were asked, and those pairs' prompts."""
+    """Scores (S, n) by labeler on the pairs that all were asked about, and those pairs' prompts."""
 
     values: dict[str, np.ndarray]
     prompts: list[str]
@@ -117,7 +116,7 @@ class _OnAll:
 
 
 def _on_all(scores: Mapping[str, SeedScores]) -> _OnAll:
-    """Empty below two labelers, and where they share too few pairs."""
+    """Empty with fewer than two labelers, or if they share too few pairs."""
     shared = common_items(scores) if len(scores) > 1 and all(scores.values()) else []
     if not shared:
         return _OnAll({}, [], 0)
@@ -132,16 +131,15 @@ def _bounded(name: str, found: Interval) -> dict[str, float]:
 
 
 def labelers_of(runs: Sequence[RunRecord]) -> tuple[Rows, Rows]:
-    """`compare_labelers` of the labelers behind `runs`: the latest comparison's own, or one for each label artifact.
+    """`compare_labelers` on the labelers behind `runs`: the latest comparison's own, or one per label artifact.
 
-    Runs that only differ in what comes after the labels share their labeler; seeds of one are averaged.
+    Runs that differ only in what comes after the labels share their labeler; its seeds are averaged.
     """
     for run in reversed(runs):
-        if run.table("labelers"):
-            return [dict(row) for row in run.table("labelers")], [
-                dict(row) for row in run.table("labeler_tests")
-            ]
-    first = {digest: run for run in reversed(runs) if (digest := _label_digest(run))}
+        if ranking := run.table("labelers"):
+            return list(map(dict, ranking)), list(map(dict, run.table("labeler_tests")))
+    labels = ((next((r.digest for r in run.lineage if r.kind == "label"), ""), run) for run in reversed(runs))
+    first = {digest: run for digest, run in labels if digest}
     chosen = list(reversed(first.values()))
     if len(chosen) < 2:
         return [], []
@@ -150,27 +148,19 @@ def labelers_of(runs: Sequence[RunRecord]) -> tuple[Rows, Rows]:
     return compare_labelers(items, {name: group[0].summary for name, group in groups.items()})
 
 
-def _label_digest(run: RunRecord) -> str | None:
-    return next((row.digest for row in run.lineage if row.kind == "label"), None)
-
-
 def labelers_table(ranking: Sequence[Row], pairs: Sequence[Row]) -> LabelersTable | None:
     """The rows as text; None without a ranking."""
     if not ranking:
         return None
-    metrics = tuple(
-        name for name in names("labelers") if any(number(row, name) is not None for row in ranking)
-    )
+    metrics = tuple(n for n in names("labelers") if any(number(row, n) is not None for row in ranking))
     count, family = number(ranking[0], "n"), len(pairs)
-    tied = [str(row["labeler"]) for row in ranking if row.get("tied") and not row.get("best")]
-    verdict = (
-        f"not told apart from the best: {', '.join(tied)}" if tied else "the best differs from every other"
-    )
+    tied = ", ".join(str(row["labeler"]) for row in ranking if row.get("tied") and not row.get("best"))
+    verdict = f"not told apart from the best: {tied}" if tied else "the best differs from every other"
     seeds = number(ranking[0], "seeds") or 1
     over = f" and {seeds:.0f} seeds" if seeds > 1 else ""
     caption = (
         f"On the same {count:.0f} gold pairs{over}, those that a labeler could not read counted as wrong (in the "
-        f"next column as half right); {verdict}. p: exact McNemar, or Student's t over whole prompts where prompts "
+        f"next column as half right); {verdict}. p: exact McNemar, or Student's t over whole prompts if prompts "
         f"repeat, a labeler was undecided or seeds differ; Holm over {family} pair{'s' if family > 1 else ''} of "
         "labelers, 5% level."
     )
@@ -193,18 +183,14 @@ def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
 
 def pair_row(row: Row) -> PairRow:
     """A paired test's row (`study.items.paired_row`) as text; shares differ by points."""
-    share = is_percent(str(row.get("metric", WORST)))
+    written = FORMATS["points" if is_percent(str(row.get("metric", WORST))) else "signed"]
     gap, low, high = (number(row, f"difference{end}") for end in ("", "_ci_low", "_ci_high"))
     adjusted = number(row, "p_holm")
     return PairRow(
         str(row["first"]),
         str(row["second"]),
-        points(gap) if share or gap is None else signed(gap),
-        ""
-        if low is None or high is None
-        else points_range(low, high)
-        if share
-        else f"{signed(low)} to {signed(high)}",
+        MISSING if gap is None else written.value(gap),
+        "" if low is None or high is None else written.range(low, high),
         f"{row['ahead']} : {row['behind']}",
         bare_p(number(row, "mcnemar_p")),
         bare_p(number(row, "p")),
@@ -214,7 +200,7 @@ def pair_row(row: Row) -> PairRow:
 
 
 def bare_p(value: float | None) -> str:
-    """`p_text` without the `p` that the column's head has."""
+    """`p_text` without the `p`, which is in the column's head."""
     return p_text(value).removeprefix("p ").removeprefix("= ")
 
 

@@ -1,8 +1,9 @@
-"""Finished runs as the arms of a comparison: named by the overrides that differ, seeds grouped, tested as any arms."""
+"""Finished runs as the arms of a comparison: named by the overrides that differ, and grouped by seed."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,27 +12,16 @@ from rlaif.study.arm_table import Rows, compare_items, mean_summary, standing
 from rlaif.tracking.runs import Row, RunRecord, Scalar, number
 from rlaif.tracking.text import lower_is_better, metric_label
 
-_SEED = ("seed", "seeds.")
-_HOUSEKEEPING = (
-    "paths.",
-    "hydra.",
-    "hydra/",
-    "tracking",
-    "force",
-    "plan",
-    "export",
-    "stage",
-    "experiments",
-    "sweeps",
-)
+# Keys of overrides that make no arm.
+_HOUSEKEEPING = re.compile(r"paths\.|hydra[./]|tracking|force|plan|export|stage|experiments|sweeps")
 
 
 @dataclass(frozen=True)
 class Sweep:
     """Runs by arm, the best first; `rows` and `tests` as a comparison records them.
 
-    `metrics[0]` ranks the arms, and they are tested on it where their runs have its test items. `notes`: the runs and
-    seeds that have no part in that.
+    `metrics[0]` ranks the arms, and they are tested on it if their runs have its test items. `notes`: the runs and
+    seeds that are left out of that.
     """
 
     metrics: tuple[str, ...]
@@ -48,20 +38,18 @@ def split_override(override: str) -> tuple[str, str]:
 
 
 def _is_seed(key: str) -> bool:
-    return key == _SEED[0] or key.startswith(_SEED[1])
+    return key == "seed" or key.startswith("seeds.")
 
 
 def _overrides(run: RunRecord) -> dict[str, str]:
     """The overrides that make an arm: everything but seeds and housekeeping."""
-    pairs = dict(split_override(item) for item in run.overrides)
-    arm = {
-        key: value for key, value in pairs.items() if not _is_seed(key) and not key.startswith(_HOUSEKEEPING)
-    }
-    return {"stage": run.stage, **arm}
+    pairs = dict(map(split_override, run.overrides))
+    kept = (key for key in pairs if not _is_seed(key) and not _HOUSEKEEPING.match(key))
+    return {"stage": run.stage, **{key: pairs[key] for key in kept}}
 
 
 def arm_labels(runs: Sequence[RunRecord]) -> list[str]:
-    """One label a run: the overrides whose value is not the same in all `runs` (`default` if none)."""
+    """One label per run: the overrides whose values differ between `runs` (`default` if none)."""
     arms = [_overrides(run) for run in runs]
     keys = list(dict.fromkeys(key for arm in arms for key in arm))
     differing = [key for key in keys if len({arm.get(key) for arm in arms}) > 1]
@@ -69,12 +57,16 @@ def arm_labels(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs by arm label, in the order of their seeds; where one seed was run again, the later run counts."""
+    """Runs by arm label, in the order of their seeds; if a seed was run again, the later run counts."""
     return {label: list(own.values()) for label, own in _by_seed(runs).items()}
 
 
-def _by_seed(runs: Sequence[RunRecord]) -> dict[str, dict[tuple[str, ...], RunRecord]]:
-    """Runs by arm label and the seeds on their command line."""
+Seeded = Mapping[tuple[str, ...], RunRecord]
+"""Runs by the seeds on their command lines."""
+
+
+def _by_seed(runs: Sequence[RunRecord]) -> dict[str, Seeded]:
+    """Runs by arm label and seeds."""
     groups: dict[str, dict[tuple[str, ...], RunRecord]] = {}
     for label, run in zip(arm_labels(runs), runs, strict=True):
         pairs = map(split_override, run.overrides)
@@ -85,17 +77,17 @@ def _by_seed(runs: Sequence[RunRecord]) -> dict[str, dict[tuple[str, ...], RunRe
     return {label: dict(sorted(own.items())) for label, own in groups.items()}
 
 
-def _paired_items(seeds: Mapping[str, Mapping[tuple[str, ...], RunRecord]]) -> dict[str, list[list[Row]]]:
-    """Test items of the seeds that all arms have, in one order; of one run of each arm where they share none."""
+def _paired_items(seeds: Mapping[str, Seeded]) -> dict[str, list[list[Row]]]:
+    """Test items of the seeds that all arms have, in one order; of one run per arm if they share no seed."""
     shared = [seed for seed in next(iter(seeds.values())) if all(seed in own for own in seeds.values())]
     chosen = {label: [own[seed] for seed in shared] or list(own.values())[:1] for label, own in seeds.items()}
     return {label: [run.table("items") for run in group] for label, group in chosen.items()}
 
 
 def sweep(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Sweep:
-    """Compare finished runs over `metrics`, by the means and tests of every comparison.
+    """Compare finished runs over `metrics`, by the same means and tests as any comparison.
 
-    Raises UserError without runs, metrics, or any value of the main metric.
+    Raises UserError without runs, without metrics, and without any value of the main metric.
     """
     if not runs or not metrics:
         raise UserError("report: nothing to compare; give at least one finished run and one metric")
@@ -106,7 +98,7 @@ def sweep(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Sweep:
         label: mean_summary([run.summary for run in group], items[label]) for label, group in groups.items()
     }
     if all(number(mean, main) is None for mean in means.values()):
-        raise UserError(f"report: no run has the metric {main}; name one that is in their summary.json")
+        raise UserError(f"report: no run has the metric {main}; name one from their summary.json")
     measured = {label: own for label, own in seeds.items() if number(means[label], main) is not None}
     tests = compare_items(_paired_items(measured), [main])
     stands = standing(tests)
@@ -120,19 +112,17 @@ def sweep(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Sweep:
     return Sweep(tuple(metrics), {label: tuple(groups[label]) for label in order}, rows, tests, notes)
 
 
-def _notes(
-    earlier: int, seeds: Mapping[str, Mapping[tuple[str, ...], RunRecord]], main: str, tests: Rows
-) -> tuple[str, ...]:
-    """What is left out: earlier runs of a seed, seeds without the main metric, seeds that not all arms have."""
+def _notes(earlier: int, seeds: Mapping[str, Seeded], main: str, tests: Rows) -> tuple[str, ...]:
+    """What is left out: earlier runs of a seed, seeds without the main metric, seeds that some arm lacks."""
     lacking = sum(number(run.summary, main) is None for own in seeds.values() for run in own.values())
     most = max(map(len, seeds.values()))
     tested = int(tests[0]["seeds"]) if tests else most
-    told = {
+    notes = {
         f"{earlier} earlier run(s) of the same arm and seed left out.": earlier,
-        f"{lacking} run(s) without {metric_label(main)} have no part in its means.": lacking,
+        f"{lacking} run(s) without {metric_label(main)} are left out of its means.": lacking,
         f"Tested on {tested} of up to {most} seeds: those that all arms have, or one of each.": tested < most,
     }
-    return tuple(sentence for sentence, holds in told.items() if holds)
+    return tuple(sentence for sentence, holds in notes.items() if holds)
 
 
 def _rank(summary: Mapping[str, Scalar], name: str) -> float:

@@ -1,4 +1,4 @@
-"""What a page says first: a sentence, its tone, and what speaks against believing it."""
+"""What a page says first: a sentence, its tone, and reasons to doubt it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Tone = Literal["win", "loss", "open", "none"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """`tone` is `win` or `loss` only when the interval leaves 50% out and the test agrees."""
+    """`tone` is `win` or `loss` only if the interval excludes 50% and the test agrees."""
 
     sentence: str
     tone: Tone

@@ -1,4 +1,4 @@
-"""The registry of metrics: what each means, how it is written, which direction is better, and which tables show it."""
+"""The registry of metrics: what each means, how it is written, which direction is better, which tables show it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Better = Literal["up", "down", "none"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. `name` may hold `*`, which stands for one or more characters other than `/`.
+    """One metric. `name` may contain `*`, which stands for one or more characters other than `/`.
 
-    `interval`: how the 95% interval `<name>_ci_low`, `<name>_ci_high` is made; None where there is none.
+    `interval`: how the 95% interval `<name>_ci_low`, `<name>_ci_high` is made; None if there is none.
     `neutral`: the value of chance, or of no difference.
     """
 
@@ -48,7 +48,7 @@ class Metric:
 class Shown:
     """A metric's line or column in a table. `label` and `note` are the table's words for it.
 
-    `if_any`: no line where its value is 0. `versus`: `<base>_policy` beside `<base>_baseline`, with `<base>_gain`.
+    `if_any`: no line if its value is 0. `versus`: `<base>_policy` beside `<base>_baseline`, with `<base>_gain`.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Registry:
-    """`glossary.yaml`, read: metrics by name, tables by name, and `arm`, how a metric of an arm is told."""
+    """`glossary.yaml`, read: metrics by name, tables by name, and `arm`, how a metric of an arm is described."""
 
     metrics: Mapping[str, Metric]
     tables: Mapping[str, tuple[Shown, ...]]
@@ -69,7 +69,7 @@ class Registry:
 
 
 def describe(name: str) -> Metric | None:
-    """The metric of exactly this name, an end of an interval, one of the longest pattern that fits, or an arm's."""
+    """The metric of exactly this name, an end of an interval, the longest pattern that fits, or an arm's metric."""
     *arm, stage, own = name.split("/") if "/" in name else ("", name)
     if arm:
         found = describe(f"{stage}/{own}")
@@ -78,17 +78,17 @@ def describe(name: str) -> Metric | None:
 
 
 def unknown(names: Iterable[str]) -> list[str]:
-    """Those of `names` that the registry does not describe, sorted, each once."""
+    """The `names` that the registry does not describe, sorted, each once."""
     return sorted({name for name in names if describe(name) is None})
 
 
 def entries() -> Mapping[str, Metric]:
-    """All metrics by name or pattern, in the file's order; without what hangs on them (intervals, arms)."""
+    """All metrics by name or pattern, in the file's order, without those derived from them (intervals, arms)."""
     return registry().metrics
 
 
 def table(name: str, group: str | None = None) -> tuple[Shown, ...]:
-    """What a table shows, in its order: all of it, or one group."""
+    """What a table shows, in its order: everything, or one group."""
     return tuple(one for one in registry().tables[name] if group in (None, one.group))
 
 
@@ -152,20 +152,20 @@ def _end_of_interval(name: str) -> Metric | None:
 
 
 def _of_pattern(name: str) -> Metric | None:
-    fitting = [(metric, found) for metric in entries().values() if (found := _fit(metric.name, name))]
-    if not fitting:
+    fits = [
+        (metric, found)
+        for metric in entries().values()
+        if "*" in metric.name and (found := _compiled(metric.name).fullmatch(name))
+    ]
+    if not fits:
         return None
-    metric, found = max(fitting, key=lambda one: len(one[0].name))
+    metric, found = max(fits, key=lambda one: len(one[0].name))
     label = metric.label
     for part in found.groups():
         label = label.replace("*", part.replace("_", " "), 1)
     return replace(metric, label=label)
 
 
-def _fit(pattern: str, name: str) -> re.Match[str] | None:
-    return _compiled(pattern).fullmatch(name) if "*" in pattern else None
-
-
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile("([^/]+)".join(re.escape(part) for part in pattern.split("*")))
+    return re.compile("([^/]+)".join(map(re.escape, pattern.split("*"))))

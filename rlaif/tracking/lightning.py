@@ -12,9 +12,9 @@ from rlaif.tracking.run import Run
 
 
 class RunLogger(Logger):
-    """Forwards a Trainer's metrics to a `Run`; the run itself is opened and closed by its owner.
+    """Forwards a Trainer's metrics to a `Run`, which its owner opens and closes.
 
-    `rows` are those of the fit so far: (step, metrics).
+    `rows` are those of the fit so far, as (step, metrics).
     """
 
     def __init__(self, run: Run) -> None:
@@ -39,20 +39,17 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log all but `epoch`, which Lightning adds to every row and no metric of ours is."""
+        """Log all but `epoch`, which Lightning adds to every row and is not a metric of ours."""
         kept = {name: float(value) for name, value in metrics.items() if name != "epoch"}
         if kept:
-            self._log(0 if step is None else step, kept)
-
-    def _log(self, step: int, metrics: dict[str, float]) -> None:
-        self.rows.append((step, metrics))
-        self._run.log(metrics, step=step)
+            self.replay([(0 if step is None else step, kept)])
 
     def replay(self, rows: Sequence[tuple[int, dict[str, float]]]) -> None:
-        """Log what the killed run of a resumed fit had logged up to its checkpoint: the curve begins where it did."""
+        """Log `rows`, such as those up to a resumed fit's checkpoint, so that its curve begins where it did."""
         for step, metrics in rows:
-            self._log(step, metrics)
+            self.rows.append((step, metrics))
+            self._run.log(metrics, step=step)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the run has the resolved configuration already."""
+        """Does nothing: the run already has the resolved configuration."""

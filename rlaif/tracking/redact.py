@@ -1,4 +1,4 @@
-"""Keeps keys and passwords out of everything a run writes."""
+"""Keeps keys and passwords out of everything that a run writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 REDACTED = "[redacted]"
-# The last word of a key decides: `hf_token` is a secret, `max_new_tokens` and `api_key_env` are not.
+# A key's last word decides: `hf_token` is a secret, `max_new_tokens` and `api_key_env` are not.
 _SECRET_KEY = re.compile(
     r"(?:^|[_\-. ])(?:api_?key|access_?key|private_?key|token|secrets?|passwords?|passwd|credentials?|"
     r"authorization)$",
@@ -34,23 +34,21 @@ def is_secret_key(key: str) -> bool:
 
 
 def redact(value: Any) -> Any:
-    """A copy of nested plain `value` without secrets.
+    """A copy of the nested plain `value` without secrets.
 
-    Hidden are values under secret keys (numbers and nested values too; None stays), logins in URLs, and
-    wherever it occurs the value of any environment variable that has a secret's name.
+    It hides values under secret keys (numbers and nested values too; None stays), logins in URLs, and, wherever it
+    occurs, the value of any environment variable with a secret's name.
     """
     return _redact(value, _environment_secrets())
 
 
 def redact_assignments(text: str) -> str:
     """`text` (a command-line override) without the values that it gives to secret keys."""
-    hidden = _ASSIGNMENT.sub(
-        lambda match: (
-            f"{match['key']}{match['sign']}{REDACTED}" if is_secret_key(match["key"]) else match.group()
-        ),
-        text,
-    )
-    return str(redact(hidden))
+
+    def hidden(found: re.Match[str]) -> str:
+        return f"{found['key']}{found['sign']}{REDACTED}" if is_secret_key(found["key"]) else found.group()
+
+    return str(redact(_ASSIGNMENT.sub(hidden, text)))
 
 
 def _redact(value: Any, secrets: list[str]) -> Any:

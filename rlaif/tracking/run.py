@@ -1,4 +1,4 @@
-"""The run record: one folder per job that tells what ran, how far it came and what came out.
+"""The run record: one folder per job that shows what ran, how far it got and what came out.
 
 The folder is complete without W&B; reports read nothing else.
 """
@@ -46,8 +46,8 @@ class Run:
     """The record of one job, as a context manager.
 
     Writes `config.yaml` (secrets hidden), `summary.json`, `history.jsonl`, `lineage.json`, `tables/`,
-    `alerts.jsonl` and `meta.json` into `directory`, and mirrors them to one W&B run of its own. An
-    exception in the `with` body marks both as failed and goes on its way.
+    `alerts.jsonl` and `meta.json` into `directory`, and mirrors them to a W&B run. An exception in the `with`
+    body marks both as failed and propagates.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Run:
         name: str,
         wandb_options: WandbOptions | None,
     ) -> None:
-        """`config` is plain and resolved; `wandb_options` None leaves W&B out altogether."""
+        """`config` is plain and resolved; with `wandb_options` None, W&B is not used at all."""
         self.directory = directory
         self.stage = stage
         self.name = name
@@ -111,7 +111,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            # Not through the W&B run's own __exit__: that one prints the traceback of a user's mistake.
+            # Not through the W&B run's own __exit__, which would print a traceback for a user's mistake.
             self._mirror(lambda run: run.finish(exit_code=0 if error is None else 1))
         finally:
             self._finish(error)
@@ -120,15 +120,15 @@ class Run:
         """Append one row {"step", "time" (seconds since the start), **metrics} to the history."""
         reserved = {"step", "time"} & metrics.keys()
         if reserved:
-            raise ValueError(f"metric name {sorted(reserved)[0]!r} is a column of its own in the history")
+            raise ValueError(f"metric name {sorted(reserved)[0]!r} is a reserved column of the history")
         row = json_ready(metrics)
         seconds = round(time.monotonic() - self._started, 3)
         append_jsonl(self.directory / "history.jsonl", {"step": int(step), "time": seconds} | row)
-        numbers = {name: _wandb_number(value) for name, value in row.items()} | {"step": int(step)}
-        self._mirror(lambda run: run.log(numbers))
+        numbers = {name: float("nan") if value is None else value for name, value in row.items()}
+        self._mirror(lambda run: run.log(numbers | {"step": int(step)}))
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Write rows to `tables/<name>.jsonl`, and to W&B unless its upload policy is metrics only."""
+        """Write rows to `tables/<name>.jsonl`, and to W&B unless the upload policy is metrics."""
         path = self.directory / "tables" / f"{name}.jsonl"
         if (self.directory / "tables").resolve() not in path.resolve().parents:
             raise ValueError(f"table name {name!r} leaves the tables folder")
@@ -138,15 +138,15 @@ class Run:
             self._mirror(lambda run: run.log({name: as_table(plain)}))
 
     def lineage(self, rows: Sequence[LineageRow]) -> None:
-        """Write `lineage.json`: the artifacts that this run stands on, as the artifact store lists them."""
+        """Write `lineage.json`: the artifacts that this run builds on, as the artifact store lists them."""
         write_lineage(self.directory, rows)
         names = [row.name for row in rows]
         self._mirror(lambda run: run.config.update({"artifacts": names}, allow_val_change=True))
 
     def artifact(self, *, name: str, kind: str, path: Path, metadata: dict[str, Any]) -> None:
-        """Mirror an artifact to W&B: name and metadata always, its files where the policy is weights.
+        """Mirror an artifact to W&B: its name and metadata always, its files if the policy is weights.
 
-        With policy text a reference tells where the files lie, without a copy.
+        With policy text a reference says where the files are, without a copy.
         """
 
         def send(run: Any) -> None:
@@ -174,7 +174,7 @@ class Run:
     def alert(self, title: str, text: str) -> None:
         """Record a warning about this run in `alerts.jsonl` and the log; online, W&B notifies its owner.
 
-        The same warning again, of another arm of a comparison for instance, says nothing new.
+        A repeated warning, for instance from another arm of a comparison, is dropped.
         """
         title, text = redact(title), redact(text)
         if (title, text) in self._alerts:
@@ -185,14 +185,16 @@ class Run:
         self._mirror(lambda run: None if run.offline else run.alert(title=title, text=text))
 
     def _mirror(self, send: Callable[[Any], object]) -> None:
-        """Send something to W&B. What fails there is said once and costs nothing else: all is in the folder."""
+        """Send something to W&B. A failure is reported once and costs nothing else: the folder has everything."""
         if self.wandb_run is None:
             return
         try:
             send(self.wandb_run)
         except Exception as error:  # its own types are many
             if not self._mirror_failed:
-                logger.warning("W&B does not take this run's data (%s): the run goes on", redact(str(error)))
+                logger.warning(
+                    "W&B does not accept this run's data (%s): the run continues", redact(str(error))
+                )
             self._mirror_failed = True
 
     def _open_wandb(self) -> None:
@@ -228,12 +230,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _wandb_number(value: Any) -> Any:
-    return float("nan") if value is None else value
-
-
 def _git_commit() -> str | None:
-    """Commit of the checkout that the code runs from, with `-dirty` if it has changes; None outside git."""
+    """Commit of the checkout that the code runs from, with `-dirty` if it was changed; None outside git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         result = subprocess.run(

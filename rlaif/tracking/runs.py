@@ -1,7 +1,7 @@
 """Run directories as records: the only input of every table, plot and page.
 
-A run may be half-written (killed, still going, an older layout). Reading never fails for that: what is
-missing is empty, what is broken is named in `problems`.
+A run may be incomplete (killed, still running, of an older layout). Reading never fails because of that: missing
+parts are empty, broken ones are named in `problems`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run directory. `summary` is flat (`stage/name` to number or string), `history` one row a step.
+    """One run directory. `summary` is flat (`stage/name` to number or string), `history` has one row per step.
 
-    `started` and `finished` are as the run wrote them (ISO text or seconds since the epoch).
+    `started` is as the run wrote it (ISO text or seconds since the epoch).
     """
 
     path: Path
@@ -38,7 +38,6 @@ class RunRecord:
     group: str | None = None
     overrides: tuple[str, ...] = ()
     started: str | float | None = None
-    finished: str | float | None = None
     error: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Scalar] = field(default_factory=dict)
@@ -61,12 +60,12 @@ class RunRecord:
         return {row.kind if kinds[row.kind] == 1 else row.name: folder / row.name for row in self.lineage}
 
     def table(self, name: str) -> list[Row]:
-        """Rows of `tables/<name>.jsonl`, or none where the run wrote no such table."""
+        """Rows of `tables/<name>.jsonl`; none if the run wrote no such table."""
         return list(_rows(self.path / "tables" / f"{name}.jsonl", []))
 
 
 def load_run(path: Path) -> RunRecord:
-    """Read a run directory; raises UserError when there is no such directory."""
+    """Read a run directory. Raises UserError if it does not exist."""
     if not path.is_dir():
         raise UserError(f"{path}: no such run directory; give one of outputs/runs/<stage>/<time>-<id>")
     problems: list[str] = []
@@ -80,10 +79,13 @@ def load_run(path: Path) -> RunRecord:
         group=meta.get("group"),
         overrides=tuple(str(item) for item in meta.get("overrides") or ()),
         started=meta.get("started"),
-        finished=meta.get("finished"),
         error=meta.get("error"),
         config=_mapping(path / "config.yaml", problems),
-        summary=_scalars(_mapping(path / "summary.json", problems)),
+        summary={
+            key: value
+            for key, value in _mapping(path / "summary.json", problems).items()
+            if value is None or isinstance(value, int | float | str)
+        },
         history=tuple(_rows(path / "history.jsonl", problems)),
         lineage=tuple(_lineage(path / LINEAGE_FILE, problems)),
         alerts=tuple(_rows(path / "alerts.jsonl", problems)),
@@ -95,46 +97,41 @@ def load_run(path: Path) -> RunRecord:
 def find_runs(
     root: Path, *, stage: str | None = None, group: str | None = None, state: str | None = "finished"
 ) -> list[RunRecord]:
-    """Runs below `root` (the `runs` folder, or the folder that holds it), oldest first.
+    """Runs below `root` (the `runs` folder, or its parent), oldest first.
 
     `None` means any stage, group or state. Directories without `meta.json` are not runs yet.
     """
     base = root / "runs" if (root / "runs").is_dir() else root
     wanted = {"stage": stage, "group": group, "state": state}
-    found = []
-    for file in base.glob("*/*/meta.json"):
-        run = load_run(file.parent)
-        if all(value is None or getattr(run, key) == value for key, value in wanted.items()):
-            found.append(run)
+    runs = (load_run(file.parent) for file in base.glob("*/*/meta.json"))
+    found = [
+        run for run in runs if all(getattr(run, key) == own for key, own in wanted.items() if own is not None)
+    ]
     return sorted(found, key=_start)
 
 
 def _start(run: RunRecord) -> tuple[str, ...]:
-    """Directories' names tell the second, which a job that fails at once shares with the next one."""
+    """A directory's name has the second, which a job that fails at once shares with the next one."""
     second, _, _ = run.path.name.partition("-")
     return second, str(run.started or ""), run.path.name, run.path.parent.name
 
 
 def number(summary: Mapping[str, Any], *names: str) -> float | None:
     """The first of `names` that holds a finite number."""
-    for name in names:
-        value = summary.get(name)
+    for value in map(summary.get, names):
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
             return float(value)
     return None
 
 
-def interval(summary: Mapping[str, Any], name: str, count: str | None = None) -> Interval | None:
-    """`name` with its `_ci_low` and `_ci_high`; None unless all three are finite numbers."""
-    low, high = number(summary, f"{name}_ci_low"), number(summary, f"{name}_ci_high")
-    estimate = number(summary, name)
-    if estimate is None or low is None or high is None:
-        return None
-    return Interval(estimate, low, high, int(number(summary, count) or 0) if count else 0)
+def interval(summary: Mapping[str, Any], name: str) -> Interval | None:
+    """`name` with its `_ci_low` and `_ci_high`, without a count; None unless all three are finite numbers."""
+    estimate, low, high = (number(summary, f"{name}{end}") for end in ("", "_ci_low", "_ci_high"))
+    return None if estimate is None or low is None or high is None else Interval(estimate, low, high, 0)
 
 
 def series(history: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one metric, leaving out rows where it is missing or not finite."""
+    """Steps and values of one metric, without rows in which it is missing or not finite."""
     steps, values = [], []
     for position, row in enumerate(history):
         value = number(row, name)
@@ -156,7 +153,7 @@ def _mapping(file: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"{file.name} is not readable")
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{file.name} holds no mapping")
+        problems.append(f"{file.name} is not a mapping")
         return {}
     return value
 
@@ -164,13 +161,11 @@ def _mapping(file: Path, problems: list[str]) -> dict[str, Any]:
 def _rows(file: Path, problems: list[str]) -> Iterator[Row]:
     if not file.is_file():
         return
-    for line_number, line in enumerate(
-        file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
-    ):
+    for place, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError:
-            problems.append(f"{file.name}, line {line_number} is not readable")
+            problems.append(f"{file.name}, line {place} is not readable")
             continue
         if isinstance(row, dict):
             yield row
@@ -182,9 +177,3 @@ def _lineage(file: Path, problems: list[str]) -> list[LineageRow]:
     except ValueError:
         problems.append(f"{file.name} is not readable")
         return []
-
-
-def _scalars(values: Mapping[str, Any]) -> dict[str, Scalar]:
-    return {
-        key: value for key, value in values.items() if value is None or isinstance(value, int | float | str)
-    }

@@ -13,18 +13,18 @@ MISSING = EN_DASH
 
 
 def is_percent(name: str) -> bool:
-    """Whether the metric is a share, or a difference of shares: an axis of it is in percent."""
+    """Whether the metric is a share, or a difference of shares, so that its axis is in percent."""
     return _format(name) in ("percent", "points")
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a smaller value of the metric is the better one (errors, losses, costs)."""
+    """Whether a smaller value of the metric is better (errors, losses, costs)."""
     metric = describe(name)
     return metric is not None and metric.better == "down"
 
 
 def metric_label(name: str, in_table: str | None = None) -> str:
-    """What the registry calls the metric, in one of its tables or everywhere; a name that it lacks as it is."""
+    """The registry's label of the metric, in one of its tables or in general; an unknown name stays as it is."""
     if in_table is not None:
         return next(one.label for one in table(in_table) if one.name == name)
     metric = describe(name)
@@ -65,12 +65,12 @@ def metric_value(name: str, value: float | str | None) -> str:
     """A metric's value in its format, or the text itself."""
     if isinstance(value, str):
         return value
-    return MISSING if value is None or not math.isfinite(value) else _FORMATS[_format(name)].value(value)
+    return MISSING if value is None or not math.isfinite(value) else FORMATS[_format(name)].value(value)
 
 
 def metric_range(name: str, low: float, high: float) -> str:
     """`57.0-69.0%` (with an en dash), `-1.0 to +23.0 points`, or `0.200 to 0.220`."""
-    return _FORMATS[_format(name)].range(low, high)
+    return FORMATS[_format(name)].range(low, high)
 
 
 def _format(name: str) -> Format:
@@ -96,24 +96,23 @@ def duration(seconds: float | None) -> str:
         return MISSING
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def size(count: float | None) -> str:
     """Bytes in decimal units."""
     if count is None or not math.isfinite(count):
         return MISSING
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    if abs(count) < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB"):
         count /= 1000
-    raise AssertionError("unreachable")
+        if abs(count) < 1000:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} GB"
 
 
 class _Written(NamedTuple):
@@ -127,7 +126,7 @@ def _to(value: Callable[[float], str]) -> _Written:
     return _Written(value, lambda low, high: f"{value(low)} to {value(high)}")
 
 
-_FORMATS: dict[Format, _Written] = {
+FORMATS: dict[Format, _Written] = {
     "number": _to(plain),
     "percent": _Written(percent, lambda low, high: f"{100 * low:.1f}{EN_DASH}{100 * high:.1f}%"),
     "points": _Written(points, points_range),

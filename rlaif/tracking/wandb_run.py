@@ -1,7 +1,7 @@
 """Opens one Weights & Biases run with explicit settings.
 
-W&B's own environment variables are read and honoured where the configuration says nothing; none is ever set, and the
-process-wide run is never reused: both would leak from one job of a multirun into the next.
+W&B's own environment variables apply if the configuration says nothing; none is ever set, and the process-wide run is
+never reused: both would leak from one job of a multirun into the next.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 Upload = Literal["metrics", "text", "weights"]
-# W&B serves its public cloud under the first name and accepts a login stored for the second.
+# W&B serves its public cloud under the first name, and accepts a login stored for the second.
 _PUBLIC_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 _CONNECT_SECONDS = 30.0
 _REACH_SECONDS = 3.0
@@ -34,8 +34,8 @@ _TRUE = ("1", "true", "t", "yes", "y", "on")
 class WandbOptions:
     """How a run is tracked on W&B.
 
-    `mode`: auto is online where a login exists, else offline. `upload` bounds what leaves the machine:
-    numbers only, samples and prompts too (text), or model files too (weights).
+    `mode`: auto is online if a login exists, else offline. `upload` limits what leaves the machine: numbers only
+    (metrics), samples and prompts too (text), or model files too (weights).
     """
 
     project: str
@@ -64,7 +64,7 @@ def has_login() -> bool:
         try:
             entries = netrc.netrc(path).hosts
         except (OSError, netrc.NetrcParseError):
-            continue  # W&B itself reports a broken netrc file and goes on without it
+            continue  # W&B itself reports a broken netrc file and continues without it
         if any(entries[host][2] for host in hosts if host in entries):
             return True
     return False
@@ -73,8 +73,7 @@ def has_login() -> bool:
 def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
     """The mode that `mode` stands for on this machine.
 
-    auto follows WANDB_DISABLED and WANDB_MODE where the user has set them, and otherwise is online exactly if a login
-    exists.
+    auto follows WANDB_DISABLED and WANDB_MODE if they are set, and otherwise is online exactly if a login exists.
     """
     if mode != "auto":
         return mode
@@ -89,7 +88,7 @@ def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
 
 
 def check_environment(mode: Mode) -> None:
-    """Raises UserError, before any work, for a W&B variable that W&B itself would fail over later."""
+    """Raises UserError, before any work, for a W&B variable that would make W&B fail later."""
     if resolve_mode(mode) == "disabled":
         return
     import wandb
@@ -110,9 +109,9 @@ def check_environment(mode: Mode) -> None:
 def open_run(options: WandbOptions, *, directory: Path, name: str, config: dict[str, Any]) -> Any | None:
     """A new W&B run with its files below `directory`, or None if disabled. The caller finishes it.
 
-    Where W&B cannot start a run, mode auto goes on offline, and without W&B if even that fails, with a warning.
-    Raises UserError if another mode was asked for. Of a metric's history, W&B's summary keeps the best value, where a
-    direction is better; what the run's own summary says of it takes its place.
+    If W&B cannot start a run, mode auto continues offline, or without W&B if even that fails, with a warning; other
+    modes raise UserError. W&B's summary keeps the best value of each metric's history, if one direction is better,
+    until the run's own summary replaces it.
     """
     mode = resolve_mode(options.mode)
     if mode == "disabled":
@@ -129,7 +128,7 @@ def open_run(options: WandbOptions, *, directory: Path, name: str, config: dict[
                 "write tracking.mode=offline to track without the server"
             ) from error
         if mode == "offline":
-            logger.warning("W&B could not start a run (%s): going on without it", sentence)
+            logger.warning("W&B could not start a run (%s): continuing without it", sentence)
             return None
         logger.warning("W&B is not reachable (%s): tracking offline, `wandb sync` uploads it later", sentence)
         run = _init(options, "offline", directory=directory, name=name, config=config)
@@ -143,15 +142,15 @@ def open_run(options: WandbOptions, *, directory: Path, name: str, config: dict[
 
 
 def _reach() -> None:
-    """Raises OSError where W&B's server does not take a connection: its own client would try for a minute."""
+    """Raises OSError if W&B's server does not accept a connection: its own client would try for a minute."""
     address = urlsplit(os.environ.get("WANDB_BASE_URL") or f"https://{_PUBLIC_HOSTS[0]}")
     if getproxies() or not address.hostname:
-        return  # behind a proxy only a request would tell
+        return  # behind a proxy only a request would show it
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
         socket.create_connection((address.hostname, port), timeout=_REACH_SECONDS).close()
     except OSError as error:
-        raise OSError(f"{address.hostname}:{port} takes no connection: {error}") from None
+        raise OSError(f"{address.hostname}:{port} accepts no connection: {error}") from None
 
 
 def _init(

@@ -79,7 +79,7 @@ def test_presets_differ_from_each_other_as_named():
         ),
         ({"averaging": "mean"}, r"labeler\.averaging=mean is not known"),
         ({"samples": 0}, r"labeler\.samples=0 is out of range: write a whole number from 1"),
-        ({"batch_size": True}, r"labeler\.batch_size=true is no whole number"),
+        ({"batch_size": True}, r"labeler\.batch_size=true is not a whole number"),
         ({"temperature": float("nan")}, r"labeler\.temperature=nan is out of range"),
         ({"exemplars": -1}, r"labeler\.exemplars=-1 is out of range"),
         ({"retry": "some"}, r"labeler\.retry=some is not known: write unparsed, failed, all or null"),
@@ -125,11 +125,14 @@ def test_a_combination_without_meaning_is_refused(change, said):
 def test_unknown_and_missing_keys_are_named():
     values = composed("+labeler=base", "labeler")
     for changed, said in (
-        (values | {"ordr": "both"}, r"labeler\.ordr is no configuration key: did you mean labeler\.order\?"),
+        (
+            values | {"ordr": "both"},
+            r"labeler\.ordr is not a configuration key: did you mean labeler\.order\?",
+        ),
         ({key: value for key, value in values.items() if key != "cot"}, r"labeler\.cot is missing"),
         (
             values | {"readout": values["readout"] | {"king": 1}},
-            r"labeler\.readout\.king is no .*readout\.kind",
+            r"labeler\.readout\.king is not a .*readout\.kind",
         ),
         (values | {"readout": "score"}, r"write labeler\.readout\.KEY=VALUE"),
     ):

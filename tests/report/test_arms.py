@@ -331,7 +331,7 @@ def test_markdown_and_page(tmp_path):
     page = render_report([record], tmp_path / "page.html", title="t").read_text(encoding="utf-8")
     assert "No single winner: best has the best RM gold accuracy 70.0%" in page
     assert "Every pair of arms (3)" in page and "+8.0 points" in page and "9 : 4" in page
-    assert "rm.labels=gold" in page and "intervals carry the variance of seeds and test items" in page
+    assert "rm.labels=gold" in page and "intervals include the variance of seeds and test items" in page
     assert "at equal length" in text and "58.7%" in text and "58.7%" in page
     assert "&lt;i&gt;&amp;" in page and "<i>&" not in page
 

@@ -105,6 +105,6 @@ def test_policies_have_cards_too() -> None:
     assert "AutoModelForCausalLM" in tuned and "SequenceClassification" not in tuned
     supervised = card(stage="sft", labels=None, labeler=None)
     compile(code(supervised), "card", "exec")
-    assert "| validation loss (nats a token) | 2.500 |  |" in supervised
+    assert "| validation loss (nats per token) | 2.500 |  |" in supervised
     assert "guessing" in tuned and "guessing" not in supervised
     assert "Labels" not in supervised and "reward model" not in supervised.lower().replace("reward-model", "")

@@ -81,7 +81,7 @@ def test_several_head_to_heads_name_who_differs():
     # Holm: 3 * 0.001; then 2 * 0.2 and 0.9: one of three pairs differs.
     some = headline(duel("a", "b", 0.7, 0.001), duel("a", "c", 0.55, 0.2), duel("b", "c", 0.5, 0.9))
     assert some.tone == "win" and some.sentence == (
-        "Head to head: the judge prefers a to b in 70.0% (Holm p = 0.003). Policies of no other pair are told "
+        "Head to head: the judge prefers a to b in 70.0% (Holm p = 0.003). The policies of no other pair are told "
         "apart at 5%."
     )
     none = headline(duel("a", "b", 0.6, 0.03), duel("a", "c", 0.55, 0.2))  # 2 * 0.03 = 0.06

@@ -85,10 +85,10 @@ FAULTS = [
     ({"summary": {"eval/eos_rate_baseline": 0.52}}, "Do its responses end by themselves?", "open", "SFT"),
     ({"real": _arm(0.02, win=0.75, elsewhere=0.6)}, "Do they answer their own prompt?", "no", "SFT"),
     ({"real": _arm(0.02, win=0.75, elsewhere=0.35)}, "Do they answer their own prompt?", "open", "SFT"),
-    ({"oracle": _arm(-0.03)}, "Does it raise a reward that is sound?", "no", "RL"),
-    ({"oracle": _arm(0.0, noise=0.0)}, "Does it raise a reward that is sound?", "open", "RL"),
-    ({"random": _arm(-0.03)}, "Does it stand still where nothing can be learnt?", "no", "RL"),
-    ({"random": _arm(0.03)}, "Does it stand still where nothing can be learnt?", "no", "RL"),
+    ({"oracle": _arm(-0.03)}, "Does it raise a sound reward?", "no", "RL"),
+    ({"oracle": _arm(0.0, noise=0.0)}, "Does it raise a sound reward?", "open", "RL"),
+    ({"random": _arm(-0.03)}, "Does it stand still if there is nothing to learn?", "no", "RL"),
+    ({"random": _arm(0.03)}, "Does it stand still if there is nothing to learn?", "no", "RL"),
     (
         {"summary": {"rm/gold_accuracy_ci_low": 0.3, "rm/gold_accuracy_ci_high": 0.45}},
         "Does the reward model know the better response?",
@@ -146,8 +146,8 @@ def test_without_gold_pairs_of_its_own_a_reward_model_is_as_good_as_its_labels()
     assert (unknown[labeler], unknown[learnt]) == ("open", "open")
 
 
-FAILED = "The control failed, so that nothing is concluded from it."
-MORE, STILL = "Is its gain more than length?", "Does it stand still where nothing can be learnt?"
+FAILED = "The control failed, so nothing is concluded from it."
+MORE, STILL = "Is its gain more than length?", "Does it stand still if there is nothing to learn?"
 CONTROLS = [
     # (what the control did, the question, its state, what is shown instead)
     (
@@ -244,7 +244,7 @@ def test_a_comparison_says_what_its_control_did(kind, longer, kl, state, tmp_pat
     record = load_run(write_run(tmp_path, "d", stage="compare", summary={"a": 1}, tables=tables))
     page = unescape(render_report([record], tmp_path / "page.html", title="t").read_text(encoding="utf-8"))
     top = page[: page.index("<h2>")]
-    assert ("The control failed: longer is there to be compared with" in top) is (state == "failed")
+    assert ("The control failed: longer is a control, but" in top) is (state == "failed")
     assert ("likelihood wins" in top) is (state == "yes")
     assert f"Control longer: {row['sentence']}." in page and row["sentence"] in comparison_markdown(record)
 
@@ -262,7 +262,7 @@ def test_what_is_surely_wrong_comes_first_then_what_stands_lowest() -> None:
 
 
 def test_intervals_are_paired_over_prompts() -> None:
-    (row,) = [r for r in _rows() if r["question"] == "Does it raise a reward that is sound?"]
+    (row,) = [r for r in _rows() if r["question"] == "Does it raise a sound reward?"]
     gains = [r["eval/rouge_l_policy"] - r["eval/rouge_l_baseline"] for r in HEALTHY["oracle"]]
     half = NormalDist().inv_cdf(0.975) * stdev(gains) / N**0.5
     assert row["value"] == pytest.approx(fmean(gains)) and row["n"] == N
@@ -279,7 +279,7 @@ def test_seeds_widen_the_interval() -> None:
     items["oracle"] = [_arm(0.06, seed=2), _arm(0.001, seed=5)]
     checks = diagnose(dict.fromkeys(ROLES, SUMMARY), items)
     states = _states([check.row() for check in checks])
-    assert states["Does it raise a reward that is sound?"] == "open"
+    assert states["Does it raise a sound reward?"] == "open"
     assert states["Do they answer their own prompt?"] == "yes"
 
 
@@ -303,7 +303,7 @@ def test_the_page_the_markdown_and_the_terminal_show_it(tmp_path) -> None:
     record = load_run(path)
     page = render_report([record], tmp_path / "page.html", title="t").read_text(encoding="utf-8")
     assert "It is the RL." in page[: page.index("<h2>")]
-    assert "Is it the SFT, the RL or the reward?" in page and page.count("Does it raise a reward") >= 2
+    assert "Is it the SFT, the RL or the reward?" in page and page.count("Does it raise a sound reward") >= 2
     text = comparison_markdown(record)
     assert "## Diagnosis" in text and "It is the RL." in text and "| oracle" in text
     view = terminal_diagnosis(diagnosis_table(rows))

@@ -41,7 +41,7 @@ def test_interval_with_half_is_no_difference():
     found = verdict(summary(0.53, 0.47, 0.59, 0.31), CONFIG)
     assert found.tone == "open"
     assert found.sentence.startswith("No clear difference: the judge (detailed) prefers the PPO policy")
-    assert "50%, which means no difference, lies within the interval" in found.sentence
+    assert "50%, which means no difference, is within the interval" in found.sentence
     assert "beats" not in found.sentence
 
 
@@ -166,12 +166,12 @@ def test_a_lead_that_is_length_warns():
     low = verdict(
         summary(0.63, 0.57, 0.69, 1e-5, eval_win_rate_lc=0.52, eval_win_rate_lc_ci_low=0.46), CONFIG
     )
-    assert any("may be length (length 18.4 against 15.1)" in text for text in low.warnings)
+    assert any("may be due to length (length 18.4 against 15.1)" in text for text in low.warnings)
 
 
 def test_unparsed_verdicts_warn():
     found = verdict(PATH_SUMMARY | {"eval/unparsed_rate": 0.08}, CONFIG)
-    assert found.warnings == ("8.0% of the judge's answers could not be parsed and count for nobody.",)
+    assert found.warnings == ("8.0% of the judge's answers could not be parsed and count for neither side.",)
 
 
 @pytest.mark.parametrize(

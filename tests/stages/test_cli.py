@@ -125,7 +125,7 @@ def test_a_sweep_file_needs_no_flag(command, pipeline, copied_root) -> None:
     "words, said",
     [
         (["labeler=nonsense"], "labeler=nonsense is not an option of labeler: write one of base, cot,"),
-        (["rm.lrr=1"], "rm.lrr is no configuration key: did you mean rm.lr?"),
+        (["rm.lrr=1"], "rm.lrr is not a configuration key: did you mean rm.lr?"),
         (["-m", "stage=rm", "labeler=base,nonsense"], "labeler=nonsense is not an option of labeler"),
     ],
 )

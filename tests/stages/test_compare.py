@@ -124,17 +124,17 @@ def test_overrides_of_a_grid() -> None:
     [
         (["grid={rm.n:8}"], "grid: rm.n must be a list of values"),
         (["repeat={seeds.rm:[]}"], "repeat: seeds.rm must be a list"),
-        (["+repeat={rm.n:[1,2]}"], "repeat: rm.n is no seed"),
+        (["+repeat={rm.n:[1,2]}"], "repeat: rm.n is not a seed"),
         (["seed=3"], "write 'repeat={seeds.rm:[3]}'"),
         (
             ["until=rl", "+compare=[['rm.labels=ai, rm.n=2','rm.labels=gold, rm.n=2']]"],
             "drop compare, or drop repeat",
         ),
-        (["curve.x=rm.size"], "curve: rm.size is no configuration key"),
-        (["curve.y=[rm/size]"], "curve: rm/size is no metric"),
-        (["curve.y=rm.n"], "curve: rm.n is no metric"),
+        (["curve.x=rm.size"], "curve: rm.size is not a configuration key"),
+        (["curve.y=[rm/size]"], "curve: rm/size is not a metric"),
+        (["curve.y=rm.n"], "curve: rm.n is not a metric"),
         (["+curve.z=rm.n"], "write x and y"),
-        (["test=[rm/size]"], "test: rm/size is no metric"),
+        (["test=[rm/size]"], "test: rm/size is not a metric"),
     ],
 )
 def test_an_experiment_that_cannot_be_run_says_so_at_once(words, sentence, run) -> None:
@@ -245,10 +245,10 @@ def test_a_diagnosis_holds_four_rewards_side_by_side(run, records, pipeline, war
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["+diagnose.other=real"], "write an arm for each of real, oracle, random, length"),
-        (["diagnose.real=rm"], "diagnose: rm is no arm: write one of real, oracle, random, length"),
+        (["+diagnose.other=real"], "name an arm for each of real, oracle, random, length"),
+        (["diagnose.real=rm"], "diagnose: rm is not an arm: write one of real, oracle, random, length"),
         (["until=rl"], "write until: eval"),
-        (["+controls.rm=length"], "controls: rm is no arm: write one of real, oracle, random, length"),
+        (["+controls.rm=length"], "controls: rm is not an arm: write one of real, oracle, random, length"),
         (["+controls.random=noise"], "controls: random=noise is not known: write one of length, random"),
     ],
 )

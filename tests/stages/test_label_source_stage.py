@@ -177,7 +177,7 @@ def test_gold_labels_that_are_not_there(name, run, warm_root, tmp_path) -> None:
             "rm.labels=human is not known: write ai, gold, mixed, ai_then_gold or shuffled",
         ),
         (["rm.n=0"], "rm.n=0 is out of range: write a whole number from 1, or null"),
-        (["rm.n=many"], "rm.n=many is no whole number"),
+        (["rm.n=many"], "rm.n=many is not a whole number"),
         (["rm.label_noise=2"], "rm.label_noise=2 is out of range: write a number from 0 to 1"),
         (["rm.min_confidence=0.7"], "rm.min_confidence=0.7 is out of range: write a number from 0 to 0.5"),
         (["rm.confidence_weight=-1"], "rm.confidence_weight=-1 is out of range: write a number from 0"),

@@ -94,7 +94,7 @@ def test_a_resumed_run_raises_the_alarms_of_the_whole_one(tiny_model, tmp_path) 
     ("key", "value", "words"),
     [
         ("window", 0, "rl.alarms.window=0 .*: write a whole number from 1"),
-        ("window", 1.5, "rl.alarms.window=1.5 is no whole number"),
+        ("window", 1.5, "rl.alarms.window=1.5 is not a whole number"),
         ("kl", 0.0, "rl.alarms.kl=0.0 .* above 0, or null"),
         ("entropy", 0, "rl.alarms.entropy=0 .* above 0 and below 1, or null"),
         ("entropy", 20, "rl.alarms.entropy=20 .* above 0 and below 1, or null"),

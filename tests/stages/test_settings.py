@@ -69,41 +69,41 @@ def test_every_key_of_every_option_has_a_field_and_every_field_a_key(composed) -
         ("sft.warmup_fraction=5", "write a number from 0 to 1"),
         ("sft.num_rows=-5", "sft.num_rows=-5 is out of range: write a whole number from 1"),
         ("rm.lr=0", "rm.lr=0 is out of range: write a number above 0"),
-        ("rm.lr=null", "rm.lr=null is no number: write a number above 0"),
-        ("rm.lr=[1,2]", "rm.lr=[1, 2] is no number: write one, such as rm.lr=0.0001"),
+        ("rm.lr=null", "rm.lr=null is not a number: write a number above 0"),
+        ("rm.lr=[1,2]", "rm.lr=[1, 2] is not a number: write one, such as rm.lr=0.0001"),
         ("rm.lr=nan", "rm.lr=nan is out of range"),
         ("rm.lr=inf", "rm.lr=inf is out of range"),
-        ("seed=1.5", "seed=1.5 is no whole number: write one, such as seed=0, or null"),
+        ("seed=1.5", "seed=1.5 is not a whole number: write one, such as seed=0, or null"),
         ("seed=-1", "seed=-1 is out of range: write a whole number from 0, or null"),
-        ("seeds.rm=a", "seeds.rm=a is no whole number"),
+        ("seeds.rm=a", "seeds.rm=a is not a whole number"),
         ("rm.test_fraction=1", "rm.test_fraction=1 is out of range: write a number from 0 and below 1"),
-        ("rm.labels={}", "rm.labels. is no configuration key"),
+        ("rm.labels={}", "rm.labels. is not a configuration key"),
         ("rm.labels=human", "rm.labels=human is not known: write ai, gold, mixed, ai_then_gold or shuffled"),
         ("rm.label_noise=1.5", "rm.label_noise=1.5 is out of range: write a number from 0 to 1"),
         ("rm.n=0", "rm.n=0 is out of range: write a whole number from 1, or null"),
-        ("rm.n=many", "rm.n=many is no whole number"),
-        ("rm.n=true", "rm.n=true is no whole number"),
-        ("rm.n=2.5", "rm.n=2.5 is no whole number"),
+        ("rm.n=many", "rm.n=many is not a whole number"),
+        ("rm.n=true", "rm.n=true is not a whole number"),
+        ("rm.n=2.5", "rm.n=2.5 is not a whole number"),
         ("rm.min_confidence=0.6", "rm.min_confidence=0.6 is out of range: write a number from 0 to 0.5"),
         ("rm.confidence_weight=-1", "rm.confidence_weight=-1 is out of range: write a number from 0"),
         ("trainer.strategy=fsdp", "trainer.strategy=fsdp is not known: write auto or ddp"),
         ("rm.patience=0", "write a whole number from 1, or null"),
-        ("rm.bootstrap=1", "rm.bootstrap=1 is no switch: write rm.bootstrap=true or false"),
+        ("rm.bootstrap=1", "rm.bootstrap=1 is not a switch: write rm.bootstrap=true or false"),
         (
             "judge.readout.temperature=0",
             "judge.readout.temperature=0 is out of range: write a number above 0",
         ),
         ("labeler.max_unparsed=10", "labeler.max_unparsed=10 is out of range: write a number from 0 to 1"),
         ("trainer.threads=-2", "trainer.threads=-2 is out of range: write a whole number from 1, or null"),
-        ("task.max_response_tokens=true", "task.max_response_tokens=true is no whole number"),
+        ("task.max_response_tokens=true", "task.max_response_tokens=true is not a whole number"),
         ("model.name=''", "model.name is empty"),
-        ("tracking.tags=[a,null]", "tracking.tags=['a', None] is no list of texts"),
-        ("task.prefix=[a]", "task.prefix=['a'] is no text"),
-        ("+sft.learning_rate=1e-4", "sft.learning_rate is no configuration key: did you mean sft.lr?"),
+        ("tracking.tags=[a,null]", "tracking.tags=['a', None] is not a list of texts"),
+        ("task.prefix=[a]", "task.prefix=['a'] is not a text"),
+        ("+sft.learning_rate=1e-4", "sft.learning_rate is not a configuration key: did you mean sft.lr?"),
         ("++sft.num_epoch=3", "did you mean sft.num_epochs?"),
-        ("+learning_rate=1", "learning_rate is no configuration key"),
-        ("+rm.lr.x=1", "no configuration key"),
-        ("+kl_coef=1", "no configuration key"),
+        ("+learning_rate=1", "learning_rate is not a configuration key"),
+        ("+rm.lr.x=1", "not a configuration key"),
+        ("+kl_coef=1", "not a configuration key"),
         ("+task.columns.respones_a=x", "did you mean task.columns.response_a?"),
     ],
 )
@@ -146,7 +146,9 @@ def test_one_and_one_point_nought_are_one_setting(composed) -> None:
 
 
 def test_keys_of_other_options_and_old_names_are_told() -> None:
-    assert unknown_key("reward.how").startswith("reward.how is no setting of this reward=: choose an option")
+    assert unknown_key("reward.how").startswith(
+        "reward.how is not a setting of this reward=: choose an option"
+    )
     assert unknown_key("ppo.lr").endswith("did you mean rl.lr?")
 
 
@@ -165,7 +167,7 @@ def test_a_number_may_come_from_the_environment(composed, monkeypatch) -> None:
     monkeypatch.setenv("STEPS", "7")
     sft = read_options(composed("sft.lr=${oc.env:LR}", "sft.num_epochs=${oc.env:STEPS}")).sft
     assert sft.lr == 3e-4 and sft.num_epochs == 7
-    for text, said in (("fast", "sft.lr=fast is no number"), ("-1", "sft.lr=-1 is out of range")):
+    for text, said in (("fast", "sft.lr=fast is not a number"), ("-1", "sft.lr=-1 is out of range")):
         monkeypatch.setenv("LR", text)
         with pytest.raises(UserError, match=said):
             read_options(composed("sft.lr=${oc.env:LR}"))
@@ -177,7 +179,7 @@ def test_a_key_that_a_file_adds_is_refused_too(composed) -> None:
     cfg = composed()
     with open_dict(cfg):
         cfg.rm.learning_rate = 1.0
-    with pytest.raises(UserError, match="rm.learning_rate is no configuration key: did you mean rm.lr?"):
+    with pytest.raises(UserError, match="rm.learning_rate is not a configuration key: did you mean rm.lr?"):
         read_options(cfg)
 
 

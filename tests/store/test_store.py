@@ -333,7 +333,7 @@ def test_build_may_not_write_the_manifest_itself(tmp_path: Path) -> None:
         (folder / "manifest.json").write_text("{}")
         return {}
 
-    with pytest.raises(ValueError, match="keeps for itself"):
+    with pytest.raises(ValueError, match="reserved for the store"):
         ArtifactStore(tmp_path).get_or_build(SPEC, build)
 
 

@@ -421,7 +421,7 @@ def test_a_directory_holds_one_run(tmp_path: Path) -> None:
 
 def test_reserved_and_nested_names_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR), make(tmp_path) as run:
-        with pytest.raises(ValueError, match="'step' is a column"):
+        with pytest.raises(ValueError, match="'step' is a reserved column"):
             run.log({"step": 1.0}, step=1)
         with pytest.raises(ValueError, match="the summary is flat"):
             run.summary({"rm/list": [1, 2]})  # type: ignore[dict-item]

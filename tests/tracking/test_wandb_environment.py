@@ -110,7 +110,9 @@ def test_what_wandb_refuses_later_costs_nothing(tmp_path, caplog) -> None:
         run.wandb_run = SimpleNamespace(log=broken, summary=SimpleNamespace(update=broken), finish=own.finish)
         run.log({"rm/loss": 0.5}, step=1)
         run.summary({"rm/accuracy": 0.75})
-    assert caplog.text.count("W&B does not take this run's data (the service is gone): the run goes on") == 1
+    assert (
+        caplog.text.count("W&B does not accept this run's data (the service is gone): the run continues") == 1
+    )
     assert '"rm/loss": 0.5' in (tmp_path / "run" / "history.jsonl").read_text()
     assert '"rm/accuracy": 0.75' in (tmp_path / "run" / "summary.json").read_text()
     assert '"state": "finished"' in (tmp_path / "run" / "meta.json").read_text()
