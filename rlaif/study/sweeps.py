@@ -119,7 +119,7 @@ def _notes(earlier: int, seeds: Mapping[str, Seeded], main: str, tests: Rows) ->
     tested = int(tests[0]["seeds"]) if tests else most
     notes = {
         f"{earlier} earlier run(s) of the same arm and seed left out.": earlier,
-        f"{lacking} run(s) without {metric_label(main)} are left out of its means.": lacking,
+        f"{lacking} run(s) without {metric_label(main)} have no part in its means.": lacking,
         f"Tested on {tested} of up to {most} seeds: those that all arms have, or one of each.": tested < most,
     }
     return tuple(sentence for sentence, holds in notes.items() if holds)

@@ -131,7 +131,7 @@ def test_seeds_that_have_no_part_in_a_number_are_told(tmp_path):
     found = sweep(find_runs(tmp_path), [WIN])
     assert [row[WIN] for row in found.rows] == [0.6, 0.6] and found.tests[0]["seeds"] == 1
     caption = sweep_table(found).caption
-    assert "1 run(s) without win rate are left out of its means." in caption
+    assert "1 run(s) without win rate have no part in its means." in caption
     assert "Tested on 1 of up to 2 seeds: those that all arms have, or one of each." in caption
     assert "left out" not in caption
 
