@@ -28,7 +28,7 @@ class Planned:
 
 
 class Graph:
-    """Builds artifacts of one context, parents first, each at most once."""
+    """Builds the artifacts of one context, parents first, each at most once."""
 
     def __init__(self, ctx: Context, stages: Mapping[str, Stage]) -> None:
         self.ctx, self.stages = ctx, stages
@@ -37,7 +37,7 @@ class Graph:
         self._follows = False
 
     def check(self, kind: str) -> None:
-        """Raise UserError for options that `kind` or an ancestor would refuse, before anything is built."""
+        """Raise UserError for options that `kind` or an ancestor would reject, before anything is built."""
         self.ctx.check_model()
         stage = self.stages[kind]
         stage.check(self.ctx)
@@ -46,7 +46,7 @@ class Graph:
             self.check(parent)
 
     def get(self, kind: str, *, force: bool = False, force_parents: bool = False) -> Artifact:
-        """The artifact of stage `kind`, with its ancestors built where they are missing."""
+        """The artifact of stage `kind`; it and its ancestors are built if they are missing."""
         if kind in self.built:
             return self.built[kind]
         stage = self.stages[kind]
@@ -72,22 +72,17 @@ class Graph:
         return artifact
 
     def _again(self, stage: Stage, spec: ArtifactSpec) -> bool:
-        """Whether a finished artifact must be made anew: it is asked for, or an ancestor has other content by now."""
+        """Whether a finished artifact must be rebuilt: on request, or since an ancestor now has other content."""
         if self._follows or spec.name in self.ctx.renewed:
             return False
         if stage.again(self.ctx):
             return True
-        if not any(self._content_renewed(kind) for kind in self._ancestors(stage)):
-            return False
-        found = self.ctx.store.find(spec)
+        ancestors = [self.built[kind] for kind in self._ancestors(stage) if kind in self.built]
+        renewed = [built for built in ancestors if built.metrics.get(f"{built.kind}/asked_again")]
+        found = self.ctx.store.find(spec) if renewed else None
         return found is not None and any(
-            self._content_renewed(kind) and self.built[kind].manifest["created"] > found.manifest["created"]
-            for kind in self._ancestors(stage)
+            built.manifest["created"] > found.manifest["created"] for built in renewed
         )
-
-    def _content_renewed(self, kind: str) -> bool:
-        built = self.built.get(kind)
-        return built is not None and bool(built.metrics.get(f"{kind}/asked_again"))
 
     def _ancestors(self, stage: Stage) -> set[str]:
         parents = stage.parents(self.ctx)
@@ -99,18 +94,18 @@ class Graph:
         stage.build(self.ctx, folder, {name: self.get(name) for name in stage.parents(self.ctx)})
 
     def summary(self) -> dict[str, Any]:
-        """All metrics of what was built or reused, with each stage's seconds, and what the gates noted."""
+        """All metrics of what was built or reused, with each stage's seconds and the gates' notes."""
         metrics: dict[str, Any] = report_metrics(self.ctx.task) | self.notes
         for artifact in self.built.values():
             metrics |= artifact.metrics | {f"{artifact.kind}/seconds": artifact.manifest["seconds"]}
         return metrics
 
     def items(self) -> list[dict[str, Any]]:
-        """A row for each gold pair of the labeler, test pair of the reward model and judged prompt."""
+        """A row per gold pair of the labeler, test pair of the reward model and judged prompt."""
         return [row for kind in self.built for row in self.stages[kind].items(self.ctx, self.built)]
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """What the artifacts' metrics stand for in detail, by the table's name."""
+        """The details behind the artifacts' metrics, by the table's name."""
         return {
             name: rows
             for kind in self.built
@@ -118,12 +113,12 @@ class Graph:
         }
 
     def histories(self) -> dict[str, list[dict[str, Any]]]:
-        """The curves of what was trained, by kind, also where another job has trained it."""
+        """The curves of what was trained, by kind, even if another job trained it."""
         keepers = {kind: self.stages[kind].history for kind in self.built}
         return {kind: read(self.built[kind]) for kind, read in keepers.items() if read is not None}
 
     def lineage(self) -> list[LineageRow]:
-        """The store's rows of the artifacts, the last one first."""
+        """The store's rows for the artifacts, the last one first."""
         reused = {artifact.name: artifact.reused for artifact in self.built.values()}
         rows: dict[str, LineageRow] = {}
         for artifact in reversed(self.built.values()):

@@ -90,7 +90,7 @@ def test_a_failing_job_in_the_middle_stops_no_other(ablation, command) -> None:
     )
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert errors == ["error: rm.micro_batch_size=99 is no part of rm.batch_size=8: write 1 to 8, or null"]
+    assert errors == ["error: rm.micro_batch_size=99 is larger than rm.batch_size=8: write 1 to 8, or null"]
     assert "Traceback" not in done.stderr
     records = find_runs(root, state=None)[before[0] :]
     assert [record.state for record in records] == ["finished", "failed", "finished"]

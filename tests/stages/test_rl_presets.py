@@ -100,7 +100,7 @@ def test_presets_of_one_size_use_equally_many_responses(node) -> None:
         ),
         ("grpo", {"kl": "reward"}, "rl.kl_estimator=k3 as a reward"),
         ("ppo", {"kl_estimator": "k3", "kl_controller": "adaptive"}, "rl.kl_estimator=k3 as a reward"),
-        ("reinforce_lee2023", {"beta": 1.0}, "rl.convex_kl=true .*: write a rl.beta below 1"),
+        ("reinforce_lee2023", {"beta": 1.0}, "rl.convex_kl=true .*: write an rl.beta below 1"),
         ("reinforce_lee2023", {"kl_controller": "adaptive"}, "rl.convex_kl=true .* rl.kl_controller=fixed"),
         ("ppo", {"kl_controller": "adaptive", "beta": 0.0}, "rl.kl_controller=adaptive .* above 0"),
         ("ppo", {"kl_controller": "adaptive", "kl_target": 0.0}, "rl.kl_target=0.0 .* above 0"),

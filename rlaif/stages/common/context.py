@@ -1,4 +1,4 @@
-"""What the stages of one job share: configuration, task, models and stores, each made on first use."""
+"""What the stages of one job share: configuration, task, models and stores, each created on first use."""
 
 from __future__ import annotations
 
@@ -42,22 +42,14 @@ from rlaif.tracking import Run
 
 logger = logging.getLogger(__name__)
 
-ENCODING_KEYS = (
-    "chat",
-    "prefix",
-    "suffix",
-    "separator",
-    "max_prompt_tokens",
-    "max_response_tokens",
-)
+ENCODING_KEYS = ("chat", "prefix", "suffix", "separator", "max_prompt_tokens", "max_response_tokens")
 
 
 class Context:
-    """One job. `run` is None where nothing is to be recorded (planning, doctor).
+    """One job. `run` is None if nothing is to be recorded (planning, doctor).
 
-    `compose` gives the options of this job with more words on its command line: the arms of an experiment.
-
-    `renewed` are the names of artifacts that `labeler.retry` has made anew in this job.
+    `compose` gives this job's options with more words on its command line, for the arms of an experiment. `renewed`
+    holds the names of the artifacts that `labeler.retry` has rebuilt in this job.
     """
 
     def __init__(self, options: Options, run: Run | None, compose: Compose | None = None) -> None:
@@ -69,11 +61,12 @@ class Context:
         self._models: dict[ModelSpec, LanguageModel] = {}
         self.servers: dict[BackendOptions, OpenAIBackend] = {}
         self._tasks: dict[str, TaskData] = {}
+        self._checked: set[ModelSpec] = set()
         self._renewed_answers: set[str] = set()
         self.renewed: set[str] = set()
 
     def with_options(self, options: Options) -> Context:
-        """The same job under other options (an arm of a comparison); what was read or loaded is shared."""
+        """The same job with other options (an arm of a comparison); what was read or loaded is shared."""
         other = Context(options, self.run, self.compose)
         other._models, other.servers, other._tasks = self._models, self.servers, self._tasks
         other._renewed_answers, other.renewed = self._renewed_answers, self.renewed
@@ -96,7 +89,7 @@ class Context:
         return self._tasks[settings]
 
     def warn(self, title: str, text: str) -> None:
-        """An alert of the run, or a line of the log where nothing is recorded."""
+        """An alert of the run, or a line in the log if nothing is recorded."""
         if self.run is not None:
             self.run.alert(title, text)
         else:
@@ -106,13 +99,11 @@ class Context:
     def encoding(self) -> dict[str, Any]:
         """How text becomes tokens, as a slice for digests."""
         own = self.options.task
-        rules: dict[str, Any] = {
-            "too_long": own.too_long_prompts,
-            "too_long_responses": own.too_long_responses,
+        return {
+            **{key: getattr(own, key) for key in ENCODING_KEYS},
+            "too_long": own.too_long or own.too_long_prompts,
+            "too_long_responses": own.too_long or own.too_long_responses,
         }
-        if own.too_long is not None:
-            rules = dict.fromkeys(rules, own.too_long)
-        return {key: getattr(own, key) for key in ENCODING_KEYS} | rules
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -142,7 +133,7 @@ class Context:
 
     @cached_property
     def model_spec(self) -> ModelSpec:
-        """The base model of policy and reward model. `model.trainable=auto` is resolved here."""
+        """The base model of the policy and the reward model. `model.trainable=auto` is resolved here."""
         wanted = self.options.model.trainable
         if self.options.models.tiny:
             return self._spec("model", "top:1" if wanted == "auto" or wanted.startswith("top:") else wanted)
@@ -156,20 +147,16 @@ class Context:
 
     @cached_property
     def labeler_spec(self) -> ModelSpec:
-        """The model of a labeler in this process: if it is the policy's base, split like it, so loaded once.
+        """The model of a labeler in this process: split like the policy's base if it is the same, so loaded once.
 
-        Any other has no trainable part, and the split means nothing.
+        Any other model has no trainable part, so its split means nothing.
         """
         policy, own = self.model_spec, self._spec("backend", "auto")
         twin = replace(own, trainable=policy.trainable, lora_alpha=policy.lora_alpha)
         return twin if twin == policy else replace(own, trainable=default_trainable(own))
 
-    @cached_property
-    def _checked(self) -> set[ModelSpec]:
-        return set()
-
     def check_model(self) -> None:
-        """Raises UserError for a base model that could not be loaded, split, or given texts as long as the task's."""
+        """Raises UserError for a base model that cannot be loaded, split, or given texts as long as the task's."""
         spec = self.model_spec
         if spec in self._checked:
             return
@@ -201,7 +188,7 @@ class Context:
         return {**describe_model(spec, self.cache_dir), **split}
 
     def check_once(self, spec: ModelSpec, *, chat: bool) -> None:
-        """Raises UserError for a labeler's model that could not be loaded."""
+        """Raises UserError for a labeler's model that cannot be loaded."""
         if spec not in self._checked:
             check_model(spec, chat=chat)
             self._checked.add(spec)
@@ -214,9 +201,9 @@ class Context:
         return self._models[spec]
 
     def model(self) -> LanguageModel:
-        """The base model of policy and reward model."""
+        """The base model of the policy and the reward model."""
         model = self.load(self.model_spec)
-        self._check_context(model.trunk.config.max_positions)  # of one whose sizes were not known before
+        self._check_context(model.trunk.config.max_positions)  # its sizes may not have been known before
         return model
 
     @cached_property
@@ -226,7 +213,7 @@ class Context:
     # Labelers and judges.
 
     def labeler(self, key: str, seed: int, *, stored: bool) -> Labeler:
-        """The labeler composed at `key` (`labeler` or `judge`); without `stored`, only to be asked who it is."""
+        """The labeler composed at `key` (`labeler` or `judge`); without `stored`, only good for its identity."""
         own, templates = self.options.asked(key), self.templates
         options = LabelerOptions.of(own, seed=seed)
         return Labeler(
@@ -243,16 +230,15 @@ class Context:
     @property
     def templates(self) -> TemplateSet:
         """The prompt texts of the task."""
-        return TemplateSet.load(
-            Path(self.options.paths.code) / "conf" / "templates" / self.options.task.templates
-        )
+        folder = Path(self.options.paths.code) / "conf" / "templates"
+        return TemplateSet.load(folder / self.options.task.templates)
 
     def priced_as(self, key: str) -> str:
-        """The name that the price list has the labeler at `key` under."""
+        """The name of the labeler at `key` in the price list."""
         return priced_as(self.options.asked(key).engine, self.options.backend)
 
     def price(self, key: str) -> Price | None:
-        """What the tokens of the labeler at `key` cost; None where that is not known."""
+        """What the tokens of the labeler at `key` cost; None if unknown."""
         return price_of(self.options.prices, self.options.asked(key).engine, self.options.backend)
 
     @cached_property
@@ -266,10 +252,10 @@ class Context:
         return engine.make(self, own, templates.chat)
 
     def remarks(self, key: str) -> tuple[str, ...]:
-        """What the engine of the labeler at `key` turned out to refuse or to leave out."""
+        """What the engine of the labeler at `key` turned out to reject or leave out."""
         backend = self._backend(key, self.templates)
         return backend.remarks if isinstance(backend, Remarking) else ()
 
 
 Compose = Callable[[Sequence[str]], Options]
-"""Words of a command line, after those of the job itself, to the options that they make."""
+"""The options that result from the job's command line with these words after it."""

@@ -1,4 +1,4 @@
-"""The engines of labelers and judges: how each is made, and what its tokens and seconds cost.
+"""The engines of labelers and judges: how each is created, and what its tokens and seconds cost.
 
 A new backend is a module in rlaif/backends/, an entry of `ENGINES`, and conf/backend/NAME.yaml.
 """
@@ -9,7 +9,7 @@ import ipaddress
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,16 +33,16 @@ _SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8})$")
 
 
 def priced_as(engine: str, backend: BackendOptions) -> str:
-    """The name that the price list has a labeler under: a server's model, or the engine of this process."""
+    """A labeler's name in the price list: a server's model, or the engine of this process."""
     return engine if ENGINES[engine].here else backend.name
 
 
 def price_of(prices: Mapping[str, Any], engine: str, backend: BackendOptions) -> Price | None:
-    """The price of a labeler's tokens; None where it is not known.
+    """The price of a labeler's tokens; None if unknown.
 
-    A listed model costs its price wherever it is served: a proxy on this machine passes the bill on, under the
-    model's name or a provider's prefix (openai/NAME) or dated snapshot of it (NAME-2024-07-18). Unlisted engines
-    of this process and servers on this machine are free. Raises UserError for an entry that is no price.
+    A listed model costs its price wherever it is served, since a proxy on this machine passes the bill on: under the
+    model's name, with a provider's prefix (openai/NAME), or as a dated snapshot (NAME-2024-07-18). Unlisted engines
+    of this process and servers on this machine are free. Raises UserError for an entry that is not a price.
     """
     table = prices["usd_per_million"]
     for name in _forms(priced_as(engine, backend)):
@@ -53,85 +53,40 @@ def price_of(prices: Mapping[str, Any], engine: str, backend: BackendOptions) ->
 
 
 def _forms(name: str) -> list[str]:
-    """A model's name as it stands, without the provider's prefix, and without the date of a snapshot."""
+    """A model's name as given, without the provider's prefix, and without the date of a snapshot."""
     last = name.rsplit("/", 1)[-1]
     return list(dict.fromkeys([name, _SNAPSHOT.sub("", name), last, _SNAPSHOT.sub("", last)]))
 
 
 def _on_this_machine(host: str | None) -> bool:
-    if host is None or host == "localhost" or host.endswith(".localhost"):
-        return host is not None
+    name = host or ""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return name == "localhost" or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
 
 
 def meter_of(key: str, own: LabelingOptions, price: Price | None, name: str) -> Meter:
-    """The meter of the labeler composed at `key`. Raises UserError for a budget that cannot be kept."""
+    """The meter of the labeler composed at `key`. Raises UserError for a budget that cannot be enforced."""
     if own.budget_usd is not None and price is None:
         raise UserError(
             f"{key}.budget_usd={own.budget_usd} cannot be kept, since the price of {name} is not known:"
             " write it into conf/prices/default.yaml, or use max_seconds instead"
         )
     return Meter(
-        name=key,
-        price=price,
-        budget_usd=own.budget_usd,
-        max_seconds=own.max_seconds,
-        clock=time.monotonic,
+        name=key, price=price, budget_usd=own.budget_usd, max_seconds=own.max_seconds, clock=time.monotonic
     )
 
 
 def seconds_elsewhere(engine: str, backend: BackendOptions, guess: Estimate) -> float | None:
-    """Seconds of labeling that are not this machine's matrix work; None where they are."""
+    """Seconds of labeling that are not this machine's matrix work; None if they are."""
     return ENGINES[engine].seconds(backend, guess)
-
-
-def usd_of(price: Price, counters: Mapping[str, float]) -> float:
-    """US dollars of the calls that `counters` of a LabelResult were asked for; reused answers are not in them."""
-    return price.usd(*(counters[name] for name in ("tokens_in", "tokens_out", "tokens_cached")))
-
-
-_HTTP_KEYS = (
-    "base_url",
-    "api_key_env",
-    "timeout_s",
-    "connect_timeout_s",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "max_retries",
-    "backoff_s",
-    "max_wait_s",
-)
-
-
-def openai_backend(own: BackendOptions, cache_dir: Path) -> OpenAIBackend:
-    """The backend of `backend=openai`; nothing is sent yet. Raises UserError for settings that cannot work."""
-    http = HttpOptions(**{key: getattr(own, key) for key in _HTTP_KEYS}, max_concurrency=own.concurrency)
-    options = OpenAIOptions(
-        model=own.name,
-        revision=own.revision,
-        api=own.api,
-        top_logprobs=own.top_logprobs,
-        choice_samples=own.choice_samples,
-        http=http,
-    )
-    return OpenAIBackend(options, None if options.api == "chat" else _template(own.tokenizer, cache_dir))
 
 
 def _template(name: str, cache_dir: Path) -> ChatTemplate:
     source = "embedded" if name == "embedded" else "hub"
-    spec = ModelSpec(
-        source,
-        expanded(name),
-        None,
-        "full",
-        "float32",
-        "cpu",
-        trust_remote_code=False,
-        key="backend.tokenizer",
-    )
+    key, path = "backend.tokenizer", expanded(name)
+    spec = ModelSpec(source, path, None, "full", "float32", "cpu", trust_remote_code=False, key=key)
     instead = "write the hub id or the folder of the served model, or backend.api=chat"
     try:
         if source == "hub":
@@ -152,11 +107,18 @@ def _transformers(ctx: Context, labeler: LabelingOptions, chat: bool) -> Backend
 
 
 def _openai(ctx: Context, labeler: LabelingOptions, chat: bool) -> Backend:
-    """One for labeler and judge, so that it is probed once and its rate limits hold for both."""
-    backend = ctx.options.backend
-    if backend not in ctx.servers:
-        ctx.servers[backend] = openai_backend(backend, ctx.cache_dir)
-    return ctx.servers[backend]
+    """One backend for labeler and judge, so that it is probed once and its rate limits hold for both.
+
+    Nothing is sent yet. Raises UserError for settings that cannot work.
+    """
+    own = ctx.options.backend
+    if own not in ctx.servers:
+        same = {field.name for field in fields(HttpOptions)} - {"max_concurrency"}
+        http = HttpOptions(**{key: getattr(own, key) for key in same}, max_concurrency=own.concurrency)
+        options = OpenAIOptions(own.name, own.revision, own.api, own.top_logprobs, own.choice_samples, http)
+        template = None if own.api == "chat" else _template(own.tokenizer, ctx.cache_dir)
+        ctx.servers[own] = OpenAIBackend(options, template)
+    return ctx.servers[own]
 
 
 def _scripted(ctx: Context, labeler: LabelingOptions, chat: bool) -> Backend:
@@ -165,12 +127,12 @@ def _scripted(ctx: Context, labeler: LabelingOptions, chat: bool) -> Backend:
 
 @dataclass(frozen=True)
 class Engine:
-    """How a backend is made of (job, the own `labeler` or `judge`, whether prompts are chats), and what it costs.
+    """How a backend is made from (job, options of `labeler` or `judge`, whether prompts are chats), and its cost.
 
-    `here`: in this process, so that it is free and priced by its own name; else by `backend.name`. `seconds` of calls,
-    by the own `backend`, are None where they are this machine's matrix work. `alone`: a rule without a model, which
-    any labeler may take whatever `backend=` is. `needs`: the keys of `backend` that it reads. `hints`: what else to
-    write where answers cannot be read.
+    `here`: runs in this process, so it is priced by the engine's name, not `backend.name`, and free by default.
+    `seconds` of calls are None if they are this machine's matrix work. `alone`: a rule without a model, which any
+    labeler may use whatever `backend=` is. `needs`: the keys of `backend` that it reads. `hints`: settings to try
+    if answers cannot be read.
     """
 
     make: Callable[[Context, LabelingOptions, bool], Backend]
@@ -193,11 +155,11 @@ ENGINES: dict[str, Engine] = {
     ),
     "scripted": Engine(_scripted, here=True, alone=True),
 }
-"""By `backend.engine`, or `labeler.backend` for those that stand alone."""
+"""By `backend.engine`, or by `labeler.backend` for those that stand alone."""
 
 
 def engine_of(wanted: str, have: str) -> Engine:
-    """The engine of `labeler.backend=wanted` where `backend=` sets up `have`. UserError for one that cannot be."""
+    """The engine for `labeler.backend=wanted` if `backend=` sets up `have`. Raises UserError if there is none."""
     alone = [name for name, engine in ENGINES.items() if engine.alone]
     groups = " or ".join(f"backend={name}" for name in ENGINES if name not in alone)
     if have not in ENGINES:

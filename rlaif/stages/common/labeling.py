@@ -9,7 +9,7 @@ from rlaif.errors import UserError
 from rlaif.labelers import LabelerOptions, Unread, estimate
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.engines import ENGINES, seconds_elsewhere, usd_of
+from rlaif.stages.common.engines import ENGINES, seconds_elsewhere
 from rlaif.stages.common.limits import CHARS_PER_TOKEN, response_tokens
 from rlaif.stages.common.stage import Work
 
@@ -17,49 +17,45 @@ PREFERENCES_FILE = "preferences.jsonl"
 
 
 def cost_metrics(ctx: Context, key: str, counters: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """`<prefix>/usd` of the calls asked in this run; where the price is not known, nothing but a warning.
+    """`<prefix>/usd` of the calls made in this run (reused answers cost nothing); a warning if the price is unknown.
 
-    `<prefix>/usage_estimated`, the share of the calls whose tokens are an estimate, where there are any.
+    `<prefix>/usage_estimated`, the share of the calls whose token counts are estimates, if there are any.
     """
-    price = ctx.price(key)
-    estimated = counters["usage_estimated"]
-    marked = {f"{prefix}/usage_estimated": estimated / counters["asked"]} if estimated else {}
-    if marked and ctx.run is not None:
-        ctx.run.alert(
+    price, estimated = ctx.price(key), counters["usage_estimated"]
+    metrics = {f"{prefix}/usage_estimated": estimated / counters["asked"]} if estimated else {}
+    if estimated:
+        ctx.warn(
             "usage estimated",
-            f"{marked[f'{prefix}/usage_estimated']:.0%} of the {key}'s answers did not tell their tokens: they are"
-            " counted as one for each 4 bytes of text",
+            f"{estimated / counters['asked']:.0%} of the {key}'s answers did not report their tokens: they are"
+            " counted as one per 4 bytes of text",
         )
-    if price is not None:
-        return {f"{prefix}/usd": usd_of(price, counters), **marked}
-    if ctx.run is not None:
-        ctx.run.alert(
+    if price is None:
+        ctx.warn(
             "cost unknown",
             f"the price of {ctx.priced_as(key)} is not in conf/prices/default.yaml: {prefix}/usd is left out",
         )
-    return marked
+        return metrics
+    usd = price.usd(*(counters[name] for name in ("tokens_in", "tokens_out", "tokens_cached")))
+    return {f"{prefix}/usd": usd, **metrics}
 
 
 def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
-    """Raises UserError with the cause where a larger share than `max_unparsed` of `what` gave no value.
+    """Raises UserError, with the cause, if a larger share of `what` than `max_unparsed` gave no value.
 
-    Judgements count here, not preferences: two orders that disagree were both read.
+    This counts judgements, not preferences: if the two orders disagree, both were still read.
     """
     options = ctx.options.asked(key)
     if unread.rate > options.max_unparsed:
+        hints = low_mass_hints(ctx, key)
         sentence = unread.sentence(
-            key,
-            what,
-            limit=options.max_unparsed,
-            min_mass=options.min_mass,
-            hints=low_mass_hints(ctx, key),
+            key, what, limit=options.max_unparsed, min_mass=options.min_mass, hints=hints
         )
         remarks = ctx.remarks(key)
         raise UserError(f"{sentence}. Of the server: {'; '.join(remarks)}" if remarks else sentence)
 
 
 def low_mass_hints(ctx: Context, key: str) -> list[str]:
-    """What to change where a model's next token is none of the choices."""
+    """What to change if a model's next token is none of the choices."""
     options = ctx.options.asked(key)
     cue = "score_cue" if options.readout.kind == "score" else "cue"
     hints = [f"another {cue} (conf/templates/{ctx.options.task.templates}/task.yaml)"]
@@ -69,10 +65,10 @@ def low_mass_hints(ctx: Context, key: str) -> list[str]:
 
 
 def trust_gate(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Whether anything should stand on labels with these metrics.
+    """Whether anything should be built on labels with these metrics.
 
     Alignment whose interval reaches below 0.5 may be chance: an alert, and `label/warning` for the summary.
-    Raises UserError below `labeler.min_alignment`, or where that bound cannot be checked.
+    Raises UserError below `labeler.min_alignment`, or if that bound cannot be checked.
     """
     alignment, wanted = metrics.get("label/alignment"), ctx.options.labeler.min_alignment
     if alignment is None:
@@ -106,7 +102,7 @@ def may_be_chance(metrics: dict[str, Any]) -> bool:
 
 
 def warn(ctx: Context, name: str, title: str, sentence: str) -> dict[str, Any]:
-    """Alert, and the summary entry `name` that carries the sentence to the reports."""
+    """Alert, and return the summary entry `name` that carries the sentence to the reports."""
     if ctx.run is not None:
         ctx.run.alert(title, sentence)
     return {name: sentence}
@@ -126,13 +122,13 @@ def labeler_identity(ctx: Context, key: str, seed: int) -> dict[str, Any]:
 
 
 def filler_pairs(ctx: Context, prompts: Sequence[Prompt]) -> list[Pair]:
-    """A pair of responses of the expected length for each prompt, to estimate by before there are any."""
+    """A pair of responses of the expected length for each prompt, for estimates before there are real ones."""
     filler = "x" * int(response_tokens(ctx) * CHARS_PER_TOKEN)
     return [Pair(p.id, p.id, p.prompt, filler, filler, "policy") for p in prompts]
 
 
 def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:
-    """What the labeler at `key` would read, write and cost for `pairs`, were nothing of it stored."""
+    """What the labeler at `key` would read, write and cost for `pairs` if no answer were stored."""
     options, price = ctx.options.asked(key), ctx.price(key)
     guess = estimate(pairs, ctx.templates, LabelerOptions.of(options, seed=seed))
     return Work(

@@ -1,4 +1,4 @@
-"""What the limits on prompts and responses do to a stage's rows, and about how many tokens are left."""
+"""What the limits on prompts and responses do to a stage's rows, and roughly how many tokens are left."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from rlaif.data.encode import Cuts
 from rlaif.records import Pair
 from rlaif.stages.common.context import Context
 
-COUNTS = ("prompts_cut", "prompts_dropped", "responses_cut", "responses_dropped", "equal_cut")
+CHARS_PER_TOKEN = 3.3
 
 
 def cut_metrics(
     ctx: Context, stage: str, cuts: Cuts, what: str, *, shown_whole: bool = False
 ) -> dict[str, int]:
-    """`<stage>/prompts_cut` and so on, of what there is any; a warning tells them in words.
+    """`<stage>/prompts_cut` and so on, those above 0; a warning says them in words.
 
-    `shown_whole`: the stage shows texts that are too long without a cut, so that none is counted.
+    `shown_whole`: the stage shows texts that are too long without a cut, so none is counted.
     """
-    names = [name for name in COUNTS if not (shown_whole and name.endswith("s_cut"))]
-    counts = {name: getattr(cuts, name) for name in names if getattr(cuts, name)}
     prompt_limit = f"task.max_prompt_tokens={ctx.options.task.max_prompt_tokens}"
     limit = f"task.max_response_tokens={ctx.options.task.max_response_tokens}"
     words = {
@@ -30,6 +28,8 @@ def cut_metrics(
         "responses_dropped": f"are dropped, a response longer than {limit}",
         "equal_cut": f"have responses that are equal once cut to {limit}: no reward model is trained on them",
     }
+    names = [name for name in words if not (shown_whole and name.endswith("s_cut"))]
+    counts = {name: getattr(cuts, name) for name in names if getattr(cuts, name)}
     for name, count in counts.items():
         ctx.warn(
             "texts beyond the limits",
@@ -39,31 +39,26 @@ def cut_metrics(
 
 
 def no_pairs(ctx: Context, cuts: Cuts) -> str:
-    """Why no pair of a data set is left."""
+    """Why no pair of a data set is left, and what to change."""
     reasons = {
         "whose prompt is too long": cuts.prompts_dropped,
         "with a response that is too long": cuts.responses_dropped,
     }
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     return (
-        f"no pairs to label: of {cuts.rows} pairs all were dropped ({told}); write a higher task.max_prompt_tokens "
+        f"no pairs to label: all {cuts.rows} pairs were dropped ({told}); write a higher task.max_prompt_tokens "
         f"(now {ctx.options.task.max_prompt_tokens}) or task.max_response_tokens "
         f"(now {ctx.options.task.max_response_tokens})"
     )
 
 
-CHARS_PER_TOKEN = 3.3
-
-
 def prompt_tokens(ctx: Context) -> float:
     """Mean tokens of an encoded prompt that fits."""
     chars_per_token = 1.0 if ctx.options.models.tiny else CHARS_PER_TOKEN
-    overhead = len(ctx.options.task.prefix + ctx.options.task.suffix) / chars_per_token + (
-        25 if ctx.options.task.chat else 0
-    )
+    own = ctx.options.task
+    overhead = len(own.prefix + own.suffix) / chars_per_token + (25 if own.chat else 0)
     sizes = [len(p.prompt) / chars_per_token + overhead for p in ctx.task.train[:400]]
-    fitting = [min(size, ctx.options.task.max_prompt_tokens) for size in sizes] or [0.0]
-    return fmean(fitting)
+    return fmean([min(size, own.max_prompt_tokens) for size in sizes] or [0.0])
 
 
 def pair_tokens(ctx: Context, pairs: Sequence[Pair]) -> float:
@@ -74,7 +69,7 @@ def pair_tokens(ctx: Context, pairs: Sequence[Pair]) -> float:
 
 
 def response_tokens(ctx: Context) -> float:
-    """Mean tokens of a response: the references' where there are some, else the limit."""
+    """Mean tokens of a response: that of the references if there are any, else the limit."""
     sizes = [len(p.reference) / CHARS_PER_TOKEN + 1 for p in ctx.task.train[:400] if p.reference]
     limit = float(ctx.options.task.max_response_tokens)
     return min(fmean(sizes), limit) if sizes else limit

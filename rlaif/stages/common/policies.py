@@ -24,7 +24,7 @@ def draw(
     max_rows: int,
     what: str,
 ) -> list[Sampled]:
-    """One response for each prompt; `keys[i]` decides its noise."""
+    """One response per prompt; `keys[i]` determines its noise."""
     seeds = [int(digest(key, 15), 16) for key in keys]
     encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]
     with ctx.progress.task(f"sampling ({what})", len(prompts)) as advance:
@@ -35,11 +35,10 @@ def draw(
 
 def to_sample(ctx: Context, prompt: Prompt, drawn: Sampled) -> Sample:
     """A drawn response as a record."""
-    text = ctx.encoder.decode(drawn.ids)
     return Sample(
         prompt.id,
         prompt.prompt,
-        text,
+        ctx.encoder.decode(drawn.ids),
         len(drawn.ids),
         drawn.finished,
         prompt.reference,
@@ -49,7 +48,7 @@ def to_sample(ctx: Context, prompt: Prompt, drawn: Sampled) -> Sample:
 
 
 def sft_parent(ctx: Context) -> tuple[str, ...]:
-    """`sft` as a parent, or nothing where the base model is passed through."""
+    """`sft` as a parent, or nothing if the base model is passed through."""
     return ("sft",) if ctx.options.sft.enabled else ()
 
 

@@ -14,14 +14,14 @@ from rlaif.stages.common.context import Context
 
 
 def response_ids(ctx: Context, pair: Pair) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids of (a, b): those that a policy wrote, where one did, else the text's with EOS, cut to the limit."""
+    """The ids of (a, b): those that a policy wrote, if one did; else the text's with EOS, cut to the limit."""
     written = ((pair.ids_a, pair.response_a), (pair.ids_b, pair.response_b))
     a, b = (tuple(ctx.encoder.response(text)) if ids is None else ids for ids, text in written)
     return a, b
 
 
 def encode_pairs(ctx: Context, pairs: Sequence[Pair], what: str) -> list[PreferenceRow]:
-    """Each pair, not labelled yet, with the trunk's features; one prompt's pass serves all its responses."""
+    """Each pair, not yet labelled, with the trunk's features; one pass over a prompt serves all its responses."""
     encoder = ctx.encoder
     prompts = {text: tuple(encoder.prompt(text)) for text in {pair.prompt for pair in pairs}}
     groups = [SharedPrefix(prompts[pair.prompt], response_ids(ctx, pair)) for pair in pairs]

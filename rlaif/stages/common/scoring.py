@@ -1,4 +1,4 @@
-"""What a reward model gives sequences and pairs."""
+"""Rewards that a reward model gives to sequences and pairs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ROWS = 64  # that are scored at once
 
 
 def sequence_scores(top: Top, head: ScalarHead, features: Tensor, last: Tensor) -> Tensor:
-    """Reward (B,) of each sequence, read at its last token `last` (B,) (EOS where the response has one)."""
+    """Reward (B,) of each sequence, read at its last token `last` (B,) (EOS if the response has one)."""
     reads = torch.arange(features.shape[1], device=last.device) == last[:, None]
     return head(hidden_at(top, features, reads))
 
 
 def pair_scores(top: Top, head: ScalarHead, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-    """Rewards (B,) of a and of b; the prompt they share runs once."""
+    """Rewards (B,) of a and of b; the prompt that they share runs once."""
     attend = pair_attention(batch.spans, batch.features.device)
     hidden = top(batch.features, attend, batch.positions, rows=batch.last.view(1, -1))
     reward_a, reward_b = head(hidden).view(-1, 2).unbind(dim=1)
@@ -53,7 +53,7 @@ def score_rows(ctx: Context, top: Top, head: ScalarHead, rows: Sequence[EncodedR
 def score_pairs(
     ctx: Context, members: Sequence[tuple[Top, ScalarHead]], rows: Sequence[PreferenceRow]
 ) -> list[list[tuple[float, float]]]:
-    """Rewards (of a, of b) of each pair in order, member by member, computed in the model's compute dtype."""
+    """Rewards (of a, of b) of each pair in order, per member, computed in the model's compute dtype."""
     device = ctx.model().device
     frozen = [(top.frozen_copy(), head.to(device)) for top, head in members]
     scores = [[(0.0, 0.0)] * len(rows) for _ in members]

@@ -1,4 +1,4 @@
-"""Where a path's pairs and prompts come from, and which part of the pairs trains a reward model."""
+"""Where a path's pairs and prompts come from, and which of the pairs train a reward model."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ from rlaif.records import Prompt
 from rlaif.stages.common.context import Context
 
 Part = Literal["train", "validation", "test"]
-
-
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+PAIRS_FILE = "pairs.jsonl"
 
 
 def part_of(ctx: Context, cluster: str) -> Part:
-    """Where pairs go: train, validation (chooses the epoch) or test (is reported). A conversation goes as a whole."""
+    """The part of a pair: train, validation (chooses the epoch) or test (is reported). Conversations stay whole."""
     options, place = ctx.options.rm, stable_uniform("rm-split", cluster)
     if place < options.test_fraction:
         return "test"
     return "validation" if place < options.test_fraction + options.validation_fraction else "train"
 
 
-PAIRS_FILE = "pairs.jsonl"
-
-
 def source(ctx: Context) -> str:
-    """`dataset` or `policy`; auto takes the data set's pairs where it has some (as the paper does)."""
+    """`dataset` or `policy`; auto takes the data set's pairs if it has any, as Lee et al. 2023 do."""
     wanted = ctx.options.sample.source
     if wanted == "dataset" and not ctx.task.pairs:
         raise UserError(
@@ -38,7 +34,7 @@ def source(ctx: Context) -> str:
 
 
 def rl_prompts(ctx: Context, limit: int | None, cuts: Cuts) -> list[Prompt]:
-    """Training prompts for sampling and RL, taken from the end of the split: the rows that SFT saw last, if at all.
+    """Training prompts for sampling and RL, from the end of the split: the rows that SFT saw last, if at all.
 
     `cuts` counts those that are cut or left out.
     """

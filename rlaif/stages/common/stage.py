@@ -11,41 +11,14 @@ from rlaif.stages.common.context import Context
 from rlaif.store import Artifact, ArtifactSpec
 
 Parents = Mapping[str, Artifact]
-Gate = Callable[[Context, Parents], dict[str, Any]]
-Review = Callable[[Context, Artifact], dict[str, Any]]
 Row = dict[str, Any]
-
-
-def no_gate(ctx: Context, built: Parents) -> dict[str, Any]:
-    """Nothing to object to."""
-    return {}
-
-
-def nothing(ctx: Context, built: Parents) -> list[Row]:
-    """No rows."""
-    return []
-
-
-def no_tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
-    """No tables."""
-    return {}
-
-
-def never(ctx: Context) -> bool:
-    """Nothing asks for the artifact to be made anew."""
-    return False
-
-
-def no_review(ctx: Context, artifact: Artifact) -> dict[str, Any]:
-    """Nothing to tell."""
-    return {}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What building an artifact takes: tokens run forward, decoded, and trained (forward and backward).
+    """What building an artifact takes: tokens run forward, decoded, and trained on (forward and backward).
 
-    `usd` is None where a price is not known. `seconds` is given where the work is not this machine's.
+    `usd` is None if a price is unknown. `seconds` is given if the work is not done by this machine.
     """
 
     forward: float = 0.0
@@ -59,16 +32,15 @@ class Work:
 class Stage:
     """A stage as a function of its slice of the config and of the artifacts it reads.
 
-    `version` rises when the stage's code changes what comes out of equal inputs. `check` raises UserError
-    for options that `build` would refuse. `gate` sees what the stage stands on (all ancestors by kind)
-    each time that the stage is asked for, also where its artifact is there already: it returns entries
-    for the summary, such as a warning, or raises UserError. `review` sees the stage's own artifact, new or
-    reused, and returns entries that depend on settings which are no part of it. `again` says whether a
-    finished artifact is to be made anew with other content under its old name (`labeler.retry`); where its
-    metric `<kind>/asked_again` is above 0, so are those that were built on it before.
+    `version` rises when a change of the stage's code changes what equal inputs give. `check` raises UserError for
+    options that `build` would reject. `gate` sees what the stage is built on (all ancestors by kind) each time the
+    stage is requested, even if its artifact already exists: it returns entries for the summary, such as a warning, or
+    raises UserError. `review` sees the stage's own artifact, new or reused, and returns entries that depend on
+    settings outside its identity. `again` says whether to rebuild a finished artifact with new content under its old
+    name (`labeler.retry`); if its metric `<kind>/asked_again` is above 0, artifacts built on it earlier are rebuilt.
 
-    What a run tells of the artifact beside its metrics: `items`, a row for each test item that its measures are means
-    of; `tables` by name; `history`, the rows of its training's curves where it keeps them.
+    What a run records beside the metrics: `items`, a row per test item that the measures are means of; `tables` by
+    name; `history`, the rows of the training curves if the stage keeps them.
     """
 
     kind: str
@@ -79,11 +51,11 @@ class Stage:
     build: Callable[[Context, Path, Parents], dict[str, Any]]
     work: Callable[[Context], Work]
     check: Callable[[Context], None]
-    gate: Gate = no_gate
-    review: Review = no_review
-    again: Callable[[Context], bool] = never
-    items: Callable[[Context, Parents], list[Row]] = nothing
-    tables: Callable[[Context, Parents], dict[str, list[Row]]] = no_tables
+    gate: Callable[[Context, Parents], dict[str, Any]] = lambda ctx, built: {}
+    review: Callable[[Context, Artifact], dict[str, Any]] = lambda ctx, artifact: {}
+    again: Callable[[Context], bool] = lambda ctx: False
+    items: Callable[[Context, Parents], list[Row]] = lambda ctx, built: []
+    tables: Callable[[Context, Parents], dict[str, list[Row]]] = lambda ctx, built: {}
     history: Callable[[Artifact], list[Row]] | None = None
 
     def spec(self, ctx: Context, parents: Parents) -> ArtifactSpec:

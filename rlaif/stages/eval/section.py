@@ -1,4 +1,4 @@
-"""What the report says of a comparison of policies, and of a judge that is the labeler."""
+"""What the report says about a comparison of policies, and about a judge that is the labeler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlaif.tracking.text import p_text, plain
 
 
 def evaluation_notes(summary: Mapping[str, Scalar]) -> dict[str, str]:
-    """What the result table says beside the win rate."""
+    """The result table's note on the win rate."""
     p, judge = number(summary, "eval/p_value"), summary.get("eval/judge")
     count = number(summary, "eval/n")
     parts = [
@@ -27,10 +27,10 @@ _BOUNDS = ("batch_size", "max_unparsed", "min_alignment", "retry")
 
 
 def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str | None:
-    """A sentence when the judge of one path is its labeler or runs on the labeler's model, else None.
+    """A sentence if the judge of one path is its labeler or runs on the labeler's model, else None.
 
-    What it says of the policy depends on the reward: only where the labeler's verdicts are behind it was the
-    policy trained to please it. None where no policy was judged.
+    What this means for the policy depends on the reward: the policy was trained to please the labeler only if the
+    labeler's verdicts are behind the reward. None if no policy was judged.
     """
     if number(summary, "eval/win_rate") is None:
         return None
@@ -55,7 +55,7 @@ def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str 
 
 
 def _pleases_labeler(config: Mapping[str, Any]) -> bool:
-    """Whether RL's reward comes from the labeler: its own score, or a reward model on labels of its own."""
+    """Whether RL's reward comes from the labeler: its own score, or a reward model trained on its labels."""
     reward, rm = config.get("reward"), config.get("rm")
     kind = reward.get("kind") if isinstance(reward, Mapping) else "rm"
     labels = rm.get("labels", "ai") if isinstance(rm, Mapping) else "ai"
@@ -64,8 +64,5 @@ def _pleases_labeler(config: Mapping[str, Any]) -> bool:
 
 def _identity(options: Any) -> dict[str, Any]:
     """What a labeler's verdict depends on: its config without batching and stopping bounds."""
-    return (
-        {key: value for key, value in options.items() if key not in _BOUNDS}
-        if isinstance(options, Mapping)
-        else {}
-    )
+    known = options if isinstance(options, Mapping) else {}
+    return {key: value for key, value in known.items() if key not in _BOUNDS}

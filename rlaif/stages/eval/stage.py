@@ -29,6 +29,7 @@ from rlaif.stages.common.labeling import (
     warn,
 )
 from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
+from rlaif.stages.common.measures.joining import with_bounds
 from rlaif.stages.common.measures.text import text_report
 from rlaif.stages.common.measures.win_rate import (
     compare,
@@ -55,7 +56,7 @@ def _responses(ctx: Context, top: Top, what: str, cuts: Cuts) -> list[Sample]:
     options = ctx.options.eval
     prompts = ctx.encoder.fitting(ctx.task.test, limit=options.num_prompts, cuts=cuts)
     decoding = Decoding(ctx.options.task.max_response_tokens, options.temperature, options.top_k)
-    # Both policies draw with the same noise: the comparison is of the policies, not of their luck.
+    # Both policies sample with the same noise: the comparison is of the policies, not of their luck.
     keys = [[ctx.options.seeds.eval, p.id] for p in prompts]
     drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, options.max_rows, what)
     return [to_sample(ctx, prompt, got) for prompt, got in zip(prompts, drawn, strict=True)]
@@ -64,7 +65,7 @@ def _responses(ctx: Context, top: Top, what: str, cuts: Cuts) -> list[Sample]:
 def _judge(
     ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]
 ) -> tuple[list[Comparison], dict[str, float]]:
-    """The comparisons, and what they cost. Raises UserError where more than `judge.max_unparsed` is unread."""
+    """The comparisons, and what they cost. Raises UserError if more than `judge.max_unparsed` is unread."""
     pairs = [Pair.between(p, b) for p, b in zip(policy, baseline, strict=True)]
     judged = ctx.labeler("judge", ctx.options.seeds.eval, stored=True).label(pairs)
     check_unread(ctx, "judge", judged.unread, "the judge's judgements")
@@ -82,9 +83,9 @@ def _judge(
 
 
 def _divergence_name(ctx: Context) -> str:
-    """`eval/kl` where responses are drawn from the very distribution whose probabilities are read.
+    """`eval/kl` if responses are sampled from the very distribution whose probabilities are read.
 
-    Greedy and truncated responses are not: the mean of their log-ratios has no bound below, and is no KL.
+    Greedy and truncated responses are not: the mean of their log-ratios has no lower bound, and is not a KL.
     """
     options, vocabulary = ctx.options.eval, ctx.model().trunk.config.vocab_size
     whole = options.temperature > 0 and not 0 < options.top_k < vocabulary
@@ -106,7 +107,7 @@ def _own_responses(ctx: Context, rows: Sequence[PreferenceRow]) -> Iterator[Toke
 
 
 def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, reward: Reward) -> dict[str, Any]:
-    """Head-to-head of two policies with every measure of the result table; writes the comparisons."""
+    """Head-to-head of two policies with every measure in the result table; writes the comparisons."""
     cuts = Cuts()
     new, old = _responses(ctx, policy, "policy", cuts), _responses(ctx, baseline, "baseline", Cuts())
     comparisons, cost = _judge(ctx, new, old)
@@ -129,7 +130,7 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
 
 
 def _rewards(rewards: SideRewards, prompts: Sequence[str]) -> dict[str, float]:
-    """What the reward, which RL was paid, thinks of both policies; nothing where it has no opinion."""
+    """The rewards that RL's own reward function gives to both policies; empty if it gives none."""
     read = [(both, prompt) for both, prompt in zip(rewards, prompts, strict=True) if both is not None]
     if not read:
         return {}
@@ -137,9 +138,7 @@ def _rewards(rewards: SideRewards, prompts: Sequence[str]) -> dict[str, float]:
     wins = (policy > baseline).float() + (policy == baseline).float() / 2
     gain, _ = paired_test(policy.tolist(), baseline.tolist(), [prompt for _, prompt in read], outcomes=False)
     return {
-        "eval/reward_gain": gain.estimate,
-        "eval/reward_gain_ci_low": gain.low,
-        "eval/reward_gain_ci_high": gain.high,
+        **with_bounds("eval/reward_gain", gain),
         "eval/reward_policy": float(policy.mean()),
         "eval/reward_baseline": float(baseline.mean()),
         "eval/reward_win_rate": float(wins.mean()),
@@ -171,13 +170,12 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 
 
 def eval_config(ctx: Context) -> dict[str, Any]:
-    """The slice that decides a head-to-head besides the two policies."""
+    """The slice that a head-to-head depends on besides the two policies."""
     options = plain(ctx.options.eval)
     options.pop("max_rows")
-    judge = labeler_identity(ctx, "judge", ctx.options.seeds.eval)
     return {
         "eval": options,
-        "judge": judge,
+        "judge": labeler_identity(ctx, "judge", ctx.options.seeds.eval),
         "name": ctx.options.judge.name,
         "model": ctx.model_identity,
         "encoding": ctx.encoding,
@@ -185,7 +183,7 @@ def eval_config(ctx: Context) -> dict[str, Any]:
 
 
 def judge_gate(ctx: Context, labels: Artifact | None) -> dict[str, Any]:
-    """A warning where the judge is the labeler, and its alignment on `labels` (None: not asked) may be chance."""
+    """A warning if the judge is the labeler, and its alignment on `labels` (None: not asked) may be chance."""
     same = labeler_identity(ctx, "judge", 0) == labeler_identity(ctx, "labeler", 0)
     if labels is None or not same or not may_be_chance(labels.metrics):
         return {}
@@ -195,10 +193,6 @@ def judge_gate(ctx: Context, labels: Artifact | None) -> dict[str, Any]:
         "its verdicts may be guesses, and the win rate with them."
     )
     return warn(ctx, "eval/warning", "judge at chance", sentence)
-
-
-def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
-    return judge_gate(ctx, built.get("label"))
 
 
 def _work(ctx: Context) -> Work:
@@ -219,31 +213,23 @@ def _check(ctx: Context) -> None:
 
 
 def _items(ctx: Context, built: Parents) -> list[Row]:
-    """One row for each prompt: what `eval/win_rate` and the measures of the text are the means of."""
+    """One row per prompt: what `eval/win_rate` and the text measures are the means of."""
     comparisons = read_records(built["eval"].file(COMPARISONS_FILE), Comparison)
     verdicts = {row["id"]: row for row in win_rate_items(comparisons)}
     return [row | verdicts.get(row["id"], {}) for row in text_items(comparisons)]
-
-
-def _again(ctx: Context) -> bool:
-    return ctx.options.judge.retry is not None
-
-
-def _parents(ctx: Context) -> tuple[str, ...]:
-    return ("rl", *reward_parents(ctx), *sft_parent(ctx))
 
 
 STAGE = Stage(
     "eval",
     6,
     "eval",
-    _parents,
+    lambda ctx: ("rl", *reward_parents(ctx), *sft_parent(ctx)),
     eval_config,
     _build,
     _work,
     _check,
-    _gate,
-    again=_again,
+    lambda ctx, built: judge_gate(ctx, built.get("label")),
+    again=lambda ctx: ctx.options.judge.retry is not None,
     items=_items,
     tables=lambda ctx, built: {"samples": comparison_rows(built["eval"])},
 )

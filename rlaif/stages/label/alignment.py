@@ -1,7 +1,7 @@
 """How far a labeler agrees with gold preferences, and its biases.
 
-Alignment: the share of gold pairs on which the labeler prefers the response that gold prefers (paper
-section 2, AI Labeler Alignment). Gold 0.5 says nothing and is left out; a labeler's 0.5 counts half.
+Alignment: the share of gold pairs on which the labeler prefers the response that gold prefers (AI Labeler Alignment
+in Lee et al. 2023, arXiv:2309.00267). Gold 0.5 prefers neither and is left out; a labeler's 0.5 counts half.
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ import numpy as np
 
 from rlaif.records import Judgement, Pair, Preference
 from rlaif.stages.common.measures.bins import bin_metrics, confidence_bins, length_bins, verbosity
-from rlaif.stages.common.measures.joining import agreement, by_pair, folded, symmetric_calibration
-from rlaif.stats import clustered_sign_test, cohen_kappa, proportion_interval, reliability_bins
+from rlaif.stages.common.measures.joining import (
+    agreement,
+    by_pair,
+    folded,
+    rate_metrics,
+    symmetric_calibration,
+)
+from rlaif.stats import clustered_sign_test, cohen_kappa, reliability_bins
 
 
 def alignment_report(
@@ -23,17 +29,16 @@ def alignment_report(
 ) -> dict[str, float]:
     """Flat metrics `label/*` of a labeler on `pairs`.
 
-    `label/n` counts preferences, `label/unread_rate` is the share of them without a verdict (unparsed, failed, or
-    set aside as inconsistent), `label/alignment_n` gold pairs with a parsed one; `label/alignment_worst`
-    and `_best` count unparsed gold pairs as wrong and as right. `label/kappa` is Cohen's kappa on the
-    letters a / b, and `label/ece` and `label/brier` compare p with gold for the preferred response,
-    so that which response is called a cannot matter. `label/alignment_<construction>` splits constructed
-    gold pairs, `label/confidence_<bin>_*` and `label/length_<bin>_*` split by `confidence_bins` and
-    `length_bins`. Lengths are characters, tokens are totals over judgements. Keys without data are absent:
-    alignment without gold, position metrics without both orders, mass without log-probabilities. Pairs with
-    an empty response (provenance `rule`) have labels, but no judgements: they count in alignment, not in rates
-    of judgements or of positions.
-    Raises ValueError for a preference or judgement of an unknown pair.
+    `label/n` counts preferences, `label/unread_rate` is the share of them without a verdict (unparsed, failed, or set
+    aside as inconsistent), `label/alignment_n` counts gold pairs with a parsed one; `label/alignment_worst` and
+    `_best` count unparsed gold pairs as wrong and as right. `label/kappa` is Cohen's kappa on the letters a / b.
+    `label/ece` and `label/brier` compare p with gold for the preferred response, so that it does not matter which
+    response is called a. `label/alignment_<construction>` splits constructed gold pairs, `label/confidence_<bin>_*`
+    and `label/length_<bin>_*` follow `confidence_bins` and `length_bins`. Lengths are characters, tokens are totals
+    over judgements. Keys without data are absent: alignment without gold, position metrics without both orders, mass
+    without log-probabilities. Pairs with an empty response (provenance `rule`) have labels but no judgements: they
+    count in alignment, not in rates of judgements or positions. Raises ValueError for a preference or judgement of an
+    unknown pair.
     """
     pair_of = by_pair(pairs, [*preferences, *judgements])
     report: dict[str, float] = {"label/n": len(preferences)}
@@ -52,24 +57,24 @@ def alignment_report(
 
 
 def alignment_items(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
-    """A row for each gold pair; the mean of its `label/alignment`, where it could be read, is the report's.
+    """A row per gold pair; the mean of `label/alignment`, over those that could be read, is the report's.
 
-    `label/alignment_worst` and `label/alignment_half` have every pair: one that could not be read counts as
-    wrong, or half. So labelers are compared on the same pairs, and none by what it abstains from.
+    `label/alignment_worst` and `label/alignment_half` cover every pair: an unread one counts as wrong, or as half. So
+    labelers are compared on the same pairs, and none gains by abstaining.
     """
     pair_of = by_pair(pairs, preferences)
     return [
         {
-            "id": x.pair_id,
-            "prompt_id": pair_of[x.pair_id].prompt_id,
-            **({} if (group := pair_of[x.pair_id].group) is None else {"group": group}),
-            "construction": pair_of[x.pair_id].construction,
+            "id": pair.id,
+            "prompt_id": pair.prompt_id,
+            **({} if pair.group is None else {"group": pair.group}),
+            "construction": pair.construction,
             "p_a": x.p_a,
-            "gold": pair_of[x.pair_id].gold,
-            **_scores(x.p_a, pair_of[x.pair_id].gold),
+            "gold": pair.gold,
+            **_scores(x.p_a, pair.gold),
         }
-        for x in preferences
-        if pair_of[x.pair_id].gold not in (None, 0.5)
+        for x, pair in ((x, pair_of[x.pair_id]) for x in preferences)
+        if pair.gold not in (None, 0.5)
     ]
 
 
@@ -81,7 +86,7 @@ def _scores(p_a: float | None, gold: float | None) -> dict[str, float]:
 
 
 def reliability(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
-    """Bins of stated confidence against how often it was right: what `label/ece` is made of."""
+    """Bins of confidence against how often it was right: what `label/ece` is computed from."""
     rows = [row for row in alignment_items(pairs, preferences) if row["p_a"] is not None]
     bins = reliability_bins(*folded([row["p_a"] for row in rows], [row["gold"] for row in rows]))
     return [asdict(one) for one in bins]
@@ -95,17 +100,13 @@ def _length_gap(pair: Pair, p_a: float | None) -> float:
 def _alignment(name: str, gold: Sequence[tuple[Pair, Preference]]) -> dict[str, float]:
     if not gold:
         return {}
-    parsed = [(pair, x.p_a) for pair, x in gold if x.p_a is not None]
-    right = [agreement(p_a, pair.gold) for pair, p_a in parsed]
-    interval = proportion_interval(right, [pair.cluster for pair, _ in parsed])
-    unparsed = len(gold) - len(parsed)
+    scored = [(pair.cluster, agreement(x.p_a, pair.gold)) for pair, x in gold if x.p_a is not None]
+    right = sum(value for _, value in scored)
     return {
-        name: interval.estimate,
-        f"{name}_ci_low": interval.low,
-        f"{name}_ci_high": interval.high,
-        f"{name}_n": len(parsed),
-        f"{name}_worst": sum(right) / len(gold),
-        f"{name}_best": (sum(right) + unparsed) / len(gold),
+        **rate_metrics(name, scored),
+        f"{name}_n": len(scored),
+        f"{name}_worst": right / len(gold),
+        f"{name}_best": (right + len(gold) - len(scored)) / len(gold),
     }
 
 
@@ -122,7 +123,7 @@ def _agreement_details(gold: Sequence[tuple[Pair, Preference]]) -> dict[str, flo
 
 
 def _first_preferred(p_a: float, order: str) -> float:
-    """1 if the first displayed response is preferred, 0 if the second, 0.5 for neither."""
+    """1 if the first displayed response is preferred, 0 if the second, 0.5 if neither."""
     p_first = p_a if order == "ab" else 1 - p_a
     return float(np.sign(p_first - 0.5) + 1) / 2
 
@@ -130,13 +131,12 @@ def _first_preferred(p_a: float, order: str) -> float:
 def _position(
     pair_of: Mapping[str, Pair], preferences: Sequence[Preference], judgements: Sequence[Judgement]
 ) -> dict[str, float]:
-    """Position bias (paper, position bias in labeling): how often, in which direction, by chance?
+    """Position bias (Lee et al. 2023): how often, in which direction, and whether it may be chance.
 
-    With both orders of a pair the p-value asks whether same-position pairs favour one side (the
-    consistent ones cannot); with one order per pair it asks the same of all decided pairs. It is a sign test
-    with one vote for each prompt.
+    With both orders of a pair, the p-value tests whether same-position pairs favour one side (consistent ones
+    cannot); with one order per pair, it tests all decided pairs. It is a sign test with one vote per prompt.
     """
-    preferences = [x for x in preferences if x.provenance != "rule"]  # no one was shown an empty response
+    preferences = [x for x in preferences if x.provenance != "rule"]  # empty responses were shown to no one
     parsed = [x for x in judgements if x.state == "ok" and x.provenance != "rule"]
     if len({x.order for x in parsed}) < 2:
         return {}

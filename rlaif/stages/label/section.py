@@ -1,4 +1,4 @@
-"""What the report says of a labeler: biases, confidence, length, cost."""
+"""What the report says about a labeler: biases, confidence, length, cost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class BinRow:
 
 @dataclass(frozen=True)
 class LabelerSection:
-    """What the page shows of a labeler. `facts`: grouped by their `stage`; figures with their captions."""
+    """What the page shows of a labeler. `facts` are grouped by their `stage`; figures have captions."""
 
     facts: tuple[ResultRow, ...]
     confidence: tuple[BinRow, ...]
@@ -51,14 +51,13 @@ def labeler_section(runs: Sequence[RunRecord], summary: Summary) -> LabelerSecti
     """The section of the labeler behind `runs` (one path; `summary` merged); None without any labels."""
     confidence, lengths = latest_table(runs, "label_confidence"), latest_table(runs, "label_length")
     reliability = plots.reliability_plot({"": latest_table(runs, "reliability")}, title="Reliability")
+    rates = {"alignment": "alignment", "verdict flips with the order": "flip_rate"}
     figures = (
         (
-            by_confidence(
-                confidence, {"alignment": "alignment", "verdict flips with the order": "flip_rate"}
-            ),
-            "Where confidence means something, alignment rises with it and flips fall.",
+            by_confidence(confidence, rates),
+            "If confidence means something, alignment rises with it and flips fall.",
         ),
-        (reliability, "On the dashed line, a stated preference of 80% is right 80% of the time."),
+        (reliability, "On the dashed line, a preference given as 80% is right 80% of the time."),
         (
             _by_construction(summary),
             "Share of gold pairs on which the labeler agrees, by how they were made.",
@@ -119,7 +118,7 @@ def _by_construction(summary: Summary) -> str:
 
 
 def label_notes(summary: Summary) -> dict[str, str]:
-    """What the result table says beside the labels' metrics."""
+    """The result table's notes on the labels' metrics."""
     notes, count = {}, number(summary, "label/alignment_n")
     if count:
         notes["label/alignment"] = f"with gold preferences, n = {plain(count)}"
@@ -127,10 +126,10 @@ def label_notes(summary: Summary) -> dict[str, str]:
         notes["label/failed_rate"] = "labeler.retry=failed asks them again"
     reused, estimated = number(summary, "label/reused"), number(summary, "label/usage_estimated")
     cost = f"US dollars; {plain(reused)} answers reused at no cost" if reused else "US dollars"
-    told = f"; tokens estimated for {percent(estimated)} of the calls" if estimated else ""
-    return notes | {"label/usd": f"{cost}{told}"}
+    guessed = f"; tokens estimated for {percent(estimated)} of the calls" if estimated else ""
+    return notes | {"label/usd": f"{cost}{guessed}"}
 
 
 def label_lines(summary: Summary) -> dict[str, None]:
-    """Leaves out the cost of a labeler that neither costs money nor had anything to reuse."""
+    """Leaves out the cost of a labeler that costs nothing and had nothing to reuse."""
     return {} if number(summary, "label/usd") or number(summary, "label/reused") else {"label/usd": None}

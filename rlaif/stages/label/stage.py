@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,13 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     gold_pairs = ctx.encoder.fitting(ctx.task.gold_pairs, cuts=cuts)
     started = time.perf_counter()
     both = [*pairs, *gold_pairs]
-    result = labeler.label(both)  # at once: a bound that stops it then counts all that is to be judged
+    result = labeler.label(both)  # in one call, so that a bound that stops it counts everything to be judged
     seconds = time.perf_counter() - started
     _write(folder, result, {pair.id for pair in gold_pairs})
     report: dict[str, Any] = alignment_report(both, result.preferences, result.judgements)
     report |= cost_metrics(ctx, "labeler", result.counters, "label")
     report["label/reused"] = result.counters["reused"]
-    # Where the same labels were made before, all that is not reused is asked again: calls that failed then.
+    # If the same labels were made before, everything not reused is asked again: calls that failed then.
     report["label/asked_again"] = result.counters["asked" if earlier else "asked_again"]
     report["label/pairs_per_s"] = len(both) / seconds if result.counters["asked"] else 0.0
     report["label/n"] = len(pairs)
@@ -64,7 +65,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 
 
 def _training_pairs(sample: Artifact) -> list[Pair]:
-    """The pairs to label, without any gold of their own: alignment is of the gold pairs alone."""
+    """The pairs to label, without their own gold: alignment is measured on the gold pairs only."""
     return [replace(p, gold=None, gold_source=None) for p in read_records(sample.file(PAIRS_FILE), Pair)]
 
 
@@ -78,17 +79,14 @@ def _write(folder: Path, result: LabelResult, gold_ids: set[str]) -> None:
 
 
 def _judgement_rows(ctx: Context, built: Parents) -> list[Row]:
-    """`report.samples` judgements beside the pairs they are about, for reading."""
+    """`report.samples` judgements with the pairs they are about, for reading."""
     pairs = {p.id: p for p in read_records(built["sample"].file(PAIRS_FILE), Pair)}
-    rows: list[Row] = []
-    for row in read_jsonl(built["label"].file(JUDGEMENTS_FILE)):
-        pair = pairs[row["pair_id"]]
-        rows.append(
-            {"prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b, **row}
-        )
-        if len(rows) == ctx.options.report.samples:
-            break
-    return rows
+    rows = islice(read_jsonl(built["label"].file(JUDGEMENTS_FILE)), ctx.options.report.samples)
+    shown = ((pairs[row["pair_id"]], row) for row in rows)
+    return [
+        {"prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b, **row}
+        for pair, row in shown
+    ]
 
 
 def _config(ctx: Context) -> dict[str, Any]:
@@ -108,21 +106,17 @@ def _work(ctx: Context) -> Work:
 
 
 def _check(ctx: Context) -> None:
-    """Options and templates are read, and refused, when the labeler is made."""
+    """Options and templates are read, and rejected, when the labeler is created."""
     labeler_identity(ctx, "labeler", ctx.options.seeds.label)
 
 
-def _again(ctx: Context) -> bool:
-    return ctx.options.labeler.retry is not None
-
-
 def _items(ctx: Context, built: Parents) -> list[Row]:
-    """One row for each gold pair: what `label/alignment` is the mean of."""
+    """One row per gold pair: what `label/alignment` is the mean of."""
     return alignment_items(ctx.task.gold_pairs, read_records(built["label"].file(GOLD_FILE), Preference))
 
 
 def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
-    """Judgements to read, the reliability diagram over the gold pairs, and rates by confidence and by length."""
+    """Judgements to read, the reliability diagram over the gold pairs, and rates by confidence and length."""
     label = built["label"]
     gold = read_records(label.file(GOLD_FILE), Preference)
     pairs = [*_training_pairs(built["sample"]), *ctx.task.gold_pairs]
@@ -144,7 +138,7 @@ STAGE = Stage(
     _build,
     _work,
     _check,
-    again=_again,
+    again=lambda ctx: ctx.options.labeler.retry is not None,
     items=_items,
     tables=_tables,
 )

@@ -1,7 +1,7 @@
-"""Alarms of RL: what in the history of the iterations says that training is going wrong.
+"""Alarms of RL: signs in the history of the iterations that training is going wrong.
 
-Every rule holds the mean of the last iterations against a fixed limit, or against the first iteration, whose
-responses are the SFT policy's own. Comparisons are written so that a NaN sets an alarm off.
+Every rule compares the mean of the last iterations with a fixed limit, or with the first iteration, whose responses
+are the SFT policy's own. Comparisons are written so that a NaN sets off an alarm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Row = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Alarm:
-    """What has happened, at which iteration (from 0), and what to change."""
+    """What happened, at which iteration (from 0), and what to change."""
 
     title: str
     iteration: int
@@ -26,9 +26,9 @@ class Alarm:
 
 
 def alarms(history: Sequence[Row], limits: AlarmLimits) -> list[Alarm]:
-    """The alarms that `history` (metrics `rl/*` of each iteration) sets off, each kind once, in its order.
+    """The alarms that `history` (metrics `rl/*` per iteration) sets off, each kind once, in its order.
 
-    A function of the history alone, so that a resumed run has those of the whole one.
+    A function of the history alone, so that a resumed run has the same alarms as an uninterrupted one.
     """
     found: dict[str, Alarm] = {}
     for iteration in range(limits.window, len(history)):
@@ -47,7 +47,7 @@ def _fired(start: Row, recent: Sequence[Row], limits: AlarmLimits) -> Iterator[t
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:
-    """Mean over the rows that have the metric; None where none has."""
+    """Mean over the rows that have the metric; None if none has."""
     values = [row[name] for row in rows if name in row]
     return fmean(values) if values else None
 
@@ -57,8 +57,8 @@ def _kl_runaway(start: Row, recent: Sequence[Row], limit: float) -> str | None:
     if kl is None or kl <= limit:
         return None
     return (
-        f"the KL to the SFT policy was {kl:.1f} nats a response, above rl.alarms.kl={limit:g}: the reward is "
-        "being outrun by the distance. Raise rl.beta, lower rl.lr, or stop in time with rl.max_kl"
+        f"the KL to the SFT policy was {kl:.1f} nats per response, above rl.alarms.kl={limit:g}: the distance "
+        "is outrunning the reward. Raise rl.beta, lower rl.lr, or stop in time with rl.max_kl"
     )
 
 
@@ -67,8 +67,8 @@ def _entropy_collapse(start: Row, recent: Sequence[Row], limit: float) -> str | 
     if now is None or now >= limit * first:
         return None
     return (
-        f"the entropy had gone from {first:.3f} to {now:.3f} nats a token, below rl.alarms.entropy={limit:g} of "
-        "its start: the policy gives one answer and explores no more. Lower rl.lr or rl.ppo_epochs, or raise "
+        f"the entropy had gone from {first:.3f} to {now:.3f} nats per token, below rl.alarms.entropy={limit:g} of "
+        "its start: the policy gives one answer and no longer explores. Lower rl.lr or rl.ppo_epochs, or raise "
         "rl.beta"
     )
 
@@ -76,7 +76,7 @@ def _entropy_collapse(start: Row, recent: Sequence[Row], limit: float) -> str | 
 def _value_divergence(start: Row, recent: Sequence[Row], limit: float) -> str | None:
     loss = _mean(recent, "rl/value_loss")
     known = [row for row in recent if not math.isnan(row.get("rl/explained_variance", math.nan))]
-    explained = _mean(known, "rl/explained_variance")  # constant returns have none
+    explained = _mean(known, "rl/explained_variance")  # undefined for constant returns
     diverged = loss is not None and not math.isfinite(loss)
     if not diverged and (explained is None or explained >= limit):
         return None
@@ -86,7 +86,7 @@ def _value_divergence(start: Row, recent: Sequence[Row], limit: float) -> str | 
         else f"the critic's explained variance was {explained:.2f}, below rl.alarms.explained_variance={limit:g}"
     )
     return (
-        f"{measured}: its values are further from the returns than a constant would be, and the advantages are "
+        f"{measured}: its values are further from the returns than a constant would be, so the advantages are "
         "noise. Lower rl.value_lr_factor or rl.lr, or write rl.value=separate or rl=rloo"
     )
 
@@ -98,7 +98,7 @@ def _eos_loss(start: Row, recent: Sequence[Row], limit: float) -> str | None:
     return (
         f"the share of responses that end by themselves had fallen from {first:.0%} to {now:.0%}, by more than "
         f"rl.alarms.eos_rate={limit:g}: the policy forgets to stop. Raise rl.missing_eos_penalty or "
-        "rl.length_penalty, or look whether the reward favours length"
+        "rl.length_penalty, or check whether the reward favours length"
     )
 
 
@@ -115,7 +115,7 @@ def _length_drift(start: Row, recent: Sequence[Row], limit: float) -> str | None
 
 
 Rule = Callable[[Row, Sequence[Row], float], str | None]
-# By title: the limit's name in `AlarmLimits`, and (first iteration, last iterations, limit) -> what is wrong.
+# By title: the limit's name in `AlarmLimits`, and a rule (first iteration, last iterations, limit) -> what is wrong.
 RULES: Mapping[str, tuple[str, Rule]] = {
     "KL runaway": ("kl", _kl_runaway),
     "entropy collapse": ("entropy", _entropy_collapse),

@@ -1,4 +1,4 @@
-"""The alarms of stage=rl: raised while it trains, and told again by every run that stands on the policy."""
+"""The alarms of stage=rl: raised while it trains, and repeated by every run that builds on the policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HISTORY_FILE = "history.jsonl"
 
 
 def raise_alarms(ctx: Context, history: Sequence[Mapping[str, float]]) -> list[Alarm]:
-    """The alarms that `history` sets off; the run alerts of each one once, however often it is asked."""
+    """The alarms that `history` sets off; the run alerts once for each, however often this is called."""
     found = alarms(history, ctx.options.rl.alarms)
     if ctx.run is not None:
         for alarm in found:
@@ -26,12 +26,12 @@ def raise_alarms(ctx: Context, history: Sequence[Mapping[str, float]]) -> list[A
 
 
 def write_history(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write the iterations' metrics; what is not finite becomes null (strict JSON has no NaN)."""
+    """Write the iterations' metrics; values that are not finite become null (strict JSON has no NaN)."""
     write_jsonl(file, [json_ready(dict(row)) for row in rows])
 
 
 def read_history(policy: Artifact) -> list[dict[str, Any]]:
-    """The rows that `write_history` wrote, null read as NaN: a value that was not finite stays one."""
+    """The rows that `write_history` wrote, null read as NaN: a value that was not finite stays so."""
     return [
         {name: math.nan if value is None else value for name, value in row.items()}
         for row in read_jsonl(policy.file(HISTORY_FILE))
@@ -39,8 +39,8 @@ def read_history(policy: Artifact) -> list[dict[str, Any]]:
 
 
 def review_policy(ctx: Context, policy: Artifact) -> dict[str, Any]:
-    """Summary entries of a policy's alarms, by its history and the limits of this job, however old it is."""
-    # The tracker's last row is no iteration.
+    """Summary entries of a policy's alarms, from its history and this job's limits, however old the policy is."""
+    # The tracker's last row is not an iteration.
     found = raise_alarms(ctx, [row for row in read_history(policy) if "rl/kl" in row])
     warning = {"rl/warning": " ".join(alarm.text for alarm in found)} if found else {}
     return {"rl/alarms": len(found), **warning}

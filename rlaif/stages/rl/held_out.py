@@ -1,7 +1,7 @@
 """The reward on prompts that no reward model was trained on, beside the one on RL's own prompts.
 
-RL's prompts are those whose pairs the reward model learnt from: its reward of responses to them may rise by what it
-remembers. Here it is measured on validation prompts whose conversations it never saw, with the same noise each time.
+The reward model learnt from pairs of RL's own prompts, so its reward for responses to them may rise by memorisation.
+Here it is measured on validation prompts whose conversations it never saw, with the same noise each time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rlaif.ops import by_first
 from rlaif.records import Prompt
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.limits import prompt_tokens, response_tokens
+from rlaif.stages.common.measures.joining import with_bounds
 from rlaif.stages.common.rewards.kinds import reward_parents
 from rlaif.stages.common.rewards.reward import Reward
 from rlaif.stages.common.sources import part_of, source
@@ -31,8 +32,8 @@ NAME = "rl/reward_held_out"
 class HeldOut:
     """Measures the reward of `policy`, which starts as `reference`, on `prompts`.
 
-    It does so before every `every`th of `iterations` iterations and before the last one: of the policies whose rewards
-    on RL's own prompts the history has.
+    It does so before every `every`th of `iterations` iterations and before the last one, on the same policies whose
+    rewards on RL's own prompts are in the history.
     """
 
     ctx: Context
@@ -45,7 +46,7 @@ class HeldOut:
     _start: list[float] = field(default_factory=list)
 
     def at(self, iteration: int) -> dict[str, float]:
-        """Metrics of the policy as it stands before `iteration`, where a measurement is due; else none."""
+        """Metrics of the policy before `iteration` if a measurement is due; else none."""
         if iteration % self.every and iteration != self.iterations - 1:
             return {}
         rewards = self._rewards(self.policy)
@@ -54,16 +55,14 @@ class HeldOut:
         return {NAME: fmean(rewards)}
 
     def told(self) -> dict[str, float]:
-        """The summary's metrics of the policy as it stands: its reward, the start's, and the gain with its interval."""
+        """The summary's metrics of the current policy: its reward, the start's, and the gain with its interval."""
         end = self._rewards(self.policy)
         start = self._start or self._rewards(self.reference)  # a resumed run has not seen its start
         gain, _ = paired_test(end, start, [prompt.cluster for prompt in self.prompts], outcomes=False)
         return {
             NAME: fmean(end),
             f"{NAME}_start": fmean(start),
-            f"{NAME}_gain": gain.estimate,
-            f"{NAME}_gain_ci_low": gain.low,
-            f"{NAME}_gain_ci_high": gain.high,
+            **with_bounds(f"{NAME}_gain", gain),
             f"{NAME}_n": len(end),
         }
 
@@ -77,12 +76,12 @@ class HeldOut:
 
 
 def unseen(ctx: Context, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Those of `prompts` whose conversations (or whose own pairs) the job's reward model was not trained on.
+    """Those of `prompts` whose conversations (or own pairs) the job's reward model was not trained on.
 
-    All of them for a reward without a reward model. Pairs of the validation part, which choose its epoch, count too.
+    All of them if the reward has no reward model. Pairs that chose its epoch (the validation part) count as seen.
     """
     if "rm" not in reward_parents(ctx) or source(ctx) == "policy":
-        return list(prompts)  # pairs that are sampled are of the training prompts
+        return list(prompts)  # sampled pairs belong to the training prompts
     seen = {pair.cluster for pair in ctx.task.pairs if part_of(ctx, pair.cluster) != "test"}
     return [prompt for prompt in prompts if prompt.cluster not in seen]
 
@@ -90,9 +89,9 @@ def unseen(ctx: Context, prompts: Sequence[Prompt]) -> list[Prompt]:
 def make_held_out(
     ctx: Context, policy: Top, reference: Top, reward: Reward, iterations: int
 ) -> HeldOut | None:
-    """The configured measurement; None where it is switched off, and where no reward model is trained.
+    """The configured measurement; None if it is off or no reward model is trained.
 
-    Without any such prompt it is left out, with a warning.
+    Without any unseen prompt it is skipped, with a warning.
     """
     options, every = ctx.options.rl.held_out, _every(ctx)
     if every is None:
@@ -101,8 +100,8 @@ def make_held_out(
     if not prompts:
         ctx.warn(
             "no held-out prompts",
-            f"rl: none of the {len(ctx.task.validation)} validation prompts is new to the reward model, so that its "
-            "reward is told on prompts that it may remember: write a larger task.validation_fraction, or "
+            f"rl: none of the {len(ctx.task.validation)} validation prompts is new to the reward model, so its reward "
+            "is only known on prompts that it may remember: write a larger task.validation_fraction, or "
             "rl.held_out.every=null",
         )
         return None
@@ -110,17 +109,15 @@ def make_held_out(
 
 
 def _every(ctx: Context) -> int | None:
-    """Iterations between two measurements; None where nothing is to be measured."""
+    """Iterations between two measurements; None if nothing is to be measured."""
     return ctx.options.rl.held_out.every if "rm" in reward_parents(ctx) else None
 
 
 def held_out_work(ctx: Context, iterations: int) -> Work:
-    """What measuring takes over a run of so many iterations, its summary included."""
+    """What measuring takes over a run of this many iterations, including its summary."""
     options, every = ctx.options.rl.held_out, _every(ctx)
     if every is None:
         return Work()
     responses = min(options.num_prompts, len(ctx.task.validation)) * (-(-iterations // every) + 3)
-    return Work(
-        forward=responses * (prompt_tokens(ctx) + response_tokens(ctx)),
-        decoded=responses * response_tokens(ctx),
-    )
+    tokens = response_tokens(ctx)
+    return Work(forward=responses * (prompt_tokens(ctx) + tokens), decoded=responses * tokens)

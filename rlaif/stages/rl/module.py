@@ -1,14 +1,14 @@
-"""PPO and its relatives in Lightning: one epoch is one iteration (DESIGN 10).
+"""PPO (Schulman et al. 2017, arXiv:1707.06347) and its relatives in Lightning: one epoch is one iteration.
 
-REINFORCE, RLOO, GRPO and Dr. GRPO are this module with other options: which advantages, which loss, where the
-KL stands, and whether there is a value head at all.
+REINFORCE, RLOO, GRPO and Dr. GRPO are this module with other options: which advantages, which loss, where the KL
+enters, and whether there is a value head at all.
 
-`on_train_epoch_start` collects rollouts into an in-memory buffer, `training_step` is the minibatch loss
-alone, checkpoints stand at epoch ends. Prompts, noise and minibatch order are functions of (seed,
-iteration), so that a resumed run is bit-identical to an uninterrupted one on CPU.
+`on_train_epoch_start` collects rollouts into an in-memory buffer, `training_step` is only the minibatch loss, and
+checkpoints are written at epoch ends. Prompts, noise and minibatch order are functions of (seed, iteration), so that
+a resumed run is bit-identical to an uninterrupted one on a CPU.
 
-Notation: N rollouts, T positions. All per-token tensors are (N, T) and aligned with the token they belong
-to: `values[:, t]` is the value of the state in which token t was chosen.
+Notation: N rollouts, T positions. All per-token tensors are (N, T) and aligned with the token they belong to:
+`values[:, t]` is the value of the state in which token t was chosen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from rlaif.inference.rollouts import Rollout
 from rlaif.models.split import ScalarHead, Top
@@ -55,27 +55,32 @@ from rlaif.stages.common.training.optim import (
 )
 from rlaif.stages.rl.tracker import Tracker
 
-ENTROPY_ROWS = 128  # rows whose logits exist at once on a processor; 16 times as many on an accelerator
+ENTROPY_ROWS = 128  # rows whose logits exist at once on a CPU; 16 times as many on an accelerator
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True)
 class PPOOptions:
-    """The algorithm and its knobs (paper.md section 7 numbers in brackets)."""
+    """The algorithm and its knobs.
 
-    advantage: str  # of an entry of `ALGORITHMS`; some compare the `samples_per_prompt` responses to a prompt
+    Sources: Huang et al. 2024 (arXiv:2403.17031) for the temperature of log-probabilities, the per-token KL reward,
+    whitening and `missing_eos_score`; Schulman 2020 ("Approximating KL divergence") for `kl_estimator`; Ziegler et
+    al. 2019 for the adaptive `kl_controller`; Lee et al. 2023 (arXiv:2309.00267) for `convex_kl`.
+    """
+
+    advantage: str  # of an entry in `ALGORITHMS`; some compare the `samples_per_prompt` responses to a prompt
     loss: str  # of `POLICY_LOSSES`
     loss_mean: str  # of `LOSS_MEANS`
     max_response_tokens: int  # what the loss mean `constant` divides by
     samples_per_prompt: int
-    temperature: float  # sampling temperature, also divides the logits of every log-probability [20]
-    beta: float  # weight of the KL penalty [22]; where an adaptive controller starts
+    temperature: float  # sampling temperature; also divides the logits of every log-probability
+    beta: float  # weight of the KL penalty; where an adaptive controller starts
     kl: Literal["reward", "loss"]
-    kl_estimator: KLKind  # [23]
-    kl_controller: Literal["fixed", "adaptive"]  # [30]
+    kl_estimator: KLKind
+    kl_controller: Literal["fixed", "adaptive"]
     kl_target: float
     kl_horizon: float
-    convex_kl: bool  # maximise (1 - beta) score - beta KL [40], not score - beta KL
+    convex_kl: bool  # maximise (1 - beta) score - beta KL instead of score - beta KL
     gamma: float
     lam: float
     clip: float
@@ -83,19 +88,21 @@ class PPOOptions:
     value_coefficient: float
     ppo_epochs: int
     minibatch_rollouts: int
-    whiten_rewards: bool  # their mean stays [24]
-    whiten_advantages: bool  # [25]
-    missing_eos_penalty: float  # subtracted from the score of a response without EOS [21]
-    missing_eos_score: float | None  # or its whole score, in Huang et al. 2024
-    length_penalty: float  # subtracted from the score for each token
+    whiten_rewards: bool  # keeps their mean
+    whiten_advantages: bool
+    missing_eos_penalty: float  # subtracted from the score of a response without EOS
+    missing_eos_score: float | None  # or replaces its whole score
+    length_penalty: float  # subtracted from the score per token
     value_lr_factor: float
-    max_kl: float | None  # stop, without more updates, when KL to the reference (nats a response) passes this
+    max_kl: (
+        float | None
+    )  # stop, without more updates, when KL to the reference (nats per response) exceeds this
     seed: int
 
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout with everything the loss reads: ids (N, T), its trunk features, and per-token tensors (N, T)."""
+    """A rollout with everything that the loss reads: ids (N, T), trunk features, and per-token tensors (N, T)."""
 
     ids: Tensor
     features: Tensor
@@ -107,36 +114,23 @@ class Experience:
     returns: Tensor
 
     def rows(self, index: Tensor) -> Experience:
-        """The rows at `index`, cut to their own longest sequence (padding costs nothing then)."""
+        """The rows at `index`, cut to their longest sequence, so that padding costs nothing."""
         width = int(self.mask[index].any(dim=0).nonzero().max()) + 1
         return Experience(*(getattr(self, f.name)[index, :width] for f in fields(self)))
 
 
-class _Order(Dataset):
-    """Row numbers of the minibatches of one iteration; filled anew at each epoch's start."""
-
-    def __init__(self, length: int) -> None:
-        self.rows = torch.zeros(length, dtype=torch.long)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.rows[index]
-
-
 class PPOModule(pl.LightningModule):
-    """Trains a policy top (and a value head, where there is one) against a reward given as a callable.
+    """Trains a policy top (and a value head, if there is one) on a reward given as a callable.
 
     Args:
         policy: the top to train.
         value_head: the critic's head, or None for an algorithm without a critic.
-        value_top: a top of its own for the value head, or None to share.
-        reference: the frozen SFT policy; it is no part of this module's checkpoints.
-        collect: iteration -> `Rollout` sampled from the policy as it stands.
+        value_top: a separate top for the value head, or None to share the policy's.
+        reference: the frozen SFT policy; it is not part of this module's checkpoints.
+        collect: iteration -> `Rollout` sampled from the current policy.
         reward: `Rollout` -> scores (N,).
         diagnose: `Rollout` -> further metrics of the responses (copy rate and the like).
-        watch: sees the history, with the new row, at each iteration's end.
+        watch: called with the history, including the new row, at each iteration's end.
         tracker: measures the policy on fixed prompts and may stop the run, or None.
     """
 
@@ -162,7 +156,8 @@ class PPOModule(pl.LightningModule):
         self._collect, self._reward, self._diagnose, self._watch = collect, reward, diagnose, watch
         self._tracker = tracker
         self._options, self._optim, self._count = options, optim, rollouts_per_iteration
-        self._order = _Order(options.ppo_epochs * rollouts_per_iteration)
+        # Row numbers of the minibatches of one iteration; refilled at each epoch's start.
+        self._order = torch.zeros(options.ppo_epochs * rollouts_per_iteration, dtype=torch.long)
         self.beta = options.beta
         self._experience: Experience | None = None
         self._metrics: dict[str, float] = {}
@@ -172,12 +167,11 @@ class PPOModule(pl.LightningModule):
     # Data: the buffer of this iteration.
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(
-            self._order, batch_size=self._options.minibatch_rollouts, shuffle=False, num_workers=0
-        )
+        rows: Any = self._order  # a tensor has all that a map-style dataset needs
+        return DataLoader(rows, batch_size=self._options.minibatch_rollouts, shuffle=False, num_workers=0)
 
     def on_train_start(self) -> None:
-        # Resumed after it had stopped by itself (a last row without updates): there is nothing to go on with.
+        # Resumed after it had stopped by itself (a last row without updates): there is nothing left to do.
         if self.history and "rl/ratio_first" not in self.history[-1]:
             self.trainer.should_stop = True
 
@@ -185,7 +179,7 @@ class PPOModule(pl.LightningModule):
         iteration, options = self.current_epoch, self._options
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + iteration)
         orders = [torch.randperm(self._count, generator=generator) for _ in range(options.ppo_epochs)]
-        self._order.rows.copy_(torch.cat(orders))
+        self._order.copy_(torch.cat(orders))
         tracked = self._track(iteration)
         started = time.perf_counter()
         rollout = self._collect(iteration)
@@ -200,15 +194,14 @@ class PPOModule(pl.LightningModule):
             self.trainer.should_stop = True
 
     def _track(self, iteration: int) -> dict[str, float]:
-        """Metrics of the tracker, where it measures before this iteration; it may stop the run."""
+        """The tracker's metrics, if it measures before this iteration; it may stop the run."""
         if self._tracker is None:
             return {}
         started = time.perf_counter()
         tracked = self._tracker.at(iteration)
         if tracked:
             tracked["rl/seconds_track"] = time.perf_counter() - started
-            if self._tracker.should_stop:
-                self.trainer.should_stop = True
+            self.trainer.should_stop |= self._tracker.should_stop
         return tracked
 
     @torch.no_grad()
@@ -256,8 +249,8 @@ class PPOModule(pl.LightningModule):
     def _read(self, rollout: Rollout, chunks: Sequence[Tensor]) -> tuple[Experience, Tensor]:
         """Log-probabilities and values of a rollout, and the policy's entropy (N, T).
 
-        Computed in the first minibatches' own shapes, so that the first ratio is one to the last bit and
-        not only nearly so: by the process, too, that has these rows then.
+        Computed in the shapes of the first minibatches, and by the process that trains on these rows then, so that
+        the first ratio is exactly one, not just nearly.
         """
         mask = rollout.response_mask
         zeros = torch.zeros(mask.shape, device=mask.device)
@@ -282,7 +275,7 @@ class PPOModule(pl.LightningModule):
         return 1.0 - self.beta if self._options.convex_kl else 1.0
 
     def _credit(self, scores: Tensor, experience: Experience) -> tuple[Tensor, Tensor]:
-        """Advantages and returns (N, T) for scores (N,), and for the KL where it is part of the reward."""
+        """Advantages and returns (N, T) for scores (N,), and for the KL if it is part of the reward."""
         options, mask = self._options, experience.mask
         rewards = kl_shaped_rewards(
             self._score_weight * scores,
@@ -294,41 +287,35 @@ class PPOModule(pl.LightningModule):
         )
         if options.whiten_rewards:
             rewards = whiten(rewards, mask, center=False)
-        advantages, returns = self._advantages(rewards, experience.old_values, mask)
+        horizon = Horizon(options.gamma, options.lam, options.samples_per_prompt)
+        estimate = by_advantage(options.advantage).estimate
+        advantages, returns = estimate(rewards, experience.old_values, mask, horizon)
         if options.whiten_advantages:
             advantages = whiten(advantages, mask, center=True)
         return advantages, returns
 
-    def _advantages(self, rewards: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Advantages and returns (N, T), by the algorithm's own estimator."""
-        options = self._options
-        horizon = Horizon(options.gamma, options.lam, options.samples_per_prompt)
-        return by_advantage(options.advantage).estimate(rewards, values, mask, horizon)
-
     # Maths of one minibatch.
 
     def _forward(self, part: Experience) -> tuple[Tensor, Tensor | None]:
-        """Policy's hidden states (counted tokens, D) and values (N, T), both before each token."""
-        hidden = response_hidden(self.policy, part.features, part.mask)
+        """The policy's hidden states (counted tokens, D) and the values (N, T), both before each token."""
+        hidden = before = response_hidden(self.policy, part.features, part.mask)
         if self.value_head is None:
             return hidden, None
-        before = (
-            hidden if self.value_top is None else response_hidden(self.value_top, part.features, part.mask)
-        )
+        if self.value_top is not None:
+            before = response_hidden(self.value_top, part.features, part.mask)
         return hidden, scatter_counted(self.value_head(before), part.mask)
 
     def _logprobs(self, top: Top, hidden: Tensor, part: Experience) -> Tensor:
         """Log-probabilities (N, T) of the response tokens under the sampling temperature."""
-        return scatter_counted(
-            top.logprobs(hidden, part.ids[part.mask], self._options.temperature), part.mask
-        )
+        logprobs = top.logprobs(hidden, part.ids[part.mask], self._options.temperature)
+        return scatter_counted(logprobs, part.mask)
 
     def _entropy(self, hidden: Tensor) -> Tensor:
         chunks = hidden.split(ENTROPY_ROWS * (1 if hidden.device.type == "cpu" else 16))
         return torch.cat([token_entropy(self.policy.logits(h) / self._options.temperature) for h in chunks])
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
-        """This process's share of the minibatch's loss: over what the whole minibatch counts."""
+        """This process's share of the minibatch's loss, normalised by the counts of the whole minibatch."""
         assert self._experience is not None
         batch = batch.to(self.device)
         part, mask = self._experience.rows(own_share(batch)), self._experience.mask[batch]
@@ -338,10 +325,8 @@ class PPOModule(pl.LightningModule):
         if batch_index == 0:
             self._check_first_ratio(float(deviation))
         weights = {"policy_loss": 1.0, "value_loss": self._options.value_coefficient, "kl_loss": self.beta}
-        loss = sum(
-            (weights[name] * value for name, value in losses.items()), torch.zeros((), device=self.device)
-        )
-        share = part.mask.sum() / mask.sum()
+        zero, share = torch.zeros((), device=self.device), part.mask.sum() / mask.sum()
+        loss = sum((weights[name] * value for name, value in losses.items()), zero)
         own = {name: share * value for name, value in means.items()}
         for name, value in {**own, **losses, "loss": loss}.items():
             self._sums.setdefault(name, []).append(value.detach())
@@ -350,7 +335,7 @@ class PPOModule(pl.LightningModule):
     def _losses(
         self, logprobs: Tensor, values: Tensor | None, part: Experience, whole: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The loss's terms, to be added up over processes, and means over this process's own tokens.
+        """The loss's terms, to be summed over processes, and means over this process's own tokens.
 
         `whole` is the mask of the whole minibatch, of which `part` is this process's share.
         """
@@ -367,13 +352,9 @@ class PPOModule(pl.LightningModule):
         )
         losses = {"policy_loss": policy_loss}
         if values is not None:
+            old, returns, clip = part.old_values, part.returns, options.value_clip
             losses["value_loss"], critic = ppo_value_loss(
-                values,
-                part.old_values,
-                part.returns,
-                part.mask,
-                clip=options.value_clip,
-                normalizer=whole.sum(),
+                values, old, returns, part.mask, clip=clip, normalizer=whole.sum()
             )
             means["explained_variance"] = critic["explained_variance"]
         if options.kl == "loss":
@@ -388,7 +369,7 @@ class PPOModule(pl.LightningModule):
         return losses, means
 
     def _check_first_ratio(self, deviation: float) -> None:
-        """Before any update the new policy is the old one: anything else is a bug in log-probabilities."""
+        """Before any update the new policy is the old one: any other ratio is a bug in the log-probabilities."""
         self._metrics["rl/ratio_first"] = 1.0 + deviation
         tolerance = RATIO_TOLERANCE[self.policy.trunk.dtype]
         if not deviation <= tolerance:

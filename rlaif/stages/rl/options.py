@@ -1,4 +1,4 @@
-"""The algorithm of stage=rl as configuration: which options of `rl` go together, what they say, how they sample."""
+"""The algorithm of stage=rl as configuration: which options of `rl` go together, and how it samples."""
 
 from __future__ import annotations
 
@@ -15,15 +15,9 @@ from rlaif.records import Prompt
 from rlaif.stages.common.context import Context
 from rlaif.stages.rl.module import PPOOptions
 
-KNOWN: Mapping[str, Collection[str]] = {
-    "algorithm": ALGORITHMS,
-    "loss": POLICY_LOSSES,
-    "loss_mean": LOSS_MEANS,
-}
-
 
 def rl_options(ctx: Context) -> PPOOptions:
-    """The module's options: keys of `rl` by the same names, the responses' limit, and the stage's seed."""
+    """The module's options: keys of `rl` with the same names, the limit on responses, and the stage's seed."""
     names = {field.name for field in fields(PPOOptions)} - {"seed", "max_response_tokens"}
     return PPOOptions(
         **{name: getattr(ctx.options.rl, name) for name in names},
@@ -33,13 +27,17 @@ def rl_options(ctx: Context) -> PPOOptions:
 
 
 def check_rl(options: RLOptions) -> None:
-    """Raises UserError for values of `rl` that are not known, or that make no sense together."""
-    for key, values in KNOWN.items():
-        if getattr(options, key) not in values:
+    """Raises UserError for unknown values of `rl`, and for values that make no sense together."""
+    known: Mapping[str, Collection[str]] = {
+        "algorithm": ALGORITHMS,
+        "loss": POLICY_LOSSES,
+        "loss_mean": LOSS_MEANS,
+    }
+    for key, values in known.items():
+        found = getattr(options, key)
+        if found not in values:
             *first, last = values
-            raise UserError(
-                f"rl.{key}={getattr(options, key)} is not known: write {', '.join(first)} or {last}"
-            )
+            raise UserError(f"rl.{key}={found} is not known: write {', '.join(first)} or {last}")
     algorithm = ALGORITHMS[options.algorithm]
     if algorithm.advantage != options.advantage:
         raise UserError(
@@ -98,32 +96,29 @@ def _check_groups(options: RLOptions) -> None:
 def _check_kl(options: RLOptions) -> None:
     if options.kl == "loss" and options.kl_estimator == "k1":
         raise UserError(
-            "rl.kl_estimator=k1 has no gradient on average as a loss: write rl.kl_estimator=k2 or k3, or "
+            "rl.kl_estimator=k1 as a loss has no gradient on average: write rl.kl_estimator=k2 or k3, or "
             "rl.kl=reward"
         )
-    if (
-        options.kl == "reward"
-        and options.kl_estimator != "k1"
-        and (options.beta or options.kl_controller == "adaptive")
-    ):
+    adaptive = options.kl_controller == "adaptive"
+    if options.kl == "reward" and options.kl_estimator != "k1" and (options.beta or adaptive):
         raise UserError(
             f"rl.kl_estimator={options.kl_estimator} as a reward hardly holds the policy back: its gradient is a few "
             "hundredths to two fifths of the KL's, and may point away from the reference: write rl.kl_estimator=k1, "
             "or rl.kl=loss"
         )
-    if options.convex_kl and (options.beta >= 1 or options.kl_controller == "adaptive"):
+    if options.convex_kl and (options.beta >= 1 or adaptive):
         raise UserError(
-            "rl.convex_kl=true weighs the score by 1 - beta, so that beta must stay below 1: write a rl.beta "
+            "rl.convex_kl=true weighs the score by 1 - beta, so beta must stay below 1: write an rl.beta "
             "below 1 with rl.kl_controller=fixed"
         )
-    if options.kl_controller == "adaptive" and not options.beta:
+    if adaptive and not options.beta:
         raise UserError(
-            "rl.kl_controller=adaptive multiplies rl.beta towards rl.kl_target: write a rl.beta above 0"
+            "rl.kl_controller=adaptive scales rl.beta towards rl.kl_target: write an rl.beta above 0"
         )
 
 
 def rl_collector(ctx: Context, prompts: Sequence[Prompt], *, samples_per_prompt: int = 1) -> RolloutCollector:
-    """What samples responses to `prompts` as RL does: its length, temperature, ends and noise."""
+    """Samples responses to `prompts` as RL does: with its length, temperature, ends and noise."""
     return RolloutCollector(
         prompts,
         [ctx.encoder.prompt(prompt.prompt) for prompt in prompts],

@@ -1,4 +1,4 @@
-"""What the report says of RL: how far the reward rose, its scale, and where the policy went."""
+"""What the report says about RL: how far the reward rose, its scale, and where the policy went."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rlaif.tracking.text import plain, signed
 
 @dataclass(frozen=True)
 class RewardRise:
-    """The proxy reward at the start and the end of RL, along a line through all iterations.
+    """The proxy reward at the start and the end of RL, on a line through all iterations.
 
-    `change` has the interval of that line's rise; without bounds where too few iterations, or none, are known.
-    Without a history, baseline and policy on the evaluation's prompts stand for start and end.
+    `change` is that line's rise with its interval, without bounds if too few iterations are known. Without a history,
+    baseline and policy on the evaluation's prompts stand in for start and end.
     """
 
     start: float
@@ -27,12 +27,12 @@ class RewardRise:
 
     @property
     def clear(self) -> bool:
-        """Whether it surely rose."""
+        """Whether it rose beyond doubt."""
         return self.change.low > 0
 
 
 def reward_rise(summary: Summary, history: Sequence[Row] = ()) -> RewardRise | None:
-    """How far RL raised its reward; None where that is not known."""
+    """How far RL raised its reward; None if unknown."""
     values = series(history, "rl/reward")[1]
     if len(values) < 2:
         end, start = both_sides(summary, REWARD)
@@ -47,7 +47,7 @@ def reward_rise(summary: Summary, history: Sequence[Row] = ()) -> RewardRise | N
 
 
 def rl_lines(summary: Summary, history: Sequence[Row]) -> dict[str, tuple[str, str] | None]:
-    """Values and notes of the result table's lines that are no single metric; None for one that is not known."""
+    """Values and notes of the result table's lines that combine several metrics; None for unknown ones."""
     lines = {"rl/reward_scale": _scale_line(summary), "rl/reward_held_out": _held_out_line(summary)}
     rise = reward_rise(summary, history)
     if rise is not None:
@@ -59,7 +59,7 @@ def rl_lines(summary: Summary, history: Sequence[Row]) -> dict[str, tuple[str, s
 
 
 def _scale_line(summary: Summary) -> tuple[str, str] | None:
-    """How much of the raw reward 1 is, and so 1 of every penalty."""
+    """How much raw reward 1 stands for, in the reward and in every penalty."""
     words, sd = summary.get("rl/reward_scale"), number(summary, "rl/reward_raw_sd")
     return ("" if sd is None else f"{plain(sd)} raw", str(words)) if words else None
 

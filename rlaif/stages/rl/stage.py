@@ -1,4 +1,4 @@
-"""stage=rl: RL fine-tuning of the SFT policy against the configured reward."""
+"""stage=rl: RL fine-tuning of the SFT policy on the configured reward."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from rlaif.stages.rl.options import check_rl, rl_collector, rl_options
 from rlaif.stages.rl.track import check_track, kept_metrics, make_tracker, track_config, track_work
 from rlaif.stages.rl.tracker import Tracker
 
-FLAT = 0.98  # of the entropy of an even draw
-LAST = 3  # iterations averaged for the end's figures
+FLAT = 0.98  # of the entropy of a uniform distribution
+LAST = 3  # iterations averaged for the final figures
 
 
 def iterations(ctx: Context, prompts: int) -> int:
-    """Iterations of the configured passes over the prompts (at least one)."""
+    """Iterations for the configured passes over the prompts (at least one)."""
     options = ctx.options.rl
     return max(1, int(options.num_epochs * prompts) // options.prompts_per_iteration)
 
@@ -59,7 +59,7 @@ RESPONSE_METRICS: dict[str, Callable[[Rollout], float]] = {
     "rl/distinct_3": lambda rollout: distinct_ngram_share(rollout.responses, 3),
     "rl/empty_rate": lambda rollout: fmean(map(is_empty, rollout.responses)),
 }
-"""What is measured of each iteration's responses."""
+"""Measures of each iteration's responses."""
 
 
 def _check(ctx: Context) -> None:
@@ -72,31 +72,28 @@ def _check(ctx: Context) -> None:
 def _module(
     ctx: Context, parents: Parents, cuts: Cuts, reward: Reward
 ) -> tuple[PPOModule, Tracker | None, HeldOut | None, int]:
-    """The PPO module with its collector, what measures it on held-out prompts, and the number of iterations."""
+    """The PPO module, what measures it on held-out prompts, and the number of iterations."""
     options, model = ctx.options.rl, ctx.model()
     prompts = rl_prompts(ctx, options.num_prompts, cuts)
     if not prompts:
         raise UserError("no prompt fits task.max_prompt_tokens: write a higher limit")
-    count, rollouts = (
-        iterations(ctx, len(prompts)),
-        options.prompts_per_iteration * options.samples_per_prompt,
-    )
+    count = iterations(ctx, len(prompts))
+    rollouts = options.prompts_per_iteration * options.samples_per_prompt
     collector = rl_collector(ctx, prompts, samples_per_prompt=options.samples_per_prompt)
     cursor = PromptCursor(len(prompts), options.prompts_per_iteration, ctx.options.seeds.rl)
-    policy = policy_top(ctx, parents)
-    reference = policy_top(ctx, parents).frozen_copy()
+    policy, reference = policy_top(ctx, parents), policy_top(ctx, parents).frozen_copy()
     tracker = make_tracker(ctx, policy, reference, reward)
     held_out = make_held_out(ctx, policy, reference, reward, count)
     current = [0]
 
     def collect(iteration: int) -> Rollout:
         current[0] = iteration
-        # A copy in the compute dtype decodes without casting the masters at every token.
+        # A copy in the compute dtype decodes without casting the master weights at every token.
         return collector.collect(policy.frozen_copy(), cursor.indices(iteration), iteration)
 
     def diagnose(rollout: Rollout) -> dict[str, float]:
         own = {name: measure(rollout) for name, measure in RESPONSE_METRICS.items()}
-        own |= reward.measures  # before the reward reads others
+        own |= reward.measures  # before the reward scores the held-out responses
         return own | (held_out.at(current[0]) if held_out is not None else {})
 
     module = PPOModule(
@@ -126,20 +123,14 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     cuts, reward = Cuts(), make_reward(ctx, parents)
     module, tracker, held_out, count = _module(ctx, parents, cuts, reward)
     cut = cut_metrics(ctx, "rl", cuts, "prompts")
-    trainer = make_trainer(
-        ctx,
-        folder / "work",
-        max_epochs=count,
-        log_every=1,
-        limit_val=False,
-    )
+    trainer = make_trainer(ctx, folder / "work", max_epochs=count, log_every=1, limit_val=False)
     rollouts = ctx.options.rl.prompts_per_iteration * ctx.options.rl.samples_per_prompt
     task = ctx.progress.task("RL (rollouts)", count * rollouts)
     with task as advance, training_together(ctx, "rl", folder):
         fit(trainer, module, folder / "work")
         advance(count * rollouts)
     history = module.history
-    # The iteration that `rl.max_kl` or the tracker stops has rollouts but no updates: a shorter row.
+    # The iteration at which `rl.max_kl` or the tracker stops has rollouts but no updates: a shorter row.
     updated = [row for row in history if "rl/ratio_first" in row]
     rows: list[dict[str, Any]] = [{"step": i, **row} for i, row in enumerate(history)]
     tracked: dict[str, Any] = {}
@@ -147,7 +138,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         rows += _measured_end(ctx, tracker, len(updated))
         tracked = kept_metrics(tracker)
     if held_out is not None:
-        tracked |= held_out.told()  # of the policy that is kept
+        tracked |= held_out.told()  # on the policy that is kept
     save_modules(folder / TOP_FILE, {"top": module.policy})
     write_history(folder / HISTORY_FILE, rows)
     metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:]), **tracked}
@@ -163,19 +154,19 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 
 
 def _say_flat(ctx: Context, entropy: float) -> None:
-    """Warn of a policy, such as that of profile=smoke, from which nothing can be learnt about RL."""
+    """Warn of a policy, such as that of profile=smoke, that can show nothing about RL."""
     most = math.log(ctx.model().trunk.config.vocab_size)
     if entropy > FLAT * most:
         ctx.warn(
             "a policy that cannot learn",
-            f"the policy draws tokens as good as evenly (entropy {entropy:.2f} of at most {most:.2f} nats a token), "
-            "as a random model does: RL shows here that commands run, and no reward can be expected to rise; write"
-            " profile=demo, or another model, to see it learn",
+            f"the policy samples tokens almost uniformly (entropy {entropy:.2f} of at most {most:.2f} nats per token), "
+            "as a random model does: this run shows that the commands work, but no reward can be expected to rise; "
+            "write profile=demo, or another model, to see it learn",
         )
 
 
 def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str, Any]]:
-    """The history's row of the policy after its last update, unless it stopped at a measurement of it."""
+    """The history's row for the policy after its last update, unless the run stopped at a measurement of it."""
     if tracker.points[-1].iteration == updates:
         return []
     measured = tracker.measure(updates)
@@ -202,29 +193,26 @@ def _work(ctx: Context) -> Work:
     rollouts = count * options.prompts_per_iteration * options.samples_per_prompt
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
     passes = options.ppo_epochs + 1  # scoring by policy, reference and reward model costs about one update
-    scoring, tracking = reward_work(ctx, rollouts), track_work(ctx, count)
-    held_out = held_out_work(ctx, count)
+    scoring, tracking, held_out = (
+        reward_work(ctx, rollouts),
+        track_work(ctx, count),
+        held_out_work(ctx, count),
+    )
     usd = None if None in (scoring.usd, tracking.usd) else (scoring.usd or 0.0) + (tracking.usd or 0.0)
+    local = scoring.forward if scoring.seconds is None else 0.0
     return Work(
-        forward=rollouts * prompt
-        + (scoring.forward if scoring.seconds is None else 0.0)
-        + tracking.forward
-        + held_out.forward,
+        forward=rollouts * prompt + local + tracking.forward + held_out.forward,
         decoded=rollouts * response + tracking.decoded + held_out.decoded,
         trained=rollouts * (prompt + response) * passes,
         usd=usd,
     )
 
 
-def _parents(ctx: Context) -> tuple[str, ...]:
-    return (*reward_parents(ctx), *sft_parent(ctx))
-
-
 STAGE = Stage(
     "rl",
     6,
     "rl",
-    _parents,
+    lambda ctx: (*reward_parents(ctx), *sft_parent(ctx)),
     _config,
     _build,
     _work,

@@ -1,4 +1,4 @@
-"""What stage=rl tracks on fixed validation prompts: the reward that RL is paid beside a held-out measure."""
+"""What stage=rl tracks on fixed validation prompts: the reward that RL maximises, beside a held-out measure."""
 
 from __future__ import annotations
 
@@ -33,22 +33,24 @@ _ONE = (
     "write a larger task.validation_fraction, or rl.track.keep=last"
 )
 Gold = Callable[[Rollout], list[float]]
-"""The held-out measure of each response, NaN where it could not be read."""
+"""The held-out measure of each response, NaN if it could not be read."""
 
 
 def check_track(ctx: Context) -> None:
-    """Raises UserError for options of `rl.track` that cannot be had, before anything is built."""
+    """Raises UserError for options of `rl.track` that cannot work, before anything is built."""
     options = ctx.options.rl.track
     if not options.every:
         if options.patience is not None or options.keep == "best":
             raise UserError(
-                "rl.track.patience and rl.track.keep=best go by measurements, and rl.track.every makes none: "
+                "rl.track.patience and rl.track.keep=best need measurements, but rl.track.every makes none: "
                 "write rl.track.every=2, say"
             )
         return
     if not _candidates(ctx):
+        seen = len(unseen(ctx, ctx.task.validation)) < len(ctx.task.validation)
+        new = " that the reward model was not trained on" if seen else ""
         raise UserError(
-            f"rl.track.every={options.every} needs validation prompts{_with_references(ctx)}{_new(ctx)}, of which task "
+            f"rl.track.every={options.every} needs validation prompts{_with_references(ctx)}{new}, of which task "
             f"{ctx.options.task.name} has none: write a larger task.validation_fraction, or rl.track.every=null"
         )
     if options.keep == "best" and len({prompt.cluster for prompt in _candidates(ctx)}) < 2:
@@ -62,18 +64,13 @@ def _with_references(ctx: Context) -> str:
     return " with references" if needed else ""
 
 
-def _new(ctx: Context) -> str:
-    known = len(unseen(ctx, ctx.task.validation)) < len(ctx.task.validation)
-    return " that the reward model was not trained on" if known else ""
-
-
 def _candidates(ctx: Context) -> list[Prompt]:
-    """Validation prompts whose conversations the reward model, where there is one, was not trained on."""
+    """Validation prompts whose conversations the reward model, if there is one, was not trained on."""
     return [p for p in unseen(ctx, ctx.task.validation) if p.reference or not _with_references(ctx)]
 
 
 def track_config(ctx: Context) -> dict[str, Any]:
-    """The slice that the measurements depend on; nothing where there are none."""
+    """The slice that the measurements depend on; empty if there are none."""
     options = plain(ctx.options.rl.track)
     if not options["every"]:
         return {}
@@ -84,7 +81,7 @@ def track_config(ctx: Context) -> dict[str, Any]:
 
 
 def track_work(ctx: Context, iterations: int) -> Work:
-    """What measuring takes over a run of so many iterations, its end included."""
+    """What measuring takes over a run of this many iterations, including its end."""
     options = ctx.options.rl.track
     if not options.every:
         return Work()
@@ -104,8 +101,8 @@ def track_work(ctx: Context, iterations: int) -> Work:
 class _Measure:
     """Measures a policy on fixed prompts.
 
-    The noise is that of the first iteration's rollouts, keyed by the prompts: two measurements differ by what
-    the policy has learnt alone. Responses are sampled as in training, so that the KL is that of training.
+    The noise is that of the first iteration's rollouts, keyed by the prompts: two measurements differ only by what
+    the policy has learnt. Responses are sampled as in training, so that the KL is that of training.
     """
 
     ctx: Context
@@ -118,7 +115,7 @@ class _Measure:
         return self._collector.each(top.frozen_copy())
 
     def of(self, top: Top) -> Measured:
-        gold, rollout = self._gold, self.draw(top)  # processes that train together draw together
+        gold, rollout = self._gold, self.draw(top)  # processes that train together sample together
         return by_first(lambda: self._measured(top, rollout, gold))
 
     def _measured(self, top: Top, rollout: Rollout, gold: Gold) -> Measured:
@@ -144,29 +141,24 @@ class _Measure:
 
 
 def make_tracker(ctx: Context, policy: Top, reference: Top, reward: Reward) -> Tracker | None:
-    """The configured tracker of `policy`, which starts as `reference`; None where nothing is to be tracked."""
+    """The configured tracker of `policy`, which starts as `reference`; None if nothing is to be tracked."""
     options = ctx.options.rl.track
     if not options.every:
         return None
     fixed, others = _tracked_prompts(ctx)
-    measure = _Measure(ctx, fixed, reference, reward)
-    other = _Measure(ctx, others, reference, reward)
-
-    def again() -> tuple[Measured, Measured]:
-        return other.of(policy), other.of(reference)
-
+    measure, other = (_Measure(ctx, prompts, reference, reward) for prompts in (fixed, others))
     return Tracker(
         policy,
         lambda: measure.of(policy),
         TrackOptions(options.every, options.patience, options.keep),
-        again=again if others else None,
+        again=(lambda: (other.of(policy), other.of(reference))) if others else None,
     )
 
 
 def _tracked_prompts(ctx: Context) -> tuple[list[Prompt], list[Prompt]]:
-    """The fixed prompts, and others to measure the kept policy on where it is the best of several.
+    """The fixed prompts, and others to measure the kept policy on if it is the best of several.
 
-    They share no conversation. Half of the conversations that there are at most are fixed then.
+    They share no conversation; in that case at most half of the conversations are fixed.
     """
     options, prompts = ctx.options.rl.track, ctx.encoder.fitting(_candidates(ctx))
     if not prompts:
@@ -184,7 +176,7 @@ def _tracked_prompts(ctx: Context) -> tuple[list[Prompt], list[Prompt]]:
 
 
 def kept_metrics(tracker: Tracker) -> dict[str, float]:
-    """Puts the policy to keep in place: its measurement for the summary, and where it stood."""
+    """Put the policy to keep in place; its measurement for the summary, its iteration, and the start's."""
     kept, start = tracker.told()
     return {
         **point_metrics(kept),
@@ -195,12 +187,11 @@ def kept_metrics(tracker: Tracker) -> dict[str, float]:
 
 
 def _rouge(rollout: Rollout) -> list[float]:
-    """ROUGE-L against the references."""
     return [rouge_l(sample.response, sample.reference or "") for sample in rollout.samples()]
 
 
 def _against(ctx: Context, baseline: list[Sample]) -> Gold:
-    """Win, tie or loss against the SFT policy's responses to the same prompts, as `stage=eval` counts them."""
+    """Win, tie or loss against the SFT policy's responses to the same prompts, counted as in `stage=eval`."""
     judge = ctx.labeler("judge", ctx.options.seeds.eval, stored=True)
 
     def verdicts(rollout: Rollout) -> list[float]:
@@ -208,12 +199,8 @@ def _against(ctx: Context, baseline: list[Sample]) -> Gold:
         pairs = [Pair.between(a, b) for a, b in sides]
         judged = judge.label(pairs)
         check_unread(ctx, "judge", judged.unread, "the judge's judgements")
-        comparisons = compare(
-            pairs,
-            judged.preferences,
-            [(a.tokens, b.tokens) for a, b in sides],
-            tie_margin=ctx.options.eval.tie_margin,
-        )
+        tokens, margin = [(a.tokens, b.tokens) for a, b in sides], ctx.options.eval.tie_margin
+        comparisons = compare(pairs, judged.preferences, tokens, tie_margin=margin)
         read = {row["id"]: row["eval/win_rate"] for row in win_rate_items(comparisons)}
         return [read.get(pair.id, math.nan) for pair in pairs]
 

@@ -1,8 +1,8 @@
-"""Over-optimisation of a policy: proxy reward beside a held-out measure, over the distance it has gone.
+"""Over-optimisation of a policy: proxy reward beside a held-out measure, over the distance it has moved.
 
-A reward that is only a proxy rises on while what it stands for turns and falls (Gao et al. 2022, who draw both
-over the square root of the KL). The tracker measures both on fixed prompts every few iterations, remembers the
-best policy, and says when to stop.
+A proxy reward keeps rising while what it stands for turns and falls (Gao et al. 2022, arXiv:2210.10760, who plot both
+over the square root of the KL). The tracker measures both on fixed prompts every few iterations, remembers the best
+policy, and says when to stop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlaif.models.split import Top
 LEVEL = 0.05  # the chance that a run whose held-out measure never falls is stopped at all
 
 Measured = tuple[float, float, float, Sequence[float]]
-"""Proxy reward, held-out measure, KL, and the held-out measure prompt by prompt (NaN where it could not be read)."""
+"""Proxy reward, held-out measure, KL, and the held-out measure per prompt (NaN if it could not be read)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TrackOptions:
 class Point:
     """The policy after `iteration` iterations: proxy reward, held-out measure, KL to the reference (nats).
 
-    `golds` is the held-out measure of each prompt, of which `gold` is the mean; empty where only that is known.
+    `golds` is the held-out measure of each prompt, of which `gold` is the mean; empty if only the mean is known.
     """
 
     iteration: int
@@ -51,18 +51,18 @@ class Point:
 
 
 def best_point(points: Sequence[Point]) -> Point:
-    """The first point with the highest held-out measure; NaN is below every number."""
+    """The first point with the highest held-out measure; NaN ranks below every number."""
     return max(points, key=lambda point: -math.inf if math.isnan(point.gold) else point.gold)
 
 
 def over_optimised(points: Sequence[Point], patience: int, *, level: float = LEVEL) -> bool:
-    """Whether the held-out measure has stood below its best for `patience` points, beyond noise, as the proxy rose.
+    """Whether the held-out measure has been below its best for `patience` points, beyond noise, as the proxy rose.
 
-    The best of several measurements is above the truth, so that later ones fall short of it by chance alone. A stop
-    needs the mean of the last `patience` points to lie below the best point, prompt by prompt, by a one-sided paired
-    t-test. Its level is shared out over all points that could have been the best and all looks, so that a run whose
-    measure never truly falls stops with a chance of at most `level`, however long it is. Where the measure is not
-    known prompt by prompt, there is no noise to judge by, and no stop.
+    The best of several measurements exceeds the truth, so later ones fall short of it by chance alone. A stop requires
+    the mean of the last `patience` points to be below the best point, by a one-sided t-test paired by prompt. Its
+    level is split over all points that could have been the best and all looks, so that a run whose measure never truly
+    falls stops with probability at most `level`, however long it is. If the measure is not known per prompt, there is
+    no noise to judge by, and no stop.
     """
     candidates = len(points) - patience
     best = best_point(points)
@@ -83,15 +83,15 @@ def _fall_p(best: Point, later: Sequence[Point]) -> float:
         return 1.0
     mean, error = float(difference.mean()), float(difference.std(ddof=1)) / math.sqrt(count)
     p = float(stdtr(count - 1, mean / error)) if error > 0 else float(mean >= 0)
-    # No test that is symmetric in the signs of so many differences can go lower.
+    # No test that is symmetric in the signs of this many differences can go lower.
     return max(p, 2.0**-differing)
 
 
 class Tracker:
     """Measures `policy` by `measure` on fixed prompts. Its state is part of PPO's checkpoints.
 
-    `again` measures the policy as it stands, and the one that it started from, on other prompts: the measurement by
-    which the best policy was chosen is too good by that choice.
+    `again` measures the current policy and the one it started from on other prompts: the measurement that the best
+    policy was chosen by is biased upwards by that choice.
     """
 
     def __init__(
@@ -102,23 +102,21 @@ class Tracker:
         *,
         again: Callable[[], tuple[Measured, Measured]] | None = None,
     ) -> None:
-        self._policy, self._measure, self._options = policy, measure, options
-        self._again = again
+        self._policy, self._measure, self._options, self._again = policy, measure, options, again
         self.points: list[Point] = []
         self._best: dict[str, Tensor] = {}
 
     def at(self, iteration: int) -> dict[str, float]:
-        """Metrics of the policy as it stands before `iteration`, where a measurement is due; else none."""
+        """Metrics of the policy before `iteration` if a measurement is due; else none."""
         return {} if iteration % self._options.every else self.measure(iteration)
 
     def measure(self, iteration: int) -> dict[str, float]:
-        """Metrics of the policy as it stands after `iteration` iterations, measured once."""
+        """Metrics of the policy after `iteration` iterations, measured once."""
         if not self.points or self.points[-1].iteration != iteration:
             self.points.append(Point(iteration, *self._measure()))
             if self._options.keep == "best" and best_point(self.points) is self.points[-1]:
-                self._best = {
-                    name: value.detach().clone() for name, value in self._policy.state_dict().items()
-                }
+                state = self._policy.state_dict()
+                self._best = {name: value.detach().clone() for name, value in state.items()}
         return point_metrics(self.points[-1])
 
     @property
@@ -128,16 +126,16 @@ class Tracker:
         return patience is not None and over_optimised(self.points, patience)
 
     def keep(self) -> Point:
-        """Put the weights of the policy to keep in place, and return the measurement that it was chosen by."""
+        """Load the weights of the policy to keep, and return the measurement that it was chosen by."""
         if self._options.keep == "last":
             return self.points[-1]
         self._policy.load_state_dict(self._best)
         return best_point(self.points)
 
     def told(self) -> tuple[Point, Point]:
-        """Put the policy to keep in place; its measurement, and that of the start, to be shown.
+        """Load the policy to keep; the measurements to show, its own and that of the start.
 
-        The last policy's are those of the fixed prompts; the best policy's are made again, on other prompts.
+        Those of the last policy are on the fixed prompts; those of the best policy are repeated on other prompts.
         """
         kept, start = self.keep(), self.points[0]
         if self._options.keep == "last" or self._again is None:

@@ -1,4 +1,4 @@
-"""How well a reward model ranks pairs, how far its probabilities can be believed, how much of it is length."""
+"""How well a reward model ranks pairs, how far its probabilities can be trusted, how much of it is length."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 from scipy.special import expit
 
 from rlaif.stages.common.measures.bins import bin_metrics
-from rlaif.stages.common.measures.joining import symmetric_calibration
+from rlaif.stages.common.measures.joining import rate_metrics, symmetric_calibration, with_bounds
 from rlaif.stages.rm.bins import disagreement_bins, reward_confidence_bins, reward_length_bins
 from rlaif.stages.rm.scored_pairs import ScoredPair
-from rlaif.stats import fit_temperature, paired_test, proportion_interval
+from rlaif.stats import fit_temperature, paired_test
 
 
 def reward_report(rows: Sequence[ScoredPair], *, temperature: float | None) -> dict[str, float]:
     """Flat metrics `rm/*` of a reward model on held-out pairs; keys without data are absent.
 
-    `accuracy` is against the labels' preferred response (labels of 0.5 or unparsed are left out; equal
-    rewards count half; paper section 3), `gold_accuracy` against gold; intervals cluster by prompt.
-    `length_only_*` is the rule "longer is better" on the same pairs, beside the model. `ece` and `brier`
-    compare sigmoid(logit) with the soft labels for the preferred side, `ece_fitted` does so after dividing
-    the logits by `temperature` (fitted on other pairs, see `fitted_temperature`). `length_correlation` is
-    Pearson's of reward and tokens over all responses; `disagreement` the mean over pairs. `n` counts pairs.
+    `accuracy` is against the labels' preferred response (labels of 0.5 or unparsed are left out, equal rewards count
+    half; the pairwise accuracy of Lee et al. 2023), `gold_accuracy` against gold; intervals cluster by prompt.
+    `length_only_*` is the rule "longer is better" on the same pairs. `ece` and `brier` compare sigmoid(logit) with
+    the soft labels for the preferred side; `ece_fitted` does so after dividing the logits by `temperature` (fitted on
+    other pairs, see `fitted_temperature`). `length_correlation` is Pearson's r of reward and tokens over all
+    responses, `disagreement` the mean over pairs. `n` counts pairs.
     """
     report: dict[str, float] = {"rm/n": len(rows)}
     if not rows:
@@ -47,14 +47,14 @@ def reward_report(rows: Sequence[ScoredPair], *, temperature: float | None) -> d
 
 
 def fitted_temperature(rows: Sequence[ScoredPair]) -> float | None:
-    """The temperature under which the logits fit the soft labels best; None where the rows cannot tell."""
+    """The temperature at which the logits fit the soft labels best; None if the rows do not determine it."""
     labelled = [(row.logit, row.p_a) for row in rows if row.p_a is not None]
     found = fit_temperature([x for x, _ in labelled], [y for _, y in labelled])
     return None if math.isnan(found) else found
 
 
 def reward_items(rows: Sequence[ScoredPair]) -> list[dict[str, Any]]:
-    """The rows as plain data with what the report's `rm/accuracy` and `rm/gold_accuracy` are means of."""
+    """The rows as plain data, with the values that `rm/accuracy` and `rm/gold_accuracy` are means of."""
     return [{**asdict(row), "rm/accuracy": row.right, "rm/gold_accuracy": row.gold_right} for row in rows]
 
 
@@ -65,14 +65,11 @@ def read_reward_items(items: Sequence[dict[str, Any]]) -> list[ScoredPair]:
 
 def _accuracy(name: str, rows: Sequence[ScoredPair], right: Sequence[float | None]) -> dict[str, float]:
     kept = [(row.cluster, value) for row, value in zip(rows, right, strict=True) if value is not None]
-    if not kept:
-        return {}
-    interval = proportion_interval([value for _, value in kept], [prompt for prompt, _ in kept])
-    return {name: interval.estimate, f"{name}_ci_low": interval.low, f"{name}_ci_high": interval.high}
+    return rate_metrics(name, kept) if kept else {}
 
 
 def _length_only(rows: Sequence[ScoredPair]) -> dict[str, float]:
-    """The rule's own accuracy, and the model's lead over it with its paired test, prompts as wholes."""
+    """The rule's accuracy, and the model's lead over it with a paired test clustered by prompt."""
     kept = [
         (row.cluster, row.right, row.longer_right)
         for row in rows
@@ -84,9 +81,7 @@ def _length_only(rows: Sequence[ScoredPair]) -> dict[str, float]:
     lead, p = paired_test(model, rule, prompts)
     return {
         **_accuracy("rm/length_only_accuracy", rows, [row.longer_right for row in rows]),
-        "rm/length_only_gap": lead.estimate,
-        "rm/length_only_gap_ci_low": lead.low,
-        "rm/length_only_gap_ci_high": lead.high,
+        **with_bounds("rm/length_only_gap", lead),
         "rm/length_only_p_value": p,
     }
 
@@ -105,7 +100,7 @@ def _calibration(rows: Sequence[ScoredPair], temperature: float | None) -> dict[
 
 
 def _correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Pearson's r; NaN where either side is constant."""
+    """Pearson's r; NaN if either side is constant."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
     return float(np.corrcoef(x, y)[0, 1])

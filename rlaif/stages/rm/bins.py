@@ -9,28 +9,21 @@ from typing import Any
 
 from scipy.special import expit
 
-from rlaif.stages.common.measures.bins import (
-    LENGTHS,
-    Scored,
-    confidence_bin,
-    confidence_edges,
-    length_bin,
-    rate,
-)
-from rlaif.stages.common.measures.joining import folded
+from rlaif.stages.common.measures.bins import LENGTHS, confidence_bin, confidence_edges, length_bin, rate
+from rlaif.stages.common.measures.joining import Scored, folded
 from rlaif.stages.rm.scored_pairs import ScoredPair
 from rlaif.stats import reliability_bins
 
-# Which bin a pair falls into, given the target (label or gold) that its rewards are held against.
+# Which bin a pair falls into, given the target (label or gold) that its rewards are compared with.
 BinOf = Callable[[ScoredPair, float], str | None]
 Bins = list[dict[str, Any]]
 
 
 def reward_confidence_bins(rows: Sequence[ScoredPair]) -> Bins:
-    """A row for each bin of the label's |p - 0.5| that has decided pairs (edges as for labelers).
+    """A row per bin of the label's |p - 0.5| that has decided pairs (edges as for labelers).
 
-    `n` and `accuracy` against the labels, `gold_n` and `gold_accuracy` against gold where there is any,
-    both with 95% intervals that keep prompts together; so are the other tables of this module.
+    As in this module's other tables, `n` and `accuracy` are against the labels, `gold_n` and `gold_accuracy` against
+    gold if there is any, both with 95% intervals clustered by prompt.
     """
     edges = confidence_edges()
 
@@ -41,10 +34,10 @@ def reward_confidence_bins(rows: Sequence[ScoredPair]) -> Bins:
 
 
 def reward_length_bins(rows: Sequence[ScoredPair]) -> Bins:
-    """Accuracy where the response that the target prefers is the shorter, a similar, or the longer one.
+    """Accuracy on pairs whose preferred response, to the target, is shorter, of similar length, or longer.
 
-    Lengths in tokens; similar ones differ by at most 10% of the longer. A reward that is little but length
-    is right on `longer` and wrong on `shorter`.
+    Lengths in tokens; similar ones differ by at most 10% of the longer. A reward that is little but length is right
+    on `longer` and wrong on `shorter`.
     """
 
     def bin_of(row: ScoredPair, target: float) -> str | None:
@@ -55,9 +48,9 @@ def reward_length_bins(rows: Sequence[ScoredPair]) -> Bins:
 
 
 def disagreement_bins(rows: Sequence[ScoredPair]) -> Bins:
-    """Accuracy of the half of the pairs on which the members agree most (`low`), and of the other half.
+    """Accuracy on the half of the pairs on which the members agree most (`low`), and on the other half.
 
-    Halves at the median disagreement, pairs at the median in `low`. Empty for a model without an ensemble.
+    Split at the median disagreement, pairs at the median in `low`. Empty without an ensemble.
     """
     spread = [row.disagreement for row in rows if row.disagreement is not None]
     if not spread:
@@ -73,16 +66,15 @@ def disagreement_bins(rows: Sequence[ScoredPair]) -> Bins:
 def reward_reliability(rows: Sequence[ScoredPair], temperature: float | None) -> Bins:
     """Bins of the reliability diagram: the probability of the preferred side against its mean label.
 
-    `curve` is `as trained`, and `fitted` for logits divided by `temperature` where there is one.
+    `curve` is `as trained`, and `fitted` for logits divided by `temperature` if there is one.
     """
-    labelled = [(row.logit, row.p_a) for row in rows if row.p_a is not None]
+    logits = [row.logit for row in rows if row.p_a is not None]
+    labels = [row.p_a for row in rows if row.p_a is not None]
     curves = {"as trained": 1.0} | ({"fitted": temperature} if temperature else {})
     return [
         {"curve": name} | asdict(one)
         for name, divisor in curves.items()
-        for one in reliability_bins(
-            *folded([float(expit(x / divisor)) for x, _ in labelled], [y for _, y in labelled])
-        )
+        for one in reliability_bins(*folded([float(expit(x / divisor)) for x in logits], labels))
     ]
 
 
@@ -93,10 +85,10 @@ def _table(rows: Sequence[ScoredPair], bins: Sequence[dict[str, Any]], bin_of: B
         for found, target, right in ((own, row.p_a, row.right), (gold, row.gold, row.gold_right)):
             if target is not None and right is not None:
                 found.setdefault(bin_of(row, target), []).append((row.cluster, right))
-    table = []
-    for edges in bins:
-        name = edges["bin"]
-        if name in own or name in gold:
-            columns = edges | rate("n", "accuracy", own.get(name, []))
-            table.append(columns | (rate("gold_n", "gold_accuracy", gold.get(name, [])) if gold else {}))
-    return table
+    return [
+        edges
+        | rate("n", "accuracy", own.get(edges["bin"], []))
+        | (rate("gold_n", "gold_accuracy", gold.get(edges["bin"], [])) if gold else {})
+        for edges in bins
+        if edges["bin"] in own or edges["bin"] in gold
+    ]

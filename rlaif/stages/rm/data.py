@@ -1,4 +1,4 @@
-"""What the reward model trains, validates and is tested on: pairs, labels of the chosen source, features."""
+"""What the reward model is trained, validated and tested on: pairs, labels from the chosen source, features."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from rlaif.stages.rm.labels import LabelSource, TrainingRows, labelled, training
 class RewardData:
     """Training rows by phase (trained one after another), validation and test rows, and `rm/*` counts.
 
-    Labels of training rows are as the loss sees them, those of the others the label source's own. Noise, shuffling,
-    `rm.n` and filters touch the training rows alone.
+    Labels of training rows are as the loss sees them, those of the others are the label source's own. Noise,
+    shuffling, `rm.n` and filters affect only the training rows.
     """
 
     phases: list[list[PreferenceRow]]
@@ -35,7 +35,7 @@ class RewardData:
 
 
 def label_source(ctx: Context) -> LabelSource:
-    """The label source that the configuration asks for. Raises UserError for options that make no sense."""
+    """The label source that the configuration asks for."""
     options = ctx.options.rm
     return LabelSource(
         labels=options.labels,
@@ -49,7 +49,7 @@ def label_source(ctx: Context) -> LabelSource:
 
 
 def check_labels(ctx: Context) -> None:
-    """Raises UserError for labels that cannot be had, before anything is built."""
+    """Raises UserError for labels that are not available, before anything is built."""
     if not label_source(ctx).needs_gold:
         return
     policy = source(ctx) == "policy"
@@ -62,12 +62,18 @@ def check_labels(ctx: Context) -> None:
 
 
 def reward_data(ctx: Context, parents: Parents) -> RewardData:
-    """Rows of the `sample` artifact's pairs, with the `label` artifact's preferences where there is one."""
+    """Rows of the `sample` artifact's pairs, with the `label` artifact's preferences if there is one."""
     chosen = label_source(ctx)
     rows, equal = _labelled(ctx, parents, chosen)
     parts = _split(ctx, rows)
     trained = training_rows(parts["train"], chosen)
-    _alert_of_few(ctx, len(parts["train"]))
+    wanted, available = ctx.options.rm.n, len(parts["train"])
+    if wanted is not None and wanted > available:
+        ctx.warn(
+            "fewer labels than asked for",
+            f"rm.n={wanted}, but there are {available} labelled training pairs: all are used; a larger "
+            "sample.num_prompts gives more",
+        )
     return RewardData(
         phases=[[_drawn(ctx, row) for row in phase] for phase in trained.phases],
         validation=parts["validation"],
@@ -77,37 +83,31 @@ def reward_data(ctx: Context, parents: Parents) -> RewardData:
 
 
 def _drawn(ctx: Context, row: PreferenceRow) -> PreferenceRow:
-    """The row, with a weight for each member where an ensemble's members draw their own samples."""
+    """The row, with a weight per member if an ensemble's members draw their own bootstrap samples."""
+    weight = row.weight
     if not ctx.options.rm.bootstrap:
         return row
-    assert isinstance(row.weight, float)
-    weight, counts = (
-        row.weight,
-        bootstrap_counts(row.pair.id, members=ctx.options.rm.ensemble, seed=ctx.options.seeds.rm),
-    )
+    assert isinstance(weight, float)
+    counts = bootstrap_counts(row.pair.id, members=ctx.options.rm.ensemble, seed=ctx.options.seeds.rm)
     return replace(row, weight=tuple(weight * count for count in counts))
 
 
 def _labelled(
     ctx: Context, parents: Parents, chosen: LabelSource
 ) -> tuple[list[PreferenceRow], dict[str, float]]:
-    """The labelled pairs that differ within the limits, and the count of those that do not, if any."""
+    """The labelled pairs whose responses differ within the limits, and the count of the others, if any."""
     every = read_records(parents["sample"].file(PAIRS_FILE), Pair)
-    pairs = [pair for pair in every if _differ(ctx, pair)]
+    ids = ((pair, *response_ids(ctx, pair)) for pair in every)
+    pairs = [pair for pair, a, b in ids if a != b]
     equal = _say_equal(ctx, len(every) - len(pairs), len(every))
     asked = read_records(parents["label"].file(PREFERENCES_FILE), Preference) if "label" in parents else []
-    # All pairs, whichever have labels: the cache then holds the same texts for every labeler and source.
+    # All pairs, with or without labels, so that the cache holds the same texts for every labeler and source.
     rows = encode_pairs(ctx, pairs, "pairs")
     return labelled(rows, {preference.pair_id: preference for preference in asked}, chosen), equal
 
 
-def _differ(ctx: Context, pair: Pair) -> bool:
-    a, b = response_ids(ctx, pair)
-    return a != b
-
-
 def _say_equal(ctx: Context, equal: int, every: int) -> dict[str, float]:
-    """Raises UserError where no pair is left."""
+    """Warn of equal pairs. Raises UserError if no pair is left."""
     limit = f"task.max_response_tokens={ctx.options.task.max_response_tokens}"
     if equal == every:
         raise UserError(
@@ -124,27 +124,17 @@ def _say_equal(ctx: Context, equal: int, every: int) -> dict[str, float]:
 
 
 def _split(ctx: Context, rows: Sequence[PreferenceRow]) -> dict[Part, list[PreferenceRow]]:
-    """The rows by their part. Raises UserError where one of them would be empty."""
+    """The rows by their part. Raises UserError if one would be empty."""
     parts: dict[Part, list[PreferenceRow]] = {name: [] for name in PARTS}
     for row in rows:
         parts[part_of(ctx, row.pair.cluster)].append(row)
     empty = [name for name, part in parts.items() if not part]
     if empty:
         raise UserError(
-            f"{len(rows)} labelled pairs leave none for {empty[0]}: "
-            "write a larger sample.num_prompts or other rm.*_fraction"
+            f"{len(rows)} labelled pairs leave none for {empty[0]}: write a larger sample.num_prompts or other "
+            "rm.*_fraction"
         )
     return parts
-
-
-def _alert_of_few(ctx: Context, available: int) -> None:
-    wanted = ctx.options.rm.n
-    if wanted is not None and wanted > available and ctx.run is not None:
-        ctx.run.alert(
-            "fewer labels than asked for",
-            f"rm.n={wanted}, but there are {available} labelled training pairs: all are used; a larger "
-            "sample.num_prompts gives more",
-        )
 
 
 def _counts(trained: TrainingRows) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Where a reward model's training labels come from: the labeler, gold, a mix of both, or a control.
 
-Each choice about a pair is a hash of (seed, pair id): it stays the same whatever the other pairs, the number
-of preferences or the noise. So a smaller training set is a part of a larger one, with the same labels.
+Each choice about a pair is a hash of (seed, pair id): it does not depend on the other pairs, the number of preferences
+or the noise. So a smaller training set is a subset of a larger one, with the same labels.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ MIXES = ("mixed", "ai_then_gold")
 
 @dataclass(frozen=True)
 class LabelSource:
-    """How labels are chosen and spoilt. Raises UserError for a value that makes no sense.
+    """How labels are chosen and corrupted.
 
     Args:
         labels: `ai` (the labeler's preferences), `gold`, `mixed` (gold for half of the pairs, drawn by hash),
-            `ai_then_gold` (the labels of `mixed`, but the AI labels are trained on first) or `shuffled` (the
-            AI labels dealt out anew among the training pairs: what is learnt from them is no preference).
-        noise: probability that a training label p is turned into 1 - p.
-        n: number of training preferences, None for all. They are counted before `min_confidence`, as
-            labels that were paid for.
+            `ai_then_gold` (the labels of `mixed`, but the AI labels are trained on first) or `shuffled` (the AI labels
+            permuted among the training pairs, so that no preference can be learnt from them).
+        noise: probability that a training label p becomes 1 - p.
+        n: number of training preferences, None for all; counted before `min_confidence`, as labels paid for.
         min_confidence: training pairs whose |p - 0.5| is below it are dropped.
         hard: whether labels are rounded to 0 or 1 (0.5 stays).
-        confidence_exponent: c of a pair's weight (2 |p - 0.5|)^c, of the label before it is rounded.
+        confidence_exponent: c in a pair's weight (2 |p - 0.5|)^c, with p before rounding.
     """
 
     labels: str
@@ -73,8 +72,8 @@ def labelled(
 ) -> list[PreferenceRow]:
     """The rows with the source's own label p_a, neither flipped nor shuffled.
 
-    A pair whose labeler could not be read, or that has no gold where gold is its label, is left out.
-    `preferences` are the labeler's, by pair id; empty where the source needs none.
+    A pair without a readable verdict, or without gold if gold is its label, is left out. `preferences` are the
+    labeler's, by pair id; empty if the source needs none.
     """
     pairs = [row.pair for row in rows]
     own = [pair.gold if source.is_gold(pair.id) else preferences[pair.id].p_a for pair in pairs]
@@ -82,12 +81,11 @@ def labelled(
 
 
 def training_rows(rows: Sequence[PreferenceRow], source: LabelSource) -> TrainingRows:
-    """What the training pairs' rows with their own labels become for training, in their order.
+    """The training pairs' rows, given with their own labels, as the loss sees them, in order.
 
-    Phases without rows are left out. Raises UserError where `min_confidence` leaves nothing.
+    Phases without rows are left out. Raises UserError if `min_confidence` leaves nothing.
     """
-    dealt = _shuffled(rows, source.seed) if source.labels == "shuffled" else rows
-    chosen = _first(dealt, source)
+    chosen = _first(_shuffled(rows, source.seed) if source.labels == "shuffled" else rows, source)
     kept = [row for row in chosen if abs(row.p_a - 0.5) >= source.min_confidence]
     if not kept:
         raise UserError(
@@ -99,23 +97,21 @@ def training_rows(rows: Sequence[PreferenceRow], source: LabelSource) -> Trainin
         for_loss(replace(row, p_a=1 - row.p_a) if flip else row, source)
         for row, flip in zip(kept, flips, strict=True)
     ]
-    phases: tuple[tuple[PreferenceRow, ...], ...] = (tuple(ready),)
+    phases = [ready]
     if source.labels == "ai_then_gold":
-        phases = tuple(
-            tuple(row for row in ready if source.is_gold(row.pair.id) == gold) for gold in (False, True)
-        )
-    return TrainingRows(tuple(filter(None, phases)), len(chosen) - len(kept), sum(flips))
+        phases = [[row for row in ready if source.is_gold(row.pair.id) == gold] for gold in (False, True)]
+    return TrainingRows(tuple(map(tuple, filter(None, phases))), len(chosen) - len(kept), sum(flips))
 
 
 def for_loss(row: PreferenceRow, source: LabelSource) -> PreferenceRow:
-    """The row with its label as the loss is to see it: rounded where the source says so, with the pair's weight."""
+    """The row with its label as the loss sees it: rounded if the source says so, with the pair's weight."""
     p = torch.tensor(row.p_a, dtype=torch.float64)
     weight = confidence_weight(p, source.confidence_exponent)
     return replace(row, p_a=float(harden(p) if source.hard else p), weight=float(weight))
 
 
 def _shuffled(rows: Sequence[PreferenceRow], seed: int) -> list[PreferenceRow]:
-    """The same labels, each on another pair (or its own, by chance); a hash of (seed, id) deals them."""
+    """The same labels, each on another pair (or its own, by chance), permuted by a hash of (seed, id)."""
     donors = sorted(rows, key=lambda row: stable_uniform("rm-shuffle", seed, row.pair.id))
     takers = sorted(row.pair.id for row in rows)
     dealt = {taker: donor.p_a for taker, donor in zip(takers, donors, strict=True)}
@@ -123,7 +119,7 @@ def _shuffled(rows: Sequence[PreferenceRow], seed: int) -> list[PreferenceRow]:
 
 
 def _first(rows: Sequence[PreferenceRow], source: LabelSource) -> list[PreferenceRow]:
-    """`source.n` rows, in order, drawn by hash: the draw of a smaller n is a part of a larger one's."""
+    """`source.n` rows, in order, drawn by hash: a smaller n draws a subset of a larger one's."""
     order = sorted((row.pair.id for row in rows), key=lambda i: stable_uniform("rm-n", source.seed, i))
     drawn = {*order[: source.n]}
     return [row for row in rows if row.pair.id in drawn]

@@ -36,9 +36,9 @@ def measure_and_save(
     validation: Sequence[PreferenceRow],
     test: Sequence[PreferenceRow],
 ) -> dict[str, Any]:
-    """Write the normalised members and the test pairs' scores into `folder`; the metrics of the test pairs.
+    """Write the normalised members and the test pairs' scores to `folder`; return the test pairs' metrics.
 
-    The validation part fits the temperature and, where the task has no references, the normalisation.
+    The validation part fits the temperature and, if the task has no references, the normalisation.
     """
     tuning, scores = (score_pairs(ctx, members, part) for part in (validation, test))
     labels = [row.p_a for row in validation]
@@ -52,22 +52,22 @@ def measure_and_save(
 
 
 def reference_scores(ctx: Context, members: Sequence[Member]) -> list[list[float]]:
-    """Each member's scores of the validation prompts' references; empty where there are too few (below 2).
+    """Each member's scores of the validation prompts' references; empty if there are fewer than 2.
 
-    The prompts are the task's own validation split: no model of the path was trained on them.
+    The prompts are the task's own validation split: no model in the path was trained on them.
     """
     rows = reference_rows(ctx, ctx.task.validation, ctx.options.rm.normalize_rows, "reference")
     return [score_rows(ctx, top, head, rows) for top, head in members] if len(rows) > 1 else []
 
 
 def preferred_scores(scores: PairScores, labels: Sequence[float]) -> list[float]:
-    """The scores of the responses that the labels prefer; of all responses where they prefer fewer than 2."""
+    """The scores of the responses that the labels prefer; of all responses if they prefer fewer than 2."""
     preferred = [a if p > 0.5 else b for (a, b), p in zip(scores, labels, strict=True) if p != 0.5]
     return preferred if len(preferred) > 1 else [score for pair in scores for score in pair]
 
 
 def item_rows(rm: Artifact) -> list[dict[str, Any]]:
-    """One row for each test pair: what `rm/accuracy` is the mean of, with both rewards."""
+    """One row per test pair: what `rm/accuracy` is the mean of, with both rewards."""
     return list(read_jsonl(rm.file(SCORES_FILE)))
 
 

@@ -1,7 +1,8 @@
-"""The reward model: soft-label Bradley-Terry on AI preferences (paper section 3, step 2)."""
+"""The reward model: Bradley-Terry (1952) with soft labels on AI preferences (Lee et al. 2023, arXiv:2309.00267)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,9 +30,9 @@ class PreferenceLossOptions:
 
 @dataclass
 class Best:
-    """What one member keeps: its lowest validation loss, that epoch's weights, and how many epochs ago it was."""
+    """What one member keeps: its lowest validation loss, that epoch's weights, and the number of epochs since."""
 
-    loss: float = float("inf")
+    loss: float = math.inf
     state: dict[str, Tensor] = field(default_factory=dict)
     waited: int = 0
 
@@ -46,14 +47,14 @@ class Best:
 class RewardModule(pl.LightningModule):
     """Trains the members of an ensemble, each a top and a score head, on the same batches.
 
-    Each member has a loss, clipping, a best epoch and an early stop of its own: it ends, to the last bit, as it
-    would alone. Its weights are those of the epoch with the lowest validation loss.
+    Each member has its own loss, clipping, best epoch and early stop, so it ends bit-identical to one trained alone.
+    Its weights are those of the epoch with the lowest validation loss.
 
     Args:
         members: the tops and heads to train.
-        patience: a member stops after so many epochs without a lower validation loss; None never stops.
-        choose_from: the first epoch (from 0) that may be kept and that counts for `patience`; a fit's earlier
-            phases lie before it.
+        patience: a member stops after this many epochs without a lower validation loss; None never stops.
+        choose_from: the first epoch (from 0) that may be kept and that counts for `patience`, after a fit's earlier
+            phases.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class RewardModule(pl.LightningModule):
         choose_from: int,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False  # a step's gradients are taken part by part
+        self.automatic_optimization = False  # gradients are computed part by part within a step
         self._members = nn.ModuleList(nn.ModuleDict({"top": top, "score": head}) for top, head in members)
         self._optim, self._loss_options, self._head_factor = optim, loss, head_lr_factor
         self._patience, self._choose_from = patience, choose_from
@@ -81,11 +82,8 @@ class RewardModule(pl.LightningModule):
 
     def _running(self) -> list[int]:
         """The members that have not stopped yet."""
-        return [
-            index
-            for index, best in enumerate(self.best)
-            if self._patience is None or best.waited < self._patience
-        ]
+        patience = math.inf if self._patience is None else self._patience
+        return [index for index, best in enumerate(self.best) if best.waited < patience]
 
     # Loss.
 
@@ -94,21 +92,13 @@ class RewardModule(pl.LightningModule):
         return batch.weight.reshape(len(batch.p_a), -1).expand(-1, len(self._members))
 
     def _loss(self, index: int, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """One member's weighted sum of losses, and what adds up over batches: (4,) detached.
+        """One member's weighted sum of losses, and counts to sum over batches: (4,) detached.
 
         These are that sum, the weights, the pairs ranked as labelled, and the pairs whose label ranks them.
         """
-        options, weight = self._loss_options, self._weights(batch)[:, index]
-        loss, metrics = bradley_terry_loss(
-            *pair_scores(*self.members[index], batch),
-            batch.p_a,
-            margin=options.margin,
-            label_smoothing=options.label_smoothing,
-            temperature=options.temperature,
-            centering=options.centering,
-            weight=weight,
-            normalizer=1.0,
-        )
+        knobs, weight = vars(self._loss_options), self._weights(batch)[:, index]
+        scores = pair_scores(*self.members[index], batch)
+        loss, metrics = bradley_terry_loss(*scores, batch.p_a, weight=weight, normalizer=1.0, **knobs)
         ranked = (batch.p_a != 0.5).sum()
         right = metrics["accuracy"].nan_to_num() * ranked
         return loss, torch.stack([loss.detach(), weight.sum(), right, ranked])
@@ -117,7 +107,7 @@ class RewardModule(pl.LightningModule):
         return torch.zeros(len(self._members), 4, device=self.device)
 
     def _log_means(self, loss_name: str, accuracy_name: str, counts: Tensor, pairs: int) -> None:
-        """Log means over the members of `counts` (M, 4)."""
+        """Log the means, over the members, of `counts` (M, 4)."""
         loss, weight, right, ranked = counts.unbind(1)
         self.log(loss_name, (loss / weight).mean(), prog_bar=True, batch_size=pairs)
         self.log(accuracy_name, (right / ranked).mean(), prog_bar=True, batch_size=pairs)
@@ -126,9 +116,9 @@ class RewardModule(pl.LightningModule):
 
     def training_step(self, step: Sequence[PreferenceBatch], step_index: int) -> None:
         running, counts = self._running(), self._no_counts()
-        none = counts.new_zeros(0, len(self._members))  # a process may have no row of a small step
+        none = counts.new_zeros(0, len(self._members))  # a process may have no rows in a small step
         weights = total(torch.cat([none, *(self._weights(batch) for batch in step)]).sum(dim=0))
-        # A resample may leave a small step without a pair for one member: its loss is zero then, not 0 / 0.
+        # A resample may leave a member without a pair in a small step: its loss is then zero, not 0 / 0.
         weights = weights.where(weights > 0, 1.0)
 
         def losses() -> Iterator[Tensor]:
@@ -143,7 +133,7 @@ class RewardModule(pl.LightningModule):
         self._log_means("rm/loss", "rm/train_accuracy", total(counts)[running], pairs)
 
     def on_train_start(self) -> None:
-        # After a resume from the checkpoint of the epoch that stopped the last member.
+        # For a resume from the checkpoint of the epoch that stopped the last member.
         self.trainer.should_stop = not self._running()
 
     def on_validation_epoch_start(self) -> None:
@@ -155,11 +145,9 @@ class RewardModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         running = self._running()
-        require_finite(
-            self._validation[running], "validation loss", f"rm after epoch {self.current_epoch + 1}"
-        )
-        self._log_means("rm/val_loss", "rm/val_accuracy", self._validation[running], 1)
         self.epochs = self.current_epoch + 1
+        require_finite(self._validation[running], "validation loss", f"rm after epoch {self.epochs}")
+        self._log_means("rm/val_loss", "rm/val_accuracy", self._validation[running], 1)
         if self.current_epoch >= self._choose_from:
             for index in running:
                 loss, weight = self._validation[index, :2]
@@ -183,7 +171,7 @@ class RewardModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = [
-            # A best epoch that is this one shares its weights with the module's in the file.
+            # If this epoch is the best, the file stores its weights once, as the module's.
             {**vars(best), "state": member.state_dict() if best.state and not best.waited else best.state}
             for member, best in zip(self._members, self.best, strict=True)
         ]

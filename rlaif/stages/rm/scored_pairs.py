@@ -1,4 +1,4 @@
-"""Held-out pairs with what an ensemble of reward models says of them: the rows of every measure."""
+"""Held-out pairs with the scores of an ensemble of reward models: the rows behind every measure."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Scores = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """One pair. `p_a` (the label) and `gold` are probabilities that a is better, None where not known.
+    """One pair. `p_a` (the label) and `gold` are probabilities that a is better, None if unknown.
 
-    Rewards are normalised and averaged over the members, as RL maximises them (an empty response has less than
-    every text, and as much as another empty one); `logit` is their difference
-    on the scale of training, so that sigmoid(logit) is the model's own probability that a is better.
-    `disagreement` is the standard deviation of that probability over the members (None for one alone).
+    Rewards are normalised and averaged over the members, as RL maximises them (an empty response has less than every
+    text, and as much as another empty one); `logit` is their difference on the scale of training, so that
+    sigmoid(logit) is the model's own probability that a is better. `disagreement` is the standard deviation of that
+    probability over the members (None for a single one).
     """
 
     id: str
@@ -43,12 +43,12 @@ class ScoredPair:
 
     @property
     def cluster(self) -> str:
-        """What the pair is resampled with: its conversation, or its prompt."""
+        """The conversation or prompt that the pair is resampled with."""
         return self.prompt_id if self.group is None else self.group
 
     @property
     def right(self) -> float | None:
-        """1 where the rewards prefer the label's side, 0 where not, 0.5 if equal; None for no such side."""
+        """1 if the rewards prefer the label's side, 0 if not, 0.5 if equal; None if the label prefers none."""
         return _met(self.reward_a - self.reward_b, self.p_a)
 
     @property
@@ -71,10 +71,10 @@ def _met(difference: float, target: float | None) -> float | None:
 def scored_pairs(
     rows: Sequence[PreferenceRow], members: Sequence[Scores], normalization: Sequence[Normalization]
 ) -> list[ScoredPair]:
-    """Labelled rows with what the members say: `members[m][i]` are member m's scores of row i's (a, b) as trained.
+    """Labelled rows with the members' scores: `members[m][i]` are member m's, as trained, of row i's (a, b).
 
-    Members count by their normalised rewards; the logit divides by their mean scale, which for one member
-    is what it was trained as. Raises ValueError for scores that do not fit the rows, or repeated ids.
+    Members contribute their normalised rewards; the logit divides by their mean scale, which for one member restores
+    the scale of training. Raises ValueError for scores that do not match the rows, or repeated ids.
     """
     sizes = [len(rows), *(len(scores) for scores in members)]
     if len(set(sizes)) > 1 or not members or len(members) != len(normalization):
@@ -104,7 +104,7 @@ def scored_pairs(
 def _rewards(
     pairs: Sequence[Pair], members: Sequence[Scores], normalization: Sequence[Normalization]
 ) -> list[tuple[float, float]]:
-    """Rewards of each pair's (a, b), normalised and averaged, an empty response's below every text's."""
+    """Rewards of each pair's (a, b), normalised and averaged; an empty response's are below every text's."""
     if not pairs:
         return []
     parts = [

@@ -1,4 +1,4 @@
-"""What the report says of a reward model: accuracy, length, calibration, disagreement."""
+"""What the report says about a reward model: accuracy, length, calibration, disagreement."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class BinTable:
 
 @dataclass(frozen=True)
 class RewardModelSection:
-    """What the page shows of a reward model. `facts`: grouped by their `stage`; figures with their captions."""
+    """What the page shows of a reward model. `facts` are grouped by their `stage`; figures have captions."""
 
     facts: tuple[ResultRow, ...]
     tables: tuple[BinTable, ...]
@@ -63,7 +63,7 @@ def reward_model_section(runs: Sequence[RunRecord], summary: Summary) -> RewardM
     figures = (
         (
             _reliability(latest_table(runs, "rm_reliability")),
-            "On the dashed line, a preference that the rewards put at 80% is so by 80% of the labels.",
+            "On the dashed line, 80% of the labels agree with a preference that the rewards put at 80%.",
         ),
         (
             by_confidence(confidence, {"on its labels": "accuracy", "on gold": "gold_accuracy"}),
@@ -126,7 +126,7 @@ def _reliability(rows: Sequence[Row]) -> str:
 
 
 def reward_model_notes(summary: Summary) -> dict[str, str]:
-    """What the result table says beside the reward model's metrics."""
+    """The result table's notes on the reward model's metrics."""
     count, p = number(summary, "rm/n"), number(summary, "rm/length_only_p_value")
     notes = {} if p is None else {"rm/length_only_accuracy": f"against the reward model: {p_text(p)}"}
     return notes | ({"rm/accuracy": f"{plain(count)} held-out pairs"} if count else {})

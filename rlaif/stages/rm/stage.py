@@ -29,7 +29,7 @@ MEMBER_SEEDS = 1_000_003  # between the seeds of two members' heads
 
 
 def _module(ctx: Context, parents: Parents, rows: RewardData) -> RewardModule:
-    """The members, which differ by their heads' first weights; member 0 is the model of an ensemble of one."""
+    """The members, which differ in their heads' initial weights; member 0 is the model of an ensemble of one."""
     options, seed = ctx.options.rm, ctx.options.seeds.rm
     size, start = ctx.model().trunk.config.hidden_size, parents if options.init == "sft" else {}
     generators = (torch.Generator().manual_seed(seed + MEMBER_SEEDS * i) for i in range(options.ensemble))
@@ -59,13 +59,8 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         micro_batch_size=options.micro_batch_size or options.batch_size,
         seed=ctx.options.seeds.rm,
     )
-    trainer = make_trainer(
-        ctx,
-        folder / "work",
-        max_epochs=options.num_epochs * len(rows.phases),
-        log_every=2,
-        limit_val=True,
-    )
+    epochs = options.num_epochs * len(rows.phases)
+    trainer = make_trainer(ctx, folder / "work", max_epochs=epochs, log_every=2, limit_val=True)
     planned = sum(map(len, rows.phases)) * options.num_epochs
     task = ctx.progress.task("reward model (pairs)", planned)
     with task as advance, training_together(ctx, "rm", folder):
@@ -111,10 +106,6 @@ def _check(ctx: Context) -> None:
     check_labels(ctx)
 
 
-def _gate(ctx: Context, built: Parents) -> dict[str, Any]:
-    return trust_gate(ctx, built["label"].metrics) if "label" in built else {}
-
-
 STAGE = Stage(
     "rm",
     5,
@@ -124,7 +115,7 @@ STAGE = Stage(
     _build,
     _work,
     _check,
-    _gate,
+    lambda ctx, built: trust_gate(ctx, built["label"].metrics) if "label" in built else {},
     items=lambda ctx, built: item_rows(built["rm"]),
     tables=lambda ctx, built: table_rows(built["rm"]),
 )

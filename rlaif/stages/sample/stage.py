@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -21,9 +20,6 @@ from rlaif.stages.common.policies import draw, policy_top, sft_parent, to_sample
 from rlaif.stages.common.sources import PAIRS_FILE, rl_prompts, source
 from rlaif.stages.common.stage import Parents, Stage, Work
 
-logger = logging.getLogger(__name__)
-
-
 Slot = tuple[Prompt, int, str]
 """A response to be drawn: its prompt, which of the prompt's pairs it is in, and the side, a or b."""
 
@@ -31,11 +27,10 @@ Slot = tuple[Prompt, int, str]
 def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
     """Pairs of different responses.
 
-    Equal ones, and responses that are empty, are redrawn `max_redraws` times. Pairs that are equal then are dropped
-    and counted; an empty response beside a text is kept, as the bad answer that it is.
+    Equal and empty responses are redrawn up to `max_redraws` times. Pairs that are still equal are dropped and
+    counted; an empty response beside a text is kept, as the bad answer that it is.
     """
-    options, seed = ctx.options.sample, ctx.options.seeds.sample
-    cuts = Cuts()
+    options, seed, cuts = ctx.options.sample, ctx.options.seeds.sample, Cuts()
     prompts = rl_prompts(ctx, options.num_prompts, cuts)
     decoding = Decoding(ctx.options.task.max_response_tokens, options.temperature, options.top_k)
     places = [(p, n) for p in prompts for n in range(options.num_samples)]
@@ -65,7 +60,7 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
 
 
 def _again(prompt: Prompt, n: int, drawn: Mapping[tuple[str, int, str], Sample]) -> list[Slot]:
-    """The sides of a pair that are worth another draw."""
+    """The sides of a pair to draw again."""
     a, b = (drawn[prompt.id, n, side].response for side in "ab")
     empty = [(prompt, n, side) for side, text in (("a", a), ("b", b)) if is_empty(text)]
     return empty or ([(prompt, n, "b")] if a == b else [])
@@ -76,9 +71,9 @@ def _equal(a: str, b: str) -> bool:
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any]
     if "error" in (ctx.encoder.too_long, ctx.encoder.too_long_responses):
-        # What labeling would refuse is refused before anything is kept.
+        # What labeling would reject is rejected before anything is kept.
         ctx.encoder.fitting(ctx.task.gold_pairs)
     if source(ctx) == "dataset":
         cuts = Cuts()
@@ -114,13 +109,9 @@ def _no_pairs(ctx: Context, metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _parents(ctx: Context) -> tuple[str, ...]:
-    return sft_parent(ctx) if source(ctx) == "policy" else ()
-
-
 def _config(ctx: Context) -> dict[str, Any]:
     options = plain(ctx.options.sample)
-    options.pop("max_rows")  # how many rows are decoded at once does not change what is drawn
+    options.pop("max_rows")  # how many rows are decoded at once does not change the samples
     if source(ctx) == "dataset":
         options = {"num_prompts": options["num_prompts"]}
     return {"sample": options, "source": source(ctx), "model": ctx.model_identity, "encoding": ctx.encoding}
@@ -138,4 +129,13 @@ def _check(ctx: Context) -> None:
     source(ctx)
 
 
-STAGE = Stage("sample", 4, "sample", _parents, _config, _build, _work, _check)
+STAGE = Stage(
+    "sample",
+    4,
+    "sample",
+    lambda ctx: sft_parent(ctx) if source(ctx) == "policy" else (),
+    _config,
+    _build,
+    _work,
+    _check,
+)

@@ -17,20 +17,19 @@ from rlaif.stages.common.training.optim import OptimOptions, build_optimizer, re
 
 
 class SFTModule(pl.LightningModule):
-    """Trains a top on the trunk's features (paper section 3, step 1)."""
+    """Trains a top on the trunk's features."""
 
     def __init__(self, top: Top, optim: OptimOptions) -> None:
         super().__init__()
-        self.automatic_optimization = False  # a step's gradients are taken micro-batch by micro-batch
+        self.automatic_optimization = False  # gradients are computed micro-batch by micro-batch within a step
         self.top, self._optim = top, optim
-        self.metrics: dict[
-            str, float
-        ] = {}  # the last epoch's, also after a resume that has nothing left to train
+        # The last epoch's, also after a resume that has nothing left to train.
+        self.metrics: dict[str, float] = {}
 
     def _loss(
         self, batch: TokenBatch, tokens: Tensor | float | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The batch's share of the loss a token over `tokens` tokens (its own if None)."""
+        """The batch's share of the loss per token over `tokens` tokens (its own if None)."""
         return sft_loss(response_logprobs(self.top, batch), batch.response_mask, normalizer=tokens)
 
     def training_step(self, step: Sequence[TokenBatch], step_index: int) -> None:
@@ -47,9 +46,8 @@ class SFTModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         measured = self.trainer.callback_metrics
         if "sft/val_loss" in measured:
-            require_finite(
-                measured["sft/val_loss"], "validation loss", f"sft after epoch {self.current_epoch + 1}"
-            )
+            place = f"sft after epoch {self.current_epoch + 1}"
+            require_finite(measured["sft/val_loss"], "validation loss", place)
         self.metrics = {name: float(value) for name, value in measured.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -27,23 +27,22 @@ def no_references(ctx: Context) -> str:
     if any(have.values()):
         told = ", ".join(f"{count} in {name}" for name, count in have.items())
         return (
-            f"fine-tuning needs references to train and to validate on, but of the task's there are {told}: write "
+            f"fine-tuning needs references to train and to validate on, but the task has {told}: write "
             f"other fractions than task.test_fraction={options.test_fraction} and "
             f"task.validation_fraction={options.validation_fraction}, or sft.enabled=false"
         )
     held = sum(pair.gold_source == "human" for pair in task.gold_pairs)
     if held and not task.pairs:
         return (
-            f"task.gold_fraction={options.gold_fraction} holds out all {held} labelled pairs, so that none is left to "
-            "be labelled, and there are no references to fine-tune a policy on that would sample others: write a "
-            "smaller task.gold_fraction, such as 0.2"
+            f"task.gold_fraction={options.gold_fraction} holds out all {held} labelled pairs, so none is left to "
+            "label, and there are no references to fine-tune a policy on that could sample others: write a smaller "
+            "task.gold_fraction, such as 0.2"
         )
     return "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    options, model = ctx.options.sft, ctx.model()
-    cuts = Cuts()
+    options, model, cuts = ctx.options.sft, ctx.model(), Cuts()
     train = reference_rows(ctx, ctx.task.train, options.num_rows, "SFT", cuts)
     validation = reference_rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
     cut = cut_metrics(ctx, "sft", cuts, "rows")
@@ -58,13 +57,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     )
     steps = options.num_epochs * -(-len(train) // options.batch_size)
     module = SFTModule(model.trunk.new_top(), optim_options(options, steps))
-    trainer = make_trainer(
-        ctx,
-        folder / "work",
-        max_epochs=options.num_epochs,
-        log_every=5,
-        limit_val=True,
-    )
+    trainer = make_trainer(ctx, folder / "work", max_epochs=options.num_epochs, log_every=5, limit_val=True)
     task = ctx.progress.task("SFT (rows)", len(train) * options.num_epochs)
     with task as advance, training_together(ctx, "sft", folder):
         fit(trainer, module, folder / "work", data)
@@ -77,7 +70,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 def _none_fits(ctx: Context, cuts: Cuts) -> str:
     options = ctx.options.task
     return (
-        f"of {cuts.rows} rows with a reference none fits, to train or to validate on: {cuts.prompts_dropped} have a "
+        f"none of {cuts.rows} rows with a reference fits, to train or to validate on: {cuts.prompts_dropped} have a "
         f"prompt beyond task.max_prompt_tokens={options.max_prompt_tokens}, {cuts.responses_dropped} a reference "
         f"beyond task.max_response_tokens={options.max_response_tokens}; write higher limits, or task.too_long=truncate"
     )
@@ -94,7 +87,7 @@ def _work(ctx: Context) -> Work:
 
 
 def _check(ctx: Context) -> None:
-    """The task is read and refused here, before a model is loaded."""
+    """The task is read, and rejected if unusable, before a model is loaded."""
     check_training("sft", ctx.options.sft)
     check_devices(ctx, "sft.batch_size", ctx.options.sft.batch_size)
     for rows in (ctx.task.train, ctx.task.validation):

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from rlaif.records import Pair, Preference
-from rlaif.stages.common.measures.joining import agreement, by_pair
-from rlaif.stats import paired_test, proportion_interval
+from rlaif.stages.common.measures.joining import Scored, agreement, by_pair, rate_metrics, with_bounds
+from rlaif.stats import paired_test
 
 # Edges of |p - 0.5|. Fixed, so that labelers can be compared, and fine near 0, where small models stay.
 CONFIDENCE_EDGES = (0.0, 0.02, 0.05, 0.15, 0.3, 0.5)
@@ -17,17 +17,15 @@ CONFIDENCE_EDGES = (0.0, 0.02, 0.05, 0.15, 0.3, 0.5)
 SIMILAR_LENGTH = 0.1
 LENGTHS = ("shorter", "similar", "longer")
 
-Scored = tuple[str, float]  # an item's prompt (the cluster of intervals) and its outcome in [0, 1]
-
 
 def confidence_bins(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
     """A row for each bin [low, high) of |p - 0.5| that has pairs, the last bin closed.
 
-    `n` and `alignment` count the parsed gold pairs in the bin; `flip_n` and `flip_rate` count all pairs
-    judged in both orders, and those whose verdict changes when the order is swapped (position bias by
-    confidence, paper, position bias in labeling). p is the preference over both orders; where
-    `both_consistent` set a pair aside, the mean of its orders. `bin` is the p of the preferred response
-    in percent at which the bin begins. Raises ValueError for a preference of an unknown pair.
+    `n` and `alignment` are of the parsed gold pairs in the bin; `flip_n` and `flip_rate` are of all pairs judged in
+    both orders, a flip being a verdict that changes when the order is swapped (position bias, Lee et al. 2023,
+    arXiv:2309.00267). p is the preference over both orders, or the mean of the orders if `both_consistent` set the
+    pair aside. `bin` is where the bin begins: the preferred response's p in percent. Raises ValueError for a
+    preference of an unknown pair.
     """
     pair_of = by_pair(pairs, preferences)
     right: dict[int, list[Scored]] = {}
@@ -51,10 +49,10 @@ def confidence_bins(pairs: Sequence[Pair], preferences: Sequence[Preference]) ->
 
 
 def length_bins(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
-    """Alignment where the response that the labeler prefers is the shorter, a similar, or the longer one.
+    """Alignment on pairs whose preferred response, to the labeler, is shorter, of similar length, or longer.
 
-    Lengths in characters; similar ones differ by at most 10% of the longer. Undecided pairs (p = 0.5)
-    prefer nothing and are left out. Raises ValueError for a preference of an unknown pair.
+    Lengths in characters; similar ones differ by at most 10% of the longer. Undecided pairs (p = 0.5) are left out.
+    Raises ValueError for a preference of an unknown pair.
     """
     pair_of = by_pair(pairs, preferences)
     right: dict[str, list[Scored]] = {}
@@ -66,10 +64,10 @@ def length_bins(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> lis
 
 
 def verbosity(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> dict[str, float]:
-    """How often the labeler prefers the longer response, beside gold on the same pairs.
+    """How often the labeler prefers the longer response, compared with gold on the same pairs.
 
-    Over decided gold pairs of unequal length (characters). `label/verbosity_gap` is the labeler's rate
-    minus gold's, with a paired interval, prompts as wholes. Empty without such pairs.
+    Over decided gold pairs of unequal length (characters). `label/verbosity_gap` is the labeler's rate minus gold's,
+    with a paired interval clustered by prompt. Empty without such pairs.
     """
     rows = [
         (pair, p_a, len(pair.response_a) > len(pair.response_b))
@@ -84,15 +82,13 @@ def verbosity(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> dict[
     return {
         "label/longer_rate": fmean(labeler),
         "label/gold_longer_rate": fmean(gold),
-        "label/verbosity_gap": gap.estimate,
-        "label/verbosity_gap_ci_low": gap.low,
-        "label/verbosity_gap_ci_high": gap.high,
+        **with_bounds("label/verbosity_gap", gap),
         "label/verbosity_n": len(rows),
     }
 
 
 def bin_metrics(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Rows as flat metrics `<name>_<bin>_<column>`; what a bin has no pairs for is absent."""
+    """Rows as flat metrics `<name>_<bin>_<column>`; columns for which a bin has no pairs are absent."""
     return {
         f"{name}_{row['bin']}_{column}": value
         for row in rows
@@ -116,13 +112,13 @@ def confidence_edges() -> list[dict[str, Any]]:
 
 def confidence_bin(p: float) -> int:
     """Which bin of `CONFIDENCE_EDGES` |p - 0.5| falls into, from 0."""
-    # Rounded first: 0.45 and 0.55 must not fall on two sides of an edge.
+    # Rounded first: 0.45 and 0.55 must not end up on different sides of an edge.
     confidence = round(abs(p - 0.5), 9)
     return sum(confidence >= edge for edge in CONFIDENCE_EDGES[1:-1])
 
 
 def length_bin(preferred: int, other: int) -> str:
-    """Which of `LENGTHS` the preferred response is, beside the other one."""
+    """Which of `LENGTHS` the preferred response is, compared with the other one."""
     if abs(preferred - other) <= SIMILAR_LENGTH * max(preferred, other):
         return "similar"
     return "longer" if preferred > other else "shorter"
@@ -138,11 +134,6 @@ def _decided_gold(pair_of: Mapping[str, Pair], preferences: Sequence[Preference]
 
 def rate(count: str, name: str, scored: Sequence[Scored]) -> dict[str, float | None]:
     """The count, and the mean outcome with its 95% interval (None without items)."""
-    columns = (name, f"{name}_ci_low", f"{name}_ci_high")
     if not scored:
-        return {count: 0, **dict.fromkeys(columns)}
-    found = proportion_interval([y for _, y in scored], [prompt for prompt, _ in scored])
-    return {
-        count: len(scored),
-        **dict(zip(columns, (found.estimate, found.low, found.high), strict=True)),
-    }
+        return {count: 0, **dict.fromkeys((name, f"{name}_ci_low", f"{name}_ci_high"))}
+    return {count: len(scored), **rate_metrics(name, scored)}

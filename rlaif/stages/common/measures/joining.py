@@ -1,11 +1,23 @@
-"""What the reports share: joining by pair, agreement, and calibration that ignores which side is a."""
+"""What the reports share: joining by pair, agreement, intervals, and calibration that ignores which side is a."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from rlaif.records import Judgement, Pair, Preference
-from rlaif.stats import brier_score, expected_calibration_error
+from rlaif.stats import Interval, brier_score, expected_calibration_error, proportion_interval
+
+Scored = tuple[str, float]  # an item's prompt (the cluster of intervals) and its outcome in [0, 1]
+
+
+def with_bounds(name: str, found: Interval) -> dict[str, float]:
+    """The metric `name` and its interval, `<name>_ci_low` and `<name>_ci_high`."""
+    return {name: found.estimate, f"{name}_ci_low": found.low, f"{name}_ci_high": found.high}
+
+
+def rate_metrics(name: str, scored: Sequence[Scored]) -> dict[str, float]:
+    """The mean outcome with its 95% interval, clustered by prompt."""
+    return with_bounds(name, proportion_interval([y for _, y in scored], [prompt for prompt, _ in scored]))
 
 
 def by_pair(pairs: Sequence[Pair], labels: Sequence[Preference | Judgement]) -> dict[str, Pair]:
@@ -19,16 +31,8 @@ def by_pair(pairs: Sequence[Pair], labels: Sequence[Preference | Judgement]) -> 
     return index
 
 
-def preference_by_pair(preferences: Sequence[Preference]) -> dict[str, Preference]:
-    """Preferences by pair id; raises ValueError when a pair has two."""
-    index = {preference.pair_id: preference for preference in preferences}
-    if len(index) != len(preferences):
-        raise ValueError("a pair has more than one preference")
-    return index
-
-
 def agreement(p: float, target: float | None) -> float:
-    """1 if p and target prefer the same side, 0 if not, 0.5 if p is undecided (target must not be)."""
+    """1 if p and target prefer the same side, 0 if not, 0.5 if p is undecided (the target must not be)."""
     if target is None or target == 0.5:
         raise ValueError("the target must prefer a side")
     return 0.5 if p == 0.5 else float((p > 0.5) == (target > 0.5))
@@ -37,9 +41,9 @@ def agreement(p: float, target: float | None) -> float:
 def symmetric_calibration(p: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     """ECE and Brier score of preferences `p` against `y`, both for the response that p prefers.
 
-    Folding to the preferred side makes both independent of which response is called a. Data sets that
-    always list the chosen response first would otherwise have one outcome only, and ECE would measure
-    sharpness instead of calibration. At p = 0.5 no side is preferred and the outcome is 0.5 for ECE.
+    Folding to the preferred side makes both independent of which response is called a. Otherwise, data sets that
+    always list the chosen response first would have only one outcome, and ECE would measure sharpness instead of
+    calibration. At p = 0.5 no side is preferred, and the outcome is 0.5 for ECE.
     """
     return expected_calibration_error(*folded(p, y)), brier_score(p, y)
 

@@ -12,6 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
 from rlaif.records import Sample
+from rlaif.stages.common.measures.joining import with_bounds
 from rlaif.stats import mean_interval
 
 _WORD = re.compile(r"\w+")
@@ -19,7 +20,7 @@ _WORD = re.compile(r"\w+")
 
 @functools.cache
 def _scorer() -> RougeScorer:
-    # Given by hand: the scorer logs a line when it makes its own.
+    # The tokenizer is passed in because the scorer logs a line when it creates its own.
     return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=True))
 
 
@@ -39,33 +40,32 @@ def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 def copy_rate(response: str, source: str, ngram: int = 4) -> float:
     """Share of the response's word n-grams that occur in the source (lower case); 0 without words.
 
-    A response of fewer than `ngram` words is looked up whole. High values mean that the policy repeats
-    its input, which fools overlap rewards.
+    A response of fewer than `ngram` words is looked up as a whole. High values mean that the policy repeats its
+    input, which fools overlap rewards.
     """
     words = _words(response)
     if not words:
         return 0.0
     n = min(ngram, len(words))
-    known = set(_ngrams(_words(source), n))
-    grams = _ngrams(words, n)
+    known, grams = set(_ngrams(_words(source), n)), _ngrams(words, n)
     return sum(gram in known for gram in grams) / len(grams)
 
 
 def distinct_ngram_share(texts: Sequence[str], n: int) -> float:
-    """Different word n-grams over all word n-grams of `texts` together; low values mean repetition.
+    """Share of distinct word n-grams among all word n-grams of `texts` together; low values mean repetition.
 
-    NaN when no text has n words. Compare only between text sets of similar size: it falls with size.
+    NaN if no text has n words. Compare only sets of similar size, since the share falls with size.
     """
     grams = [gram for text in texts for gram in _ngrams(_words(text), n)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def text_report(samples: Sequence[Sample], prefix: str) -> dict[str, float]:
-    """Flat metrics `<prefix>/*` of a policy's responses; none for no samples.
+    """Flat metrics `<prefix>/*` of a policy's responses; empty without samples.
 
-    `rouge_l` (with an interval over prompts; absent without references), `copy_rate` (4-grams
-    of the response in the prompt), `response_length` (mean tokens), `eos_rate` (share that the policy
-    ended itself), `distinct_3` (distinct 3-gram share), `n`.
+    `rouge_l` (with an interval over prompts; absent without references), `copy_rate` (4-grams of the response found
+    in the prompt), `response_length` (mean tokens), `eos_rate` (share that ends with EOS), `distinct_3` (share of
+    distinct 3-grams), `n`.
     """
     if not samples:
         return {}
@@ -73,9 +73,7 @@ def text_report(samples: Sequence[Sample], prefix: str) -> dict[str, float]:
     scored = [(rouge_l(x.response, x.reference), x.cluster) for x in samples if x.reference is not None]
     if scored:
         interval = mean_interval([v for v, _ in scored], [c for _, c in scored])
-        report[f"{prefix}/rouge_l"] = interval.estimate
-        report[f"{prefix}/rouge_l_ci_low"] = interval.low
-        report[f"{prefix}/rouge_l_ci_high"] = interval.high
+        report |= with_bounds(f"{prefix}/rouge_l", interval)
     report[f"{prefix}/copy_rate"] = float(np.mean([copy_rate(x.response, x.prompt) for x in samples]))
     report[f"{prefix}/response_length"] = float(np.mean([x.tokens for x in samples]))
     report[f"{prefix}/eos_rate"] = float(np.mean([x.finished for x in samples]))

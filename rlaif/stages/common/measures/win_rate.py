@@ -1,4 +1,4 @@
-"""Head-to-head of a policy against a baseline as a judge sees it."""
+"""Head-to-head comparison of a policy with a baseline, as a judge sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.records import Comparison, Outcome, Pair, Preference, is_empty
-from rlaif.stages.common.measures.joining import by_pair, preference_by_pair
+from rlaif.stages.common.measures.joining import by_pair, with_bounds
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stats import (
     clustered_sign_test,
@@ -21,7 +21,7 @@ _VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
 def outcome_of(p_policy: float | None, *, tie_margin: float, failed: bool = False) -> Outcome:
-    """The verdict: |p - 0.5| below `tie_margin` (or exactly 0) is a tie; a missing p is unparsed, or `failed`."""
+    """The verdict: a tie if |p - 0.5| is below `tie_margin` (or 0); a missing p is unparsed, or failed if `failed`."""
     if p_policy is None:
         return "failed" if failed else "unparsed"
     if abs(p_policy - 0.5) < tie_margin or p_policy == 0.5:
@@ -37,56 +37,58 @@ def compare(
     tie_margin: float,
     references: Sequence[str | None] | None = None,
 ) -> list[Comparison]:
-    """One comparison for each pair (a = the policy's response, b = the baseline's), in order.
+    """One comparison per pair (a = the policy's response, b = the baseline's), in order.
 
-    `lengths[i]` are the tokens of (a, b), `references[i]` the author's answer. Raises ValueError for a
-    pair without a preference or columns of different lengths.
+    `lengths[i]` are the token counts of (a, b), `references[i]` is the author's answer. Raises ValueError for a
+    pair without a preference, or for columns of different lengths.
     """
     references = [None] * len(pairs) if references is None else references
-    if not len(pairs) == len(lengths) == len(references):
-        raise ValueError(
-            f"{len(pairs)} pairs, {len(lengths)} lengths, {len(references)} references do not match"
-        )
+    sizes = len(pairs), len(lengths), len(references)
+    if len(set(sizes)) > 1:
+        raise ValueError("{} pairs, {} lengths, {} references do not match".format(*sizes))
     by_pair(pairs, preferences)
-    judged = preference_by_pair(preferences)
+    judged = {preference.pair_id: preference for preference in preferences}
+    if len(judged) != len(preferences):
+        raise ValueError("a pair has more than one preference")
     comparisons = []
     for pair, (policy_tokens, baseline_tokens), reference in zip(pairs, lengths, references, strict=True):
         if pair.id not in judged:
             raise ValueError(f"pair {pair.id!r} has no preference")
         p_policy, failed = judged[pair.id].p_a, judged[pair.id].state == "failed"
-        comparison = Comparison(
-            id=pair.id,
-            prompt_id=pair.prompt_id,
-            prompt=pair.prompt,
-            policy_response=pair.response_a,
-            baseline_response=pair.response_b,
-            outcome=outcome_of(p_policy, tie_margin=tie_margin, failed=failed),
-            p_policy=p_policy,
-            policy_tokens=policy_tokens,
-            baseline_tokens=baseline_tokens,
-            reference=reference,
-            group=pair.group,
+        comparisons.append(
+            Comparison(
+                id=pair.id,
+                prompt_id=pair.prompt_id,
+                prompt=pair.prompt,
+                policy_response=pair.response_a,
+                baseline_response=pair.response_b,
+                outcome=outcome_of(p_policy, tie_margin=tie_margin, failed=failed),
+                p_policy=p_policy,
+                policy_tokens=policy_tokens,
+                baseline_tokens=baseline_tokens,
+                reference=reference,
+                group=pair.group,
+            )
         )
-        comparisons.append(comparison)
     return comparisons
 
 
 def _of(x: Comparison) -> dict[str, Any]:
-    """What an item is resampled with."""
+    """The fields that say what an item is resampled with."""
     group = {} if x.group is None else {"group": x.group}
     return {"id": x.id, "prompt_id": x.prompt_id, **group}
 
 
 def win_rate_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """A row for each comparison with a verdict; the mean of its `eval/win_rate` is the report's."""
+    """A row per comparison with a verdict; the mean of `eval/win_rate` is the report's."""
     return [{**_of(x), "eval/win_rate": _VALUE[x.outcome]} for x in comparisons if x.outcome in _VALUE]
 
 
 def text_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """A row for each comparison: tokens and, with a reference, ROUGE-L of both responses.
+    """A row per comparison: token counts and, with a reference, ROUGE-L of both responses.
 
-    `eval/rouge_l_elsewhere` is that of the baseline's response against the next prompt's reference: what an
-    answer gets that has nothing to do with its prompt.
+    `eval/rouge_l_elsewhere` compares the baseline's response with the next prompt's reference: it is what an answer
+    gets that has nothing to do with its prompt.
     """
     rows = []
     for x, other in zip(comparisons, [*comparisons[1:], *comparisons[:1]], strict=True):
@@ -106,7 +108,7 @@ def text_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 def text_gains(comparisons: Sequence[Comparison]) -> dict[str, float]:
     """`eval/rouge_l_gain` and `eval/length_gain`: policy minus baseline on the same prompts, with intervals."""
-    rows, report = text_items(comparisons), {}
+    rows, report = text_items(comparisons), dict[str, float]()
     clusters = [x.cluster for x in comparisons]
     for name in ("rouge_l", "length"):
         sides = f"eval/{name}_policy", f"eval/{name}_baseline"
@@ -118,42 +120,34 @@ def text_gains(comparisons: Sequence[Comparison]) -> dict[str, float]:
         if both:
             mine, theirs, prompts = zip(*both, strict=True)
             gain, _ = paired_difference(mine, theirs, prompts, outcomes=False)
-            report[f"eval/{name}_gain"] = gain.estimate
-            report[f"eval/{name}_gain_ci_low"], report[f"eval/{name}_gain_ci_high"] = gain.low, gain.high
+            report |= with_bounds(f"eval/{name}_gain", gain)
     return report
 
 
 def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str, float]:
     """Flat metrics `eval/*` of a head-to-head; win rate = (wins + ties / 2) / n over parsed verdicts.
 
-    `eval/p_value` is the exact sign test of wins against losses with one vote for each prompt or conversation.
-    `eval/win_rate_worst` and `_best` count unparsed and failed comparisons as lost and as won; `eval/win_rate_lc`
-    is the win rate at equal length (NaN where it cannot be fitted), fitted as AlpacaEval's is: to the judge's
-    preferences in [0, 1], not to the verdicts that they round to. Lengths are mean tokens.
+    `eval/p_value` is the exact sign test of wins against losses with one vote per prompt or conversation.
+    `eval/win_rate_worst` and `_best` count unparsed and failed comparisons as losses and as wins. `eval/win_rate_lc`
+    is the win rate at equal length (NaN if it cannot be fitted), fitted like AlpacaEval's: to the judge's preferences
+    in [0, 1], not to the verdicts that they round to. Lengths are mean token counts.
     """
     parsed = [x for x in comparisons if x.outcome in _VALUE]
     states = [x.outcome for x in comparisons]
-    values = [_VALUE[x.outcome] for x in parsed]
-    prompts = [x.cluster for x in parsed]
-    rate = proportion_interval(values, prompts)
-    policy_tokens = [x.policy_tokens for x in parsed]
-    baseline_tokens = [x.baseline_tokens for x in parsed]
-    preferences = [x.p_policy for x in parsed if x.p_policy is not None]  # all that are parsed have one
+    values, prompts = [_VALUE[x.outcome] for x in parsed], [x.cluster for x in parsed]
+    policy_tokens, baseline_tokens = [x.policy_tokens for x in parsed], [x.baseline_tokens for x in parsed]
+    preferences = [x.p_policy for x in parsed if x.p_policy is not None]  # every parsed one has it
     controlled = length_controlled_win_rate(preferences, policy_tokens, baseline_tokens, prompts, seed=seed)
     report: dict[str, float] = {
         "eval/n": len(parsed),
-        "eval/win_rate": rate.estimate,
-        "eval/win_rate_ci_low": rate.low,
-        "eval/win_rate_ci_high": rate.high,
+        **with_bounds("eval/win_rate", proportion_interval(values, prompts)),
         "eval/p_value": clustered_sign_test([value - 0.5 for value in values], prompts),
         "eval/wins": values.count(1.0),
         "eval/losses": values.count(0.0),
         "eval/ties": values.count(0.5),
         "eval/unparsed": states.count("unparsed"),
         "eval/failed": states.count("failed"),
-        "eval/win_rate_lc": controlled.estimate,
-        "eval/win_rate_lc_ci_low": controlled.low,
-        "eval/win_rate_lc_ci_high": controlled.high,
+        **with_bounds("eval/win_rate_lc", controlled),
     }
     if comparisons:
         total, lost = len(comparisons), len(comparisons) - len(parsed)

@@ -1,4 +1,4 @@
-"""`reward=hub`: a sequence classifier that was trained elsewhere, as configuration."""
+"""`reward=hub`: a sequence classifier that was trained elsewhere."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _spec(ctx: Context) -> ClassifierSpec:
 
 
 def classifier_identity(ctx: Context) -> dict[str, Any]:
-    """The reward as a slice for digests. Raises UserError where there is no such model."""
+    """The reward as a slice for digests. Raises UserError if there is no such model."""
     options = ctx.options.reward
     read = {"kind": options.kind, "format": options.format, "normalize_rows": options.normalize_rows}
     return {**_spec(ctx).describe(ctx.cache_dir), **read}
 
 
 def check_classifier(ctx: Context) -> None:
-    """Raises UserError for options of `reward=hub` that it cannot have."""
+    """Raises UserError for options that `reward=hub` cannot have."""
     classifier_identity(ctx)
     _spec(ctx).check()
 
@@ -54,9 +54,9 @@ def _as_text(ctx: Context, classifier: TextClassifier) -> Callable[[Sample], Row
 
 
 def _as_policy(ctx: Context, classifier: TextClassifier) -> Callable[[Sample], Row]:
-    """As the models that this project exports were trained: a response that was cut has no end of text.
+    """Rows like those that this project's exported models were trained on: a cut response has no end of text.
 
-    Where the classifier has the policy's own vocabulary, it reads the very tokens that the policy wrote.
+    If the classifier shares the policy's vocabulary, it reads the very tokens that the policy wrote.
     """
     tokenizer = classifier.tokenizer
     encoder = Encoder(tokenizer, eos_id=tokenizer.eos_token_id, **ctx.encoding)

@@ -1,6 +1,6 @@
-"""What RL is paid: the rewards of `reward=`, each built from a job and its artifacts.
+"""The rewards of `reward=` that RL maximises, each built from a job and its artifacts.
 
-A new reward is an entry of `KINDS` (its function here or in a module of its own), and conf/reward/NAME.yaml.
+A new reward is an entry in `KINDS` (its function here or in a module of its own), and conf/reward/NAME.yaml.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ def _direct(ctx: Context, parents: Parents) -> Reward:
     )
 
 
-# Direct RLAIF's own (paper section 4).
+# The scale of direct RLAIF in Lee et al. 2023 (arXiv:2309.00267).
 _ONE_TO_TEN = RewardScale("from -1 to 1: scores from 1 to 10, less 5.5, over 4.5", mean=5.5, sd=4.5)
 
 
 def _check_direct(ctx: Context) -> None:
-    bound = ctx.options.labeler.min_alignment
     check_scale(ctx, has_own=_readout(ctx) == "score")
     labeler_identity(ctx, "labeler", ctx.options.seeds.label)
+    bound = ctx.options.labeler.min_alignment
     if bound is not None:
         raise UserError(
             f"labeler.min_alignment={bound} is not checked by reward=direct, which labels no gold pairs: look at"
@@ -137,7 +137,7 @@ def _check_length(ctx: Context) -> None:
     limit, target = ctx.options.task.max_response_tokens, ctx.options.reward.target
     if target is not None and target > limit:
         raise UserError(
-            f"reward.target={target} is no length that a response can have: write a whole number from 1 to "
+            f"reward.target={target} is longer than a response can be: write a whole number from 1 to "
             f"task.max_response_tokens={limit}, or null"
         )
     check_scale(ctx, has_own=True)
@@ -149,17 +149,17 @@ def _random(ctx: Context, parents: Parents) -> Reward:
     def rule(samples: Sequence[Sample], keys: Sequence[Any]) -> list[float | None]:
         return [2 * stable_uniform("reward", seed, key) - 1 for key in keys]
 
-    # What noise from -1 to 1 has by itself, on any responses.
+    # The standard deviation of uniform noise from -1 to 1, whatever the responses.
     return RuleReward(rule, RewardScale("noise of mean 0 and standard deviation 1", sd=math.sqrt(1 / 3)))
 
 
 @dataclass(frozen=True)
 class RewardKind:
-    """A reward in words, how it is made, the stages whose artifacts it reads, and what its options must be.
+    """A reward in words, how it is created, the stages whose artifacts it reads, and what its options must be.
 
     `needs`: the keys of `reward` that it reads. `identity` is what it depends on besides those artifacts.
-    `by_labeler`: it is the labeler's own judgement, which costs as much. `references`: a prompt without one has no
-    reward.
+    `by_labeler`: it is the labeler's own judgement, and costs as much. `references`: prompts without a reference have
+    no reward.
     """
 
     words: str
@@ -172,7 +172,7 @@ class RewardKind:
     references: bool = False
 
     def pleases_labeler(self, labels: str) -> bool:
-        """Whether the labeler's verdicts are behind it, where reward models learn from `rm.labels=labels`."""
+        """Whether the labeler's verdicts are behind it, if reward models learn from `rm.labels=labels`."""
         return self.by_labeler or ("rm" in self.parents and labels in ("ai", "mixed", "ai_then_gold"))
 
 
@@ -201,7 +201,7 @@ KINDS: dict[str, RewardKind] = {
 
 
 def reward_kind(ctx: Context) -> RewardKind:
-    """The configured kind. Raises UserError for one that is not known."""
+    """The configured kind. Raises UserError for one that does not exist."""
     kind = ctx.options.reward.kind
     if kind not in KINDS:
         raise UserError(f"reward.kind={kind} is not known: write reward= and one of {', '.join(KINDS)}")
@@ -215,11 +215,9 @@ def make_reward(ctx: Context, parents: Parents) -> Reward:
 
 def check_reward(ctx: Context) -> None:
     """Raises UserError for options that the reward cannot have, before anything is built."""
-    kind = reward_kind(ctx)
-    need(ctx.options.reward, "reward", kind.needs, f"reward={ctx.options.reward.kind}")
-    refuse_others(
-        ctx.options.reward, "reward", ("normalize_rows", *kind.needs), f"reward={ctx.options.reward.kind}"
-    )
+    kind, own = reward_kind(ctx), ctx.options.reward
+    need(own, "reward", kind.needs, f"reward={own.kind}")
+    refuse_others(own, "reward", ("normalize_rows", *kind.needs), f"reward={own.kind}")
     kind.check(ctx)
 
 
@@ -229,12 +227,12 @@ def reward_parents(ctx: Context) -> tuple[str, ...]:
 
 
 def reward_config(ctx: Context) -> dict[str, Any]:
-    """The slice that rewards depend on besides those artifacts."""
+    """The slice that the reward depends on besides those artifacts."""
     return reward_kind(ctx).identity(ctx)
 
 
 def reward_work(ctx: Context, responses: int) -> Work:
-    """What the labeler would read, and cost, to score so many responses and those that their scale is measured on.
+    """What the labeler would read, and cost, to score this many responses and those that set their scale.
 
     Nothing for any other reward.
     """

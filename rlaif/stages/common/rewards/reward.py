@@ -1,4 +1,4 @@
-"""What gives each response a number: reward models, rules of its text, a labeler's own score."""
+"""Rewards of responses: from reward models, rules on the text, or a labeler's own score."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Sides = tuple[Sequence[Sample], Sequence[Sample]]
 """Responses of two policies to the same prompts."""
 
 SideRewards = list[tuple[float, float] | None]
-"""Both rewards of each prompt's responses; None where one of the two has none."""
+"""Both rewards of each prompt's responses; None if one of the two has none."""
 
 
 class Reward(Protocol):
     """Gives each response a number. `measures` are `rl/*` metrics of the last rollout.
 
-    Where it is a judgement (of a model, not a formula), an empty response gets less than every text beside it, and as
-    much as another empty one.
+    If it is a judgement (by a model, not a formula), an empty response gets less than every non-empty one in its
+    batch, and as much as another empty one.
     """
 
     measures: dict[str, float]
@@ -44,12 +44,12 @@ class Reward(Protocol):
         ...
 
     def of_pairs(self, sides: Sides, rows: Sequence[PreferenceRow]) -> SideRewards:
-        """Rewards of both policies' responses, which `rows` have with the trunk's features."""
+        """Rewards of both policies' responses; `rows` hold them with the trunk's features."""
         ...
 
 
 class ModelReward:
-    """The rewards of reward models on the policy's trunk, brought to one by `combine`: (M, ...) -> (...)."""
+    """The rewards of reward models on the policy's trunk, combined by `combine`: (M, ...) -> (...)."""
 
     def __init__(
         self, ctx: Context, members: Sequence[RewardMember], combine: Callable[[Tensor], Tensor]
@@ -80,13 +80,13 @@ class ModelReward:
 
 
 Rule = Callable[[Sequence[Sample], Sequence[Any]], list[float | None]]
-"""(responses, what keys each one's noise) -> raw rewards, None where there is none."""
+"""(responses, keys of their noise) -> raw rewards, None if there is none."""
 
 
 class RuleReward:
-    """A reward of the response's text or length alone, brought to `scale`. Every rollout must have one.
+    """A reward that depends on the text or length alone, on `scale`. Every rollout must have one.
 
-    `judges` says that the rule is a model's judgement: then an empty response gets the least.
+    `judges`: the rule is a model's judgement, so an empty response gets the least.
     """
 
     def __init__(self, rule: Rule, scale: RewardScale, *, judges: bool = False) -> None:
@@ -108,10 +108,10 @@ class RuleReward:
 
 
 class LabelerReward:
-    """The labeler's own score of each response, brought to the reward's scale (direct RLAIF, paper section 4).
+    """The labeler's own score of each response, on the reward's scale (direct RLAIF, Lee et al. 2023).
 
-    A response whose score cannot be read gets the least of its rollout, so that nothing is gained by being
-    unreadable. `check` raises UserError, with the cause, where too many cannot be read.
+    A response whose score cannot be read gets the lowest of its rollout, so that nothing is gained by being
+    unreadable. `check` raises UserError, with the cause, if too many cannot be read.
     """
 
     def __init__(self, labeler: Labeler, scale: RewardScale, *, check: Callable[[Unread], None]) -> None:

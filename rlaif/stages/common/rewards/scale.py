@@ -1,7 +1,7 @@
 """The scale of a reward: 1 is one standard deviation over references, whatever the reward is made of.
 
-Penalties (`rl.missing_eos_penalty`), `rl.beta` and what RL gains are numbers on this scale, so that they weigh as much
-beside a reward of length as beside a reward model.
+Penalties (`rl.missing_eos_penalty`), `rl.beta` and RL's gains are on this scale, so that they weigh as much against a
+length reward as against a reward model.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from rlaif.models.weights import Normalization
 from rlaif.records import Pair, Prompt, Sample, is_empty
 from rlaif.stages.common.context import Context
 
-_NO_SPREAD = 1e-6  # of a reward's size: what differs by less differs by rounding alone
+_NO_SPREAD = 1e-6  # relative to a reward's size: smaller differences are rounding
 
 Scores = Callable[[Sequence[Sample]], Sequence[float | None]]
-"""Raw scores of responses, None where there is none."""
+"""Raw scores of responses, None if there is none."""
 
 
 @dataclass(frozen=True)
 class RewardScale:
     """reward = (raw - mean) / sd. `words` say where the two come from.
 
-    `known` is False where they are not one pair. `problem` says why the scale is not that of references, where it
+    `known` is False if they are not a single pair. `problem` says why the scale is not that of references although it
     should be.
     """
 
@@ -40,17 +40,16 @@ class RewardScale:
         return (raw - self.mean) / self.sd
 
     def metrics(self) -> dict[str, Any]:
-        """What the summary says of it."""
+        """The scale's entries in the summary."""
         numbers = {"rl/reward_raw_mean": self.mean, "rl/reward_raw_sd": self.sd} if self.known else {}
         return {"rl/reward_scale": self.words, **numbers}
 
 
-AS_IT_COMES = RewardScale("as it comes")
 UNIT = RewardScale("as it comes, from 0 to 1")
 
 
 def scale_of_models(normalizations: Sequence[Normalization]) -> RewardScale:
-    """What stage=rm has brought its members to: each is standardised by itself."""
+    """The scale that stage=rm has given its members: each is standardised by itself."""
     words = "mean 0, standard deviation 1 on references or preferred responses, by stage=rm"
     if len(normalizations) > 1:
         return RewardScale(f"each of {len(normalizations)} members: {words}", known=False)
@@ -63,13 +62,13 @@ def standardised(
 ) -> RewardScale:
     """The scale on which the responses of `anchors` have mean 0 and (population) standard deviation 1.
 
-    Those of validation prompts, and of training prompts too where they are fewer than two or have no spread. `own` is
-    the scale that scores have by themselves, where they do (None: they may be of any size): it is taken, with a
-    `problem` said, where there is no spread at all; without it a UserError is raised. `elsewhere` shows each reference
-    to another prompt: for a score against the prompt's own reference, which every reference would have in full.
+    They are those of the validation prompts, and of the training prompts too if there are fewer than two or they have
+    no spread. If there is no spread at all, `own`, the natural scale of the scores (None: they may be of any size), is
+    used and a `problem` noted; without it, UserError is raised. `elsewhere` pairs each reference with another prompt:
+    for scores against the prompt's own reference, which every reference would match in full.
     """
     if not ctx.options.reward.normalize_rows:
-        return own or AS_IT_COMES
+        return own or RewardScale("as it comes")
     problem = ""
     for samples, what in (
         anchors(ctx, ctx.task.validation, elsewhere),
@@ -93,15 +92,14 @@ def standardised(
 def _fallback(own: RewardScale | None, problem: str) -> RewardScale:
     if own is None:
         raise UserError(f"{problem}; write reward.normalize_rows=0 for scores as they come")
-    told = f"{problem}, so that penalties and the KL may weigh more than the reward, or less"
-    return replace(own, problem=told)
+    return replace(own, problem=f"{problem}, so penalties and the KL may weigh more than the reward, or less")
 
 
 def anchors(ctx: Context, prompts: Sequence[Prompt], elsewhere: bool) -> tuple[list[Sample], str]:
     """The responses that rewards are standardised on, as if the policy had written them, and what they are.
 
-    References of `prompts` or, where they have none, the responses that the task's pairs prefer (both where they
-    prefer none).
+    References of `prompts` or, without any, the preferred responses of the task's pairs (both responses if a pair
+    prefers neither).
     """
     rows = ctx.options.reward.normalize_rows
     prompts = ctx.encoder.fitting([p for p in prompts if p.reference], references=True, limit=rows)
@@ -125,24 +123,16 @@ def anchors(ctx: Context, prompts: Sequence[Prompt], elsewhere: bool) -> tuple[l
 
 def anchor_count(ctx: Context) -> int:
     """About how many responses would be scored for a scale: nothing is encoded for an estimate."""
-    validation, train = (
-        sum(bool(p.reference) for p in rows) for rows in (ctx.task.validation, ctx.task.train)
-    )
+    splits = ctx.task.validation, ctx.task.train
+    validation, train = (sum(bool(p.reference) for p in rows) for rows in splits)
     found = validation if validation > 1 else validation + train
     return min(ctx.options.reward.normalize_rows, found if found > 1 else len(ctx.task.pairs))
 
 
 def _written(ctx: Context, sample: Sample) -> Sample:
-    """With the tokens that it would have been written in."""
+    """The sample with the token count and the end that its text has once encoded."""
     ids = ctx.encoder.response(sample.response)
-    return Sample(
-        sample.prompt_id,
-        sample.prompt,
-        sample.response,
-        tokens=len(ids),
-        finished=ids[-1] == ctx.encoder.eos_id,
-        reference=sample.reference,
-    )
+    return replace(sample, tokens=len(ids), finished=ids[-1] == ctx.encoder.eos_id)
 
 
 def _preferred(pair: Pair) -> tuple[str, ...]:
@@ -152,7 +142,7 @@ def _preferred(pair: Pair) -> tuple[str, ...]:
 
 
 def check_scale(ctx: Context, *, has_own: bool) -> None:
-    """Raises UserError where there is nothing to standardise on, and no scale that scores have by themselves."""
+    """Raises UserError if there is nothing to standardise on and the scores have no natural scale."""
     rows = ctx.options.reward.normalize_rows
     if rows < 0 or rows == 1:
         raise UserError(

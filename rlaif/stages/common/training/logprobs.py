@@ -15,14 +15,14 @@ from rlaif.models.split import Top
 def response_hidden(top: Top, features: Tensor, mask: Tensor) -> Tensor:
     """Hidden states (N, D) that predict the N counted tokens of `mask` (B, T), row by row.
 
-    No token at position 0 is counted. The last layer runs on the positions that predict them alone, and so does
-    the vocabulary head on what is returned.
+    No token at position 0 is counted. The last layer runs only on the positions that predict counted tokens, and so
+    does the vocabulary head on what is returned.
     """
     return hidden_at(top, features, mask.roll(-1, dims=1))
 
 
 def scatter_counted(values: Tensor, mask: Tensor) -> Tensor:
-    """Values (N,) of the counted tokens back in place: (B, T), zero elsewhere."""
+    """Values (N,) of the counted tokens put back in place: (B, T), zero elsewhere."""
     return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
 
@@ -37,7 +37,7 @@ def response_logprobs(top: Top, batch: TokenBatch, temperature: float = 1.0) -> 
 def mean_log_ratio(policy: Top, reference: Top, batches: Iterable[TokenBatch], temperature: float) -> float:
     """Mean over all responses of log policy(response) - log reference(response), nats.
 
-    That is an estimate of KL(policy || reference) where the policy has drawn them at this temperature.
+    This estimates KL(policy || reference) if the policy has drawn the responses at this temperature.
     """
     summed, count = 0.0, 0
     for batch in batches:

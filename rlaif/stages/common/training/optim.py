@@ -37,9 +37,9 @@ class OptimOptions:
 
 
 def schedule_factor(options: OptimOptions) -> Callable[[int], float]:
-    """The learning rate's factor at each optimiser step: linear warm-up, then the decay over what is left.
+    """The learning rate's factor at each optimiser step: linear warm-up, then the decay over the remaining steps.
 
-    As transformers' schedules with warm-up, but for the first step, whose rate is not zero here.
+    Like transformers' schedules with warm-up, except that the first step's rate is not zero.
     """
     warmup = round(options.warmup_fraction * options.total_steps)
 
@@ -47,9 +47,8 @@ def schedule_factor(options: OptimOptions) -> Callable[[int], float]:
         if step < warmup:
             return (step + 1) / warmup
         done = min(1.0, (step - warmup) / max(1, options.total_steps - warmup))
-        return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
-            options.schedule
-        ]
+        cosine = 0.5 * (1 + math.cos(math.pi * done))
+        return {"constant": 1.0, "linear": 1 - done, "cosine": cosine}[options.schedule]
 
     return factor
 
@@ -57,7 +56,7 @@ def schedule_factor(options: OptimOptions) -> Callable[[int], float]:
 def build_optimizer(groups: Iterable[tuple[Iterable[nn.Parameter], float]], options: OptimOptions) -> dict:
     """Lightning's optimiser dict: one AdamW over (parameters, learning-rate factor) groups."""
     params = [{"params": list(members), "lr": options.lr * scale} for members, scale in groups]
-    # Fused: one sweep over memory, not ten; in `full` on a processor that is time.
+    # Fused: one pass over memory instead of ten, which saves time when all of the model is trained on a CPU.
     optimizer = torch.optim.AdamW(
         params, lr=options.lr, eps=options.eps, weight_decay=options.weight_decay, fused=True
     )
@@ -66,9 +65,9 @@ def build_optimizer(groups: Iterable[tuple[Iterable[nn.Parameter], float]], opti
 
 
 def clip_each_group(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """Clip every parameter group's gradient norm on its own, so that a wild critic cannot starve the policy.
+    """Clip each parameter group's gradient norm separately, so that a wild critic cannot starve the policy.
 
-    Returns the norm () of all gradients before.
+    Returns the norm () of all gradients before clipping.
     """
     norms = []
     for group in optimizer.param_groups:
@@ -80,20 +79,20 @@ def clip_each_group(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor
 
 
 def require_finite(value: Tensor, what: str, place: str) -> None:
-    """Raises UserError, before anything is made of it, where `value` (of any shape) is not finite throughout."""
+    """Raises UserError, before `value` (of any shape) is used, if not all of it is finite."""
     odd = int((~value.isfinite()).sum())
     if odd:
         count = f" in {odd} of {value.numel()} places" if value.numel() > 1 else ""
         raise UserError(
-            f"{place}: the {what} is not finite (NaN or infinity){count}; nothing of it was kept: write a lower lr or "
-            "a gradient_clip above 0, model.dtype=float32, or look for such values in what is read"
+            f"{place}: the {what} is not finite (NaN or infinity){count}; it was discarded: write a lower lr, a "
+            "gradient_clip above 0 or model.dtype=float32, or look for such values in the input"
         )
 
 
 def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Add up every gradient over the processes that train together.
+    """Sum every gradient over the processes that train together.
 
-    A parameter that has a gradient in none of them stays without one: the optimiser leaves it alone.
+    A parameter that has a gradient in none of them stays without one, so the optimiser leaves it alone.
     """
     if ranks() == 1:
         return
@@ -109,11 +108,11 @@ def sum_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def take_step(module: pl.LightningModule, losses: Iterable[Tensor], max_norm: float, name: str) -> Tensor:
-    """One step of the optimiser and its schedule on the sum of `losses`, over all processes, which is returned.
+    """One optimiser and schedule step on the sum of `losses` over all processes; returns that sum.
 
-    For modules with manual optimisation; `name` is the stage's, for `<name>/lr` (the first group's) and for messages.
-    Raises UserError, before the step, for a loss or gradient that is not finite. Gradients are taken loss by loss: of
-    parts that a generator hands out, one alone is in memory at a time.
+    For modules with manual optimisation; `name` is the stage's, for `<name>/lr` (the first group's) and messages.
+    Raises UserError, before the step, for a loss or gradient that is not finite. Gradients are computed loss by loss,
+    so that only one part of what a generator yields is in memory at a time.
     """
     optimizer, added = module.optimizers(), torch.zeros((), device=module.device)
     optimizer.zero_grad()

@@ -1,9 +1,9 @@
 """`trainer.devices=N`: N processes train together for the length of a fit.
 
-The command's own process leads. It alone locks, tracks, writes checkpoints and publishes; when all is ready for
-a fit it starts the others, each of which builds the same module from the leader's configuration and the
-finished parents (`rlaif.stages.follow`) and ends with the fit. So a pipeline, a comparison and a multirun work
-as they do with one process, and no other process ever begins them anew.
+The command's own process leads. It alone locks, tracks, writes checkpoints and publishes. When all is ready for a
+fit, it starts the others; each builds the same module from the leader's configuration and the finished parents
+(`rlaif.app.follow`) and ends with the fit. So pipelines, comparisons and multiruns work as they do with one process,
+and no other process ever starts them again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 
 HOST = "127.0.0.1"
-TIMEOUT = timedelta(days=2)  # a labeler's rewards may take long; a process that died is noticed at once
+TIMEOUT = timedelta(days=2)  # a labeler's rewards may take long; a process that dies is noticed at once
 POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Place:
-    """A follower's rank, of how many, and the port that its leader listens on."""
+    """A follower's rank, the number of processes, and the port that the leader listens on."""
 
     rank: int
     size: int
@@ -45,7 +45,7 @@ _place: Place | None = None
 
 
 def follow(place: Place) -> None:
-    """From here on, this process is a follower: its next fit is in step with the leader's, and its last."""
+    """Make this process a follower: its next fit runs in step with the leader's, and is its last."""
     global _place
     _place = place
 
@@ -56,7 +56,7 @@ def follows() -> bool:
 
 
 def check_devices(ctx: Context, key: str, rows: int) -> None:
-    """Raises UserError for processes that there cannot be; `rows` under `key` are what they share of a step."""
+    """Raises UserError for an impossible number of processes; they share the `rows` (config key `key`) of a step."""
     options = ctx.options.trainer
     if options.devices > rows:
         raise UserError(
@@ -65,7 +65,7 @@ def check_devices(ctx: Context, key: str, rows: int) -> None:
         )
     if ctx.model_spec.device == "cuda" and options.devices > torch.cuda.device_count():
         raise UserError(
-            f"trainer.devices={options.devices}, but {torch.cuda.device_count()} GPU is visible: write "
+            f"trainer.devices={options.devices}, but visible GPUs: {torch.cuda.device_count()}; write "
             "trainer.devices=1, or trainer.accelerator=cpu"
         )
 
@@ -74,7 +74,7 @@ def check_devices(ctx: Context, key: str, rows: int) -> None:
 def training_together(ctx: Context, kind: str, folder: Path) -> Iterator[None]:
     """Inside, the processes that `trainer.devices` asks for fit the module of stage `kind` in step.
 
-    A follower ends here. Raises RuntimeError if one dies; the others end with it.
+    A follower exits here. Raises RuntimeError if one dies; the others end with it.
     """
     size = ctx.options.trainer.devices
     if _place is not None:
@@ -93,7 +93,7 @@ def training_together(ctx: Context, kind: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _group(store: dist.Store, rank: int, size: int) -> Iterator[None]:
-    """The processes that `rlaif.ops.ranks` speaks of; they share the processor's threads."""
+    """The process group that `rlaif.ops.ranks` uses; its processes share the CPU's threads."""
     threads = torch.get_num_threads()
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     torch.set_num_threads(max(1, threads // size))
@@ -122,7 +122,7 @@ def _followers(ctx: Context, kind: str, folder: Path, store: dist.TCPStore) -> I
         try:
             yield
         except RuntimeError:
-            time.sleep(10 * POLL_SECONDS)  # a process that dies is seen by its peers before it has ended
+            time.sleep(10 * POLL_SECONDS)  # peers notice a dying process before it has ended
             _check_alive(started)
             raise
         for process in started.values():
@@ -139,12 +139,13 @@ def _check_alive(started: Mapping[Path, subprocess.Popen[bytes]]) -> None:
         if process.poll():
             said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
             raise RuntimeError(
-                f"a process of trainer.devices has failed ({said[-1]}): all that it said is in {log}"
+                f"a process of trainer.devices has failed ({said[-1]}): its output is in {log}"
             )
 
 
 def _start(ctx: Context, rank: int, words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    paths = [ctx.options.paths.code, *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Where this package is, not paths.code: in a wheel that is the package itself, whose `io` and others would hide Python's.
+    paths = [str(Path(__file__).resolve().parents[4]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if ctx.model_spec.device == "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

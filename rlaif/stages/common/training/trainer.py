@@ -27,16 +27,16 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 NOT_WRITTEN = (
-    "%s could not be written (%s): is the disk full? Training goes on; until there is room, a killed run "
-    "continues from the checkpoint before it"
+    "%s could not be written (%s): is the disk full? Training continues; until there is room, a killed run "
+    "resumes from the checkpoint before it"
 )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; the one that was there is kept as `previous.ckpt`.
+    """Writes a checkpoint to a temporary file and renames it; the one before it is kept as `previous.ckpt`.
 
-    A killed run leaves at least one of the two whole. Where a checkpoint cannot be written, on a full disk, say,
-    those that are there stay and training goes on: the next epoch tries again.
+    A killed run leaves at least one of the two complete. If a checkpoint cannot be written (on a full disk, say),
+    the existing ones stay and training continues: the next epoch tries again.
     """
 
     def save_checkpoint(
@@ -50,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
         except (OSError, RuntimeError) as error:  # torch's writer has no type of its own
-            temporary.unlink(missing_ok=True)  # on a full disk, half a checkpoint is in the way
+            temporary.unlink(missing_ok=True)  # half a checkpoint takes up space on a full disk
             logger.warning(NOT_WRITTEN, target, str(error).split("\n")[0])
             return
         except BaseException:
@@ -61,22 +61,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         os.replace(temporary, target)
 
 
-class EpochCheckpoint(ModelCheckpoint):
-    """A checkpoint at each epoch's end; the newest two are kept."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename="last",
-            save_top_k=1,
-            every_n_epochs=1,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        )
-
-
 class KeepCurve(pl.Callback):
-    """What was logged goes into the checkpoint, so that a resumed run's history holds the whole curve."""
+    """Stores what was logged in the checkpoint, so that a resumed run's history holds the whole curve."""
 
     KEY = "curve"
 
@@ -90,7 +76,7 @@ class KeepCurve(pl.Callback):
 
 
 class ReleaseMemory(pl.Callback):
-    """Gives freed memory back every few steps: batches without padding all differ in size."""
+    """Returns freed memory to the system every few steps, since batches without padding all differ in size."""
 
     EVERY = 4
 
@@ -100,7 +86,7 @@ class ReleaseMemory(pl.Callback):
 
 
 def quiet_lightning() -> None:
-    """Lightning's tips and hardware lines are noise in a pipeline of several fits."""
+    """Silence Lightning's tips and hardware lines, which are noise in a pipeline of several fits."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for pattern in (
@@ -109,21 +95,24 @@ def quiet_lightning() -> None:
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
         ".*smaller than the logging interval.*",
-        ".*sync_dist=True.*",  # what is logged has been added up already
+        ".*sync_dist=True.*",  # logged values are already summed over the processes
     ):
         warnings.filterwarnings("ignore", message=pattern)
 
 
 def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, limit_val: bool) -> pl.Trainer:
-    """A Trainer whose checkpoints lie in `work` and whose metrics go to the run record.
+    """A Trainer whose checkpoints are in `work` and whose metrics go to the run record.
 
-    Of processes that train together, one alone writes checkpoints. Each is a Trainer of its own: the modules
-    themselves add up losses and gradients, since a mean over tokens is no mean of the processes' means.
+    Of processes that train together, only one writes checkpoints, at each epoch's end. Each has its own Trainer: the
+    modules themselves sum losses and gradients, since a mean over tokens is not the mean of the processes' means.
     """
     quiet_lightning()
     callbacks: list[pl.Callback] = [ReleaseMemory()]
     if not follows():
-        callbacks = [EpochCheckpoint(work / "checkpoints"), KeepCurve(), *callbacks]
+        at_epochs = ModelCheckpoint(
+            work / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        callbacks = [at_epochs, KeepCurve(), *callbacks]
     if ctx.progress.bars:
         callbacks.append(RichProgressBar(leave=False))
     return pl.Trainer(
@@ -150,7 +139,7 @@ def fit(
     work: Path,
     datamodule: pl.LightningDataModule | None = None,
 ) -> None:
-    """Fit, continuing from the newest whole checkpoint in `work`. Raises KeyboardInterrupt as itself."""
+    """Fit, resuming from the newest complete checkpoint in `work`. Ctrl-C raises KeyboardInterrupt."""
     module.train()
     checkpoint = _newest_checkpoint(work / "checkpoints")
     if checkpoint:
@@ -165,18 +154,20 @@ def fit(
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`; damaged ones are removed."""
+    """The newest complete checkpoint in `folder`; damaged ones are removed."""
     for path in (folder / CHECKPOINT, folder / PREVIOUS):
         if path.exists():
             if _is_whole(path):
                 return path
-            logger.warning("%s is damaged (was the disk full?): going back to what was before it", path)
+            logger.warning(
+                "%s is damaged (was the disk full?): going back to the one before it, if any", path
+            )
             path.unlink()
     return None
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether every byte is as it was written (a checkpoint is a zip archive with checksums)."""
+    """Whether the file is intact (a checkpoint is a zip archive with checksums)."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return archive.testzip() is None
@@ -185,7 +176,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def optim_options(options: SFTOptions | RMOptions | RLOptions, total_steps: int) -> OptimOptions:
-    """The optimiser's options out of a stage's configuration."""
+    """The optimiser's options from a stage's configuration."""
     return OptimOptions(
         lr=options.lr,
         weight_decay=options.weight_decay,
@@ -198,9 +189,9 @@ def optim_options(options: SFTOptions | RMOptions | RLOptions, total_steps: int)
 
 
 def check_training(key: str, options: SFTOptions | RMOptions) -> None:
-    """Raises UserError for numbers under `key` (a stage's configuration) that no training can have."""
+    """Raises UserError for impossible numbers under `key` (a stage's configuration)."""
     size, micro = options.batch_size, options.micro_batch_size
     if micro is not None and micro > size:
         raise UserError(
-            f"{key}.micro_batch_size={micro} is no part of {key}.batch_size={size}: write 1 to {size}, or null"
+            f"{key}.micro_batch_size={micro} is larger than {key}.batch_size={size}: write 1 to {size}, or null"
         )
