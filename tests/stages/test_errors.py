@@ -235,7 +235,7 @@ def test_too_many_unreadable_answers(sentence, pipeline, warm_root) -> None:
             ["['base', 'nope']", "likelihood, base"],
         ),
         (["experiments=labelers", "compare=[[base]]", "until=eval"], ["is not a pair"]),
-        (["experiments=labelers", "compare=[[base,likelihood]]"], ["until=rm", "until: eval"]),
+        (["experiments=labelers", "compare=[[base,likelihood]]"], ["until=rm", "until: rl or eval"]),
         (["stage=compare"], ["experiments=NAME"]),
     ],
 )

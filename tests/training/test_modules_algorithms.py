@@ -244,13 +244,13 @@ def _learn(model, folder, name, seed=0, *, iterations=EASY_ITERATIONS, noise=Fal
     module = make_module(
         model, iterations=iterations, critic=critic, options=options, reward=reward, lr=EASY_LR
     )
-    right = module._advantages
+    right = module._credit
 
     def signed(*arguments):
         advantages, returns = right(*arguments)
         return sign * advantages, returns
 
-    module._advantages = signed
+    module._credit = signed
     train(module, folder, iterations)
     return module, shares
 

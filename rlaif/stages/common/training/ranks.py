@@ -144,7 +144,7 @@ def _check_alive(started: Mapping[Path, subprocess.Popen[bytes]]) -> None:
 
 
 def _start(ctx: Context, rank: int, words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    # Where this package is, not paths.code: in a wheel that is the package itself, whose `io` and others would hide Python's.
+    # Not paths.code, which in a wheel is the package itself: its modules `io` and `data` would hide others.
     paths = [str(Path(__file__).resolve().parents[4]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if ctx.model_spec.device == "cuda":
