@@ -34,7 +34,8 @@ def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple
     policy, baseline = both_sides(summary, ROUGE)
     cards = []
     if rise:
-        cards.append(("Proxy", "reward, before penalties and KL", change_text(rise.change)))
+        value, _, bounds = change_text(rise.change).partition(", ")
+        cards.append(("Proxy", "; ".join(filter(None, ["reward, before penalties and KL", bounds])), value))
     objective = number(summary, "rl/objective")
     if objective is not None:
         what = "at the end: what RL maximised, reward less penalties and KL"
@@ -44,7 +45,9 @@ def proxy_and_judge(summary: Summary, history: Sequence[Row] = ()) -> list[tuple
         shown = f", {metric_range('eval/win_rate', found.low, found.high)}" if found else ""
         cards.append(("Judge", f"win rate{shown}; 50% is no difference", percent(win)))
     if policy is not None and baseline is not None:
-        cards.append(("Held-out", "ROUGE-L, policy minus baseline", signed(policy - baseline)))
+        gain = interval(summary, "eval/rouge_l_gain")
+        shown = f", {metric_range('eval/rouge_l_gain', gain.low, gain.high)}" if gain else ""
+        cards.append(("Held-out", f"ROUGE-L, policy minus baseline{shown}", signed(policy - baseline)))
     return cards
 
 

@@ -229,7 +229,8 @@ def test_the_reward_and_what_rl_maximises_stand_side_by_side(tmp_path):
     assert "maximis" not in rows["rl/reward"].label
     assert rows["rl/reward_scale"].value == "0.093 raw" and "24 references" in rows["rl/reward_scale"].note
     cards = {who: (words, value) for who, words, value in proxy_and_judge(summary, run.history)}
-    assert cards["Proxy"][0] == "reward, before penalties and KL"
+    words, value = cards["Proxy"]
+    assert words.startswith("reward, before penalties and KL; 95% interval ") and " " not in value
     assert "what RL maximised" in cards["Objective"][0] and cards["Objective"][1] == "\u22121.250"
     arms = [{"arm": name, **summary} for name in "ab"]
     history = [
