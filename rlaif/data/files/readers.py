@@ -126,7 +126,7 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=json_object, parse_int=json_integer)
     except json.JSONDecodeError as error:
         spot = f" at line {error.lineno}" if error.lineno > 1 else ""
-        hint = "; name a file with one object per line .jsonl" if error.msg == "Extra data" else ""
+        hint = "; a file with one object per line is named .jsonl" if error.msg == "Extra data" else ""
         raise UserError(f"{where}: not valid JSON ({error.msg}{spot}){hint}.") from error
     except RecursionError as error:
         raise UserError(f"{where}: its JSON is nested too deeply to be read.") from error
