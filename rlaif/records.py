@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -23,13 +22,11 @@ Outcome = Literal["win", "loss", "tie", "unparsed", "failed"]
 Record = TypeVar("Record")
 
 _ONLY_SOME = ("group", "ids", "ids_a", "ids_b")
-
-
 _BLANK = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # spaces, line ends, control and invisible characters
 
 
 def is_empty(response: str) -> bool:
-    """Whether a response says nothing: no character in it, or none that anyone could see.
+    """Whether a response has no visible character.
 
     An empty response is a bad answer, not a missing one: it loses to any text and ties with another empty one.
     """
@@ -41,24 +38,23 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _ids(ids: Sequence[int] | None) -> tuple[int, ...] | None:
-    """As a file has them (a list), or as they are."""
-    return None if ids is None else tuple(ids)
+def _freeze_ids(record: Any, *names: str) -> None:
+    """A file has token ids as lists."""
+    for name in names:
+        ids = getattr(record, name)
+        object.__setattr__(record, name, None if ids is None else tuple(ids))
 
 
 def _check_probability(name: str, value: float | None) -> None:
-    if value is not None:
-        _require(
-            isinstance(value, int | float) and math.isfinite(value) and 0.0 <= value <= 1.0,
-            f"{name} must be a probability in [0, 1], got {value!r}",
-        )
+    known = value is None or (isinstance(value, int | float) and 0.0 <= value <= 1.0)
+    _require(known, f"{name} must be a probability in [0, 1], got {value!r}")
 
 
 class _Grouped:
-    """What a record that belongs to a prompt also belongs to, where more than the prompt goes together.
+    """A record of a prompt that may belong to a group of prompts.
 
-    That is the conversation that the prompt is a turn of, or copies of one text. `group` is the id of its first
-    prompt (None for that prompt itself). It never lies on both sides of a split, and is resampled as a whole.
+    A group is the conversation whose turns the prompts are, or copies of one text; `group` is the id of its first
+    prompt (None for that prompt itself). It is never on both sides of a split, and is resampled as a whole.
     """
 
     prompt_id: str
@@ -66,17 +62,13 @@ class _Grouped:
 
     @property
     def cluster(self) -> str:
-        """The group, or the prompt where there is none."""
+        """The group, or the prompt if it has none."""
         return self.prompt_id if self.group is None else self.group
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """An input of the policy, with the author's own answer where the task has one.
-
-    `group` is the id of another prompt that it goes together with: the first of its conversation, or of the copies of
-    its text. `cluster` names them all.
-    """
+    """An input of the policy, with the author's own answer if the task has one. `group` as in `_Grouped`."""
 
     id: str
     prompt: str
@@ -85,7 +77,7 @@ class Prompt:
 
     @property
     def cluster(self) -> str:
-        """The group, or the prompt itself where there is none."""
+        """The group, or the prompt itself if it has none."""
         return self.id if self.group is None else self.group
 
     def __post_init__(self) -> None:
@@ -97,9 +89,9 @@ class Prompt:
 class Pair(_Grouped):
     """Two responses to one prompt. `gold` is the probability that response **a** is better.
 
-    `construction` names how a constructed gold pair was made (for instance `mismatched`); alignment is
-    reported for each construction apart. `ids_a` and `ids_b` are the tokens of responses that a policy wrote, with the
-    one that ended it if it did end: its text is never tokenised again.
+    `construction` names how a constructed gold pair was made (for instance `mismatched`); alignment is reported per
+    construction. `ids_a` and `ids_b` are the tokens of responses that a policy wrote, including the one that ended
+    them, if any: their text is never tokenised again.
     """
 
     id: str
@@ -116,41 +108,28 @@ class Pair(_Grouped):
     ids_b: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("ids_a", "ids_b"):
-            object.__setattr__(self, name, _ids(getattr(self, name)))
+        _freeze_ids(self, "ids_a", "ids_b")
         _require(bool(self.id), "Pair.id is empty")
         _require(self.origin in ("policy", "dataset"), f"Pair {self.id}: origin {self.origin!r}")
         _check_probability(f"Pair {self.id}: gold", self.gold)
-        _require(
-            (self.gold is None) == (self.gold_source is None),
-            f"Pair {self.id}: gold and gold_source come together",
-        )
+        together = (self.gold is None) == (self.gold_source is None)
+        _require(together, f"Pair {self.id}: gold and gold_source come together")
 
     @classmethod
     def between(cls, a: Sample, b: Sample, id: str | None = None) -> Pair:
-        """Two samples' responses to one prompt, with their tokens. `id` is the prompt's where none is given."""
-        return cls(
-            a.prompt_id if id is None else id,
-            a.prompt_id,
-            a.prompt,
-            a.response,
-            b.response,
-            "policy",
-            group=a.group,
-            ids_a=a.ids,
-            ids_b=b.ids,
-        )
+        """Two samples' responses to one prompt, with their tokens. `id` defaults to the prompt's."""
+        own, texts = a.prompt_id if id is None else id, (a.prompt, a.response, b.response)
+        return cls(own, a.prompt_id, *texts, "policy", group=a.group, ids_a=a.ids, ids_b=b.ids)
 
 
 @dataclass(frozen=True)
 class Judgement:
     """One call of the labeler on one order of one pair.
 
-    `p_a` is the preference for response **a** whatever the order in which it was shown; it is None
-    unless `state` is `ok`. `mass` is the probability that the model put on the choices at all;
-    `logprobs` are the choices' raw log-probabilities (nats) in the order shown, a probability of zero as
-    -inf here and as null in the file (JSON has no infinity). Provenance `rule` is that of a pair with an
-    empty response, about which no labeler is asked.
+    `p_a` is the preference for response **a** whatever the order shown; it is None unless `state` is `ok`. `mass` is
+    the total probability that the model put on the choices; `logprobs` are the choices' raw log-probabilities (nats)
+    in the order shown, with probability zero as -inf here and as null in the file (JSON has no infinity).
+    Provenance `rule` is for a pair with an empty response, about which no labeler is asked.
     """
 
     pair_id: str
@@ -171,26 +150,21 @@ class Judgement:
     def __post_init__(self) -> None:
         known = tuple(-math.inf if value is None else value for value in self.logprobs)
         object.__setattr__(self, "logprobs", known)
-        _require(
-            all(value == -math.inf or math.isfinite(value) for value in known),
-            f"Judgement of {self.pair_id}: logprobs {known} are no log-probabilities",
-        )
-        _require(self.order in ("ab", "ba"), f"Judgement of {self.pair_id}: order {self.order!r}")
-        _require(
-            self.state in ("ok", "unparsed", "failed"), f"Judgement of {self.pair_id}: state {self.state!r}"
-        )
-        _require(
-            (self.p_a is not None) == (self.state == "ok"),
-            f"Judgement of {self.pair_id}: p_a is present exactly when the state is ok",
-        )
-        _check_probability(f"Judgement of {self.pair_id}: p_a", self.p_a)
+        name = f"Judgement of {self.pair_id}"
+        finite = all(value == -math.inf or math.isfinite(value) for value in known)
+        _require(finite, f"{name}: logprobs {known} are not log-probabilities")
+        _require(self.order in ("ab", "ba"), f"{name}: order {self.order!r}")
+        _require(self.state in ("ok", "unparsed", "failed"), f"{name}: state {self.state!r}")
+        parsed = (self.p_a is not None) == (self.state == "ok")
+        _require(parsed, f"{name}: p_a is present exactly when the state is ok")
+        _check_probability(f"{name}: p_a", self.p_a)
 
 
 @dataclass(frozen=True)
 class Preference:
-    """The labeler's aggregate for one pair: `p_a`, or None where nothing could be parsed.
+    """The labeler's aggregate for one pair: `p_a`, or None if nothing could be parsed.
 
-    `p_ab` and `p_ba` are the two orders' own values, both as the preference for response a.
+    `p_ab` and `p_ba` are the values of the two orders, both as the preference for response a.
     """
 
     pair_id: str
@@ -204,17 +178,15 @@ class Preference:
     def __post_init__(self) -> None:
         for name in ("p_a", "p_ab", "p_ba"):
             _check_probability(f"Preference {self.pair_id}: {name}", getattr(self, name))
-        _require(
-            (self.p_a is not None) == (self.state == "ok"),
-            f"Preference {self.pair_id}: p_a is present exactly when the state is ok",
-        )
+        parsed = (self.p_a is not None) == (self.state == "ok")
+        _require(parsed, f"Preference {self.pair_id}: p_a is present exactly when the state is ok")
 
 
 @dataclass(frozen=True)
 class Sample(_Grouped):
     """One response of a policy, as text with its counts (the tensors of RL are `inference.rollouts.Rollout`).
 
-    `ids` are its tokens, with the one that ended it if it did (`finished`); None for a text that no policy wrote.
+    `ids` are its tokens, including the one that ended it if it `finished`; None for a text that no policy wrote.
     """
 
     prompt_id: str
@@ -227,7 +199,7 @@ class Sample(_Grouped):
     ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", _ids(self.ids))
+        _freeze_ids(self, "ids")
 
 
 @dataclass(frozen=True)
@@ -251,20 +223,20 @@ class Comparison(_Grouped):
 
     def __post_init__(self) -> None:
         _check_probability(f"Comparison {self.id}: p_policy", self.p_policy)
+        judged = (self.p_policy is None) == (self.outcome in ("unparsed", "failed"))
         _require(
-            (self.p_policy is None) == (self.outcome in ("unparsed", "failed")),
+            judged,
             f"Comparison {self.id}: p_policy is missing exactly when the outcome is unparsed or failed",
         )
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task gives: disjoint prompt splits, training pairs and gold pairs.
+    """The data of a task: disjoint prompt splits, training pairs and gold pairs.
 
-    `pairs` (training candidates of a data set, possibly empty) and `gold_pairs` (for alignment, never
-    trained on) are separate sets. `fingerprint` identifies the content (a hash). `notes` tell what was read
-    and dropped (of each reason, `examples` has the first row's place), `places` where the rows stand that
-    prompts and pairs (by id) were made of.
+    `pairs` (training candidates of a data set, possibly empty) and `gold_pairs` (for alignment, never trained on) are
+    disjoint. `fingerprint` is a hash of the content. `notes` say what was read and dropped, with the place of the
+    first row per reason in `examples`; `places` give the rows that prompts and pairs (by id) were made from.
     """
 
     name: str
@@ -280,9 +252,9 @@ class TaskData:
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """A record as plain JSON-able data (missing values stay, as None; a log-probability of -inf becomes one).
+    """A record as plain JSON-able data: missing values and log-probabilities of -inf are None.
 
-    A group and ids, which only some records have, are left out where there are none.
+    A group and ids, which only some records have, are left out if there are none.
     """
     row = dataclasses.asdict(record)
     for name in _ONLY_SOME:

@@ -1,6 +1,6 @@
-"""How text becomes the tokens of any tokenizer: chat templates, what stands in front, tokens in their place, ends.
+"""How text becomes tokens, for any tokenizer: chat templates, leading tokens, tokens in context, ends.
 
-Everything here takes a transformers tokenizer and nothing else of a model.
+Everything here takes a transformers tokenizer and no other part of a model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlaif.errors import UserError
 logger = logging.getLogger(__name__)
 
 PAD_CANDIDATES = ("<|endoftext|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<unk>")
-# Templates that write today's date would make another prompt of the same text every day.
+# Templates that write today's date would make a different prompt of the same text every day.
 TEMPLATE_DATE = datetime(2025, 1, 1)
 _CLOCK = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _ANCHORS = ("\n", ".", "=")
@@ -30,17 +30,16 @@ _PROBE = "What follows?"
 
 
 def choose_template(tokenizer: Any, wanted: str | None, key: str) -> None:
-    """Give `tokenizer` the one chat template to use: `wanted`, a name or a file, or the only or default one it has.
+    """Give `tokenizer` the one chat template to use: `wanted` (a name or a file), or its only or default one.
 
-    Raises UserError, which names `key`, where there is no such template or none to prefer. A tokenizer without any
-    stays without: `render_chat` has a plain format then.
+    Raises UserError, which names `key`, if there is no such template or no reason to prefer one. A tokenizer without
+    any stays without: `render_chat` then uses a plain format.
     """
-    own = tokenizer.chat_template
-    named = own if isinstance(own, dict) else {}
+    named = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     if wanted is None:
         if named and "default" not in named and len(named) > 1:
             raise UserError(
-                f"the tokenizer has several chat templates and none is its default: write {key}=NAME with one of "
+                f"the tokenizer has several chat templates and none is the default: write {key}=NAME with one of "
                 f"{', '.join(sorted(named))}, or {key}=FILE"
             )
         if named:
@@ -57,27 +56,27 @@ def choose_template(tokenizer: Any, wanted: str | None, key: str) -> None:
     else:
         known = f"one of {', '.join(sorted(named))}, or " if named else ""
         raise UserError(
-            f"{key}={wanted} is no chat template of the tokenizer and no file: write {known}a file's path"
+            f"{key}={wanted} is neither a chat template of the tokenizer nor a file: write {known}a file's path"
         )
 
 
 def render_chat(tokenizer: Any, user: str) -> str:
     """`user` as the user's turn, up to where the model's turn begins.
 
-    Without a chat template, as for base models: the text and an empty line. Content is handed over as a string and,
-    to templates that lose it so, as a list of parts. The template's clock stands still at `TEMPLATE_DATE`.
-    Raises UserError with the template's own words, and for a rendering that does not hold the text.
+    Without a chat template, as in base models: the text and an empty line. Content is passed as a string or, to
+    templates that would lose it, as a list of parts. The template's clock stands still at `TEMPLATE_DATE`.
+    Raises UserError with the template's own error, and for a rendering that does not contain the text.
     """
     if tokenizer.chat_template is None:
         return f"{user}\n\n"
     why = "the text of the user's turn is not in what it renders"
     for content in (user, [{"type": "text", "text": user}]):
         try:
-            text = _apply(tokenizer, content)
+            text = _render(tokenizer, [{"role": "user", "content": content}], add_generation_prompt=True)
         except Exception as error:  # a template is a program: it may raise anything
             why = " ".join(str(error).split()) or type(error).__name__
             continue
-        # A list of parts written out as it stands holds the text too.
+        # A list of parts printed as it is contains the text too.
         if user.strip() in text and not (content is not user and "'type': 'text'" in text):
             return text
     raise UserError(
@@ -86,32 +85,27 @@ def render_chat(tokenizer: Any, user: str) -> str:
     )
 
 
-def _apply(tokenizer: Any, content: Any, *, add_generation_prompt: bool = True) -> str:
-    return _render(tokenizer, [{"role": "user", "content": content}], add_generation_prompt)
-
-
-def _render(tokenizer: Any, turns: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+def _render(tokenizer: Any, turns: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
     own = tokenizer.chat_template
     if isinstance(own, str) and _CLOCK.search(own):
-        # transformers hands no functions of ours to a template: the date is written into its text.
+        # transformers passes no functions of ours to a template, so the date is written into its text.
         options["chat_template"] = _CLOCK.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), own)
     return tokenizer.apply_chat_template(turns, **options)
 
 
 def check_chat(tokenizer: Any) -> None:
-    """Raises UserError for a template that cannot be used; says what is unusual about one that can."""
+    """Raises UserError for a template that cannot be used; warns of what is unusual about one that can."""
     text = render_chat(tokenizer, _PROBE)
     if tokenizer.chat_template is None:
         logger.warning("the tokenizer has no chat template: prompts are plain text and an empty line")
         return
-    content: Any = _PROBE
     try:
-        bare = _apply(tokenizer, content, add_generation_prompt=False)
+        bare = _render(tokenizer, [{"role": "user", "content": _PROBE}], add_generation_prompt=False)
     except Exception:
         return
     if bare == text:
-        logger.warning("the chat template opens no turn for the model: what it writes goes on the user's")
+        logger.warning("the chat template opens no turn for the model: its text continues the user's turn")
 
 
 # Tokens.
@@ -119,7 +113,7 @@ def check_chat(tokenizer: Any) -> None:
 
 @lru_cache(maxsize=32)
 def lead_ids(tokenizer: Any) -> tuple[int, ...]:
-    """What the tokenizer puts before a text: BOS, say; () for many. EOS or others behind it are left out."""
+    """What the tokenizer puts before a text: BOS, say; () for many. EOS or other tokens after it are left out."""
     plain, whole = tokenizer.encode(_WORD, add_special_tokens=False), tokenizer.encode(_WORD)
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
@@ -129,9 +123,9 @@ def lead_ids(tokenizer: Any) -> tuple[int, ...]:
 
 @lru_cache(maxsize=32)
 def _anchor(tokenizer: Any) -> str | None:
-    """A text behind which words have the tokens that they have inside of a text; None where they always have.
+    """A text after which words get the tokens that they have inside a text; None if they always do.
 
-    Tokenizers of sentencepiece's kind put a space before whatever they are given.
+    Tokenizers like sentencepiece put a space before whatever they are given.
     """
     for anchor in _ANCHORS:
         before, both = _encode(tokenizer, anchor), _encode(tokenizer, anchor + _WORD)
@@ -146,20 +140,17 @@ def _encode(tokenizer: Any, text: str, plain: bool = False) -> list[int]:
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """A whole text as the tokenizer begins it; markers such as `<|im_end|>` count."""
+    """A whole text, begun as the tokenizer begins one; markers such as `<|im_end|>` are special tokens."""
     return [*lead_ids(tokenizer), *_encode(tokenizer, text)]
 
 
 def chat_ids(tokenizer: Any, text: str) -> list[int]:
-    """A rendered chat: what stands in front is the template's affair."""
+    """A rendered chat: leading tokens are up to the template."""
     return _encode(tokenizer, text)
 
 
 def inner_ids(tokenizer: Any, text: str, *, plain: bool = False) -> list[int]:
-    """`text` as it stands behind other text, without what opens a text of its own.
-
-    With `plain`, markers such as `<|im_end|>` are read as characters.
-    """
+    """`text` as tokenised after other text; with `plain`, markers such as `<|im_end|>` are read as characters."""
     anchor = _anchor(tokenizer)
     if anchor is not None and text:
         before, both = _encode(tokenizer, anchor, plain), _encode(tokenizer, anchor + text, plain)
@@ -174,8 +165,8 @@ def inner_ids(tokenizer: Any, text: str, *, plain: bool = False) -> list[int]:
 def end_ids(tokenizer: Any, stated: Iterable[int | None], rows: int) -> tuple[int, ...]:
     """The tokens that end a response, the training target first.
 
-    The tokenizer's EOS, then what the model's configuration files state, then what the chat template closes a
-    turn with. `rows` is the embedding's number of rows. Raises UserError where there is none.
+    The tokenizer's EOS, then those `stated` in the model's configuration files, then the one that closes a turn in
+    the chat template. `rows` is the embedding's number of rows. Raises UserError if there is none.
     """
     ids = [tokenizer.eos_token_id, *stated, _turn_end(tokenizer)]
     found = tuple(dict.fromkeys(i for i in ids if i is not None and 0 <= i < rows))
@@ -188,45 +179,41 @@ def end_ids(tokenizer: Any, stated: Iterable[int | None], rows: int) -> tuple[in
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Tokens that are no text, whether they have a role or not."""
+    """Tokens that are not text, whether or not they have a role."""
     added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 
 
 def _turn_end(tokenizer: Any) -> int | None:
-    """The special token right behind a turn of the assistant's in the chat template, if there is one."""
+    """The special token right after an assistant turn in the chat template, if there is one."""
     if not isinstance(tokenizer.chat_template, str):
         return None
     turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": _PROBE}]
     try:
         text = _render(tokenizer, turns, add_generation_prompt=False)
-    except Exception:  # said where the template is used
+    except Exception:  # reported when the template is used
         return None
-    _, _, behind = text.rpartition(_PROBE)
-    following = _encode(tokenizer, behind.lstrip())[:1]
+    following = _encode(tokenizer, text.rpartition(_PROBE)[2].lstrip())[:1]
     return following[0] if following and following[0] in special_ids(tokenizer) else None
 
 
 def check_vocabulary(tokenizer: Any, rows: int) -> None:
-    """Raises UserError where the tokenizer has tokens, pads aside, for which the embedding has no row."""
-    beyond = {
-        token: index
-        for token, index in tokenizer.get_vocab().items()
-        if index >= rows and token != tokenizer.pad_token
-    }
+    """Raises UserError if the tokenizer has tokens, apart from the pad, for which the embedding has no row."""
+    pad, known = tokenizer.pad_token, tokenizer.get_vocab()
+    beyond = [(index, token) for token, index in known.items() if index >= rows and token != pad]
     if beyond:
-        first = min(beyond, key=lambda token: beyond[token])
+        index, token = min(beyond)
         raise UserError(
-            f"the tokenizer's {first!r} has the id {beyond[first]}, but the model's embedding has {rows} rows "
+            f"the tokenizer's {token!r} has the id {index}, but the model's embedding has {rows} rows "
             f"({len(beyond)} such tokens): save the model with its embedding resized to the tokenizer"
         )
 
 
 def choose_pad(tokenizer: Any, ends: Collection[int], rows: int) -> int | None:
-    """A token of the embedding that can pad since it ends no response; None where there is none.
+    """A token of the embedding that can serve as pad because it ends no response; None if there is none.
 
-    Training and sampling here need no pad. Elsewhere it finds the end of a text (transformers' sequence classifiers
-    read their score before the first), and with pad = EOS it would hide that of every response.
+    Training and sampling here need no pad. Elsewhere it marks the end of a text (transformers' sequence classifiers
+    read their score before the first pad), and pad = EOS would hide the EOS of every response.
     """
     known = tokenizer.get_vocab()
     names = (tokenizer.pad_token, *PAD_CANDIDATES, tokenizer.unk_token, tokenizer.bos_token)

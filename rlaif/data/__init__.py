@@ -1,1 +1,1 @@
-"""Tasks as records, and the one datamodule layer that sft, rm and rl train on."""
+"""Tasks as records, and the datamodule layer that sft, rm and rl train on."""

@@ -1,8 +1,8 @@
-"""The one datamodule layer: a base LightningDataModule with an SFT, a preference and a prompt view.
+"""The datamodule layer: a base LightningDataModule with an SFT, a preference and a prompt view.
 
-Rows hold token ids and, from the inference layer, the trunk's features of the same tokens (the ids
-themselves if the model is `full`). The tokenizer comes in through the encoder; order and batches depend on
-the seed and the epoch alone, so that a resumed run sees what an uninterrupted one sees.
+Rows hold token ids and, from the inference layer, the trunk's features of the same tokens (the ids themselves if the
+model is `full`). Order and batches depend only on the seed and the epoch, so that a resumed run sees what an
+uninterrupted one sees.
 
 Notation: B rows, T positions, D hidden size. Masks are True where a position counts.
 """
@@ -25,7 +25,7 @@ from rlaif.records import Pair
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One encoded text: ids (P + R,), and the features (P, D), (R, D) of its prompt and response (ids if `full`)."""
+    """One encoded text: ids (P + R,), and features (P, D) and (R, D) of its prompt and response (ids if `full`)."""
 
     ids: Tensor
     prompt: Tensor
@@ -57,8 +57,8 @@ class PreferenceRow:
     """One pair as tensors, and its soft label.
 
     Features of the prompt (P, D) and of the responses a (A, D) and b (B, D), EOS included; ids (P,), (A,), (B,)
-    if the model is `full`. `p_a` is the probability that a is better (NaN where no label has been given: no loss is
-    finite then), `weight` the pair's in the loss: one number, or one for each member of an ensemble.
+    if the model is `full`. `p_a` is the probability that a is better (NaN if unlabelled, which makes any loss NaN),
+    `weight` the pair's weight in the loss: one number, or one per member of an ensemble.
     """
 
     pair: Pair
@@ -75,12 +75,12 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class PreferenceBatch:
-    """B pairs behind each other in one row of N tokens, each as prompt | a | b: nothing is padded.
+    """B pairs packed into one row of N tokens without padding, each as prompt | a | b.
 
-    features (1, N, D) or (1, N); positions (1, N), which start again with each pair, and after the prompt with b;
-    spans, where each pair's prompt, a and b start and where b ends; last (B, 2), the last token of a and of b;
-    p_a (B,) and weight (B,), or (B, members), in float32. Under the attention of `spans` the scores are those
-    of prompt | a and prompt | b run apart, at little more than half the tokens.
+    features (1, N, D) or (1, N); positions (1, N), which start at 0 in each pair, and for b again after the prompt;
+    spans: where each pair's prompt, a and b start and where b ends; last (B, 2): the last token of a and of b;
+    p_a (B,) and weight (B,), or (B, members), in float32. Under the attention of `spans` the scores are those of
+    separate runs of prompt | a and prompt | b, at little more than half the tokens.
     """
 
     features: Tensor
@@ -96,7 +96,7 @@ class PreferenceBatch:
 
 
 def _joined(rows: Sequence[tuple[Tensor, ...]]) -> Tensor:
-    """Each row's parts (., D) or (.,) one behind the other, right-padded with zeros: (B, T, D) or (B, T)."""
+    """Each row's parts (., D) or (.,), concatenated and right-padded with zeros: (B, T, D) or (B, T)."""
     lengths = [sum(map(len, parts)) for parts in rows]
     like = rows[0][0]
     joined = torch.zeros(len(rows), max(lengths), *like.shape[1:], dtype=like.dtype)
@@ -123,7 +123,7 @@ def collate_sequences(rows: Sequence[EncodedRow]) -> TokenBatch:
 
 
 def collate_preferences(rows: Sequence[PreferenceRow]) -> PreferenceBatch:
-    """Put the pairs behind each other.
+    """Pack the pairs into one row.
 
     >>> pair = Pair("id", "prompt id", "prompt", "response a", "response b", "dataset")
     >>> prompt, a, b = torch.tensor([1, 2]), torch.tensor([3, 4, 5]), torch.tensor([6, 7])
@@ -162,16 +162,16 @@ class Rows(Dataset):
 
 
 class EpochBatches(Sampler[list[int]]):
-    """Batches of similar length in an order that depends on (seed, epoch) alone.
+    """Batches of rows of similar length, in an order that depends only on (seed, epoch).
 
-    Rows are shuffled, cut into pools of `pool` batches, sorted by length inside a pool, and the batches
-    are shuffled again: little padding, and still a different neighbourhood in every epoch. Lightning calls
-    `set_epoch`, also after a resume.
+    Rows are shuffled, cut into pools of `pool` batches and sorted by length inside each pool, and the batches
+    are shuffled: little padding, and still different neighbours in every epoch. Lightning calls `set_epoch`,
+    also after a resume.
     """
 
     @property
     def sampler(self) -> EpochBatches:
-        """Itself: Lightning tells the epoch to a batch sampler's `sampler` alone."""
+        """Itself: Lightning passes the epoch only to a batch sampler's `sampler`."""
         return self
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pool: int = 16) -> None:
@@ -197,18 +197,18 @@ class EpochBatches(Sampler[list[int]]):
 
 
 class TextDataModule(pl.LightningDataModule):
-    """Train and validation rows of one view.
+    """Training and validation rows of one view.
 
-    The training loader hands out steps: the micro-batches of one optimiser step as a list, so that a loss can
-    be a mean over the step. The validation loader hands out single batches. Of processes that train together,
-    each gets its share of every step (maybe no row of a small one), and all rows that are validated on.
+    The training loader yields the micro-batches of one optimiser step as a list, so that a loss can be a mean over
+    the step; the validation loader yields single batches. Of processes that train together, each gets its share of
+    every step (possibly no row of a small one) and all validation rows.
 
     Args:
         phases: the training rows (`EncodedRow` or `PreferenceRow`) of each phase, in the order of training.
-        epochs_per_phase: a phase's epochs; with several phases the Trainer must reload the loader every epoch.
+        epochs_per_phase: epochs per phase; with several phases the Trainer must reload the loader every epoch.
         collate: turns a list of rows into a batch.
         length: a row's length in tokens, for batching.
-        batch_size, micro_batch_size: rows of an optimiser step, and of a forward pass.
+        batch_size, micro_batch_size: rows per optimiser step, and per forward pass.
     """
 
     def __init__(
@@ -244,61 +244,37 @@ class TextDataModule(pl.LightningDataModule):
 
     @classmethod
     def sft_view(
-        cls,
-        train: Sequence[EncodedRow],
-        validation: Sequence[EncodedRow],
-        *,
-        batch_size: int,
-        micro_batch_size: int,
-        seed: int,
+        cls, train: Sequence[EncodedRow], validation: Sequence[EncodedRow], **batching: int
     ) -> TextDataModule:
-        """Prompt and target in one sequence; the loss reads `response_mask`."""
+        """Prompt and target in one sequence; the loss reads `response_mask`. `batching`: sizes and seed."""
         return cls(
             [train],
             validation,
             epochs_per_phase=1,
             collate=collate_sequences,
             length=lambda r: len(r.ids),
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            seed=seed,
+            **batching,
         )
 
     @classmethod
     def preference_view(
-        cls,
-        phases: Sequence[Sequence[PreferenceRow]],
-        validation: Sequence[PreferenceRow],
-        *,
-        epochs_per_phase: int,
-        batch_size: int,
-        micro_batch_size: int,
-        seed: int,
+        cls, phases: Sequence[Sequence[PreferenceRow]], validation: Sequence[PreferenceRow], **batching: int
     ) -> TextDataModule:
-        """Pairs with soft labels, in phases that may differ in their labels."""
-        return cls(
-            phases,
-            validation,
-            epochs_per_phase=epochs_per_phase,
-            collate=collate_preferences,
-            length=len,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            seed=seed,
-        )
+        """Pairs with soft labels, in phases that may differ in their labels. `batching`: epochs, sizes and seed."""
+        return cls(phases, validation, collate=collate_preferences, length=len, **batching)
 
 
 class PromptCursor:
-    """The prompt view: which prompts iteration t of RL uses, without repeats inside a pass.
+    """The prompt view: which prompts iteration t of RL uses, without repeats within a pass.
 
-    A pure function of (seed, iteration), so that a resumed run continues where it stood.
+    A pure function of (seed, iteration), so that a resumed run continues where it stopped.
     """
 
     def __init__(self, count: int, per_iteration: int, seed: int) -> None:
         self.count, self.per_iteration, self.seed = count, per_iteration, seed
 
     def indices(self, iteration: int) -> list[int]:
-        """The prompts of iteration `iteration` (0-based); passes over the set are reshuffled."""
+        """The prompts of `iteration` (0-based); each pass over the set is reshuffled."""
         wanted: list[int] = []
         position = iteration * self.per_iteration
         while len(wanted) < self.per_iteration:

@@ -1,4 +1,4 @@
-"""Text to token ids, the same way in every stage: prompt, response, and what happens when they are too long."""
+"""Text to token ids, the same way in every stage: prompts, responses, and what happens if they are too long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOO_LONG = ("error", "truncate", "drop")
 
 @dataclass
 class Cuts:
-    """What the limits did to the rows that were looked at (`rows`), each counted."""
+    """What the limits did to the `rows` examined, as counts."""
 
     rows: int = 0
     prompts_cut: int = 0
@@ -28,7 +28,7 @@ class Cuts:
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, what: str, place: str, count: int = 1) -> None:
-        """Count `count` under the field `what`; `first` keeps where its first one stands."""
+        """Add `count` to the field `what`; `first` keeps the place of its first row."""
         if count:
             setattr(self, what, getattr(self, what) + count)
             self.first.setdefault(what, place)
@@ -40,13 +40,13 @@ class Encoder:
 
     A prompt is `prefix + text + suffix`, wrapped by the model's chat template if `chat`, else begun as the
     tokenizer begins a text (with BOS, say). A response is its text (after `separator`) and EOS. Prompt and response
-    are tokenised apart, so that a response has the same ids whether it was sampled or read: those that it has behind
-    other text. Markers such as `<|im_end|>` inside a text are read as plain characters, except in a chat prompt,
+    are tokenised separately, so that a response has the same ids whether it was sampled or read: those that it has
+    after other text. Markers such as `<|im_end|>` inside a text are read as plain characters, except in a chat prompt,
     which is tokenised as its template renders it.
 
     `eos_id` ends the responses that are trained on; `eos_ids` are all tokens that end one (only `eos_id` if empty).
-    `too_long` rules prompts beyond `max_prompt_tokens`, `too_long_responses` references and responses of
-    pairs beyond `max_response_tokens`; `places` tell, by a row's id, where it stands in its file.
+    `too_long` applies to prompts beyond `max_prompt_tokens`, `too_long_responses` to references and responses of
+    pairs beyond `max_response_tokens`; `places` give a row's place in its file by its id.
     """
 
     tokenizer: Any
@@ -68,7 +68,7 @@ class Encoder:
                 raise UserError(f"task.too_long={rule} is not known: write error, truncate or drop")
 
     def raw_prompt(self, text: str) -> list[int]:
-        """The prompt's ids, however long."""
+        """The prompt's ids at full length."""
         full = self.prefix + text + self.suffix
         if self.chat:
             return chat_ids(self.tokenizer, render_chat(self.tokenizer, full))
@@ -78,20 +78,20 @@ class Encoder:
 
     def _with_plain(self, text: str) -> list[int]:
         """Prefix and suffix may hold markers on purpose, the text may not."""
-        first = text_ids(self.tokenizer, self.prefix) if self.prefix else list(lead_ids(self.tokenizer))
-        middle = self._plain(text) if self.prefix else self._opening(text)
-        return [*first, *middle, *inner_ids(self.tokenizer, self.suffix)]
+        if self.prefix:
+            start = [*text_ids(self.tokenizer, self.prefix), *self._plain(text)]
+        else:
+            plain = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            start = [*lead_ids(self.tokenizer), *plain]
+        return start + inner_ids(self.tokenizer, self.suffix)
 
     def _plain(self, text: str) -> list[int]:
         return inner_ids(self.tokenizer, text, plain=True)
 
-    def _opening(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
     def prompt(self, text: str) -> list[int]:
-        """The prompt's ids; under `truncate` the middle text loses its end, never the cue behind it.
+        """The prompt's ids; under `truncate` the text itself is cut at its end, never the cue after it.
 
-        Raises UserError where what stands around the text leaves no room for any of it.
+        Raises UserError if what surrounds the text leaves no room for any of it.
         """
         ids = self.raw_prompt(text)
         if len(ids) <= self.max_prompt_tokens or self.too_long != "truncate":
@@ -100,7 +100,7 @@ class Encoder:
         excess, kept = len(ids) - self.max_prompt_tokens, words
         while excess > 0:
             kept = kept[: max(len(kept) - excess, 0)]
-            # A cut inside a character decodes to a replacement character, which stands nowhere in the text.
+            # A cut inside a character decodes to a replacement character, which is not in the text.
             start = self.tokenizer.decode(kept).rstrip("\ufffd")
             if not start:
                 raise UserError(
@@ -112,7 +112,7 @@ class Encoder:
         return ids
 
     def raw_response(self, text: str) -> list[int]:
-        """The response's ids with EOS, however long."""
+        """The response's ids with EOS, at full length."""
         return [*self._plain(self.separator + text), self.eos_id]
 
     def response(self, text: str) -> list[int]:
@@ -120,7 +120,7 @@ class Encoder:
         return self.raw_response(text)[: self.max_response_tokens]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """A response's text: without EOS, separator and surrounding space."""
+        """A response's text, without EOS, separator and surrounding space."""
         ends = self.eos_ids or (self.eos_id,)
         return self.tokenizer.decode([i for i in ids if i not in ends], skip_special_tokens=True).strip()
 
@@ -132,11 +132,11 @@ class Encoder:
         limit: int | None = None,
         cuts: Cuts | None = None,
     ) -> list[Row]:
-        """The first `limit` rows that fit: their prompt, both responses of a pair and, if asked, the reference.
+        """The first `limit` rows that fit: their prompt, both responses of a pair and, with `references`, those.
 
-        Pairs whose responses are equal once they are cut are kept, since a labeler reads them whole, and counted:
-        no reward model can tell them apart. `cuts` counts what was cut or left out. Raises UserError for the
-        first row that does not fit under `error`.
+        Pairs whose responses are equal once cut are kept, since a labeler reads them in full, and counted: no reward
+        model can tell them apart. `cuts` counts what was cut or left out. Raises UserError for the first row that
+        does not fit under `error`.
         """
         kept: list[Row] = []
         cuts, strict = cuts or Cuts(), "error" in (self.too_long, self.too_long_responses)
@@ -144,7 +144,7 @@ class Encoder:
             full = limit is not None and len(kept) >= limit
             if full and not strict:
                 break
-            # Under `error` a row that does not fit is named, whether or not it would be used.
+            # Under `error` a row that does not fit is reported, whether or not it would be used.
             seen = Cuts() if full else cuts
             seen.rows += 1
             if self._prompt_fits(row, seen) and self._responses_fit(row, references, seen) and not full:
@@ -152,13 +152,12 @@ class Encoder:
         return kept
 
     def place(self, row: Prompt | Pair) -> str:
-        """Where a row stands: its file and row where that is known, else its id."""
+        """A row's file and place in it, if known, else its id."""
         return self.places.get(row.id, row.id)
 
     def _named(self, row: Prompt | Pair, what: str) -> str:
-        return (
-            f"{self.places[row.id]}: {what} of id {row.id}" if row.id in self.places else f"{what} {row.id}"
-        )
+        place = self.places.get(row.id)
+        return f"{what} {row.id}" if place is None else f"{place}: {what} of id {row.id}"
 
     def _prompt_fits(self, row: Prompt | Pair, cuts: Cuts) -> bool:
         length = len(self.raw_prompt(row.prompt))

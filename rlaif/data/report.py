@@ -1,4 +1,4 @@
-"""What was read of a task's files, kept and dropped, for terminal, summary and page."""
+"""What was read from a task's files, kept and dropped, for terminal, summary and page."""
 
 from __future__ import annotations
 
@@ -22,31 +22,30 @@ NAMES = (
     "preference",
     "summary",
 )
-"""Columns that mean something to a task; a column that is nearly one of them was perhaps meant as it."""
+"""Columns that mean something to a task; a column with nearly such a name was perhaps meant as one."""
 
 REASONS = {
     "diverging_rows_dropped": "whose dialogues part before the last turn",
     "without_shared_prompt_dropped": "without a prompt, own or shared",
-    "without_partner_dropped": "whose prompt has no completion of the other label to compare with",
-    "news_rows_dropped": "about something else than a post",
+    "without_partner_dropped": "whose prompt has no completion with the other label to compare with",
+    "news_rows_dropped": "about something other than a post",
     "beyond_max_rows_dropped": "beyond task.max_rows",
     "repeated_rows_dropped": "that repeat another's prompt and reference",
     "identical_pairs_dropped": "with two equal responses",
     "untrusted_gold_pairs_dropped": "held out for gold without a (sure) label",
 }
-"""A note's count of dropped rows, and what these rows are."""
+"""By the name of a note that counts dropped rows: which rows these are."""
 
 SHOWN = 20
-
 NEARNESS = 0.8  # "responce_a" and "response_1" are near response_a, "source" is near nothing
 
 
 def columns_notes(
     schema: str, present: Iterable[str], read: Collection[str], left_out: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Notes of a task: the schema, the columns read and not read, and those that were perhaps meant.
+    """Notes of a task: the schema, the columns read and not read, and unread ones that were perhaps meant.
 
-    `left_out` are names that the user wants no column for.
+    `left_out` are names for which the user wants no column.
     """
     unread = [name for name in present if name not in read]
     return {
@@ -58,7 +57,7 @@ def columns_notes(
 
 
 def _near(name: str, read: Collection[str]) -> str | None:
-    """`name (label?)` for a column not read that resembles one which has a meaning; `name`, where it is one."""
+    """`name (label?)` for an unread column that resembles one with a meaning, or `name` if it is one."""
     plain = {known.replace("_", ""): known for known in NAMES}
     word = "".join(c for c in name.casefold() if c.isalnum())
     for number, letter in ("1", "a"), ("2", "b"):
@@ -72,7 +71,7 @@ def _near(name: str, read: Collection[str]) -> str | None:
 
 
 def report_metrics(task: TaskData) -> dict[str, Any]:
-    """The report as flat `data/...` entries of a summary; nothing for a task that is not read from files."""
+    """The report as flat `data/...` entries of a summary; sizes only for a task that is not read from files."""
     notes = task.notes
     metrics: dict[str, Any] = {"data/n_train": len(task.train), "data/n_val": len(task.validation)}
     if "rows_read" not in notes:
@@ -95,7 +94,7 @@ def report_metrics(task: TaskData) -> dict[str, Any]:
 
 
 def report_lines(task: TaskData) -> tuple[list[str], list[str]]:
-    """(what there is to know, what there is to beware of) as sentences; none for a task without files."""
+    """(information, warnings) as sentences; none for a task without files."""
     notes, metrics = task.notes, report_metrics(task)
     if "rows_read" not in notes:
         return [], []
@@ -106,8 +105,7 @@ def report_lines(task: TaskData) -> tuple[list[str], list[str]]:
     if notes["columns_not_read"]:
         told.append(f"columns not read: {_listed(notes['columns_not_read'])}")
     warned = [
-        f"{notes[name]} of {metrics['data/rows_read']} rows dropped: rows {what} "
-        f"(such as {task.examples[name]})"
+        f"{notes[name]} of {notes['rows_read']} rows dropped: rows {what} (such as {task.examples[name]})"
         for name, what in REASONS.items()
         if notes.get(name) and name != "beyond_max_rows_dropped"  # that was asked for
     ]
@@ -115,8 +113,8 @@ def report_lines(task: TaskData) -> tuple[list[str], list[str]]:
         told.append(f"{notes['beyond_max_rows_dropped']} rows not used: beyond task.max_rows")
     if notes["columns_near"]:
         warned.append(
-            f"not read, but perhaps meant: {', '.join(notes['columns_near'])}; rename the column, or name "
-            "it in task.columns"
+            f"not read, but perhaps meant: {', '.join(notes['columns_near'])}; rename the column, or name it in "
+            "task.columns"
         )
     return told, warned
 

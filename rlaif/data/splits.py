@@ -13,15 +13,15 @@ Split = Literal["train", "validation", "test"]
 
 
 def split_position(key: str, *, seed: int) -> float:
-    """Where `key` falls in [0, 1): the test split lies at the low end, the validation split follows."""
+    """The position of `key` in [0, 1): the test split is at the low end, then comes the validation split."""
     return stable_uniform("split", seed, key)
 
 
 def split_of(key: str, *, test_fraction: float, validation_fraction: float, seed: int) -> Split:
-    """The split of `key`, decided by its hash alone.
+    """The split of `key`, which depends only on its hash.
 
-    Items that must stay together (copies, pairs of one prompt) share a key. A larger
-    `validation_fraction` takes keys from train only: the test split never changes with it.
+    Items that must stay together (copies, pairs of one prompt) share a key. A larger `validation_fraction` takes
+    keys only from train, never from the test split.
     """
     position = split_position(key, seed=seed)
     if position < test_fraction:
@@ -40,26 +40,18 @@ def build_task(
     seed: int,
     notes: dict[str, Any],
 ) -> TaskData:
-    """The task of (split key, prompt) rows, in the order given; `fingerprint` hashes all the content."""
+    """The task with the given (split key, prompt) rows, in that order; `fingerprint` hashes all the content."""
     splits: dict[Split, list[Prompt]] = {"train": [], "validation": [], "test": []}
     for key, prompt in prompts:
         split = split_of(key, test_fraction=test_fraction, validation_fraction=validation_fraction, seed=seed)
         splits[split].append(prompt)
-    parts: list[Sequence[Any]] = [*splits.values(), pairs, gold_pairs]
-    return TaskData(
-        name=name,
-        train=tuple(splits["train"]),
-        validation=tuple(splits["validation"]),
-        test=tuple(splits["test"]),
-        pairs=tuple(pairs),
-        gold_pairs=tuple(gold_pairs),
-        fingerprint=digest([[to_dict(record) for record in part] for part in parts]),
-        notes=notes,
-    )
+    train, validation, test = (tuple(split) for split in splits.values())
+    parts = (train, validation, test, tuple(pairs), tuple(gold_pairs))
+    return TaskData(name, *parts, digest([[to_dict(record) for record in part] for part in parts]), notes)
 
 
 def check_fractions(**fractions: float) -> None:
-    """Raise UserError unless each fraction is in [0, 1] and test plus validation leave room to train."""
+    """Raise UserError unless each fraction is in [0, 1] and test plus validation leave something to train on."""
     for name, value in fractions.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
             raise UserError(f"task.{name}={value} must be a fraction between 0 and 1.")

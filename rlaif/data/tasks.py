@@ -29,11 +29,11 @@ DOCS_KEYS = (
 SPLITTING_KEYS = ("test_fraction", "validation_fraction", "gold_fraction", "max_rows")
 
 Source = Callable[[Mapping[str, Any], int, Path, Progress], TaskData]
-"""(the settings of `task`, the seed, where to keep an index, progress) -> the task's prompts and pairs."""
+"""(settings of `task`, seed, folder for an index, progress) -> the task's prompts and pairs."""
 
 
 def load_task(task: Mapping[str, Any], *, seed: int, cache_dir: Path, progress: Progress) -> TaskData:
-    """The task that plain settings of `task` describe. Raises UserError for a source that is not known."""
+    """The task that the settings of `task` describe. Raises UserError for an unknown source."""
     if task["source"] not in SOURCES:
         raise UserError(f"task.source={task['source']} is not known: write one of {', '.join(SOURCES)}")
     return SOURCES[task["source"]](task, seed, cache_dir, progress)
@@ -44,7 +44,7 @@ def _need(task: Mapping[str, Any], keys: Sequence[str]) -> None:
     if missing:
         raise UserError(
             f"task.source={task['source']} reads task.{missing[0]}, which task={task['name']} does not have: write "
-            "task= and an option of that source"
+            "a task= of that source"
         )
 
 
@@ -56,7 +56,7 @@ def _docs(task: Mapping[str, Any], seed: int, cache_dir: Path, progress: Progres
 
 
 def of_files(read: Callable[[Mapping[str, Any], Sequence[str], HubPart, Splitting], TaskData]) -> Source:
-    """The source whose rows lie in the files or hub data sets that `task.path` names."""
+    """The source whose rows are in the files or hub data sets that `task.path` names."""
 
     def load(task: Mapping[str, Any], seed: int, cache_dir: Path, progress: Progress) -> TaskData:
         _need(task, ("path", "hub_split", "hub_data_dir", *SPLITTING_KEYS))
@@ -79,9 +79,7 @@ def _hh(task: Mapping[str, Any], paths: Sequence[str], hub: HubPart, splitting: 
 
 def _custom(task: Mapping[str, Any], paths: Sequence[str], hub: HubPart, splitting: Splitting) -> TaskData:
     if len(paths) != 1:
-        raise UserError(
-            f"task.path lists {len(paths)} files, but task={task['name']} reads one: write its path"
-        )
+        raise UserError(f"task.path lists {len(paths)} files, but task={task['name']} reads one: write one")
     return load_custom(path=paths[0], hub=hub, columns=task["columns"], splitting=splitting)
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write to a neighbour, flush to disk, rename."""
+"""Files that are either complete or absent: write to a temporary neighbour, flush to disk, rename."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = TypeVar("Record")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` atomically: a reader sees the old file or the new one, never a part."""
+    """Write `text` atomically: a reader sees the old file or the new one, never part of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -48,14 +48,14 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one row as one line (a single write, so that concurrent readers see whole lines)."""
+    """Append one row as a line (in a single write, so that concurrent readers see whole lines)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
         stream.write(_line(row))
 
 
 def _line(row: dict[str, Any]) -> str:
-    """Strict JSON: other readers refuse Python's NaN and Infinity. Raises ValueError for them."""
+    """Strict JSON: raises ValueError for NaN and Infinity, which other readers refuse."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""`lineage.json`: the artifacts that a run stands on, as the store tells them and reports read them."""
+"""`lineage.json`: the artifacts that a run depends on, as the store writes them and reports read them."""
 
 from __future__ import annotations
 
@@ -15,29 +15,27 @@ LINEAGE_FILE = "lineage.json"
 
 @dataclass(frozen=True)
 class ArtifactKey:
-    """What tells artifacts apart."""
+    """What identifies an artifact."""
 
     kind: str
     digest: str
 
     def __post_init__(self) -> None:
         if not all(isinstance(part, str) and part for part in (self.kind, self.digest)):
-            raise ValueError(
-                f"kind and digest of an artifact are texts, got {self.kind!r} and {self.digest!r}"
-            )
+            raise ValueError(f"an artifact's kind and digest are texts, got {self.kind!r}, {self.digest!r}")
 
     @property
     def name(self) -> str:
-        """Its folder's name, `<kind>-<digest>`."""
+        """The name of its folder."""
         return f"{self.kind}-{self.digest}"
 
 
 @dataclass(frozen=True)
 class LineageRow(ArtifactKey):
-    """One artifact of a run. Of one whose folder is gone only kind and digest are known.
+    """One artifact of a run. If its folder is gone, only kind and digest are known.
 
-    `created` is UTC ISO text, `seconds` the time of its build, `bytes` its size on disk; `reused` is False for what
-    the run itself has built.
+    `created` is UTC ISO text, `seconds` the build time, `bytes` the size on disk; `reused` is False if the run itself
+    built it.
     """
 
     parents: tuple[ArtifactKey, ...] = ()
@@ -50,10 +48,9 @@ class LineageRow(ArtifactKey):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not all(value is None or isinstance(value, int | float) for value in (self.seconds, self.bytes)):
-            raise ValueError(
-                f"{self.name}: seconds and bytes are numbers, got {self.seconds!r} and {self.bytes!r}"
-            )
+        numbers = self.seconds, self.bytes
+        if not all(value is None or isinstance(value, int | float) for value in numbers):
+            raise ValueError(f"{self.name}: seconds and bytes are numbers, got {numbers}")
 
 
 def write_lineage(folder: Path, rows: Sequence[LineageRow]) -> None:
@@ -62,11 +59,11 @@ def write_lineage(folder: Path, rows: Sequence[LineageRow]) -> None:
 
 
 def read_lineage(file: Path) -> list[LineageRow]:
-    """What `write_lineage` wrote. Raises ValueError for a file of any other form."""
+    """Read what `write_lineage` wrote. Raises ValueError for a file of any other form."""
     try:
         return [
             LineageRow(**{**row, "parents": tuple(ArtifactKey(**parent) for parent in row["parents"])})
             for row in read_json(file)
         ]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no list of artifacts ({error})") from error
+        raise ValueError(f"{file} is not a list of artifacts ({error})") from error

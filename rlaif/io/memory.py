@@ -1,4 +1,4 @@
-"""Memory that a long run has freed goes back to the system."""
+"""Give memory that a long run has freed back to the system."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import cache
 
 
 def release_free_memory() -> None:
-    """Return freed memory to the system where the C library can (glibc); takes milliseconds.
+    """Return freed memory to the system if the C library can (glibc); takes milliseconds.
 
     Tensors whose sizes differ from batch to batch leave holes that glibc keeps: a process would grow by
-    gigabytes over an epoch without holding more.
+    gigabytes over an epoch without using more.
     """
     library = _c_library()
     if library is not None and hasattr(library, "malloc_trim"):

@@ -1,4 +1,4 @@
-"""Values as strict JSON can hold them (JSON has no NaN; many readers refuse Python's)."""
+"""Values in the form that strict JSON can hold (JSON has no NaN; many readers refuse Python's)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 def json_ready(value: Any) -> Any:
     """`value` with NaN and infinities as None, tuples as lists, paths as text, scalars as Python numbers.
 
-    A zero-dimensional tensor or numpy scalar (anything with `item()`) becomes its Python number.
-    Raises TypeError for anything else that JSON has no form for.
+    Scalars are zero-dimensional tensors, numpy scalars and anything else with `item()`. Raises TypeError for
+    anything else that JSON cannot hold.
     """
     if value is None or isinstance(value, (bool, str)):
         return value

@@ -1,4 +1,4 @@
-"""Progress for people: rich bars on a terminal, plain lines elsewhere."""
+"""Progress for people: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from rlaif.errors import UserError
@@ -27,13 +27,13 @@ class Progress:
         self._phases: list[_Phases] = []
 
     def close(self) -> None:
-        """Take down a bar that an error left on the terminal (a bar hides the cursor)."""
+        """Remove a bar that an error left on the terminal (a bar hides the cursor)."""
         for phases in self._phases:
             phases.close()
 
     @contextmanager
     def note(self, text: str) -> Iterator[None]:
-        """Say that something short begins, and how long it took if that was noticeable."""
+        """Log how long something short took, if that was noticeable."""
         started = time.perf_counter()
         yield
         seconds = time.perf_counter() - started
@@ -44,28 +44,22 @@ class Progress:
     def task(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
         """A long task of `total` items; yields `advance(n)`."""
         started, done = time.perf_counter(), 0
+        with _bar() if self.bars and total else nullcontext() as bar:
+            number = None if bar is None else bar.add_task(text, total=total)
 
-        def count(items: int) -> None:
-            nonlocal done
-            done += items
-
-        if not self.bars or total == 0:
-            yield count
-        else:
-            with _bar() as bar:
-                number = bar.add_task(text, total=total)
-
-                def advance(items: int) -> None:
-                    count(items)
+            def advance(items: int) -> None:
+                nonlocal done
+                done += items
+                if bar is not None and number is not None:
                     bar.advance(number, items)
 
-                yield advance
+            yield advance
         seconds = time.perf_counter() - started
         if seconds > 1 and done:
             logger.info("%s: %d in %.1f s (%.1f/s)", text, done, seconds, done / seconds)
 
     def phases(self, who: str) -> Callable[[str, int, int], None]:
-        """A callback (phase, done, total) for the labeler: one bar, or a line at each phase's end."""
+        """A callback (phase, done, total) for the labeler: one bar per phase, or a line at its end."""
         self._phases.append(_Phases(who, self.bars))
         return self._phases[-1]
 
@@ -101,22 +95,16 @@ class _Phases:
 
 
 def _bar() -> RichProgress:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)

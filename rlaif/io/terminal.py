@@ -10,8 +10,7 @@ PIPE_WIDTH = 120
 
 
 def console(*, stderr: bool = False) -> Console:
-    """stdout (or stderr) as wide as its terminal; a pipe or file has no width and gets `PIPE_WIDTH` columns."""
+    """stdout (or stderr), as wide as its terminal; a pipe or file, which has no width, gets `PIPE_WIDTH` columns."""
     target = Console(stderr=stderr)
-    if target.is_terminal or "COLUMNS" in os.environ:
-        return target
-    return Console(stderr=stderr, width=PIPE_WIDTH)
+    known = target.is_terminal or "COLUMNS" in os.environ
+    return target if known else Console(stderr=stderr, width=PIPE_WIDTH)

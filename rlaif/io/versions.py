@@ -1,4 +1,4 @@
-"""Versions of what a result depends on, read from package metadata (nothing heavy is imported)."""
+"""Versions of what results depend on, read from package metadata (nothing heavy is imported)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,13 @@ from importlib import metadata
 
 from rlaif.version import __version__
 
-_DISTRIBUTIONS = {
-    "torch": "torch",
-    "transformers": "transformers",
-    "pytorch_lightning": "pytorch-lightning",
-}
-
 
 def library_versions() -> dict[str, str]:
     """Versions of python, rlaif, torch, transformers and pytorch_lightning ("absent" if not installed)."""
     versions = {"python": platform.python_version(), "rlaif": __version__}
-    for name, distribution in _DISTRIBUTIONS.items():
+    for name in ("torch", "transformers", "pytorch_lightning"):
         try:
-            versions[name] = metadata.version(distribution)
+            versions[name] = metadata.version(name.replace("_", "-"))
         except metadata.PackageNotFoundError:
             versions[name] = "absent"
     return versions

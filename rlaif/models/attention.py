@@ -1,7 +1,7 @@
-"""Attention patterns: who sees whom, and by which kernel.
+"""Attention patterns: which positions see which, and by which kernel.
 
-Notation: B rows, T positions, H query heads, K key/value heads, E head size. Patterns that read and write a
-cache of keys and values are in `inference/cache.py`.
+Notation: B rows, T positions, H query heads, K key/value heads, E head size. Patterns with a KV cache are in
+`inference/cache.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Attend(Protocol):
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
     """Attention (B, H, R, E) where `seen` (B or 1, 1, R, T) is True.
 
-    An accelerator's fused kernel that takes a mask does not share key heads.
+    Fused kernels of accelerators that take a mask do not share key heads.
     """
     if query.shape[1] == key.shape[1]:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
@@ -33,7 +33,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) ->
 
 
 def folded_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
-    """`masked_attention` with the query heads that share a key head folded into the query length: it is exact."""
+    """`masked_attention`, exactly, with the query heads that share a key head folded into the query length."""
     count, heads, length, size = query.shape
     folded = query.reshape(count, key.shape[1], -1, size)
     mask = seen.repeat(1, 1, heads // key.shape[1], 1)
@@ -41,29 +41,30 @@ def folded_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) ->
     return mixed.reshape(count, heads, length, size)
 
 
+Rows = Tensor | None
+"""Positions (B, R) of the queries (B, H, R, E); None for all positions."""
+
+
 class AttendRows(ABC):
-    """A pattern that also attends from chosen positions alone."""
+    """A pattern that can also attend from chosen positions only."""
 
     @abstractmethod
     def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
-        """As `Attend`; `rows` (B, R) names the positions that queries (B, H, R, E) stand at."""
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Rows = None
+    ) -> Tensor: ...
 
 
 class Causal(AttendRows):
-    """Each position sees itself and what stands before it, by the fused kernels.
+    """Each position sees itself and those before it, by the fused kernels.
 
-    Right padding needs no mask: a real token never sees a pad, and nobody reads the pads' outputs. `blocked`
-    (B, T, T) hides more pairs of (query, key): True = hidden.
+    Right padding needs no mask: a real token never sees a pad, and nothing reads the pads' outputs. `blocked`
+    (B, T, T) hides further pairs of (query, key): True = hidden.
     """
 
     def __init__(self, blocked: Tensor | None = None) -> None:
         self._seen = None if blocked is None else (~blocked).tril()
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Rows = None) -> Tensor:
         seen = self._seen
         if rows is not None:
             keys = torch.arange(key.shape[2], device=key.device)
@@ -78,16 +79,14 @@ class Causal(AttendRows):
 class DenseCausal(AttendRows):
     """Causal attention by plain matrix products, for training.
 
-    On a processor the fused kernel's backward pass is about six times slower than this at a few hundred
-    positions; the (T, T) scores it materialises are small there.
+    On a CPU the fused kernel's backward pass is about six times slower than this at a few hundred positions; the
+    (T, T) scores that this materialises are small there.
     """
 
     def __init__(self) -> None:
         self._bias: dict[tuple, Tensor] = {}
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Rows = None) -> Tensor:
         count, heads, length, size = query.shape
         groups = key.shape[1]
         bias = self._scores_bias(query, key, rows)
@@ -96,8 +95,8 @@ class DenseCausal(AttendRows):
         mixed = torch.bmm(scores.softmax(dim=-1), value.reshape(count * groups, -1, size))
         return mixed.view(count, heads, length, size)
 
-    def _scores_bias(self, query: Tensor, key: Tensor, rows: Tensor | None) -> Tensor:
-        """0 where a query sees a key, -inf elsewhere: (1 or B * K, H / K * R, T), made once a batch."""
+    def _scores_bias(self, query: Tensor, key: Tensor, rows: Rows) -> Tensor:
+        """0 where a query sees a key, -inf elsewhere: (1 or B * K, H / K * R, T), made once per batch."""
         known = (None if rows is None else id(rows), query.shape, key.shape, query.dtype)
         if known not in self._bias:
             keys = torch.arange(key.shape[2], device=key.device)

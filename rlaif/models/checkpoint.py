@@ -1,7 +1,7 @@
-"""A model folder as it lies on disk: its configuration and its weights, each of which must be there or be named.
+"""A model folder on disk: its configuration and its weights, any of which that is missing is an error.
 
-transformers fills what a file lacks with random weights and drops what it does not know. Here a weight comes
-from the checkpoint or the run ends with a sentence; the headers of safetensors files tell so before any is read.
+transformers fills what a file lacks with random weights and drops what it does not know. Here a weight comes from the
+checkpoint or the run ends with a message; the headers of safetensors files show it before any weight is read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Wrappers that training leaves in names: torch.compile's and FSDP's anywhere, DataParallel's in front.
+# Wrappers that training leaves in names: torch.compile's and FSDP's anywhere, DataParallel's at the start.
 _WRAPPERS = re.compile(
     r"(?:^module\.|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
 )
-# Buffers that older files carry; they are computed.
+# Buffers that older files hold; here they are computed.
 _COMPUTED = re.compile(r"(?:rotary_emb\.inv_freq|\.masked_bias|\.position_ids)$")
 _BACKBONE = "model."
 _HEAD = "lm_head.weight"
@@ -42,7 +42,7 @@ _HUB_SECONDS = 5.0
 
 @contextmanager
 def reading(key: str, name: str) -> Iterator[None]:
-    """Whatever goes wrong while `name` is read becomes one sentence that names the `key` of the configuration.
+    """Whatever goes wrong while `name` is read becomes one sentence that names the configuration's `key`.
 
     Reading runs other people's files through other people's code: any exception there is about the input.
     """
@@ -68,13 +68,13 @@ def read_config(key: str, name: str, **origin: Any) -> Any:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise UserError(
             f"{key}={name} is quantised ({method or 'quantization_config in its config.json'}), and its weights "
-            "cannot be read as they are: name the model it was made from, or save it dequantised"
+            "cannot be read as they are: give the model it was made from, or save it dequantised"
         )
     return config
 
 
 def require_source(key: str, name: str) -> None:
-    """Raises UserError where `name` is neither a directory nor a hub id that can be had, within seconds."""
+    """Raises UserError, within seconds, if `name` is neither a directory nor a hub id that can be reached."""
     if Path(name).is_dir():
         return
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -84,7 +84,7 @@ def require_source(key: str, name: str) -> None:
 
 @lru_cache
 def _reach_hub(key: str, name: str) -> None:
-    """One short question, since transformers repeats each of its own for a minute where nobody answers."""
+    """One short request, since transformers retries each of its own for a minute if the hub does not answer."""
     import httpx
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -106,7 +106,7 @@ def _reach_hub(key: str, name: str) -> None:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a weight lies: its file, its name there, and its shape."""
+    """Where a weight is stored: its file, its name there, and its shape."""
 
     file: Path
     name: str
@@ -114,7 +114,7 @@ class Stored:
 
 
 def local_folder(key: str, name: str, revision: str | None) -> Path:
-    """The folder that `name` is, or that its files were downloaded to. Raises UserError."""
+    """The folder `name`, or the one that its files are downloaded to. Raises UserError."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -125,43 +125,41 @@ def local_folder(key: str, name: str, revision: str | None) -> Path:
 
 
 def stored_weights(key: str, folder: Path) -> dict[str, Stored]:
-    """All weights of a folder, by their names without what wrappers left in them; headers alone are read."""
-    files = _weight_files(key, folder)
+    """All weights of a folder, by name without wrappers' prefixes; only headers are read."""
     found: dict[str, Stored] = {}
-    for file in files:
+    for file in _weight_files(key, folder):
         with reading(key, str(file)), safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
                 plain = _WRAPPERS.sub("", name)
                 if plain in found:
-                    raise UserError(
-                        f"{key}={folder} holds {plain} twice, in {found[plain].file.name} and {file.name}"
-                    )
+                    both = f"{found[plain].file.name} and {file.name}"
+                    raise UserError(f"{key}={folder} holds {plain} twice, in {both}")
                 found[plain] = Stored(file, name, tuple(opened.get_slice(name).get_shape()))
     return found
 
 
 def _weight_files(key: str, folder: Path) -> list[Path]:
-    """The files that transformers would read: those of the index where there is one."""
-    index = folder / INDEX
-    if index.is_file() and not (folder / SINGLE).is_file():
-        with reading(key, str(index)):
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
-        gone = [file.name for file in files if not file.is_file()]
-        if gone:
-            raise UserError(f"{key}={folder} lacks {_some(gone)}, which its {INDEX} names: copy it there")
-        return files
-    if not (folder / SINGLE).is_file():
+    """The files that transformers would read: the single one, else those of the index."""
+    index, single = folder / INDEX, folder / SINGLE
+    if single.is_file():
+        return [single]
+    if not index.is_file():
         raise UserError(f"{key}={folder}: this directory lacks {SINGLE} (or {INDEX} and what it names)")
-    return [folder / SINGLE]
+    with reading(key, str(index)):
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    files = [folder / name for name in names]
+    gone = [file.name for file in files if not file.is_file()]
+    if gone:
+        raise UserError(f"{key}={folder} lacks {_some(gone)}, which its {INDEX} names: copy it there")
+    return files
 
 
 def match_weights(key: str, name: str, hf_config: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Every weight of a causal language model by transformers' name, each with its place in the checkpoint.
+    """Every weight of a causal language model by transformers' name, with its place in the checkpoint.
 
-    Raises UserError for one that is missing or has another shape, and where a part of the model would go unused
-    (layers that the configuration does not count, biases that it does not know): then the file and the
-    configuration are of different models. What else is unused is named in a warning.
+    Raises UserError for one that is missing or has another shape, and if part of the model would go unused (layers
+    that the configuration does not count, biases that it does not know): then checkpoint and configuration are of
+    different models. Other unused weights are named in a warning.
     """
     wanted = _wanted(hf_config)
     found = _named_as(wanted, stored)
@@ -197,15 +195,11 @@ def _wanted(hf_config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _named_as(wanted: Mapping[str, Any], stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """`stored` with the prefix (of the whole model, or none of the backbone) under which most names are known."""
-
-    def known(names: Iterable[str]) -> int:
-        return sum(name in wanted for name in names)
-
+    """`stored` as named, with the backbone's prefix added or with one removed: whichever matches most names."""
     plain = dict(stored)
     bare = {n if n.startswith((_BACKBONE, "lm_head.")) else _BACKBONE + n: s for n, s in stored.items()}
     whole = {n.removeprefix(_BACKBONE): s for n, s in stored.items()}  # model.model.layers, model.lm_head
-    return max((plain, bare, whole), key=known)
+    return max((plain, bare, whole), key=lambda names: sum(name in wanted for name in names))
 
 
 def _report_unused(key: str, name: str, unused: list[str], tied: bool) -> None:
@@ -214,14 +208,14 @@ def _report_unused(key: str, name: str, unused: list[str], tied: bool) -> None:
     if part:
         raise UserError(
             f"{key}={name}: its config.json leaves {len(part)} weights of the checkpoint unused, such as "
-            f"{_some(part)}, so that another model than the saved one would run: correct config.json"
+            f"{_some(part)}, so that a model other than the saved one would run: correct config.json"
         )
     if unused:
         logger.warning("%s=%s: unused weights of the checkpoint: %s", key, name, _some(unused))
 
 
 def load_weights(key: str, name: str, hf_config: Any, stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """The matched weights in float32. Raises UserError for one that is not finite, or a tied head that differs."""
+    """The matched weights in float32. Raises UserError for non-finite values, or a tied head that differs."""
     places = match_weights(key, name, hf_config, stored)
     state: dict[str, Tensor] = {}
     for file in sorted({place.file for place in places.values()}):
@@ -231,14 +225,12 @@ def load_weights(key: str, name: str, hf_config: Any, stored: Mapping[str, Store
                     # Copied: the file is mapped into memory, and an export may overwrite it.
                     state[weight] = opened.get_tensor(place.name).to(torch.float32, copy=True)
                     if not state[weight].isfinite().all():
-                        raise UserError(
-                            f"{key}={name}: {weight} holds values that are not finite (NaN or infinity)"
-                        )
-    head = state.pop(_HEAD) if hf_config.tie_word_embeddings and _HEAD in state else None
+                        raise UserError(f"{key}={name}: {weight} holds values that are not finite")
+    head = state.pop(_HEAD, None) if hf_config.tie_word_embeddings else None
     if head is not None and not torch.equal(head, state[_EMBEDDING]):
         raise UserError(
             f"{key}={name}: {_HEAD} differs from {_EMBEDDING}, but config.json has tie_word_embeddings=true: "
-            "write false there if the model has a head of its own"
+            "write false there if the model has its own head"
         )
     return state
 

@@ -1,14 +1,13 @@
 """A compact Llama-family decoder whose attention pattern is an argument.
 
-Weights keep the names and shapes of transformers' `LlamaForCausalLM`, so that a model loads from and
-exports to the hub's format without renaming; `tests/models/test_parity.py` holds the two together.
-What transformers' own module does not give, and everything here rests on: the same layers run under
-different attention patterns (plain causal, capturing keys and values, one step on a preallocated cache,
-after a shared prefix), and any contiguous range of layers runs alone, so that a frozen trunk can be
-shared by many trainable tops.
+Weights keep the names and shapes of transformers' `LlamaForCausalLM`, so that a model loads from and exports to the
+hub's format without renaming; `tests/models/test_parity.py` checks that the two agree. Unlike transformers' module,
+the same layers run under different attention patterns (plain causal, capturing keys and values, one step on a
+preallocated KV cache, after a shared prefix), and any contiguous range of layers runs alone, so that many trainable
+tops can share a frozen trunk.
 
 Notation: B rows, T positions, D hidden size, H query heads, K key/value heads, E head size.
-Activations carry the compute dtype; weights are cast to it at use, so fp32 masters stay fp32.
+Activations have the compute dtype; weights are cast to it at use, so fp32 masters stay fp32.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from rlaif.models.attention import Attend, AttendRows
 
 SUPPORTED = ("llama", "mistral", "qwen2")
 SILU = ("silu", "swish")
-# Their angles depend on the longest row of a batch, ours on the position alone.
+# Their angles depend on the longest row of a batch, ours only on the position.
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
@@ -51,18 +50,16 @@ class DecoderConfig:
 
     @classmethod
     def from_hf(cls, config: Any) -> DecoderConfig:
-        """Read a transformers config; raises UserError for an architecture we do not run."""
+        """Read a transformers config; raises UserError for an unsupported architecture."""
         if config.model_type not in SUPPORTED:
             raise UserError(
                 f"model type {config.model_type!r} is not supported: use a Llama-family model ({', '.join(SUPPORTED)})"
             )
         if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            raise UserError(
-                "models with sliding-window attention are not supported: use one with full attention"
-            )
+            raise UserError("models with sliding-window attention are not supported: use one without it")
         check_rope(config)
         _check_activation(config.hidden_act)
-        llama = config.model_type == "llama"  # the others read no such keys, whatever their config.json says
+        llama = config.model_type == "llama"  # the others ignore these keys, whatever their config.json says
         bias = llama and bool(config.attention_bias)
         return cls(
             vocab_size=config.vocab_size,
@@ -89,7 +86,7 @@ class DecoderConfig:
 
 
 def _check_activation(name: Any) -> None:
-    """Raises UserError for an activation that transformers does not know, or that has weights of its own."""
+    """Raises UserError for an activation that transformers does not know, or that has weights."""
     from transformers.activations import ACT2FN
 
     if name not in ACT2FN or any(True for _ in ACT2FN[name].parameters()):
@@ -102,7 +99,7 @@ Tables = tuple[Tensor, Tensor]
 
 
 class Linear(nn.Linear):
-    """A linear layer that computes in its input's dtype whatever dtype its weights are kept in."""
+    """A linear layer that computes in its input's dtype, whatever the dtype of its weights."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
@@ -125,10 +122,10 @@ class Norm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Root-mean-square normalisation in about a third of the sweeps over memory of torch's CPU kernel.
+    """Root-mean-square normalisation in about a third of the passes over memory that torch's CPU kernel needs.
 
-    As in transformers, x / rms(x) is computed in fp32 and rounded to the input's dtype before it meets the
-    weight. One function with and without gradients: PPO's first ratio is 1 only if both round alike.
+    As in transformers, x / rms(x) is computed in fp32 and rounded to the input's dtype before it is multiplied by the
+    weight. The same function with and without gradients: PPO's first ratio is 1 only if both round alike.
     """
 
     @staticmethod
@@ -187,7 +184,7 @@ class Attention(nn.Module):
     def forward_rows(
         self, hidden: Tensor, rope: Tables, attend: AttendRows, layer: int, rows: Tensor
     ) -> Tensor:
-        """Outputs at positions `rows` (B, R) alone: (B, R, D). Keys and values still come from all."""
+        """Outputs (B, R, D) at positions `rows` (B, R) only. Keys and values still come from all."""
         key = rotate(self._heads(self.k_proj(hidden)), *rope)
         index = rows[:, None, :, None]
         tables = (take(table.expand(len(hidden), -1, -1, -1), index) for table in rope)
@@ -203,11 +200,13 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The gated feed-forward block (SwiGLU, or with the activation that the model's config names)."""
+    """The gated feed-forward block (SwiGLU, or with another activation that the model's config names)."""
 
     def __init__(self, config: DecoderConfig) -> None:
+        from transformers.activations import ACT2FN
+
         super().__init__()
-        self.activation = None if config.activation in SILU else _activation(config.activation)
+        self.activation = None if config.activation in SILU else ACT2FN[config.activation]
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
@@ -218,14 +217,8 @@ class MLP(nn.Module):
             return self.down_proj(self.activation(gate) * up)
         if torch.is_grad_enabled():
             return self.down_proj(F.silu(gate) * up)
-        # Fresh memory of this size costs more than the products themselves.
+        # Allocating memory of this size would cost more than the products themselves.
         return self.down_proj(F.silu(gate, inplace=True).mul_(up))
-
-
-def _activation(name: str) -> nn.Module:
-    from transformers.activations import ACT2FN
-
-    return ACT2FN[name]
 
 
 class Block(nn.Module):
@@ -245,7 +238,7 @@ class Block(nn.Module):
     def forward_rows(
         self, hidden: Tensor, rope: Tables, attend: AttendRows, layer: int, rows: Tensor
     ) -> Tensor:
-        """Outputs at positions `rows` (B, R) alone, as the last layer needs where few are read."""
+        """Outputs at positions `rows` (B, R) only: enough for the last layer if few are read."""
         mixed = self.self_attn.forward_rows(self.input_layernorm(hidden), rope, attend, layer, rows)
         kept = take(hidden, rows[:, :, None]) + mixed
         return kept + self.mlp(self.post_attention_layernorm(kept))
@@ -258,9 +251,7 @@ def check_rope(hf_config: Any) -> None:
     if kind in BATCH_DEPENDENT_ROPE:
         raise UserError(f"{kind} rotary scaling is not supported: its angles depend on the batch")
     if part != 1.0:
-        raise UserError(
-            f"rotary positions on a part of each head (partial_rotary_factor={part}) are not supported"
-        )
+        raise UserError(f"partial_rotary_factor={part} (rotary positions on part of a head) is not supported")
 
 
 class Rope(nn.Module):
@@ -280,7 +271,7 @@ class Rope(nn.Module):
         return cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
 
     def tables(self, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (at least `length`, E) of the positions from 0 on."""
+        """Cosines and sines, each (at least `length`, E), of the positions from 0 on."""
         table = self._tables.get((device, dtype))
         if table is None or table[0].shape[0] < length:
             size = 1 << max(length - 1, 127).bit_length()
@@ -303,8 +294,8 @@ def run_blocks(
 ) -> Tensor:
     """Run consecutive blocks over `hidden` (B, T, D); `positions` default to 0..T-1.
 
-    `max_position` bounds `positions` from above and saves a look at the tensor. With `rows` (B, R) the last
-    block gives its outputs there alone, (B, R, D); `attend` must be one that can (`AttendRows`).
+    `max_position` is an exclusive bound on `positions`, which saves reading the tensor. With `rows` (B, R) the last
+    block gives its outputs only there, (B, R, D); `attend` must be an `AttendRows`.
     """
     if positions is None:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
@@ -317,8 +308,6 @@ def run_blocks(
         hidden = block(hidden, tables, attend, first_layer + offset)
     if rows is not None:
         if not isinstance(attend, AttendRows):
-            raise TypeError(
-                f"{type(attend).__name__} gives no outputs at chosen rows: use Causal or PairCausal"
-            )
+            raise TypeError(f"{type(attend).__name__} gives no outputs at chosen rows: use an AttendRows")
         hidden = blocks[-1].forward_rows(hidden, tables, attend, first_layer + whole, rows)
     return hidden

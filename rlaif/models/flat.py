@@ -1,4 +1,4 @@
-"""Ragged rows behind each other without padding, where that costs less."""
+"""Ragged rows packed without padding, if that costs less."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from rlaif.models.pairs import PairCausal
 from rlaif.models.split import Top
 
-# What a row of its own costs in a layer's attention, in weights met by a token: the many small products of a row take
-# as long as 30 to 65 million multiplications in large ones (96 positions, both passes, two cores, bf16).
+# What a separate row costs in a layer's attention, in weights per token: its many small products take as long as 30 to
+# 65 million multiplications in large ones (96 positions, both passes, two cores, bf16).
 ROW_COST = 30e6
 
 
 def hidden_at(top: Top, features: Tensor, reads: Tensor) -> Tensor:
     """Normalised hidden states (N, D) at the N positions that `reads` (B, T) marks, row by row.
 
-    Every row is read somewhere; what stands behind the last position that is read does not matter. The last
-    layer runs where it is read. On a processor, rows of so different lengths that their padding would cost more
-    than to attend to each by itself lie behind each other; else, and on an accelerator, beside each other.
+    Every row must be read somewhere; what comes after its last read position does not matter. The last layer runs only
+    where it is read. On a CPU, rows are packed if their padding would cost more than attention row by row; otherwise,
+    and on an accelerator, they are padded.
     """
     lengths = _lengths(reads)
     padding = reads.numel() - int(lengths.sum())
@@ -28,7 +28,7 @@ def hidden_at(top: Top, features: Tensor, reads: Tensor) -> Tensor:
 
 
 def _lengths(reads: Tensor) -> Tensor:
-    """Positions (B,) of each row up to the last that is read."""
+    """The number of positions (B,) of each row up to the last that is read."""
     places = torch.arange(1, reads.shape[1] + 1, device=reads.device)
     return (places * reads).amax(dim=1)
 
@@ -51,7 +51,7 @@ def _flat(top: Top, features: Tensor, reads: Tensor) -> Tensor:
 
 def _padded(top: Top, features: Tensor, reads: Tensor) -> Tensor:
     counts = reads.sum(dim=1)
-    # A row's positions first, then whatever makes all rows equally long.
+    # A row's positions first, then others that make all rows equally long.
     rows = reads.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
     read = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
     return top(features, rows=rows)[read]

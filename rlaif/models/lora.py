@@ -1,8 +1,8 @@
-"""Low-rank adapters (Hu et al. 2022): a role's own small matrices on frozen layers that all roles share.
+"""Low-rank adapters (Hu et al. 2022): each role's small matrices on frozen layers that all roles share.
 
-Each linear layer of attention and MLP computes W x + (alpha / r) B A x. W stays as it is; A (r, in) and
-B (out, r) are trained, as fp32 masters. B starts at zero, so that a role starts as the base model. Adapters
-are never merged for computing: an update far smaller than a bf16 step of W would be lost there.
+Each linear layer of attention and MLP computes W x + (alpha / r) B A x. W stays as it is; A (r, in) and B (out, r) are
+trained, as fp32 masters. B starts at zero, so that a role starts as the base model. Adapters are never merged for
+computation: an update far smaller than a bf16 step of W would be lost.
 
 Notation: N rows, r rank.
 """
@@ -24,7 +24,7 @@ from rlaif.models.decoder import Block, DecoderConfig, Linear, Norm
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapters' rank r, and alpha: what they add is scaled by alpha / r."""
+    """The adapters' rank r, and alpha: their output is scaled by alpha / r."""
 
     rank: int
     alpha: float
@@ -41,18 +41,14 @@ def parse_lora(spec: str, alpha: float | None) -> Lora | None:
         return None
     rank = int(match[1])
     if rank < 1:
-        raise UserError(
-            f"model.trainable={spec} trains nothing: write a rank of 1 or more (for instance lora:8)"
-        )
+        raise UserError(f"model.trainable={spec} trains nothing: write a rank of at least 1, such as lora:8")
     if alpha is None or not alpha > 0:
-        raise UserError(
-            f"model.lora_alpha={alpha} would leave the adapters without effect: write a number above 0"
-        )
+        raise UserError(f"model.lora_alpha={alpha} gives the adapters no effect: write a number above 0")
     return Lora(rank, float(alpha))
 
 
 class Shared(nn.Module):
-    """A module of the trunk, used but not owned: it is in no role's parameters and checkpoints."""
+    """A module of the trunk, used but not owned: it is not in any role's parameters or checkpoints."""
 
     owner: nn.Module
 
@@ -65,7 +61,7 @@ class Shared(nn.Module):
 
 
 class Adapted(nn.Module):
-    """A frozen linear layer, shared, with a low-rank update of its own."""
+    """A frozen, shared linear layer with its own low-rank update."""
 
     base: Linear
 
@@ -78,17 +74,16 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """Start afresh: A uniform within 1 / sqrt(in) (Kaiming's bound for a linear layer), B zero."""
+        """Reset: A uniform within 1 / sqrt(in) (Kaiming's bound for a linear layer), B zero."""
         bound = self.base.in_features**-0.5
         drawn = torch.empty(self.a.shape).uniform_(-bound, bound, generator=generator)
         self.a.copy_(drawn)  # the same numbers on every device
         self.b.zero_()
 
     def merged(self) -> Tensor:
-        """The one weight (out, in) in fp32 that computes the same."""
-        return self.base.weight.detach().float() + self.scale * (
-            self.b.detach().float() @ self.a.detach().float()
-        )
+        """The single weight (out, in) in fp32 that computes the same."""
+        update = self.b.detach().float() @ self.a.detach().float()
+        return self.base.weight.detach().float() + self.scale * update
 
     def forward(self, input: Tensor) -> Tensor:
         a, b = self.a.to(input.dtype), self.b.to(input.dtype)
@@ -96,9 +91,9 @@ class Adapted(nn.Module):
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """x W^T + bias + scale (x A^T) B^T for a frozen W, each update added in place.
+    """x W^T + bias + scale (x A^T) B^T for a frozen W, with updates added in place.
 
-    Autograd's own way makes, and adds up, one more tensor of the input's and of the output's size.
+    Autograd would make, and add up, one more tensor of the input's and of the output's size.
     """
 
     @staticmethod
@@ -123,7 +118,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def adapt(block: Block, config: DecoderConfig, lora: Lora) -> Block:
-    """A block with adapters of its own that computes with the weights of `block`, which stay shared."""
+    """A block with its own adapters on the weights of `block`, which stay shared."""
     with torch.device("meta"):
         twin = Block(config)
     for name, part in block.named_modules():
@@ -135,8 +130,8 @@ def adapt(block: Block, config: DecoderConfig, lora: Lora) -> Block:
 
 
 def drop_idle(module: nn.Module) -> None:
-    """Leave out the adapters that add nothing: a role that is the base model costs no more than it."""
-    for name, layer in [*adapted_layers(module)]:
+    """Remove adapters that add nothing: a role that equals the base model should cost no more than it."""
+    for name, layer in list(adapted_layers(module)):
         if not layer.b.any():
             module.set_submodule(name, Shared(layer.base))
 

@@ -1,69 +1,63 @@
-"""Attention of preference pairs: the two responses of a pair see their prompt and not each other."""
+"""Attention for preference pairs: the two responses of a pair see their prompt, but not each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from rlaif.models.attention import AttendRows, _folded_bias, masked_attention
+from rlaif.models.attention import AttendRows, Rows, _folded_bias, masked_attention
 
-FEW = 2  # queries a pair up to which one masked product for all pairs costs less than many small ones
+FEW = 2  # queries per pair up to which one masked product for all pairs costs less than many small ones
+
+Spans = Sequence[tuple[int, int, int, int]]
+"""For each pair, where prompt, a and b start and where b ends. An empty b makes the pair a plain text."""
 
 
 class PairCausal(AttendRows):
-    """Pairs prompt | a | b behind each other in one flat row (B = 1): no pair sees another, b does not see a.
+    """Pairs prompt | a | b packed into one row (B = 1): no pair sees another, and b does not see a.
 
-    A flat row has no padding, so that layers do no work on it. Attention runs pair by pair in plain matrix
-    products, which on a processor cost less than what padding and the hidden blocks would
-    (`experiments/benchmarks/README.md`).
-
-    Args:
-        spans: for each pair where prompt, a and b start and where b ends. b may be empty, then it is a text.
-
+    A packed row has no padding, so layers do no work on any. Attention runs pair by pair in plain matrix products,
+    which on a CPU cost less than padding and the hidden blocks would (`experiments/benchmarks/README.md`).
     Positions in `rows` come pair by pair.
     """
 
-    def __init__(self, spans: Sequence[tuple[int, int, int, int]]) -> None:
+    def __init__(self, spans: Spans) -> None:
         self._spans = spans
         self._bias: dict[torch.dtype, list[Tensor]] = {}
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
-        _, heads, _, size = query.shape
-        grouped = (query[0] * size**-0.5).unflatten(0, (key.shape[1], -1))
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Rows = None) -> Tensor:
+        grouped = (query[0] * query.shape[3] ** -0.5).unflatten(0, (key.shape[1], -1))
         if rows is not None and rows.shape[1] <= FEW * len(self._spans):
             seen = pair_mask(self._spans, rows[0], key.shape[2])
             return self._attend(grouped, key[0], value[0], _folded_bias(seen[None], query, key))[None]
         lengths = [end - start for start, _, _, end in self._spans]
         counts = lengths if rows is None else self._counts(rows[0])
-        # Split, not sliced: a slice's gradient is a tensor of the whole row.
-        pieces = zip(
-            grouped.split(counts, 2), key[0].split(lengths, 1), value[0].split(lengths, 1), strict=True
-        )
         biases = self._biases(query, key) if rows is None else self._biases_at(rows[0], counts, query, key)
-        parts = [self._attend(*piece, bias) for piece, bias in zip(pieces, biases, strict=True)]
+        # Split, not sliced: a slice's gradient is a tensor of the whole row.
+        queries, keys, values = grouped.split(counts, 2), key[0].split(lengths, 1), value[0].split(lengths, 1)
+        parts = [self._attend(*each) for each in zip(queries, keys, values, biases, strict=True)]
         return torch.cat(parts, dim=1)[None]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """Queries (K, H / K, R, E) on keys (K, T, E) under `bias` (1, H / K * R, T): (H, R, E)."""
+        """Attention (H, R, E) of queries (K, H / K, R, E) on keys (K, T, E) under `bias` (1, H / K * R, T)."""
         groups, share, length, size = query.shape
         flat = query.reshape(groups, share * length, size)
         scores = torch.baddbmm(bias, flat, key.transpose(1, 2))
         return torch.bmm(scores.softmax(dim=-1), value).view(groups * share, length, size)
 
     def _counts(self, rows: Tensor) -> list[int]:
-        """How many of the positions `rows`, which come pair by pair, lie in each pair."""
+        """How many of the positions `rows`, which come pair by pair, are in each pair."""
         ends = torch.tensor([end for *_, end in self._spans], device=rows.device)
         pairs = torch.searchsorted(ends, rows, right=True)
         return torch.bincount(pairs, minlength=len(ends)).tolist()
 
     def _biases(self, query: Tensor, key: Tensor) -> list[Tensor]:
-        """Each pair's bias for all its positions, made once a batch."""
+        """Each pair's bias for all its positions, made once per batch."""
         if query.dtype not in self._bias:
             seen = [self._seen(*span, query.device) for span in self._spans]
             self._bias[query.dtype] = [_folded_bias(each[None], query, key) for each in seen]
@@ -81,18 +75,16 @@ class PairCausal(AttendRows):
         return seen
 
 
-def pair_mask(spans: Sequence[tuple[int, int, int, int]], queries: Tensor, length: int) -> Tensor:
-    """Which of `length` positions the `queries` (R,) see in a flat row of pairs: (R, length), True = seen."""
+def pair_mask(spans: Spans, queries: Tensor, length: int) -> Tensor:
+    """Which of `length` positions the `queries` (R,) see in a packed row of pairs: (R, length), True = seen."""
     pair, part = pair_parts(spans, length, queries.device)
     keys = torch.arange(length, device=queries.device)
     own = pair[queries][:, None] == pair
     return own & (keys <= queries[:, None]) & ~((part[queries][:, None] == 2) & (part == 1))
 
 
-def pair_parts(
-    spans: Sequence[tuple[int, int, int, int]], length: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """For each position of a flat row its pair's index and its part (0 prompt, 1 a, 2 b), both (length,)."""
+def pair_parts(spans: Spans, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The pair's index and the part (0 prompt, 1 a, 2 b), both (length,), of each position in a packed row."""
     starts = torch.tensor(spans, device=device)
     places = torch.arange(length, device=device)
     pair = torch.searchsorted(starts[:, 3].contiguous(), places, right=True).clamp_(max=len(starts) - 1)
@@ -101,12 +93,12 @@ def pair_parts(
 
 
 class PaddedPairs(AttendRows):
-    """`PairCausal` for accelerators: pairs lie beside each other, padded, for the attention alone.
+    """`PairCausal` for accelerators: pairs are padded for attention only.
 
-    Layers run on the flat row, without padding. Nothing is compiled, and no mask is larger than the pairs.
+    Layers run on the packed row, without padding. Nothing is compiled, and no mask is larger than the pairs.
     """
 
-    def __init__(self, spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> None:
+    def __init__(self, spans: Spans, device: torch.device) -> None:
         self._spans = spans
         starts = torch.tensor(spans, device=device)
         first, a, b, end = (starts[:, i, None] for i in range(4))
@@ -118,9 +110,7 @@ class PaddedPairs(AttendRows):
         seen = (places[None, :, None] >= places[None, None, :]) & ~(in_b[:, :, None] & in_a[:, None, :])
         self._seen = seen[:, None]
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Rows = None) -> Tensor:
         if rows is not None:
             seen = pair_mask(self._spans, rows[0], key.shape[2])
             return masked_attention(query, key, value, seen[None, None])
@@ -133,21 +123,19 @@ class PaddedPairs(AttendRows):
 
 
 class FlexPairs(AttendRows):
-    """`PairCausal` by flex attention, for long pairs on accelerators: blocks that nobody sees are not computed."""
+    """`PairCausal` by flex attention, for long pairs on accelerators: blocks that no query sees are skipped."""
 
-    def __init__(self, spans: Sequence[tuple[int, int, int, int]]) -> None:
+    def __init__(self, spans: Spans) -> None:
         self._spans = spans
         self._mask: BlockMask | None = None
 
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rows: Rows = None) -> Tensor:
         if rows is not None:
             seen = pair_mask(self._spans, rows[0], key.shape[2])
             return masked_attention(query, key, value, seen[None, None])
         if self._mask is None:
             self._mask = self._block_mask(key.shape[2], key.device)
-        return _flex_kernel(key.device)(query, key, value, block_mask=self._mask, enable_gqa=True)
+        return _flex_kernel(key.device.type)(query, key, value, block_mask=self._mask, enable_gqa=True)
 
     def _block_mask(self, length: int, device: torch.device) -> BlockMask:
         pair, part = pair_parts(self._spans, length, device)
@@ -159,24 +147,18 @@ class FlexPairs(AttendRows):
         return create_block_mask(seen, None, None, length, length, device=device)
 
 
-def _flex_kernel(device: torch.device) -> Callable[..., Tensor]:
-    if device.type != "cuda":
-        return flex_attention
-    return _compiled_flex()
-
-
 @cache
-def _compiled_flex() -> Callable[..., Tensor]:
-    # Lengths differ from batch to batch.
-    return torch.compile(flex_attention, dynamic=True)
+def _flex_kernel(device_type: str) -> Any:
+    # Dynamic, since lengths differ from batch to batch.
+    return torch.compile(flex_attention, dynamic=True) if device_type == "cuda" else flex_attention
 
 
-# Tokens of the longest pair from which on a mask of all its places costs more than compiling a kernel does.
+# Tokens of the longest pair beyond which a mask of all its positions costs more than compiling a kernel does.
 LONG_PAIR = 2048
 
 
-def pair_attention(spans: Sequence[tuple[int, int, int, int]], device: torch.device) -> AttendRows:
-    """The pattern of a flat row of pairs that suits `device`."""
+def pair_attention(spans: Spans, device: torch.device) -> AttendRows:
+    """The pattern for a packed row of pairs that suits `device`."""
     if device.type == "cpu":
         return PairCausal(spans)
     long = max(end - start for start, *_, end in spans) > LONG_PAIR

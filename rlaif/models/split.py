@@ -1,10 +1,10 @@
-"""One frozen trunk, many trainable tops (DESIGN 9).
+"""One frozen trunk, many trainable tops.
 
-With `trainable=top:k` the embedding, the lower L-k layers and the vocabulary head are frozen and shared by
-policy, reference, value and reward model; each has its own top k layers and final norm. With `full` the
-"trunk" is empty: its features are the token ids themselves, and a top owns embedding and vocabulary head.
-With `lora:r` the trunk holds every weight and a top low-rank adapters alone; features are the ids here too.
-So the code above this file is the same for all: `features = trunk(ids)`, `hidden = top(features)`.
+With `trainable=top:k` the embedding, the lower L-k layers and the vocabulary head are frozen and shared by policy,
+reference policy, value and reward model; each has its own top k layers and final norm. With `full` the "trunk" is
+empty: its features are the token ids themselves, and a top owns embedding and vocabulary head. With `lora:r` the trunk
+holds every weight and a top only low-rank adapters; features are the ids here too. So the code that uses this file is
+the same for all: `features = trunk(ids)`, `hidden = top(features)`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CAUSAL = Causal()
 
 
 def check_trainable(spec: str) -> None:
-    """Raises UserError for text that is no split of any model."""
+    """Raises UserError for text that does not describe a split."""
     if not re.fullmatch(r"full|(top|lora):\d+", spec):
         raise UserError(
             f"model.trainable={spec} is not known: write full, top:K or lora:R (for instance top:4, lora:8)"
@@ -35,7 +35,7 @@ def check_trainable(spec: str) -> None:
 
 
 def parse_trainable(spec: str, num_layers: int) -> int:
-    """Number of top layers: `full` and `lora:r` give all layers, `top:k` gives k."""
+    """Number of top layers: all for `full` and `lora:r`, k for `top:k`."""
     check_trainable(spec)
     kind, _, number = spec.partition(":")
     if kind != "top":
@@ -43,7 +43,7 @@ def parse_trainable(spec: str, num_layers: int) -> int:
     top = int(number)
     if not 1 <= top < num_layers:
         raise UserError(
-            f"model.trainable={spec}: K must lie in 1..{num_layers - 1} for this model; for all layers write full"
+            f"model.trainable={spec}: K must be in 1..{num_layers - 1} for this model; for all layers write full"
         )
     return top
 
@@ -51,7 +51,7 @@ def parse_trainable(spec: str, num_layers: int) -> int:
 class Trunk(nn.Module):
     """The frozen part that every role shares: embedding, lower layers, vocabulary head.
 
-    Weights are kept in the compute dtype, since they are never trained. Under `lora` they are all of the model's.
+    Weights are kept in the compute dtype, since they are never trained. With `lora` they are all the model's weights.
     """
 
     embedding: nn.Parameter
@@ -74,12 +74,11 @@ class Trunk(nn.Module):
         self.full = top_layers == config.num_layers  # tops run every layer: features are the ids
         self.first_top = config.num_layers - top_layers
         self.rope = Rope(hf_config)
-        # Its own parameters may be none: what it carries always is a place, which `.to` moves.
+        # It may have no parameters: this buffer, which `.to` moves, always records the device.
         self.register_buffer("_place", torch.empty(0), persistent=False)
+        frozen = config.num_layers if lora else self.first_top
         with torch.device("meta"):
-            self.blocks = nn.ModuleList(
-                Block(config) for _ in range(config.num_layers if lora else self.first_top)
-            )
+            self.blocks = nn.ModuleList(Block(config) for _ in range(frozen))
         self._initial = {k: v for k, v in state.items() if self._belongs_to_top(k)}
         if lora or not self.full:
             self._load_frozen(state)
@@ -92,9 +91,8 @@ class Trunk(nn.Module):
         self.embedding = nn.Parameter(embedding, requires_grad=False)
         head = embedding if config.tied else state["lm_head.weight"].to(dtype)
         self.head = self.embedding if config.tied else nn.Parameter(head, requires_grad=False)
-        layers = {
-            k.removeprefix("model.layers."): v for k, v in state.items() if k.startswith("model.layers.")
-        }
+        prefix = "model.layers."
+        layers = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         own = {k: v.to(dtype) for k, v in layers.items() if int(k.split(".")[0]) < len(self.blocks)}
         self.blocks.load_state_dict(own, assign=True)
         if self.lora:
@@ -103,7 +101,7 @@ class Trunk(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes, and where its tops are made."""
+        """Where it runs, and where its tops are created."""
         return self._place.device
 
     def _belongs_to_top(self, name: str) -> bool:
@@ -122,10 +120,7 @@ class Trunk(nn.Module):
         positions: Tensor | None = None,
         max_position: int | None = None,
     ) -> Tensor:
-        """Features of `ids` (B, T): hidden states (B, T, D) under the top, or the ids themselves if `full`.
-
-        `full` is true under `lora` too: a top runs every layer.
-        """
+        """Features of `ids` (B, T): hidden states (B, T, D) below the top; with `full` or `lora`, the ids."""
         if self.full:
             return ids
         hidden = F.embedding(ids, self.embedding)
@@ -140,15 +135,14 @@ class Trunk(nn.Module):
         )
 
     def new_top(self) -> Top:
-        """A fresh trainable top that computes as the base model does (fp32 masters)."""
+        """A new trainable top (fp32 masters) that computes the same as the base model."""
         top = Top(self)
         if self.lora is None:
             top.load_hf(self._initial)
-        else:
-            # One seed for all: roles, seeds and resumed runs start alike, as they do from a base model's weights.
-            generator = torch.Generator().manual_seed(0)
-            for _, layer in adapted_layers(top):
-                layer.draw(generator)
+        # One seed for all: roles, seeds and resumed runs start alike, as they do from a base model's weights.
+        generator = torch.Generator().manual_seed(0)
+        for _, layer in adapted_layers(top):
+            layer.draw(generator)
         return top
 
 
@@ -161,9 +155,9 @@ class Top(nn.Module):
     head: nn.Parameter | None
 
     def __init__(self, trunk: Trunk, dtype: torch.dtype = torch.float32) -> None:
-        """On the trunk's device, in `dtype`. Weights are not set yet; adapters add nothing."""
+        """On the trunk's device, in `dtype`. Weights are not set yet; adapters have no effect."""
         super().__init__()
-        # The trunk is shared: kept out of this module's parameters and checkpoints.
+        # The trunk is shared: it is kept out of this module's parameters and checkpoints.
         object.__setattr__(self, "trunk", trunk)
         self.embedding = self.head = None
         if trunk.lora is None:
@@ -176,7 +170,7 @@ class Top(nn.Module):
 
     def _make_layers(self, config: DecoderConfig, dtype: torch.dtype) -> None:
         trunk, size = self.trunk, (config.vocab_size, config.hidden_size)
-        with torch.device("meta"):  # initial values would be drawn for nothing
+        with torch.device("meta"):  # initial values would be drawn in vain
             self.layers = nn.ModuleList(Block(config) for _ in range(trunk.top_layers))
             self.norm = Norm(config.hidden_size, config.norm_eps)
             self.embedding = nn.Parameter(torch.empty(size)) if trunk.full else None
@@ -184,7 +178,7 @@ class Top(nn.Module):
         self.to(dtype).to_empty(device=trunk.device)
 
     def load_hf(self, state: dict[str, Tensor]) -> None:
-        """Take this top's weights out of a state dict with transformers' names."""
+        """Load this top's weights from a state dict with transformers' names."""
         own = {}
         for name, value in state.items():
             match = re.match(r"model\.layers\.(\d+)\.(.+)", name)
@@ -205,15 +199,13 @@ class Top(nn.Module):
             index, rest = name.split(".", 1)
             state[f"model.layers.{int(index) + trunk.first_top}.{rest}"] = value
         state["model.norm.weight"] = self.norm.weight.detach()
-        state["model.embed_tokens.weight"] = (
-            trunk.embedding if self.embedding is None else self.embedding
-        ).detach()
+        state["model.embed_tokens.weight"] = self._embedding_weight().detach()
         if not trunk.config.tied:
-            state["lm_head.weight"] = (trunk.head if self.head is None else self.head).detach()
+            state["lm_head.weight"] = self._head_weight().detach()
         return state
 
     def _layers_state(self) -> dict[str, Tensor]:
-        """The weights of this top's own layers; with adapters, what they and their layers come to together."""
+        """The weights of this top's layers, with adapters merged into them."""
         if self.trunk.lora is None:
             return self.layers.state_dict()
         return {f"{name}.weight": layer.merged() for name, layer in adapted_layers(self.layers)}
@@ -226,14 +218,14 @@ class Top(nn.Module):
         max_position: int | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """Normalised hidden states (B, T, D) over the trunk's features; (B, R, D) at `rows` (B, R) alone.
+        """Normalised hidden states (B, T, D) over the trunk's features, or (B, R, D) only at `rows` (B, R).
 
-        Without `attend` attention is causal (see `causal_attention`).
+        The default of `attend` is `causal_attention`.
         """
         trunk = self.trunk
         hidden = run_blocks(
             self.layers,  # type: ignore[arg-type]
-            self._embed(features) if trunk.full else features,
+            F.embedding(features, self._embedding_weight()).to(trunk.dtype) if trunk.full else features,
             trunk.rope,
             first_layer=trunk.first_top,
             attend=causal_attention(features.device) if attend is None else attend,
@@ -243,9 +235,8 @@ class Top(nn.Module):
         )
         return self.norm(hidden)
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        weight = self.trunk.embedding if self.embedding is None else self.embedding
-        return F.embedding(ids, weight).to(self.trunk.dtype)
+    def _embedding_weight(self) -> Tensor:
+        return self.trunk.embedding if self.embedding is None else self.embedding
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits (..., V) of normalised hidden states (..., D), in the compute dtype."""
@@ -261,8 +252,8 @@ class Top(nn.Module):
     def choice_logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Log-probability (N, C) in float32 of the same C `tokens` after each row of `hidden` (N, D).
 
-        Their own logits are computed in float32: in bf16, neighbouring logits of this size lie 1/8 apart, and
-        so would the preferences read from them. What normalises all of them alike is not worth that.
+        Their logits are computed in float32: in bf16, neighbouring logits of this size are 1/8 apart, and so would be
+        the preferences read from them. The normaliser, common to all of them, is not worth that.
         """
         chosen = hidden.float() @ self._head_weight()[tokens].float().T
         return chosen - torch.logsumexp(self.logits(hidden).float(), dim=-1, keepdim=True)
@@ -272,7 +263,7 @@ class Top(nn.Module):
         return self.trunk.head if own is None else own
 
     def frozen_copy(self) -> Top:
-        """An independent copy that never moves, kept in the compute dtype (a reference policy)."""
+        """An independent frozen copy in the compute dtype (a reference policy)."""
         twin = Top(self.trunk, self.trunk.dtype)
         twin.load_state_dict(self.state_dict())
         drop_idle(twin)
@@ -280,14 +271,14 @@ class Top(nn.Module):
 
 
 class ScalarHead(nn.Module):
-    """One number for each position: the value head and the reward model's score (no bias, fp32)."""
+    """One number per position: the value head and the reward model's score (no bias, fp32)."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, hidden_size))
 
     def init_normal(self, generator: torch.Generator) -> ScalarHead:
-        """N(0, 1/(D+1)) as for reward heads (paper.md 7, detail 11); value heads stay at zero."""
+        """N(0, variance 1/(D+1)), for reward heads (Huang et al. 2024, arXiv:2403.17031); value heads stay at zero."""
         size = self.weight.shape[1]
         with torch.no_grad():
             self.weight.copy_(torch.randn(1, size, generator=generator) / (size + 1) ** 0.5)

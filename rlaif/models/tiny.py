@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer() -> Any:
-    """One token for each byte, and ChatML's special tokens; lossless for any text."""
+    """One token per byte, and ChatML's special tokens; lossless for any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +36,7 @@ def tiny_tokenizer() -> Any:
 
 
 def tiny_config(vocab_size: int, *, hidden_size: int = 32, layers: int = 3) -> Any:
-    """A Llama config of a few thousand weights, with tied embeddings and grouped keys as SmolLM2 has."""
+    """A Llama config of a few thousand weights, with tied embeddings and grouped keys as in SmolLM2."""
     from transformers import LlamaConfig
 
     return LlamaConfig(

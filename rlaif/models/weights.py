@@ -1,4 +1,4 @@
-"""Trained weights on disk: a top (and its scalar head) as safetensors, and whole models for users elsewhere."""
+"""Trained weights on disk: a top (and its scalar head) as safetensors, and whole models for use elsewhere."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _NO_SPREAD = 1e-6  # a model that gives everything the same score has no scale o
 
 @dataclass(frozen=True)
 class Normalization:
-    """reward = scale * score + shift. Scores are what was trained: sigmoid of their difference is a probability."""
+    """reward = scale * score + shift. Scores are as trained: the sigmoid of their difference is a probability."""
 
     scale: float
     shift: float
 
     @classmethod
     def of(cls, scores: Sequence[float]) -> Normalization:
-        """The one that gives `scores` mean 0 and (population) standard deviation 1.
+        """The one that gives `scores` mean 0 and (population) standard deviation 1, as in Ziegler et al. (2019).
 
-        Ziegler et al. (2019) normalise so; mean 0 on reference responses is of Huang et al. (2024).
+        Mean 0 on reference responses is from Huang et al. (2024).
         """
         values = torch.tensor(scores, dtype=torch.float64)
         scale = 1 / max(float(values.std(correction=0)), _NO_SPREAD)
@@ -63,7 +63,7 @@ class RewardMember:
 
     @classmethod
     def fold(cls, top: Top, head: ScalarHead, normalization: Normalization) -> RewardMember:
-        """The member whose `head` was trained without a scale; `head` itself stays as it is."""
+        """The member with a copy of `head`, trained without a scale, that includes the scale."""
         folded = deepcopy(head)
         with torch.no_grad():
             folded.weight.mul_(normalization.scale)
@@ -79,7 +79,7 @@ class RewardMember:
 
 
 def save_modules(path: Path, modules: Mapping[str, nn.Module]) -> None:
-    """Save the modules' weights as fp32 safetensors, names prefixed by the module's key."""
+    """Save the modules' weights as fp32 safetensors, with names prefixed by the modules' keys."""
     tensors = {
         f"{key}.{name}": value.detach().float().cpu().contiguous()
         for key, module in modules.items()
@@ -89,11 +89,11 @@ def save_modules(path: Path, modules: Mapping[str, nn.Module]) -> None:
 
 
 def _save(tensors: dict[str, Any], path: Path) -> None:
-    """Raises OSError where there is no room: the library's writer has an error of its own."""
+    """Raises OSError if the disk is full, where the library's writer raises its own error."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
-        path.unlink(missing_ok=True)  # half a file is in the way of a full disk
+        path.unlink(missing_ok=True)  # half a file on a full disk is in the way
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
@@ -101,12 +101,11 @@ def _save(tensors: dict[str, Any], path: Path) -> None:
 
 
 def load_modules(path: Path, modules: Mapping[str, nn.Module]) -> None:
-    """Load what `save_modules` wrote; every name must be there."""
+    """Load what `save_modules` wrote; every name must be present."""
     tensors = load_file(path)
     for key, module in modules.items():
-        module.load_state_dict(
-            {k.removeprefix(f"{key}."): v for k, v in tensors.items() if k.startswith(f"{key}.")}
-        )
+        start = f"{key}."
+        module.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
 
 
 def load_top(model: LanguageModel, directory: Path | None) -> Top:
@@ -118,7 +117,7 @@ def load_top(model: LanguageModel, directory: Path | None) -> Top:
 
 
 def save_reward(directory: Path, members: Sequence[RewardMember]) -> None:
-    """Write the members' weights, and how each is normalised, into `directory`."""
+    """Write the members' weights and normalisations into `directory`."""
     modules = {
         f"{_prefix(index)}{name}": module
         for index, member in enumerate(members)
@@ -151,37 +150,35 @@ def _write_hf(directory: Path, tokenizer: Any, state: dict[str, Any], config: di
     tokenizer.save_pretrained(directory)
 
 
-def _config(model: LanguageModel) -> dict[str, Any]:
+def _config(model: LanguageModel, kind: str) -> dict[str, Any]:
+    """The configuration of a `kind` of transformers model, such as `ForCausalLM`."""
     config = model.trunk.hf_config.to_dict()
+    family = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}[config["model_type"]]
     config.update(dtype="float32", pad_token_id=model.pad_id, eos_token_id=_ends(model))
-    return config
+    return config | {"architectures": [family + kind]}
 
 
 def _ends(model: LanguageModel) -> int | list[int]:
-    """As transformers writes it: one id, or all that end a response."""
+    """The ids that end a response, as transformers writes them: one id or a list."""
     return model.eos_id if len(model.eos_ids) == 1 else list(model.eos_ids)
 
 
 def export_policy(directory: Path, model: LanguageModel, top: Top) -> None:
     """Write the whole policy so that `AutoModelForCausalLM.from_pretrained(directory)` loads it."""
-    config = _config(model)
-    architecture = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-    config["architectures"] = [architecture[config["model_type"]]]
-    _write_hf(directory, model.tokenizer, top.to_hf(), config)
+    _write_hf(directory, model.tokenizer, top.to_hf(), _config(model, "ForCausalLM"))
     generation = {"eos_token_id": _ends(model), "pad_token_id": model.pad_id}
-    (directory / "generation_config.json").write_text(
-        json.dumps(generation, indent=2) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(generation, indent=2) + "\n"
+    (directory / "generation_config.json").write_text(text, encoding="utf-8")
 
 
 def export_reward(directory: Path, model: LanguageModel, members: Sequence[RewardMember]) -> None:
     """Write the reward model so that `AutoModelForSequenceClassification` (num_labels=1) scores the same.
 
-    The first member goes to `directory` itself, each further one to `member1`, `member2` and so on below it.
-    A logit is the score before the shift, which its config.json has as `reward_shift` (the head has no bias),
-    beside the `reward_scale` that is folded in. transformers pools the last token that is no pad; our
-    responses end in EOS, or anywhere if they were cut, and the pad is neither: where no token of the model's is free
-    for it, the exported tokenizer and embedding get one more.
+    The first member goes to `directory` itself, further ones to `member1`, `member2` and so on below it. A logit is the
+    score before the shift (the head has no bias), which config.json has as `reward_shift`, next to the `reward_scale`
+    that is folded in. transformers pools the last token that is not a pad; our responses end in EOS, or anywhere if
+    they were cut, and the pad never ends one: if the model has no token free for it, the exported tokenizer and
+    embedding get one more.
     """
     for index, member in enumerate(members):
         _export_member(directory / f"member{index}" if index else directory, model, member)
@@ -189,27 +186,17 @@ def export_reward(directory: Path, model: LanguageModel, members: Sequence[Rewar
 
 
 def _remove_members(directory: Path, since: int) -> None:
-    """Members that an earlier, larger ensemble left: loaded with the new ones they would make another reward."""
+    """Remove members that an earlier, larger ensemble left: with the new ones they would make another reward."""
     for folder in directory.glob("member*"):
         number, config = folder.name.removeprefix("member"), folder / "config.json"
-        if (
-            number.isdigit()
-            and int(number) >= since
-            and config.is_file()
-            and "reward_scale" in read_json(config)
-        ):
+        stale = number.isdigit() and int(number) >= since
+        if stale and config.is_file() and "reward_scale" in read_json(config):
             shutil.rmtree(folder)
 
 
 def _export_member(directory: Path, model: LanguageModel, member: RewardMember) -> None:
-    config = _config(model)
-    architecture = {
-        "llama": "LlamaForSequenceClassification",
-        "mistral": "MistralForSequenceClassification",
-        "qwen2": "Qwen2ForSequenceClassification",
-    }
+    config = _config(model, "ForSequenceClassification")
     config.update(
-        architectures=[architecture[config["model_type"]]],
         num_labels=1,
         id2label={"0": "LABEL_0"},
         label2id={"LABEL_0": 0},
@@ -228,7 +215,7 @@ def _export_member(directory: Path, model: LanguageModel, member: RewardMember) 
 
 
 def _with_pad(tokenizer: Any) -> tuple[Any, int]:
-    """The tokenizer with a token more, which pads, and that token's id."""
+    """The tokenizer with one more token, the pad, and its id."""
     more = deepcopy(tokenizer)
     more.add_special_tokens({"pad_token": NEW_PAD})
     return more, more.pad_token_id

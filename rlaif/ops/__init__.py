@@ -13,13 +13,12 @@ from rlaif.ops.losses import (
     kl_loss,
     ppo_policy_loss,
     ppo_value_loss,
-    ratio_metrics,
     reinforce_loss,
     sft_loss,
 )
 from rlaif.ops.masks import last_index, masked_mean, masked_sum, masked_var, whiten, zero_masked
 from rlaif.ops.ranks import by_first, joined, own_share, rank, ranks, total
-from rlaif.ops.rewards import MemberRule, combine_members, empty_last, length_reward
+from rlaif.ops.rewards import combine_members, empty_last, length_reward
 
 __all__ = [
     "ALGORITHMS",
@@ -27,7 +26,6 @@ __all__ = [
     "POLICY_LOSSES",
     "Horizon",
     "KLKind",
-    "MemberRule",
     "adapted_beta",
     "bradley_terry_loss",
     "by_advantage",
@@ -53,7 +51,6 @@ __all__ = [
     "ppo_value_loss",
     "rank",
     "ranks",
-    "ratio_metrics",
     "reinforce_loss",
     "sft_loss",
     "token_entropy",

@@ -1,6 +1,6 @@
-"""RL algorithms by how they credit a response's tokens: with a critic, against a baseline, against their group.
+"""RL algorithms by how they credit a response's tokens: with a critic, against a baseline, within a group.
 
-A new algorithm is an entry of `ALGORITHMS`, with its estimator here, and conf/rl/NAME.yaml.
+To add an algorithm, write its estimator here, an entry of `ALGORITHMS` and conf/rl/NAME.yaml.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from torch import Tensor
 from rlaif.ops.gae import gae
 from rlaif.ops.masks import zero_masked
 
-# Added to a group's standard deviation, so that nearly equal scores are not blown up to size one.
+# Added to a group's standard deviation, so that nearly equal scores are not blown up to unit size.
 _STD_FLOOR = 1e-4
 
 
-def reinforce_advantages(
-    rewards: Tensor, baseline: Tensor, mask: Tensor, *, gamma: float
-) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, both (B, T), of REINFORCE with a `baseline`; all tensors are (B, T).
+Credit = tuple[Tensor, Tensor]
+"""Advantages and returns."""
 
-    return_t = sum of gamma^i r over the counted tokens from t on, i = 0 at t; A_t = return_t - baseline_t,
-    which is GAE with lambda 1. Masked positions give 0. Source: paper.md section 4 (value baseline);
-    a baseline of zeros is plain REINFORCE.
+
+def reinforce_advantages(rewards: Tensor, baseline: Tensor, mask: Tensor, *, gamma: float) -> Credit:
+    """Credit of REINFORCE with a `baseline`; all tensors are (B, T).
+
+    return_t = sum of gamma^i r over the counted tokens from t on (i = 0 at t); A_t = return_t - baseline_t,
+    which is GAE with lambda 1. Masked positions give 0. A baseline of zeros is plain REINFORCE; Lee et al. 2023
+    (arXiv:2309.00267) use a value baseline.
     """
     return gae(rewards, baseline, mask, gamma=gamma, lam=1.0)
 
 
 def rloo_advantages(scores: Tensor, group: int) -> Tensor:
-    """(N,) scores less the mean score of the other responses to the same prompt.
+    """Scores (N,) minus the mean score of the other responses to the same prompt.
 
-    The `group` responses of a prompt stand together. Leaving the response itself out keeps the policy
-    gradient unbiased. Raises ValueError when `group` is below 2 or does not divide N.
+    The `group` responses of a prompt are adjacent. Leaving the response itself out keeps the policy gradient
+    unbiased. Raises ValueError if `group` is below 2 or does not divide N.
     Source: Kool et al. 2019; Ahmadian et al. 2024, section 3.
     """
     rows = _groups(scores, group)
@@ -43,10 +45,9 @@ def rloo_advantages(scores: Tensor, group: int) -> Tensor:
 
 
 def grpo_advantages(scores: Tensor, group: int) -> Tensor:
-    """(N,) scores standardised within their prompt's group: mean 0, population standard deviation 1.
+    """Scores (N,) standardised within their prompt's group: mean 0, population standard deviation 1.
 
-    The `group` responses of a prompt stand together; equal scores give 0.
-    Raises ValueError when `group` is below 2 or does not divide N. Source: Shao et al. 2024, section 4.1.
+    Groups and errors as in `rloo_advantages`; equal scores give 0. Source: Shao et al. 2024, section 4.1.
     """
     rows = _groups(scores, group)
     centred = rows - rows.mean(1, keepdim=True)
@@ -54,11 +55,10 @@ def grpo_advantages(scores: Tensor, group: int) -> Tensor:
 
 
 def drgrpo_advantages(scores: Tensor, group: int) -> Tensor:
-    """(N,) scores less their group's mean, and not divided by its standard deviation.
+    """Scores (N,) minus their group's mean, not divided by its standard deviation.
 
-    So a prompt whose responses are all nearly as good weighs no more than any other ("GRPO done right"). The
-    `group` responses of a prompt stand together. Raises ValueError when `group` is below 2 or does not divide N.
-    Source: Liu et al. 2025 (arXiv:2503.20783), section 3.2.
+    So a prompt whose responses are all about equally good weighs no more than any other ("GRPO done right").
+    Groups and errors as in `rloo_advantages`. Source: Liu et al. 2025 (arXiv:2503.20783), section 3.2.
     """
     rows = _groups(scores, group)
     return (rows - rows.mean(1, keepdim=True)).flatten()
@@ -66,7 +66,7 @@ def drgrpo_advantages(scores: Tensor, group: int) -> Tensor:
 
 def _groups(scores: Tensor, group: int) -> Tensor:
     if group < 2 or len(scores) % group:
-        raise ValueError(f"{len(scores)} scores are no groups of {group}: a group has two responses or more")
+        raise ValueError(f"{len(scores)} scores are not groups of {group}: a group has two or more responses")
     return scores.view(-1, group)
 
 
@@ -79,10 +79,10 @@ def penalised_scores(
     missing_eos_score: float | None,
     length_penalty: float,
 ) -> Tensor:
-    """Scores (N,) less what a response pays for its form; `finished` (N,) boolean, `lengths` (N,) in tokens.
+    """Scores (N,) minus penalties on a response's form; `finished` (N,) is boolean, `lengths` (N,) in tokens.
 
-    `length_penalty` is taken for each token, `missing_eos_penalty` from a response that did not end; a
-    `missing_eos_score` stands in for the whole score of such a response (checklist 21 has both forms).
+    `length_penalty` is per token. A response that did not end loses `missing_eos_penalty` (as in TRL), or gets
+    `missing_eos_score` as its whole score (the "EOS trick" of Huang et al. 2024, arXiv:2403.17031).
     """
     unfinished = (~finished).to(scores)
     scores = scores - missing_eos_penalty * unfinished - length_penalty * lengths.to(scores)
@@ -93,21 +93,21 @@ def penalised_scores(
 
 @dataclass(frozen=True)
 class Horizon:
-    """What an estimator may read besides rewards and values; a prompt's `group` responses stand together."""
+    """What an estimator may read besides rewards and values; a prompt's `group` responses are adjacent."""
 
     gamma: float
     lam: float
     group: int
 
 
-Estimator = Callable[[Tensor, Tensor, Tensor, Horizon], tuple[Tensor, Tensor]]
-"""(rewards, values, mask), all (N, T), and the horizon -> advantages and returns, both (N, T), 0 where masked."""
+Estimator = Callable[[Tensor, Tensor, Tensor, Horizon], Credit]
+"""(rewards, values, mask), all (N, T), and the horizon -> (advantages, returns), both (N, T), 0 where masked."""
 
 
 def of_groups(compare: Callable[[Tensor, int], Tensor]) -> Estimator:
-    """The estimator that compares whole responses by `compare` (scores (N,), group -> (N,)): one for all tokens."""
+    """An estimator that compares whole responses by `compare` (scores (N,), group -> (N,)): one value per response."""
 
-    def estimate(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> tuple[Tensor, Tensor]:
+    def estimate(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> Credit:
         totals = rewards.sum(1)
         advantages = compare(totals, horizon.group)[:, None].expand_as(rewards)
         return zero_masked(advantages, mask), zero_masked(totals[:, None].expand_as(rewards), mask)
@@ -115,11 +115,11 @@ def of_groups(compare: Callable[[Tensor, int], Tensor]) -> Estimator:
     return estimate
 
 
-def _gae(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> tuple[Tensor, Tensor]:
+def _gae(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> Credit:
     return gae(rewards, values, mask, gamma=horizon.gamma, lam=horizon.lam)
 
 
-def _return(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> tuple[Tensor, Tensor]:
+def _return(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> Credit:
     return reinforce_advantages(rewards, values, mask, gamma=horizon.gamma)
 
 
@@ -127,7 +127,7 @@ def _return(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> 
 class Algorithm:
     """An RL algorithm: its title in reports, the name of its advantages (`rl.advantage`), and their estimator.
 
-    `groups`: it compares the responses to one prompt, and reads no critic. `critic`: it needs one.
+    `groups`: it compares the responses to one prompt, without a critic. `critic`: it needs one.
     """
 
     title: str
@@ -144,14 +144,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grpo": Algorithm("GRPO", "grpo", of_groups(grpo_advantages), groups=True),
     "drgrpo": Algorithm("Dr. GRPO", "drgrpo", of_groups(drgrpo_advantages), groups=True),
 }
-"""By `rl.algorithm`. It is named after its advantages, so that no report calls one by another's name."""
+"""By `rl.algorithm`. Reports find the title by the advantages used, so that none is called by another's name."""
 
 
 def by_advantage(name: str) -> Algorithm:
-    """The algorithm whose advantages are called `name` in `rl.advantage`. Raises ValueError unless there is one."""
+    """The algorithm of `rl.advantage=name`. Raises ValueError unless there is exactly one."""
     found = [algorithm for algorithm in ALGORITHMS.values() if algorithm.advantage == name]
     if len(found) != 1:
-        raise ValueError(
-            f"{len(found)} entries of ALGORITHMS have the advantage {name!r}: give each its own name"
-        )
+        raise ValueError(f"{len(found)} entries of ALGORITHMS have the advantage {name!r}: give each its own")
     return found[0]

@@ -15,7 +15,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     `rewards[:, t]` follows that token. With t' the next counted token (value 0 after the last one):
     delta_t = r_t + gamma V_t' - V_t, A_t = delta_t + gamma lam A_t', return_t = A_t + V_t.
     Masked positions are stepped over and give 0.
-    Source: Schulman et al. 2016; gamma 1 and lam 0.95 in Huang et al. 2024 (checklist 27).
+    Source: Schulman et al. 2016 (arXiv:1506.02438); Huang et al. 2024 (arXiv:2403.17031) use gamma 1 and lam 0.95.
     """
     rewards, values = zero_masked(rewards, mask), zero_masked(values, mask)
     advantages = torch.zeros_like(values)

@@ -13,16 +13,16 @@ KLKind = Literal["k1", "k2", "k3"]
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind) -> Tensor:
-    """Estimate of KL(policy || reference) in nats for each sampled token; any shape, kept.
+    """Per-token estimate of KL(policy || reference) in nats, in the shape of the inputs.
 
     With d = log policy - log reference of the sampled token: k1 = d (unbiased, signed),
     k2 = d^2 / 2 (biased, non-negative), k3 = exp(-d) - 1 + d (unbiased, non-negative).
-    As a loss over on-policy samples, k2 has the gradient of KL(policy || reference) of each token given what stands
-    before it, and k3 that of KL(reference || policy), while that of k1 is zero in expectation. That is token by token
-    only: how the policy's choice leads to other contexts is not differentiated, so that summed over a response it is
-    not the gradient of the responses' KL. k1 in the reward has that one; k2 and k3 in the reward have neither: their
-    size is of second order near the reference, and their sign may be wrong.
-    Raises ValueError for another `kind`. Source: Schulman, "Approximating KL divergence" (checklist 23).
+    As a loss over on-policy samples, k2 has the gradient of each token's KL(policy || reference) given its context,
+    k3 that of KL(reference || policy), and k1 has expected gradient zero. This holds per token only: that the
+    policy's choices lead to other contexts is not differentiated, so the sum over a response is not the gradient of
+    the responses' KL. k1 in the reward gives that gradient; k2 and k3 in the reward do not: near the reference
+    theirs is of second order, and may have the wrong sign.
+    Raises ValueError for another `kind`. Source: Schulman 2020, "Approximating KL divergence".
     """
     log_ratio = logprobs - ref_logprobs
     if kind == "k1":
@@ -37,11 +37,11 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: KLKind) -> Tensor:
 def kl_shaped_rewards(
     scores: Tensor, logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, beta: float, kind: KLKind
 ) -> Tensor:
-    """(B, T) rewards: -beta * the estimate on each counted token, `scores` (B,) added at the last counted one.
+    """Rewards (B, T): -beta * the estimate on each counted token, plus `scores` (B,) on the last counted one.
 
-    With k1, summed over a row: score - beta * (log policy - log reference) of the whole response, which is
-    the regularised objective of the paper (section 2, RL) in per-token form (checklist 22).
-    Raises ValueError when a row counts no token.
+    With k1, a row sums to score - beta * (log policy - log reference) of the whole response: the KL-regularised
+    objective of Lee et al. 2023 (arXiv:2309.00267) in the per-token form of Huang et al. 2024 (arXiv:2403.17031).
+    Raises ValueError if a row counts no token.
     """
     rewards = zero_masked(-beta * kl_estimate(logprobs, ref_logprobs, kind), mask)
     at = last_index(mask).unsqueeze(1)
@@ -53,10 +53,10 @@ _MAX_ERROR = 0.2
 
 
 def adapted_beta(beta: float, kl: float, *, target: float, horizon: float, samples: int) -> float:
-    """The KL weight after `samples` responses whose mean KL was `kl`; `kl` and `target` in nats a response.
+    """The KL weight after `samples` responses of mean KL `kl`; `kl` and `target` are in nats per response.
 
     beta * (1 + clip(kl / target - 1, -0.2, 0.2) * samples / horizon): about `horizon` responses that are far
-    off change it by a fifth. Source: Ziegler et al. 2019, section 2.2 (checklist 30).
+    off change it by a fifth. Source: Ziegler et al. 2019, section 2.2.
     """
     error = min(max(kl / target - 1, -_MAX_ERROR), _MAX_ERROR)
     return beta * (1 + error * samples / horizon)

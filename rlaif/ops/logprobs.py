@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Rows of logits upcast at once: without gradients the float32 copy is this many rows, not the batch.
+# Rows of logits upcast at once: without gradients, only this many rows exist as a float32 copy.
 _CHUNK_ROWS = 1024
 
 
@@ -19,7 +19,7 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probability (nats) of `ids` (...) under `logits` (..., V); returns (...) in float32.
 
     Computed as the chosen logit minus logsumexp, so that no (..., V) log-softmax is kept.
-    float64 logits stay float64. Raises ValueError when the shapes do not fit.
+    float64 logits stay float64. Raises ValueError if the shapes do not match.
     """
     if logits.shape[:-1] != ids.shape:
         raise ValueError(f"logits {tuple(logits.shape)} do not fit ids {tuple(ids.shape)}")
@@ -28,10 +28,10 @@ def token_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Chosen logit minus logsumexp of (N, V) logits, with a backward pass of few sweeps over them.
+    """Chosen logit minus logsumexp of (N, V) logits, with a backward pass that reads them few times.
 
-    The gradient of row n is g_n (onehot(ids_n) - softmax_n), written chunk by chunk into the logits' dtype;
-    autograd's own way keeps and combines several (N, V) tensors in float32.
+    The gradient of row n is g_n (onehot(ids_n) - softmax_n), written chunk by chunk in the logits' dtype;
+    autograd would keep and combine several (N, V) tensors in float32.
     """
 
     @staticmethod
@@ -54,8 +54,8 @@ class _TokenLogprobs(torch.autograd.Function):
         return result, None
 
 
-# Rows whose logits exist at once in `head_logprobs`: few enough to stay in a processor's caches, and so many times as
-# many to fill an accelerator.
+# Rows whose logits exist at once in `head_logprobs`: few enough for a CPU's caches; an accelerator needs this many
+# times as many to be busy.
 _HEAD_ROWS = 128
 _ACCELERATOR_SHARE = 16
 
@@ -64,21 +64,21 @@ def head_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: floa
     """Log-probability (nats) of `ids` (N,) under softmax(hidden @ weight.T / temperature); (N,) in float32.
 
     For a frozen vocabulary head `weight` (V, D) and hidden states (N, D): no (N, V) tensor is kept, and no
-    gradient reaches `weight`. float64 stays float64. Raises ValueError when the shapes do not fit.
+    gradient reaches `weight`. float64 stays float64. Raises ValueError if the shapes do not match.
     """
     if hidden.shape[:-1] != ids.shape or ids.dim() != 1 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and ids {tuple(ids.shape)} do not fit"
         )
     if weight.requires_grad:
-        raise ValueError("head_logprobs gives no gradient to the head: use token_logprobs of the logits")
+        raise ValueError("head_logprobs gives no gradient to the head: use token_logprobs on the logits")
     return _HeadLogprobs.apply(hidden, weight, ids, temperature)
 
 
 class _HeadLogprobs(torch.autograd.Function):
     """The gradient of row n is g_n (weight[ids_n] - sum_v p_nv weight[v]) / temperature.
 
-    The vector beside the scalar g_n is known in the forward pass, while the chunk's logits are at hand.
+    The vector that g_n scales is computed in the forward pass, while the chunk's logits are at hand.
     """
 
     @staticmethod
@@ -112,9 +112,6 @@ def _entropy_rows(logits: Tensor) -> Tensor:
 
 
 def token_entropy(logits: Tensor) -> Tensor:
-    """Entropy (nats) of each distribution of `logits` (..., V); returns (...) in float32.
-
-    Logits of -inf (forbidden tokens) contribute nothing.
-    """
+    """Entropy (nats) of each distribution of `logits` (..., V), as (...) in float32; logits of -inf add nothing."""
     rows = logits.reshape(-1, logits.shape[-1]).split(_CHUNK_ROWS)
     return torch.cat([_entropy_rows(part) for part in rows]).view(logits.shape[:-1])

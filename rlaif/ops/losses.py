@@ -1,8 +1,8 @@
-"""Losses as pure functions: `(loss, metrics)`, metrics detached and without side effects.
+"""Losses as pure functions: `(loss, metrics)`, with detached metrics.
 
-A loss is a sum over counted entries divided by their count. `normalizer` replaces that count by the
-whole batch's (over micro-batches and ranks): then the losses of the parts add up to the batch's loss.
-Metrics are means over the part's own counted entries.
+A loss is a sum over counted entries divided by their count. `normalizer` replaces that count with the whole
+batch's (over micro-batches and ranks), so that the losses of its parts add up to the batch's loss.
+Metrics are means over a part's own counted entries.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def _rows(mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossMean:
-    """How the losses of single tokens, (B, T), become one number: `total(each, mask) / count(mask, limit)`.
+    """How per-token losses (B, T) become one number: `total(each, mask) / count(mask, limit)`.
 
-    `limit` is the greatest length that a response may have, in tokens.
+    `limit` is the maximum length of a response, in tokens.
     """
 
     total: Callable[[Tensor, Tensor], Tensor]
@@ -47,19 +47,19 @@ class LossMean:
 LOSS_MEANS: dict[str, LossMean] = {
     # All counted tokens alike.
     "token": LossMean(masked_sum, lambda mask, limit: mask.sum()),
-    # Each row's own mean (GRPO): the tokens of a long response weigh less.
+    # The mean of each row's mean (GRPO): the tokens of a long response weigh less.
     "sequence": LossMean(
         lambda each, mask: (masked_sum(each, mask, 1) / mask.sum(1).clamp(min=1)).sum(),
         lambda mask, limit: _rows(mask),
     ),
-    # A constant for each row (Dr. GRPO): a token weighs the same in every response and every minibatch.
+    # Over a constant per row (Dr. GRPO): a token weighs the same in every response and every minibatch.
     "constant": LossMean(masked_sum, lambda mask, limit: _rows(mask) * limit),
 }
 """The means of a policy loss, by `rl.loss_mean`."""
 
 
 def _mean_loss(each: Tensor, mask: Tensor, mean: str, normalizer: Normalizer) -> Tensor:
-    """`normalizer` stands in for the part's own count, in which T is the limit."""
+    """`normalizer` replaces the part's own count, in which T is the limit."""
     if mean not in LOSS_MEANS:
         raise ValueError(f"mean must be one of {', '.join(LOSS_MEANS)}, got {mean!r}")
     chosen = LOSS_MEANS[mean]
@@ -67,24 +67,21 @@ def _mean_loss(each: Tensor, mask: Tensor, mean: str, normalizer: Normalizer) ->
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, *, normalizer: Normalizer = None) -> tuple[Tensor, Metrics]:
-    """Negative log-likelihood in nats a counted token; `logprobs` and `mask` are (B, T).
-
-    Metrics: `perplexity`, `tokens`.
-    """
+    """Negative log-likelihood in nats per counted token of `logprobs` (B, T). Metrics: `perplexity`, `tokens`."""
     loss = _normalise(-masked_sum(logprobs, mask), mask.sum(), normalizer)
     mean = masked_mean(logprobs.detach(), mask)
     return loss, {"perplexity": torch.exp(-mean), "tokens": mask.sum().float()}
 
 
 def harden(p_a: Tensor) -> Tensor:
-    """The preferred side as a hard label: 0 or 1 for `p_a` (N,), with 0.5 left where no side is preferred."""
+    """Hard labels of `p_a` (N,): 0 or 1, and 0.5 where neither side is preferred."""
     return (torch.sign(p_a - 0.5) + 1) / 2
 
 
 def confidence_weight(p_a: Tensor, exponent: float) -> Tensor:
     """(2 |p_a - 0.5|)^exponent (N,): 0 for an undecided pair, 1 for a certain one; exponent 0 weighs all alike.
 
-    Raises ValueError for a negative exponent, under which undecided pairs would weigh infinitely much.
+    Raises ValueError for a negative exponent, which would give undecided pairs infinite weight.
     """
     if exponent < 0:
         raise ValueError(f"the exponent of confidence weights must not be negative, got {exponent}")
@@ -111,23 +108,22 @@ def bradley_terry_loss(
     weight: Tensor | None,
     normalizer: Normalizer = None,
 ) -> tuple[Tensor, Metrics]:
-    """Cross-entropy of the Bradley-Terry model against soft labels; all tensors are (N,).
+    """Cross-entropy of the Bradley-Terry (1952) model against soft labels; all tensors are (N,).
 
     With D = reward_a - reward_b: -[p log sigmoid(D - margin) + (1 - p) log sigmoid(-D - margin)].
-    p is `p_a` after `temperature` (logit(p) / temperature: below 1 sharpens, 1 leaves it) and
-    `label_smoothing` (the probability that a label is flipped). `centering` adds
-    centering * (reward_a + reward_b)^2, which pins the free constant of the rewards.
-    `weight` scales pairs; the mean is over the sum of weights.
+    p is `p_a` after `temperature` (logit(p) / temperature: below 1 sharpens, 1 leaves it) and `label_smoothing`
+    (the probability that a label is flipped). `centering` adds centering * (reward_a + reward_b)^2, which pins the
+    free constant of the rewards. `weight` scales pairs; the sum is divided by the sum of weights.
 
-    The margin stands on both sides since either response may be the preferred one: the loss is the mean,
-    over a hard label drawn from p, of -log sigmoid(preferred - other - margin). Hence p in {0, 1} is the
-    usual hard-label loss, swapping a and b mirrors p, and at p = 0.5 the minimum stays at D = 0; elsewhere
-    the margin only moves it further towards the preferred side. (A shift of D alone, as in
-    sigmoid(D - margin) and its complement, would favour whichever response is called b.)
+    The margin applies to both sides since either response may be the preferred one: the loss is the expectation,
+    over a hard label drawn from p, of -log sigmoid(preferred - other - margin). Hence p in {0, 1} is the usual
+    hard-label loss, swapping a and b mirrors p, and at p = 0.5 the minimum stays at D = 0; elsewhere the margin
+    only moves it further towards the preferred side. (Shifting D alone, as in sigmoid(D - margin) and its
+    complement, would favour whichever response is called b.)
 
     Metrics over pairs: `accuracy` (sign of D against `p_a` > 0.5; `p_a` = 0.5 is left out, D = 0 counts
     half; NaN if no pair is left), `margin` (mean D towards the preferred response, ties left out).
-    Source: paper section 2 (reward model on soft labels).
+    Source: Lee et al. 2023 (arXiv:2309.00267), where the reward model is trained on soft labels.
     """
     difference = reward_a - reward_b
     p = _soft_labels(p_a.to(difference.dtype), temperature, label_smoothing)
@@ -144,10 +140,10 @@ def bradley_terry_loss(
 
 
 def ratio_metrics(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Metrics:
-    """How far the policy has moved since it sampled; both tensors (B, T), r = exp(logprobs - old_logprobs).
+    """How far the policy has moved since it sampled; tensors are (B, T), r = exp(logprobs - old_logprobs).
 
     Over counted tokens: `approx_kl` ((r - 1) - log r, nats), `ratio_mean`, `ratio_max_deviation`
-    (max |r - 1|; 0 on the first minibatch, checklist 34).
+    (max |r - 1|; 0 on the first minibatch, as Huang et al. 2024 check).
     """
     with torch.no_grad():
         log_ratio = zero_masked(logprobs, mask) - zero_masked(old_logprobs, mask)
@@ -173,9 +169,9 @@ def ppo_policy_loss(
 
     With r = exp(logprobs - old_logprobs): -min(r A, clamp(r, 1 - clip, 1 + clip) A).
     Metrics over counted tokens: `clip_fraction` (|r - 1| > clip) and those of `ratio_metrics`.
-    Source: Schulman et al. 2017, equation 7; the `sequence` mean is that of Shao et al. 2024, equation 3.
+    Source: Schulman et al. 2017 (arXiv:1707.06347), equation 7; `sequence` mean: Shao et al. 2024, equation 3.
     """
-    # Garbage is removed before exp, so that it cannot reach the gradient as 0 * inf.
+    # Masked values are zeroed before exp, so that they cannot reach the gradient as 0 * inf.
     ratio = torch.exp(zero_masked(logprobs, mask) - zero_masked(old_logprobs, mask))
     advantages = zero_masked(advantages, mask)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
@@ -190,8 +186,8 @@ def reinforce_loss(
 ) -> Tensor:
     """-A log pi of the sampled tokens, whose gradient is the policy gradient; all tensors are (B, T).
 
-    No gradient reaches the advantages. Right for samples of the present policy alone: nothing corrects for
-    an older one. Source: Williams 1992; paper.md section 4.
+    No gradient reaches the advantages. Correct only for samples of the current policy: nothing corrects for an
+    older one. Source: Williams 1992.
     """
     each = -zero_masked(advantages, mask).detach() * zero_masked(logprobs, mask)
     return _mean_loss(each, mask, mean, normalizer)
@@ -219,9 +215,9 @@ def kl_loss(
     mean: str,
     normalizer: Normalizer = None,
 ) -> Tensor:
-    """Mean estimate of KL(policy || reference), in nats a token, as a penalty with gradients; all (B, T).
+    """Mean estimate of KL(policy || reference), in nats per token, as a penalty with gradients; all (B, T).
 
-    Its mean is the policy loss's, so that a weight beta means the same here as in the reward.
+    The mean is the policy loss's, so that a weight beta means the same here as in the reward.
     """
     each = kl_estimate(zero_masked(logprobs, mask), zero_masked(ref_logprobs, mask), kind)
     return _mean_loss(each, mask, mean, normalizer)
@@ -238,9 +234,9 @@ def ppo_value_loss(
 ) -> tuple[Tensor, Metrics]:
     """Clipped value loss of PPO; all tensors are (B, T).
 
-    0.5 * max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2); `clip` <= 0 leaves the first.
-    Metrics: `value_loss`, `explained_variance` = 1 - var(R - V) / var(R) (NaN when R is constant).
-    Source: checklist 28 (factor 0.5, maximum of both).
+    0.5 * max((V - R)^2, (clamp(V, V_old - clip, V_old + clip) - R)^2); `clip` <= 0 keeps only the first term.
+    Metrics: `value_loss`, `explained_variance` = 1 - var(R - V) / var(R) (NaN if R is constant).
+    Source: Huang et al. 2024 (arXiv:2403.17031).
     """
     values, old_values, returns = (zero_masked(x, mask) for x in (values, old_values, returns))
     error = (values - returns) ** 2

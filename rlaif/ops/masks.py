@@ -1,6 +1,6 @@
 """Masked reductions. One convention: `mask` is boolean, True = counts.
 
-What lies under a False entry never matters, not even NaN or infinity: it is replaced, not multiplied.
+Masked entries never matter, not even NaN or infinity: they are replaced, not multiplied by zero.
 Notation: B rows (sequences), T response tokens.
 """
 
@@ -34,10 +34,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_var(x: Tensor, mask: Tensor) -> Tensor:
-    """Population variance (no Bessel correction) of the counted entries; NaN where nothing counts.
-
-    Source: Ziegler et al. code, whose TF moments are population moments.
-    """
+    """Population variance of the counted entries, as in Ziegler et al.'s (2019) code; NaN where nothing counts."""
     return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
 
@@ -45,7 +42,7 @@ def whiten(x: Tensor, mask: Tensor, *, center: bool) -> Tensor:
     """Scale the counted entries to variance 1 (population variance + 1e-8); masked entries become 0.
 
     `center=True` moves the mean to 0 (advantages), `center=False` keeps it (rewards).
-    Source: Huang et al. 2024 (details 24-26 of the checklist).
+    Source: Huang et al. 2024 (arXiv:2403.17031); Ziegler et al. 2019.
     """
     mean, var = masked_mean(x, mask), masked_var(x, mask)
     white = (x - mean) * torch.rsqrt(var + _VARIANCE_FLOOR)
@@ -53,9 +50,9 @@ def whiten(x: Tensor, mask: Tensor, *, center: bool) -> Tensor:
 
 
 def last_index(mask: Tensor) -> Tensor:
-    """(B,) index of the last True of each row of a (B, T) mask.
+    """Index (B,) of the last True in each row of a (B, T) mask.
 
-    Raises ValueError when a row counts nothing: such a row has no last token to read or to reward.
+    Raises ValueError if a row counts nothing: it has no last token to read or to reward.
     """
     if mask.dtype != torch.bool or mask.dim() != 2:
         raise ValueError(f"expected a boolean (B, T) mask, got {mask.dtype} of shape {tuple(mask.shape)}")

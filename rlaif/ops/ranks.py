@@ -1,7 +1,7 @@
-"""Processes that train one module together, as few functions that do nothing where there is one process alone.
+"""Processes that train one module together: a few functions that do nothing when there is only one process.
 
-Every process holds the same weights and the same rows. Of each batch it takes its share, and what is summed
-over the batch is summed over the processes: so an update is that of one process with the whole batch.
+Every process holds the same weights and rows. It takes its share of each batch, and sums over the batch are summed
+over the processes, so that an update equals that of one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def rank() -> int:
 
 
 def own_share(rows: Rows) -> Rows:
-    """This process's part of `rows`: neighbours, as many as the others have, or one fewer."""
+    """This process's contiguous part of `rows`; parts differ by at most one row."""
     first, last = (len(rows) * (rank() + i) // ranks() for i in (0, 1))
     return cast(Rows, rows[first:last])
 
 
 def joined(own: Sequence[T]) -> list[T]:
-    """The parts of all processes one behind the other: what `own_share` has split."""
+    """The parts of all processes, concatenated: the inverse of `own_share`."""
     if ranks() == 1:
         return list(own)
     parts: list[list[T]] = [[]] * ranks()
@@ -42,7 +42,7 @@ def joined(own: Sequence[T]) -> list[T]:
 
 
 def total(value: Tensor) -> Tensor:
-    """The sum of `value`, of one shape everywhere, over the processes; no gradient passes."""
+    """The sum over processes of `value`, which has the same shape in all; no gradient passes."""
     if ranks() == 1:
         return value
     value = value.detach().clone()
@@ -51,7 +51,7 @@ def total(value: Tensor) -> Tensor:
 
 
 def by_first(compute: Callable[[], T]) -> T:
-    """What the first process computes, for all of them; `compute` is called there alone."""
+    """The result of `compute`, called only in the first process, for all processes."""
     if ranks() == 1:
         return compute()
     box = [compute() if rank() == 0 else None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -10,20 +11,22 @@ import numpy as np
 
 from rlaif.stats.intervals import FloatArray, as_floats, check_same_length
 
+Numbers = Sequence[float] | FloatArray
+
 
 def cohen_kappa(x: Sequence[Hashable], y: Sequence[Hashable]) -> float:
-    """Cohen's kappa of two raters' labels (n,) of the same items.
+    """Cohen's kappa of two raters' labels (n,) for the same items.
 
-    (observed - expected) / (1 - expected) agreement, expected from each rater's own label shares.
-    NaN for no items or when both raters only ever give the same single label.
+    (observed - expected) / (1 - expected) agreement, expected from each rater's label shares.
+    NaN for no items or if both raters always give the same single label.
     """
     check_same_length(x, y)
-    if len(x) == 0:
-        return math.nan
     n = len(x)
+    if n == 0:
+        return math.nan
     observed = sum(a == b for a, b in zip(x, y, strict=True)) / n
-    x_list, y_list = list(x), list(y)
-    expected = sum(x_list.count(label) * y_list.count(label) for label in set(x_list)) / n**2
+    of_x, of_y = Counter(x), Counter(y)
+    expected = sum(count * of_y[label] for label, count in of_x.items()) / n**2
     return math.nan if expected == 1 else (observed - expected) / (1 - expected)
 
 
@@ -38,9 +41,7 @@ class ReliabilityBin:
     mean_observed: float
 
 
-def _probabilities(
-    p: Sequence[float] | FloatArray, y: Sequence[float] | FloatArray
-) -> tuple[FloatArray, FloatArray]:
+def _probabilities(p: Numbers, y: Numbers) -> tuple[FloatArray, FloatArray]:
     check_same_length(p, y)
     predicted, observed = as_floats(p), as_floats(y)
     for values in (predicted, observed):
@@ -49,12 +50,10 @@ def _probabilities(
     return predicted, observed
 
 
-def reliability_bins(
-    p: Sequence[float] | FloatArray, y: Sequence[float] | FloatArray, bins: int = 10
-) -> list[ReliabilityBin]:
+def reliability_bins(p: Numbers, y: Numbers, bins: int = 10) -> list[ReliabilityBin]:
     """Equal-width bins of predictions `p` (n,) against outcomes `y` (n,), soft or hard; no empty bins."""
     predicted, observed = _probabilities(p, y)
-    # Rounded first: 1 - 0.2 and 0.8 must not fall on two sides of an edge.
+    # Rounded first: 1 - 0.2 and 0.8 must not fall on different sides of an edge.
     index = np.minimum(np.round(predicted * bins, 9).astype(int), bins - 1)
     rows = []
     for b in range(bins):
@@ -65,20 +64,13 @@ def reliability_bins(
     return rows
 
 
-def expected_calibration_error(
-    p: Sequence[float] | FloatArray, y: Sequence[float] | FloatArray, bins: int = 10
-) -> float:
-    """Mean over items of |mean predicted - mean observed| of the item's bin; NaN for no items."""
-    rows = reliability_bins(p, y, bins)
-    total = sum(row.n for row in rows)
-    return (
-        sum(row.n * abs(row.mean_predicted - row.mean_observed) for row in rows) / total
-        if total
-        else math.nan
-    )
+def expected_calibration_error(p: Numbers, y: Numbers, bins: int = 10) -> float:
+    """Mean over items of |mean predicted - mean observed| in the item's bin; NaN for no items."""
+    gaps = [row.n * abs(row.mean_predicted - row.mean_observed) for row in reliability_bins(p, y, bins)]
+    return sum(gaps) / len(p) if gaps else math.nan
 
 
-def brier_score(p: Sequence[float] | FloatArray, y: Sequence[float] | FloatArray) -> float:
-    """Mean squared difference of predictions and outcomes, both (n,) in [0, 1]; NaN for no items."""
+def brier_score(p: Numbers, y: Numbers) -> float:
+    """Mean squared difference between predictions and outcomes, both (n,) in [0, 1]; NaN for no items."""
     predicted, observed = _probabilities(p, y)
     return float(((predicted - observed) ** 2).mean()) if len(predicted) else math.nan

@@ -1,8 +1,7 @@
-"""Which arms of an ablation differ: the one engine behind every table that compares arms."""
+"""Which arms of an ablation differ: the engine behind every table that compares arms."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -28,9 +27,9 @@ from rlaif.stats.significance import holm, mcnemar_test, sign_test
 class PairedTest:
     """Two arms on the same `n` items, the better one first.
 
-    `ahead` and `behind` count items on which `first` scores higher and lower (over seeds: on average),
-    `mcnemar` is the exact McNemar test on them (each item by itself). `p_value` keeps items of one cluster
-    together, `p_holm` adjusts it over all pairs of arms.
+    `ahead` and `behind` count items on which `first` scores higher and lower (on average over seeds), and `mcnemar`
+    is the exact McNemar test on them (each item on its own). `p_value` keeps items of a cluster together, and
+    `p_holm` adjusts it over all pairs of arms.
     """
 
     first: str
@@ -44,17 +43,14 @@ class PairedTest:
     p_holm: float
 
 
-def _is_binary(values: FloatArray) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())
-
-
 def _checked(arms: Mapping[str, Values], clusters: Clusters) -> dict[str, FloatArray]:
     if not arms:
         raise ValueError("no arms to compare")
     values = {name: as_table(table) for name, table in arms.items()}
     check_same_length(clusters, *(table[0] for table in values.values()))
-    if len({len(table) for table in values.values()}) > 1:
-        raise ValueError(f"arms need one number of seeds, got {[len(table) for table in values.values()]}")
+    seeds = [len(table) for table in values.values()]
+    if len(set(seeds)) > 1:
+        raise ValueError(f"arms need the same number of seeds, got {seeds}")
     if not len(clusters) or not all(np.isfinite(table).all() for table in values.values()):
         raise ValueError("arms need at least one item and finite values")
     return values
@@ -63,20 +59,20 @@ def _checked(arms: Mapping[str, Values], clusters: Clusters) -> dict[str, FloatA
 def paired_test(
     x: Values, y: Values, clusters: Clusters, scatter: Part | None = None, *, outcomes: bool | None = None
 ) -> tuple[Interval, float]:
-    """95% interval of mean(x - y) and p; x, y (n,) or (S, n) on the same items (and seeds).
+    """95% interval of mean(x - y) and its p; x, y are (n,) or (S, n) on the same items (and seeds).
 
-    `paired_difference`, but for one seed's 0/1 outcomes of unrepeated clusters p is McNemar's exact one.
+    As `paired_difference`, but with McNemar's exact p for one seed's 0/1 outcomes in clusters of one item.
     """
     first, second = as_table(x), as_table(y)
     difference, p = paired_difference(first, second, clusters, scatter=scatter, outcomes=outcomes)
     single = len(first) == 1 and cluster_codes(clusters)[1] == len(clusters)
-    if outcomes is not False and single and _is_binary(first) and _is_binary(second):
+    if outcomes is not False and single and np.isin((first, second), (0.0, 1.0)).all():
         p = mcnemar_test(first[0].astype(bool), second[0].astype(bool))
     return difference, p
 
 
 def arm_interval(values: Values, clusters: Clusters) -> Interval:
-    """Interval of one arm's mean, of values (n,) or (S, n): `proportion_interval` for wins, ties and losses."""
+    """Interval of the mean of one arm's values (n,) or (S, n): of a proportion for wins, ties and losses."""
     table = as_table(values)
     return proportion_interval(table, clusters) if are_outcomes(table) else mean_interval(table, clusters)
 
@@ -84,12 +80,12 @@ def arm_interval(values: Values, clusters: Clusters) -> Interval:
 def paired_tests(
     arms: Mapping[str, Values], clusters: Clusters, *, outcomes: bool | None = None
 ) -> list[PairedTest]:
-    """Every pair of arms on the same items, Holm over all of them; the best arm's pairs come first.
+    """Tests of every pair of arms on the same items, with Holm over all; the best arm's pairs come first.
 
-    `arms` maps a name to values (n,), or (S, n) of S seeds, item i (and seed s) being the same in all arms;
-    `clusters` (n,) are the items' prompts. Arms are ordered by their means, best first. All pairs are the
-    family, also where a table shows those of the best arm alone: which arm that is, the same data decide.
-    How much seeds scatter, all arms tell together (`pooled_scatter`). `outcomes` as for `paired_difference`.
+    `arms` maps a name to values (n,), or (S, n) of S seeds; item i (and seed s) is the same in all arms, and
+    `clusters` (n,) are the items' prompts. Arms are ordered by their means, best first. All pairs form the family,
+    even if a table shows only the best arm's: the same data decide which arm that is. The scatter of seeds is
+    estimated from all arms together (`pooled_scatter`). `outcomes` is as for `paired_difference`.
     Raises ValueError for no arms, different lengths or seeds, no items, or values that are not finite.
     """
     values = _checked(arms, clusters)
@@ -101,16 +97,14 @@ def paired_tests(
         difference, p = paired_test(x, y, codes, scatter, outcomes=outcomes)
         gap = x.mean(axis=0) - y.mean(axis=0)
         ahead, behind = int((gap > 0).sum()), int((gap < 0).sum())
-        mcnemar = sign_test(ahead, behind)
-        tests.append(
-            PairedTest(first, second, len(clusters), ahead, behind, difference, mcnemar, p, math.nan)
-        )
+        counts = len(clusters), ahead, behind
+        tests.append(PairedTest(first, second, *counts, difference, sign_test(ahead, behind), p, p))
     adjusted = holm({str(index): test.p_value for index, test in enumerate(tests)})
     return [replace(test, p_holm=p) for test, p in zip(tests, adjusted.values(), strict=True)]
 
 
 def tied_groups(names: Sequence[str], different: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Letters for arms in order, such that two arms share a letter unless they are in `different`.
+    """Letters for arms in order: two arms share a letter unless the pair is in `different`.
 
     A compact letter display by insertion and absorption (Piepho 2004): `a` holds the first arm.
     """

@@ -1,4 +1,4 @@
-"""Temperature scaling: how much softer or sharper a model's log-odds must be to fit what was observed."""
+"""Temperature scaling: how much softer or sharper a model's log-odds must be to fit the observed outcomes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from scipy.special import expit
 
 from rlaif.stats.intervals import FloatArray, as_floats, check_same_length
 
-# Bounds of T. At one of them the data have no finite best T: separable, or anti-correlated with the odds.
+# Bounds of T, reached by data without a finite best T: separable, or anti-correlated with the odds.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 
 
 def fit_temperature(logits: Sequence[float] | FloatArray, p: Sequence[float] | FloatArray) -> float:
     """The T > 0 that maximises the likelihood of soft outcomes `p` (n,) under sigmoid(logits / T).
 
-    One number by maximum likelihood (Guo et al. 2017, temperature scaling). The mean cross-entropy is
-    convex in b = 1/T; its derivative, the mean of (sigmoid(b logit) - p) logit, rises with b, and the
-    root is found. Clipped to [0.001, 1000]; NaN where no logit differs from 0, since then any T fits alike.
+    The mean cross-entropy is convex in b = 1/T, so the root of its derivative, the mean of
+    (sigmoid(b logit) - p) logit, is found. Clipped to [0.001, 1000]; NaN if all logits are 0, since any T fits then.
     Raises ValueError for lengths that differ, logits that are not finite or outcomes outside [0, 1].
+    Source: Guo et al. 2017.
     """
     check_same_length(logits, p)
     x, y = as_floats(logits), as_floats(p)

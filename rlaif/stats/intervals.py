@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.stats import norm
 
 FloatArray = npt.NDArray[np.float64]
-# What items belong to: names, or numbers as an array.
+# The items' clusters: names, or an array of numbers.
 Clusters = Sequence[Hashable] | npt.NDArray[np.generic]
 
 
@@ -26,12 +26,12 @@ class Interval:
 
 
 def nan_interval(n: int) -> Interval:
-    """An interval that says that nothing can be said."""
+    """The interval for when nothing can be said."""
     return Interval(math.nan, math.nan, math.nan, n)
 
 
 def as_floats(values: Sequence[float] | npt.NDArray[np.generic]) -> FloatArray:
-    """A flat float64 array; raises ValueError for more dimensions."""
+    """A flat float64 array; raises ValueError for any other number of dimensions."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"expected a flat list of numbers, got shape {array.shape}")
@@ -40,7 +40,7 @@ def as_floats(values: Sequence[float] | npt.NDArray[np.generic]) -> FloatArray:
 
 def cluster_codes(clusters: Clusters) -> tuple[npt.NDArray[np.int64], int]:
     """Each item's cluster as 0..K-1, and K."""
-    if isinstance(clusters, np.ndarray):  # codes already, or as good as: their order is no one's
+    if isinstance(clusters, np.ndarray):  # codes already, or as good as: nothing depends on their order
         values, codes = np.unique(clusters, return_inverse=True)
         return codes.astype(np.int64), len(values)
     seen: dict[Hashable, int] = {}
@@ -49,19 +49,19 @@ def cluster_codes(clusters: Clusters) -> tuple[npt.NDArray[np.int64], int]:
 
 
 def check_same_length(*columns: Sequence[object] | npt.NDArray[np.generic]) -> None:
-    """Raise ValueError unless all columns have one length."""
-    if len({len(column) for column in columns}) > 1:
-        raise ValueError(f"columns must have one length, got {[len(column) for column in columns]}")
+    """Raise ValueError unless all columns have the same length."""
+    lengths = [len(column) for column in columns]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"columns must have one length, got {lengths}")
 
 
 def wilson_bounds(share: float, trials: float, quantile: float) -> tuple[float, float]:
-    """Wilson's score bounds of a `share` in [0, 1] of `trials` > 0 (both may be fractional)."""
+    """Wilson's score bounds of a `share` in [0, 1] of `trials` > 0, which may be fractional."""
     square = quantile**2
-    centre = (share + square / (2 * trials)) / (1 + square / trials)
-    half = (
-        quantile / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
-    )
-    # At the ends the bounds are 0 and 1 exactly; the closed form misses them by rounding.
+    widened = 1 + square / trials
+    centre = (share + square / (2 * trials)) / widened
+    half = quantile / widened * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
+    # At the ends the bounds are exactly 0 and 1; the closed form misses them by rounding.
     low = 0.0 if share == 0 else max(0.0, centre - half)
     return low, 1.0 if share == 1 else min(1.0, centre + half)
 
@@ -69,11 +69,10 @@ def wilson_bounds(share: float, trials: float, quantile: float) -> tuple[float, 
 def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
     """Wilson score interval of a proportion; ties may count half, so `successes` may be fractional.
 
-    n = 0 or NaN successes give estimate NaN with the vacuous bounds 0 and 1.
-    Raises ValueError unless 0 <= successes <= n.
+    n = 0 or NaN successes give NaN with the vacuous bounds 0 and 1. Raises ValueError unless 0 <= successes <= n.
     """
     if n == 0 or math.isnan(successes):
         return Interval(math.nan, 0.0, 1.0, n)
     if not 0 <= successes <= n:
-        raise ValueError(f"successes must lie in [0, {n}], got {successes}")
+        raise ValueError(f"successes must be in [0, {n}], got {successes}")
     return Interval(successes / n, *wilson_bounds(successes / n, n, float(norm.ppf((1 + level) / 2))), n)

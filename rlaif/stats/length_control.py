@@ -37,10 +37,10 @@ def _solve(weights: FloatArray, residual: FloatArray, curvature: FloatArray, x: 
 
 
 def _rates_at_equal_length(y: FloatArray, difference: FloatArray, weights: FloatArray) -> FloatArray:
-    """(R,) fitted win rates at length difference 0 for R weightings (R, n) of the items.
+    """Fitted win rates (R,) at length difference 0 for R weightings (R, n) of the items.
 
     Binomial GLM with logit link on an intercept and tanh(difference / its weighted deviation), by
-    Newton's method. NaN where there is no finite maximum (separated outcomes, constant difference).
+    Newton's method. NaN if there is no finite maximum (separated outcomes, constant difference).
     """
     total = weights.sum(1, keepdims=True)
     mean = (weights * difference).sum(1, keepdims=True) / total
@@ -52,7 +52,7 @@ def _rates_at_equal_length(y: FloatArray, difference: FloatArray, weights: Float
         mu = expit(beta[:, :1] + beta[:, 1:] * x)
         step = _solve(weights, y - mu, mu * (1 - mu), x)
         beta = beta + np.clip(step, -4, 4)
-        # NaN compares false: a fit that has failed does not keep the others running.
+        # NaN compares false: a failed fit does not keep the others running.
         if not (np.abs(step) > 1e-10).any():
             break
     fitted = (np.abs(step).max(1) < 1e-8) & (np.abs(beta).max(1) < 25)
@@ -67,8 +67,7 @@ def _resampled_rates(
     chunk = max(1, _CELLS // len(y))
     rates = []
     for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=size)
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(chunk, resamples - start))
         rates.append(_rates_at_equal_length(y, difference, drawn[:, codes].astype(np.float64)))
     return np.concatenate(rates)
 
@@ -84,14 +83,13 @@ def length_controlled_win_rate(
 ) -> Interval:
     """Win rate predicted at equal length, with a 95% interval.
 
-    `p` (n,) are outcomes or preferences for the policy in [0, 1] (fractional values are fine), the
-    lengths (n,) are in any one unit. A logistic GLM explains p by tanh(d / std(d)) of the length
-    difference d and is read at d = 0; the whole fit, std included, is bootstrapped over `clusters`, and its
-    percentiles are corrected for bias and widened for few clusters. Rates without any spread to resample (all outcomes
-    alike between 0 and 1) have Wilson's bounds of one trial for each cluster.
-    Where all lengths are equal this is the plain mean. Where the fit has no finite solution (all
-    outcomes alike, outcomes separated by length, a constant non-zero difference) all is NaN; where more
-    than a tenth of the resamples has none, the bounds are.
+    `p` (n,) are outcomes or preferences for the policy in [0, 1] (fractional values are fine); the lengths (n,)
+    share a unit. A logistic GLM explains p by tanh(d / std(d)) of the length difference d and is read at d = 0; the
+    whole fit, std included, is bootstrapped over `clusters`, and its percentiles are corrected for bias and widened
+    for few clusters. Rates without any spread to resample (all outcomes equal, between 0 and 1) get Wilson's bounds
+    with one trial per cluster. If all lengths are equal, this is the plain mean. If the fit has no finite solution
+    (outcomes all 0, all 1 or separated by length, a constant non-zero difference), everything is NaN; if more than a
+    tenth of the resamples have none, only the bounds are.
     Source: Dubois et al. 2024, length-controlled AlpacaEval (without its per-instruction term).
     """
     y, longer, shorter = as_floats(p), as_floats(length_policy), as_floats(length_baseline)
@@ -118,9 +116,9 @@ def length_controlled_win_rate(
 def _corrected_bounds(draws: FloatArray, estimate: float, level: float, count: int) -> tuple[float, float]:
     """Bias-corrected percentiles of the draws (Efron 1981), with Student's quantiles for `count` clusters.
 
-    A logistic fit of few outcomes lies too far from a half, and the fits of its resamples once more: their plain
-    percentiles miss a rate nearer to a half. And the bootstrap divides by `count` and knows no t: plain percentiles of
-    24 draws hold 93% (Hesterberg 2015, section 5.2).
+    A logistic fit of few outcomes is too far from a half, and the fits of its resamples even more so: their plain
+    percentiles miss a rate nearer to a half. And the bootstrap divides by `count` and ignores Student's t: plain
+    percentiles of 24 draws cover 93% (Hesterberg 2015, section 5.2).
     """
     below = float(np.mean(draws < estimate) + np.mean(draws == estimate) / 2)
     bias = float(norm.ppf(np.clip(below, 1 / len(draws), 1 - 1 / len(draws))))

@@ -1,8 +1,9 @@
-"""Intervals and tests of means over test items in clusters and, where there are several, over seeds.
+"""Intervals and tests of means over test items in clusters and, if there are several, over seeds.
 
-Both are samples, so the error of a mean has a part of the items and a part of the seeds, each with its own degrees of
-freedom; half an interval is the root of the summed squares of what each alone would give. They cover 93 to 97% from 24
-items on (`experiments/benchmarks/coverage_and_errors.py`), more with two or three seeds or below twenty clusters.
+Both are samples, so the error of a mean has one part from the items and one from the seeds, each with its own degrees
+of freedom; an interval's half-width is the root of the summed squares of the parts' half-widths. Intervals cover 93 to
+97% from 24 items on (`experiments/benchmarks/coverage_and_errors.py`), more with two or three seeds or fewer than
+twenty clusters.
 
 Notation: S seeds, n items, K clusters of items (prompts, conversations).
 """
@@ -31,7 +32,7 @@ Values = Sequence[float] | Sequence[Sequence[float]] | FloatArray
 
 
 def as_table(values: Values) -> FloatArray:
-    """Values (n,) of one seed or (S, n) of several as float64 (S, n); raises ValueError for other shapes."""
+    """Values (n,) of one seed, or (S, n) of several, as float64 (S, n); raises ValueError for other shapes."""
     table = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if table.ndim != 2:
         raise ValueError(f"expected values (items,) or (seeds, items), got shape {table.shape}")
@@ -51,7 +52,7 @@ class Part:
     freedom: float
 
     def half(self, alpha: float) -> float:
-        """Half of the central interval at 1 - `alpha` that had this part alone."""
+        """Half-width of the central interval at 1 - `alpha` if this were the only part."""
         return -float(stdtrit(self.freedom, alpha / 2)) * math.sqrt(self.variance)
 
 
@@ -63,11 +64,10 @@ class MeanError:
 
     @property
     def variance(self) -> float:
-        """Of the mean."""
         return sum(part.variance for part in self.parts)
 
     def half(self, alpha: float) -> float:
-        """Half of the central interval at 1 - `alpha`."""
+        """Half-width of the central interval at 1 - `alpha`."""
         return math.hypot(*(part.half(alpha) for part in self.parts))
 
     def p_value(self, distance: float) -> float:
@@ -82,17 +82,17 @@ class MeanError:
 
 @dataclass(frozen=True)
 class _Pseudo:
-    """Clusters of average size, `count` (maybe a fraction) at each of `values`, that steady a variance.
+    """Clusters of average size, `count` (possibly fractional) at each of `values`, that stabilise a variance.
 
-    Without them, what happened to come out alike would be certain. They do not count as knowledge of the mean: the
-    variance is scaled back to the clusters that there are; it is known the better for them (degrees of freedom).
+    Without them, values that happen to be equal would look certain. They do not count as knowledge of the mean (the
+    variance is scaled back to the real clusters), but they do as knowledge of the variance (degrees of freedom).
     """
 
     values: tuple[float, float]
     count: float
 
 
-# A win and a loss, where Agresti and Coull (1998) add two of each; here they move the variance alone.
+# A win and a loss, where Agresti and Coull (1998) add two of each; here they change only the variance.
 _PROPORTION = _Pseudo((1.0, 0.0), 1.0)
 # Half a pair that differs each way, as Agresti and Min (2005) add to a table of pairs.
 _DIFFERENCE = _Pseudo((1.0, -1.0), 0.5)
@@ -101,9 +101,9 @@ _DIFFERENCE = _Pseudo((1.0, -1.0), 0.5)
 def _items(table: FloatArray, clusters: Clusters, pseudo: _Pseudo | None) -> tuple[Part, float]:
     """The items' part, and the mean with the pseudo clusters.
 
-    A cluster-robust variance with the CR2 correction of Bell and McCaffrey (2002), which for a mean divides
-    each cluster's residual by the root of what it leaves to the others; degrees of freedom are
-    Satterthwaite's for clusters whose items move together.
+    A cluster-robust variance with the CR2 correction of Bell and McCaffrey (2002), which for a mean divides each
+    cluster's residual by the root of the other clusters' share; degrees of freedom are Satterthwaite's for clusters
+    whose items move together.
     """
     codes, clustered = cluster_codes(clusters)
     sizes = np.bincount(codes, minlength=clustered).astype(np.float64)
@@ -122,7 +122,7 @@ def _items(table: FloatArray, clusters: Clusters, pseudo: _Pseudo | None) -> tup
 
 
 def _cells(table: FloatArray, clusters: Clusters) -> float:
-    """The variance of one seed's mean that single cells (seed, item) account for: what is neither seed nor item."""
+    """The variance of one seed's mean due to single cells (seed, item): what neither seed nor item explains."""
     seeds, n = table.shape
     codes, count = cluster_codes(clusters)
     rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
@@ -130,17 +130,17 @@ def _cells(table: FloatArray, clusters: Clusters) -> float:
     return float((sums**2).sum() / ((seeds - 1) * (count - 1)) * count / n**2)
 
 
-# Seeds whose means agree better than their cells allow agree by chance, or because counts are whole numbers.
+# Seeds whose means agree more closely than their cells allow do so by chance, or because counts are whole numbers.
 _LEAST_SCATTER = 0.05
 
 
 def _error(
     table: FloatArray, clusters: Clusters, pseudo: _Pseudo | None, scatter: Part | None = None
 ) -> tuple[MeanError, float]:
-    """The parts of the mean's error: the scatter of the seeds' means, and of the items beyond that of the cells.
+    """The parts of the mean's error (scatter of the seeds' means, and of items beyond the cells'), and the mean.
 
-    The seeds' means scatter by their cells too, so that this part is whole, whatever the cells' share; it is never
-    less than a twentieth of that. `scatter` is known better where several arms tell it.
+    The seeds' means include the scatter of their cells, so that part is complete whatever the cells' share; it is at
+    least a twentieth of that share. `scatter` is the seeds' part if several arms give a better estimate.
     """
     items, mean = _items(table, clusters, pseudo)
     seeds = len(table)
@@ -154,10 +154,10 @@ def _error(
 
 
 def pooled_scatter(tables: Sequence[FloatArray]) -> Part | None:
-    """The seeds' part of a difference of two of A arms, from what all of them (S, n) scatter; None for one seed.
+    """The seeds' part of a difference between two of A arms, from the scatter of all (S, n); None for one seed or arm.
 
-    The mean square of arms by seeds, as in a two-way layout: (A - 1)(S - 1) degrees of freedom, where two arms alone
-    have S - 1. Two seeds of two arms know their spread from one number.
+    The mean square of arms by seeds, as in a two-way layout: (A - 1)(S - 1) degrees of freedom instead of the S - 1 of
+    two arms alone. With two seeds, two arms would estimate their spread from one number.
     """
     means = np.stack([table.mean(axis=1) for table in tables])
     arms, seeds = means.shape
@@ -171,8 +171,8 @@ def pooled_scatter(tables: Sequence[FloatArray]) -> Part | None:
 def mean_interval(values: Values, clusters: Clusters, *, level: float = 0.95) -> Interval:
     """Interval of the mean of `values` (n,) or (S, n) of items in `clusters` (n,); `n` counts items.
 
-    No items or a NaN among them give NaN throughout; a single cluster gives NaN bounds, since it says
-    nothing about the spread between clusters. Raises ValueError when the lengths differ.
+    No items, or a value that is not finite, give NaN throughout; a single cluster gives NaN bounds, since it says
+    nothing about the spread between clusters. Raises ValueError if the lengths differ.
     """
     table = as_table(values)
     check_same_length(table[0], clusters)
@@ -189,11 +189,11 @@ def mean_interval(values: Values, clusters: Clusters, *, level: float = 0.95) ->
 def proportion_interval(values: Values, clusters: Clusters, *, level: float = 0.95) -> Interval:
     """Interval of a mean of outcomes in [0, 1] (0 wrong or lost, 1 right or won, ties in between).
 
-    Wilson's score interval for the number of independent trials that would have the mean's variance, with
-    Student's quantile (Dean and Pagano 2015 for clusters); pseudo clusters steady the variance, so that
-    "10 of 10" is no proof of certainty and one tie more or less moves the bounds little. One cluster counts
-    as one trial. No items give NaN with bounds 0 and 1, a NaN among them NaN throughout.
-    Raises ValueError for outcomes outside [0, 1] and when the lengths differ.
+    Wilson's score interval for the number of independent trials that would have the mean's variance, with Student's
+    quantile (Dean and Pagano 2015 for clusters); pseudo clusters stabilise the variance, so that "10 of 10" does not
+    prove certainty and one tie more or less moves the bounds little. One cluster counts as one trial. No items give
+    NaN with bounds 0 and 1, a NaN among them NaN throughout.
+    Raises ValueError for outcomes outside [0, 1] and if the lengths differ.
     """
     table = as_table(values)
     check_same_length(table[0], clusters)
@@ -201,7 +201,7 @@ def proportion_interval(values: Values, clusters: Clusters, *, level: float = 0.
     if np.isnan(table).any():
         return nan_interval(n)
     if ((table < 0) | (table > 1)).any():
-        raise ValueError("outcomes of a proportion must lie in [0, 1]")
+        raise ValueError("outcomes of a proportion must be in [0, 1]")
     if n == 0:
         return Interval(math.nan, 0.0, 1.0, 0)
     mean = float(table.mean())
@@ -222,13 +222,13 @@ def paired_difference(
     scatter: Part | None = None,
     outcomes: bool | None = None,
 ) -> tuple[Interval, float]:
-    """Interval of mean(x - y) and its two-sided p; x, y (n,) or (S, n) pair items, and seeds too.
+    """Interval of mean(x - y) and its two-sided p; x and y, (n,) or (S, n), are paired by item and seed.
 
-    p is the level at which the interval just reaches 0, and never below 2 / 2^K of K clusters that differ,
-    since no test that is symmetric in their signs can be; without any difference it is 1. Of wins, ties and
-    losses (1, 0.5, 0) half a pair that differs each way steadies the variance. Without bounds (a NaN, no items, one
-    cluster) p is 1. `scatter` is the seeds' part where more arms than these two tell it (`pooled_scatter`).
-    `outcomes`: whether x and y are wins, ties and losses (default: where all values are). ValueError: shapes differ.
+    p is the level at which the interval just reaches 0, and at least 2 / 2^K for K clusters that differ, since no test
+    symmetric in their signs can give less; without any difference it is 1. For wins, ties and losses (1, 0.5, 0), half
+    a pair that differs each way stabilises the variance. Without bounds (a NaN, no items, one cluster) p is 1.
+    `scatter` is the seeds' part if estimated from more arms than these two (`pooled_scatter`). `outcomes`: whether x
+    and y are wins, ties and losses (default: if all values are). Raises ValueError if shapes differ.
     """
     first, second = as_table(x), as_table(y)
     check_same_length(first, second)

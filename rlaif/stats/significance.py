@@ -1,4 +1,4 @@
-"""Hypothesis tests: exact where counts allow, paired by item, corrected over a family."""
+"""Hypothesis tests: exact if counts allow, paired by item, corrected over a family."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from rlaif.stats.intervals import check_same_length
+from rlaif.stats.intervals import FloatArray, check_same_length
 
 ALPHA = 0.05
-"""How often a table of equal arms may tell any two of them apart."""
+"""How often a table of equal arms may find a difference between any two of them."""
 
 
 def binomial_test(k: int, n: int, p: float = 0.5) -> float:
@@ -21,14 +21,12 @@ def binomial_test(k: int, n: int, p: float = 0.5) -> float:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided sign test of wins against losses (ties left out); 1 when there are neither."""
+    """Exact two-sided sign test of wins against losses (ties left out); 1 if there are neither."""
     return binomial_test(wins, wins + losses)
 
 
-def clustered_sign_test(
-    differences: Sequence[float] | npt.NDArray[np.float64], clusters: Sequence[Hashable]
-) -> float:
-    """Exact two-sided sign test with one vote for each cluster, since its items are not independent.
+def clustered_sign_test(differences: Sequence[float] | FloatArray, clusters: Sequence[Hashable]) -> float:
+    """Exact two-sided sign test with one vote per cluster, since its items are not independent.
 
     A cluster votes by the sign of the sum of its `differences` (n,); sums of zero are left out.
     """
@@ -43,9 +41,9 @@ def clustered_sign_test(
 def mcnemar_test(
     correct_x: Sequence[bool] | npt.NDArray[np.bool_], correct_y: Sequence[bool] | npt.NDArray[np.bool_]
 ) -> float:
-    """Exact McNemar test of two arms' correctness (n,) on the same items; 1 when they never differ.
+    """Exact McNemar test of two arms' correctness (n,) on the same items; 1 if they never differ.
 
-    Raises ValueError when the lengths differ.
+    Raises ValueError if the lengths differ.
     """
     check_same_length(correct_x, correct_y)
     x, y = np.asarray(correct_x, dtype=bool), np.asarray(correct_y, dtype=bool)
@@ -55,7 +53,7 @@ def mcnemar_test(
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm-adjusted p-values by name; a NaN stays NaN and does not count as a member of the family.
 
-    The k-th smallest of m is multiplied by m - k + 1, and none comes below a smaller one's (Holm 1979).
+    The k-th smallest of m is multiplied by m - k + 1, and none falls below that of a smaller p (Holm 1979).
     """
     adjusted = dict.fromkeys(p_values, math.nan)
     family = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))

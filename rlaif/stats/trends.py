@@ -1,4 +1,4 @@
-"""Whether a series rises: a slope over all of it, not its ends."""
+"""Whether a series rises: the slope over all of it, not the difference of its ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIN_POINTS = 4
 def linear_trend(values: Sequence[float] | FloatArray, *, level: float = 0.95) -> Interval:
     """The change from the first to the last of `values` (n,) along their least-squares line, with its interval.
 
-    Student's t of the slope, over all points. Fewer than four points have no bounds, none NaN throughout.
+    By Student's t of the slope. Fewer than four points have NaN bounds, fewer than two NaN throughout.
     """
     series = as_floats(values)
     n = len(series)

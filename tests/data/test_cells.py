@@ -54,10 +54,10 @@ def golds(task):
             ["h.jsonl, line 2: column 'prompt' holds half a character (\\ud83d)"],
         ),
         ("big.jsonl", f'{{{PAIR}, "label": {"9" * 5000}}}', ["line 1: column 'label' is", "from 0 to 1"]),
-        ("deep.jsonl", '{"prompt": ' + "[" * 100_000, ["deep.jsonl, line 1", "nested too deep"]),
+        ("deep.jsonl", '{"prompt": ' + "[" * 100_000, ["deep.jsonl, line 1", "nested too deeply"]),
         ("lines.json", '{"prompt": "Q"}\n{"prompt": "R"}', ["lines.json: not valid JSON", "named .jsonl"]),
         ("u.csv", "prompt\nQ\n".encode("utf-16"), ["u.csv is not UTF-8 text", "save it as UTF-8"]),
-        ("r.csv", "prompt,label\nQ,1,2\n", ["r.csv, row 1: has not as many cells as the header (2) but 3"]),
+        ("r.csv", "prompt,label\nQ,1,2\n", ["r.csv, row 1: the cell count is 3, but the header's is 2"]),
         ("i.jsonl", f'{{{PAIR}, "label": Infinity}}', ["line 1: column 'label' is inf"]),
         ("b.csv", "prompt,response_a,response_b,label\nQ,x,y,2\n", ["row 1: column 'label' is '2'"]),
         (
@@ -140,5 +140,5 @@ def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     written(tmp_path, "h.jsonl", f'{{{PAIR}, "label": 1}}')
     assert golds(load("~/h.jsonl")) == {"Q": ("x", "y", 1.0)}
-    with pytest.raises(UserError, match="home folder of nobody"):
+    with pytest.raises(UserError, match="there is no such home folder"):
         load("~nobody-of-this-name/h.jsonl")

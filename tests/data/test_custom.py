@@ -221,8 +221,8 @@ PAIR = {"prompt": "Q", "response_a": "a", "response_b": "b"}
         ("l.jsonl", "[1]\n", {}, ["l.jsonl, line 1: must be a JSON object"]),
         ("o.json", '{"prompt": "Q"}', {}, ["o.json must hold one JSON array"]),
         ("b.json", '[{"prompt": "Q"},\n{]', {}, ["b.json: not valid JSON", "line 2"]),
-        ("c.csv", "prompt,label\nQ\n", {}, ["c.csv, row 1: has not as many cells as the header (2)"]),
-        ("d.csv", "prompt\nQ,extra\n", {}, ["d.csv, row 1: has not as many cells"]),
+        ("c.csv", "prompt,label\nQ\n", {}, ["c.csv, row 1: the cell count is 1, but the header's is 2"]),
+        ("d.csv", "prompt\nQ,extra\n", {}, ["d.csv, row 1: the cell count is 2, but the header's is 1"]),
         ("g.jsonl.gz", "not gzip", {}, ["g.jsonl.gz cannot be read"]),
         ("p.parquet", "not parquet", {}, ["p.parquet is not a Parquet file"]),
         (

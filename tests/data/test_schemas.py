@@ -160,7 +160,7 @@ def test_ties_and_missing_judgements_are_no_verdict(tmp_path):
         ({"messages": "hello"}, ["line 1: column 'messages' must hold a list of messages"]),
         (
             {"messages": [*said(("user", [{"type": "image_url"}])), *GOOD]},
-            ["line 1: column 'messages'", "content is no text"],
+            ["line 1: column 'messages'", "content is not text"],
         ),
         ({"messages": said(("wizard", "Q")) + GOOD}, ["line 1: column 'messages'", "role 'wizard'"]),
     ],

@@ -110,7 +110,7 @@ def test_properties_of_groups(size: int) -> None:
 @pytest.mark.parametrize("size", [1, 0, 4])
 def test_no_groups(size: int) -> None:
     for function in (rloo_advantages, grpo_advantages, drgrpo_advantages):
-        with pytest.raises(ValueError, match=f"6 scores are no groups of {size}"):
+        with pytest.raises(ValueError, match=f"6 scores are not groups of {size}"):
             function(torch.zeros(6), size)
 
 

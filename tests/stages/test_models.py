@@ -49,7 +49,7 @@ def test_plan_doctor_and_run_refuse_alike(run, words, tmp_path, how, capsys) -> 
 @pytest.mark.parametrize(
     "values, more, said",
     [
-        ({}, ["model.trainable=top:3"], "model.trainable=top:3: K must lie in 1..2"),
+        ({}, ["model.trainable=top:3"], "model.trainable=top:3: K must be in 1..2"),
         ({}, ["task.max_prompt_tokens=1990"], "model.name=.* has a context of 2048"),
         ({"max_position_embeddings": 100}, [], "task.max_prompt_tokens=520 and task.max_response_tokens=128"),
         ({"hidden_act": "prelu"}, ["plan=true"], "hidden_act='prelu'"),

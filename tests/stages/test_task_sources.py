@@ -75,7 +75,7 @@ def test_a_task_without_references_says_so_when_it_is_to_be_fine_tuned(run) -> N
         (["task=harmless", "task.path=nowhere.jsonl.gz"], "task.path=nowhere.jsonl.gz does not exist"),
         (
             ["task=harmless"],
-            "task.path=Anthropic/hh-rlhf is no file, and as a hub data set it cannot be loaded",
+            "task.path=Anthropic/hh-rlhf is not a file, and cannot be loaded as a hub data set",
         ),
         (["task=tldr"], "task.path=openai/summarize_from_feedback:comparisons is no file"),
         (

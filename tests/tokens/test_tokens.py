@@ -153,7 +153,9 @@ def test_one_of_several_templates(tmp_path) -> None:
         tokenizer = byte_tokenizer(template=given)
         choose_template(tokenizer, None, "model.chat_template")
         assert render_chat(tokenizer, "hi") == "Dhi"
-    with pytest.raises(UserError, match="model.chat_template=nothing is no chat template .* and no file"):
+    with pytest.raises(
+        UserError, match="model.chat_template=nothing is neither a chat template .* nor a file"
+    ):
         choose_template(byte_tokenizer(), "nothing", "model.chat_template")
 
 

@@ -29,14 +29,14 @@ class UnionFind:
         self._parent[high] = low
 
     def union_equal(self, keys: Iterable[Hashable]) -> None:
-        """Join all indices whose key (the i-th of `keys`) is equal."""
+        """Join all indices with equal keys (the i-th of `keys` is that of index i)."""
         first_with: dict[Hashable, int] = {}
         for index, key in enumerate(keys):
             self.union(first_with.setdefault(key, index), index)
 
 
 def shingles(text: str, width: int) -> frozenset[tuple[str, ...]]:
-    """The runs of `width` consecutive tokens of `text` (one shorter run where it has fewer)."""
+    """The runs of `width` consecutive tokens of `text` (one shorter run if it has fewer)."""
     tokens = _TOKEN.findall(text.lower())
     return frozenset(tuple(tokens[i : i + width]) for i in range(max(1, len(tokens) - width + 1)))
 
@@ -44,8 +44,8 @@ def shingles(text: str, width: int) -> frozenset[tuple[str, ...]]:
 def near_copies(sets: Sequence[frozenset[tuple[str, ...]]], threshold: float) -> Iterator[tuple[int, int]]:
     """Index pairs whose Jaccard similarity is at least `threshold`, exactly (no sketching).
 
-    Prefix filtering: two sets that similar must share one of the rarest elements of each, so that
-    only the short lists of rare elements are compared.
+    Prefix filtering: sets that similar must share one of each other's rarest elements, so that only sets that hold
+    the same rare element are compared.
     """
     frequency = Counter(element for items in sets for element in items)
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Gold pairs made from references: the author's sentence against a response that is worse by construction."""
+"""Gold pairs made from references: the author's sentence and a response that is worse by construction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlaif.io import digest, stable_uniform
 from rlaif.records import Pair, Prompt
 
 CLOSEST_IN_LENGTH = 8
-"""Among how many references of nearly the same length a mismatched one is drawn."""
+"""A mismatched reference is drawn from this many of nearly the same length."""
 
 Worse = Callable[[Prompt], str | None]
 
@@ -19,8 +19,8 @@ Worse = Callable[[Prompt], str | None]
 class GoldPairMaker:
     """Draws the worse responses from `pool`, the whole test split, whatever part of it is in use.
 
-    So a pair depends on its prompt, the pool and the seed alone: a smaller data set has a subset of
-    the pairs of a larger one. `package_of` and `module_of` give a row's place by its id.
+    So a pair depends only on its prompt, the pool and the seed: a smaller data set has a subset of the pairs of a
+    larger one. `package_of` and `module_of` give a row's package and module by its id.
     """
 
     def __init__(
@@ -87,15 +87,15 @@ class GoldPairMaker:
         return near or self._reference_among(row, self._by_package[self._package_of(row.id)])
 
     def _reference_among(self, row: Prompt, candidates: Sequence[Prompt]) -> str | None:
-        """One of the references closest in length to the row's own, no copy of it; None without any."""
+        """One of the references closest in length to the row's, but not a copy of it; None if there is none."""
+
+        def drawn(other: Prompt) -> float:
+            return stable_uniform("gold-other", self._seed, row.id, other.id)
+
         cluster = self._cluster_of[row.id]
         others = [other for other in candidates if self._cluster_of[other.id] != cluster]
         closest = sorted(others, key=lambda other: abs(_length(other) - _length(row)))[:CLOSEST_IN_LENGTH]
-        if not closest:
-            return None
-        return min(
-            closest, key=lambda other: stable_uniform("gold-other", self._seed, row.id, other.id)
-        ).reference
+        return min(closest, key=drawn).reference if closest else None
 
     def _corrupted(self, row: Prompt) -> str | None:
         other = self._mismatched(row)
@@ -115,15 +115,12 @@ def truncate(row: Prompt) -> str | None:
 def corrupt(sentence: str, other: str, *, key: tuple[int, str]) -> str | None:
     """`sentence` with half of its content words (at least two) replaced by content words of `other`.
 
-    The number of words, the punctuation and the capital at the start stay. None when either sentence
-    has too few content words. `key` decides which words.
+    The number of words, the punctuation and the initial capital stay. None if either sentence has too few content
+    words. `key` decides which words.
     """
     words = sentence.split()
-    own = set(content_words(sentence))
-    spots = [
-        i for i, word in enumerate(words) if set(content_words(word)) and word.strip("`.,;()'\"").isalpha()
-    ]
-    foreign = sorted(set(content_words(other)) - own)
+    spots = [i for i, word in enumerate(words) if content_words(word) and word.strip("`.,;()'\"").isalpha()]
+    foreign = sorted(set(content_words(other)) - set(content_words(sentence)))
     count = max(2, math.ceil(len(spots) / 2))
     if len(spots) < 2 or len(foreign) < 2:
         return None

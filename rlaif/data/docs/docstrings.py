@@ -14,7 +14,7 @@ from dataclasses import dataclass
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 MIN_STATEMENTS = 3
-"""Statements that a body needs, so that there is something to describe."""
+"""Statements that a body must have, so that there is something to describe."""
 
 MIN_SHARED_STEMS = 1 / 3
 """Share of the sentence's content words that the code must mention: weeds out remarks about other things."""
@@ -63,7 +63,7 @@ _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 @dataclass(frozen=True)
 class SentenceFilter:
-    """Which rows are kept: characters of the code, words of the sentence (both ends included)."""
+    """Which rows are kept: by characters of the code and words of the sentence (bounds included)."""
 
     max_prompt_chars: int
     min_reference_words: int
@@ -72,7 +72,7 @@ class SentenceFilter:
 
 @dataclass(frozen=True)
 class DocumentedFunction:
-    """A function `qualname`: its code without docstring and decorators, and what the author says of it."""
+    """A function: its code without docstring and decorators, and the author's sentence about it."""
 
     qualname: str
     code: str
@@ -82,8 +82,8 @@ class DocumentedFunction:
 def documented_functions(source: str, limits: SentenceFilter) -> Iterator[DocumentedFunction]:
     """Functions and methods of a module's `source` that pass the filters, in order of appearance.
 
-    Functions inside functions and special methods are left out. Raises SyntaxError (or ValueError for
-    null bytes) when the source does not parse.
+    Nested functions and special methods are left out. Raises SyntaxError (or ValueError for null bytes) if the
+    source does not parse.
     """
     lines = source.splitlines()
     seen: set[str] = set()
@@ -111,34 +111,19 @@ def _functions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, Functio
 
 
 def _described_by(node: FunctionNode, limits: SentenceFilter) -> str | None:
-    docstring = _docstring(node)
+    docstring = ast.get_docstring(node, clean=False)
     if docstring is None or len(node.body) < 2:
         return None
     # The cheap bound first: most functions are too long, and then nothing else need be read.
     if (node.end_lineno or 0) - node.body[1].lineno > limits.max_prompt_chars // 8:
         return None
-    if _real_statements(node) < MIN_STATEMENTS:
-        return None
-    sentence = first_sentence(docstring)
-    if sentence is None:
-        return None
-    words = len(sentence.split())
+    sentence = first_sentence(docstring) if _real_statements(node) >= MIN_STATEMENTS else None
+    words = len((sentence or "").split())
     return sentence if limits.min_reference_words <= words <= limits.max_reference_words else None
 
 
-def _docstring(node: FunctionNode) -> str | None:
-    first = node.body[0]
-    if (
-        isinstance(first, ast.Expr)
-        and isinstance(first.value, ast.Constant)
-        and isinstance(first.value.value, str)
-    ):
-        return first.value.value
-    return None
-
-
 def _real_statements(node: FunctionNode) -> int:
-    """Statements of the body; 0 for a stub and where a nested docstring would give the answer away."""
+    """Statements of the body; 0 for a stub, and if a nested docstring would give the answer away."""
     count = 0
     for statement in node.body[1:]:
         for part in ast.walk(statement):
@@ -176,8 +161,7 @@ def _code_without_docstring(node: FunctionNode, lines: list[str], max_chars: int
 def first_sentence(docstring: str) -> str | None:
     """The first sentence of a docstring as one plain line that ends in a full stop.
 
-    None when there is none that can stand alone (a heading, a directive, an address, a remark to
-    other developers, unbalanced markup).
+    None if none can stand alone (a heading, a directive, an address, a remark to other developers, unbalanced markup).
     """
     lines: list[str] = []
     for line in inspect.cleandoc(docstring).splitlines():
@@ -224,7 +208,7 @@ def _well_formed(sentence: str) -> bool:
 
 
 def content_words(text: str) -> list[str]:
-    """Lower-case words that carry meaning (no stop words, three letters or more), in order."""
+    """Lower-case words that carry meaning (not stop words, at least three letters), in order."""
     words = (word.lower() for word in _WORD.findall(text))
     return [word for word in words if len(word) > 2 and word not in STOP_WORDS]
 
@@ -234,9 +218,5 @@ def _tells_about(sentence: str, code: str) -> bool:
     if sentence.rstrip(".").lower() in " ".join(code.replace("#", " ").lower().split()):
         return False
     stems = {word[:5] for word in content_words(sentence)}
-    mentioned = {part.lower()[:5] for part in _CAMEL.findall(code)}
-    return (
-        bool(stems)
-        and len(stems & mentioned) >= MIN_SHARED_STEMS * len(stems)
-        and len(stems & mentioned) >= 1
-    )
+    shared = stems & {part.lower()[:5] for part in _CAMEL.findall(code)}
+    return len(shared) >= max(1, MIN_SHARED_STEMS * len(stems))

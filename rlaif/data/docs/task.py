@@ -1,7 +1,7 @@
 """The embedded task `docs`: say in one sentence what a function does, as its author did.
 
-The text is the source of the pinned dependencies, read with `ast` (nothing is imported): real, at
-hand without a download, and the same for everybody who installed the same versions.
+The text is the source of the pinned dependencies, read with `ast` (nothing is imported): real, available without a
+download, and the same for everybody who installed the same versions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rlaif.io import digest, read_records, stable_uniform, write_records
 from rlaif.records import Prompt, TaskData
 
 INDEX_VERSION = 1
-"""Raise it whenever a change here, in `docstrings` or in `clusters` changes which rows there are."""
+"""Raise it whenever a change here, in `docstrings` or in `clusters` changes the rows."""
 
 _PACKAGE_NAMES = (
     "PIL absl aiohttp anyio attr charset_normalizer click contourpy datasets dateutil dill filelock fontTools "
@@ -41,10 +41,10 @@ _PACKAGE_NAMES = (
     "wandb yaml yarl"
 )
 PACKAGES = tuple(_PACKAGE_NAMES.split())
-"""Import names of the pinned dependencies and what they bring; an absent one is passed over.
+"""Import names of the pinned dependencies and their dependencies; absent ones are skipped.
 
-Left out: development tools, and two large ones whose sentences suit the task badly (sympy's need a
-course in algebra, pygments' are about syntax tables).
+Left out: development tools, and two large packages whose sentences suit the task badly (sympy's need a course in
+algebra, pygments' are about syntax tables).
 """
 
 SKIPPED_PATHS = (
@@ -70,7 +70,7 @@ PREFIX_WORDS = 4
 
 @dataclass(frozen=True)
 class DocRow:
-    """One row of the index; rows with one `cluster` are copies of each other and share a split."""
+    """One row of the index; rows with the same `cluster` are copies of each other and share a split."""
 
     id: str
     prompt: str
@@ -95,17 +95,17 @@ def load_docs(
     """The `docs` task: prompt = a function without its docstring, reference = its first sentence.
 
     Args:
-        cache_dir: where the index of all rows is kept, one file for each set of sources and filters.
+        cache_dir: where the index of all rows is kept, one file per set of sources and filters.
         max_prompt_chars: longest code, in characters.
         min_reference_words, max_reference_words: bounds on the sentence, both included.
         max_rows: how many rows to use, drawn by hash; a smaller number gives a subset. None = all.
-        gold_pairs_per_construction: gold pairs for each of the four constructions, from test rows.
+        gold_pairs_per_construction: gold pairs per construction (there are four), from test rows.
         packages: import names of the installed packages to read; None = the known dependencies.
         search_dirs: folders whose packages are read; None = site-packages.
 
-    A row's split is a hash of its content cluster, so it never depends on `max_rows`, and copies never
-    lie in two splits. There are no training pairs: the policy samples them.
-    Raises UserError for impossible options and when no documented function is found.
+    A row's split is a hash of its content cluster, so it never depends on `max_rows`, and copies are never in
+    different splits. There are no training pairs: the policy samples them.
+    Raises UserError for impossible options and if no documented function is found.
     """
     check_fractions(test_fraction=test_fraction, validation_fraction=validation_fraction)
     check_max_rows(max_rows)
@@ -116,13 +116,9 @@ def load_docs(
     fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
     pool = [row for row in ordered if split_of(row.cluster, **fractions, seed=seed) == "test"]
     chosen = {row.id for row in used}
-    maker = GoldPairMaker(
-        [_prompt(row) for row in pool],
-        package_of=_package,
-        module_of=_module,
-        cluster_of={row.id: row.cluster for row in index},
-        seed=seed,
-    )
+    clusters = {row.id: row.cluster for row in index}
+    prompts = [_prompt(row) for row in pool]
+    maker = GoldPairMaker(prompts, package_of=_package, module_of=_module, cluster_of=clusters, seed=seed)
     anchors = [_prompt(row) for row in pool if row.id in chosen]
     gold = maker.make(anchors, per_construction=gold_pairs_per_construction)
     return build_task(
@@ -130,8 +126,7 @@ def load_docs(
         [(row.cluster, _prompt(row)) for row in used],
         pairs=(),
         gold_pairs=gold,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
+        **fractions,
         seed=seed,
         notes={
             "rows_indexed": len(index),
@@ -151,7 +146,7 @@ def _module(row_id: str) -> str:
 
 
 def _package(row_id: str) -> str:
-    return row_id.split(":")[0].split(".")[0]
+    return _module(row_id).split(".")[0]
 
 
 def load_index(
@@ -180,12 +175,14 @@ def load_index(
         return read_records(cache, DocRow)
 
 
-def source_files(
-    packages: Sequence[str] | None, search_dirs: Sequence[Path] | None
-) -> Iterator[tuple[str, Path]]:
+Names = Sequence[str] | None
+Folders = Sequence[Path] | None
+
+
+def source_files(packages: Names, search_dirs: Folders) -> Iterator[tuple[str, Path]]:
     """(dotted module name, path) of the Python files to read, sorted; tests and copies are left out.
 
-    Raises UserError for a package that is named and not there.
+    Raises UserError if a named package is not installed.
     """
     seen: set[str] = set()
     for base, top in _folders(packages, search_dirs):
@@ -198,10 +195,8 @@ def source_files(
             yield module, path
 
 
-def _folders(
-    packages: Sequence[str] | None, search_dirs: Sequence[Path] | None
-) -> Iterator[tuple[Path, Path]]:
-    """(folder that module names start from, folder to read) for each package or search folder."""
+def _folders(packages: Names, search_dirs: Folders) -> Iterator[tuple[Path, Path]]:
+    """(folder in which module names start, folder to read) for each package or search folder."""
     if search_dirs is not None and packages is None:
         yield from ((Path(folder), Path(folder)) for folder in search_dirs)
         return
@@ -218,11 +213,10 @@ def _folders(
 
 def _read_rows(files: Sequence[tuple[str, Path]], limits: SentenceFilter) -> Iterator[DocRow]:
     console = Console(stderr=True)
-    shown = track(
-        files, "Indexing docstrings", console=console, transient=True, disable=not console.is_terminal
-    )
+    hidden = not console.is_terminal
+    shown = track(files, "Indexing docstrings", console=console, transient=True, disable=hidden)
     with _collector_paused(), warnings.catch_warnings():
-        # Old string escapes in other people's code are not this user's concern.
+        # Invalid string escapes in other people's code do not concern the user.
         warnings.simplefilter("ignore")
         for module, path in shown:
             source = path.read_bytes()
@@ -237,7 +231,7 @@ def _read_rows(files: Sequence[tuple[str, Path]], limits: SentenceFilter) -> Ite
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Syntax trees are millions of objects without cycles: collecting while parsing costs a third."""
+    """Syntax trees are millions of objects without cycles: garbage collection would take a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -250,8 +244,8 @@ def _collector_paused() -> Iterator[None]:
 def cluster_rows(rows: Sequence[DocRow]) -> list[DocRow]:
     """Rows sorted by id, exact copies dropped (same sentence or same code), near copies marked.
 
-    Near copies share the code up to names, the function's name and the start of the sentence, or nearly
-    all tokens of either text; a cluster is named after its first row.
+    Near copies share the code up to names, the function's name and the start of the sentence, or nearly all tokens of
+    either text; a cluster is named after its first row.
     """
     kept: list[DocRow] = []
     sentences: set[str] = set()
@@ -288,8 +282,5 @@ def _name_and_start(row: DocRow) -> tuple[str, str]:
 def _renamed(code: str) -> str:
     """The code with every name replaced by the number of its first appearance."""
     numbers: dict[str, str] = {}
-    return re.sub(
-        r"[A-Za-z_]\w*",
-        lambda name: numbers.setdefault(name[0], f"n{len(numbers)}"),
-        "".join(code.split("\n")),
-    )
+    line = code.replace("\n", "")
+    return re.sub(r"[A-Za-z_]\w*", lambda name: numbers.setdefault(name[0], f"n{len(numbers)}"), line)

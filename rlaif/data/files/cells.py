@@ -1,4 +1,4 @@
-"""A row's values, checked when they are asked for: the one guard between a file and what is made of it."""
+"""A row's values, checked when they are read: the one guard between a file and what is made of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlaif.errors import UserError
 
 
 class JsonObject(dict[str, Any]):
-    """A JSON object that remembers the keys which stood in it more than once."""
+    """A JSON object that remembers its repeated keys."""
 
     repeated: tuple[str, ...] = ()
 
@@ -25,7 +25,7 @@ def json_object(pairs: list[tuple[str, Any]]) -> JsonObject:
 
 
 def json_integer(text: str) -> int | Decimal:
-    """`parse_int` of `json.loads`: Python's int refuses more than some thousand digits, Decimal does not."""
+    """`parse_int` of `json.loads`: Python's int refuses more than a few thousand digits, Decimal does not."""
     try:
         return int(text)
     except ValueError:
@@ -38,16 +38,22 @@ def kind_of(value: Any) -> str:
         return "nothing"
     kinds = {str: "text", bool: "true or false", Mapping: "an object", list: "a list"}
     kinds |= {int: "a number", float: "a number", Decimal: "a number"}
-    return next(
-        (word for kind, word in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}"
-    )
+    words = (word for kind, word in kinds.items() if isinstance(value, kind))
+    return next(words, f"a {type(value).__name__}")
+
+
+def text_of(value: Any, where: str) -> str:
+    """`value`, which must be text. Raises UserError otherwise."""
+    if not isinstance(value, str):
+        raise UserError(f"{where} must hold text, not {kind_of(value)}.")
+    return value
 
 
 class Cells(Mapping[str, Any]):
     """The values of one row by column. What cannot be read raises UserError with file, row and column.
 
-    Refused are values that do not decode, text with half a character (a lone surrogate, which no file can
-    hold again) and objects with a repeated key, at any depth of the column that is asked for.
+    Refused are values that do not decode, text with half a character (a lone surrogate, which no file can hold) and
+    objects with a repeated key, at any depth of the requested column.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
@@ -59,8 +65,8 @@ class Cells(Mapping[str, Any]):
         except KeyError:
             raise
         except Exception as error:  # Arrow and datasets raise their own, and OverflowError, ValueError ...
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise UserError(f"{self.where}: column '{column}' cannot be read ({reason}).") from error
+            why = reason_of(error)
+            raise UserError(f"{self.where}: column '{column}' cannot be read ({why}).") from error
         found = fault(value)
         if found:
             raise UserError(f"{self.where}: column '{column}' {found}.")
@@ -76,8 +82,13 @@ class Cells(Mapping[str, Any]):
         return len(self._values)
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 def fault(value: Any) -> str | None:
-    """What makes a value unusable, for a message; None where it is fine."""
+    """What makes a value unusable, for a message; None if it is fine."""
     if isinstance(value, str):
         if value.isascii():
             return None
@@ -101,11 +112,11 @@ class ArrowColumns:
         self._decoded: dict[str, list[Any] | None] = {}
 
     def value(self, column: str, index: int) -> Any:
-        """One value; where the column does not decode as a whole, that one alone (raises Arrow's error)."""
+        """One value, decoded by itself if the column does not decode as a whole (raises Arrow's error)."""
         if column not in self._decoded:
             try:
                 self._decoded[column] = self._table.column(column).to_pylist()
-            except Exception:  # the row at fault is found value by value
+            except Exception:  # the faulty row is found value by value
                 self._decoded[column] = None
         decoded = self._decoded[column]
         return self._table.column(column)[index].as_py() if decoded is None else decoded[index]

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from rlaif.errors import UserError
 
 SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System", "developer": "System"}
-"""How a turn is marked in a prompt of several turns: as in the dialogues of `helpful` and `harmless`."""
+"""How the turns of a longer prompt are marked: as in the dialogues of `helpful` and `harmless`."""
 
 _HUMAN = ("Human", "User")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|User|Assistant|System):")
@@ -23,7 +23,7 @@ def is_conversation(value: Any) -> TypeGuard[list[Message]]:
 
 
 def prompt_text(messages: Sequence[Message], where: str) -> str:
-    """What comes before a response: a single message of the user as it is, several as marked turns."""
+    """What comes before a response: a single user message as it is, several messages as marked turns."""
     turns = [(_speaker(message, where), content(message, where).strip()) for message in messages]
     if [speaker for speaker, _ in turns] == ["Human"]:
         return turns[0][1]
@@ -31,7 +31,7 @@ def prompt_text(messages: Sequence[Message], where: str) -> str:
 
 
 def opening(prompt: str) -> str:
-    """The first human turn of a prompt of marked turns, by which its conversation goes; any other prompt as it is.
+    """The first human turn of a prompt of marked turns, which identifies its conversation; any other prompt as it is.
 
     The data sets compare several turns of one conversation, and a later turn's prompt quotes the earlier answers.
     """
@@ -48,25 +48,25 @@ def response_text(messages: Sequence[Message], where: str) -> str:
     """The text of one assistant message. Raises UserError for anything else."""
     if len(messages) != 1 or messages[0].get("role") != "assistant":
         roles = ", ".join(str(message.get("role")) for message in messages) or "nothing"
-        raise UserError(f"{where} must hold one message of the assistant as the response, not {roles}.")
+        raise UserError(f"{where} must hold one assistant message as the response, not {roles}.")
     return content(messages[0], where)
 
 
 def content(message: Message, where: str) -> str:
-    """A message's text, its parts joined. Raises UserError where it has another part than text."""
+    """A message's text, its parts joined. Raises UserError if a part is not text."""
     value = message.get("content")
     parts = value if isinstance(value, list) else [{"type": "text", "text": value}]
     texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{where} has a message of role '{message.get('role')}' whose content is no text.")
+        raise UserError(f"{where} has a message of role '{message.get('role')}' whose content is not text.")
     return "".join(map(str, texts))
 
 
 def shared_turns(first: Sequence[Message], second: Sequence[Message]) -> int:
-    """How many messages two conversations begin with alike, leaving at least one to each."""
+    """How many messages two conversations share at their start, leaving at least one to each."""
     most = min(len(first), len(second)) - 1
-    same = (i for i in range(most) if _key(first[i]) != _key(second[i]))
-    return next(same, max(most, 0))
+    parted = (i for i in range(most) if _key(first[i]) != _key(second[i]))
+    return next(parted, max(most, 0))
 
 
 def _key(message: Message) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlaif.data.files.cells import kind_of
+from rlaif.data.files.cells import text_of
 from rlaif.data.files.conversations import is_conversation, opening, prompt_text, response_text
 from rlaif.data.files.readers import HubPart, Row, columns_of, read_rows
 from rlaif.data.files.rows import Drops, Splitting, TaskRow, content_id, group_of, task_from_rows
@@ -19,20 +19,21 @@ from rlaif.records import TaskData
 
 LOGICAL_COLUMNS = ("prompt", "reference", "response_a", "response_b", "label", "id")
 
+Columns = Mapping[str, str | None]
+"""The file's column for each logical one."""
 
-def load_custom(
-    *, path: str, hub: HubPart, columns: Mapping[str, str | None], splitting: Splitting
-) -> TaskData:
+
+def load_custom(*, path: str, hub: HubPart, columns: Columns, splitting: Splitting) -> TaskData:
     """Read a user's file (or hub data set) as a task; published schemas are recognised by their columns.
 
     Args:
-        path: `.jsonl .jsonl.gz .json .csv .parquet`, or a hub id when no such file exists.
+        path: `.jsonl .jsonl.gz .json .csv .parquet`, or a hub id if no such file exists.
         hub: which part of a hub data set is read.
-        columns: the file's column for each logical one (`prompt reference response_a response_b label
-            id`); one that is left out goes by its logical name, one that is None is not read.
+        columns: the file's column for each of `LOGICAL_COLUMNS`; one that is left out has its logical name, one
+            that is None is not read.
 
-    Unlabelled pairs are trained on and never serve as gold. Raises UserError, naming file, row and
-    column, for anything that cannot be read as meant.
+    Unlabelled pairs are used for training and never serve as gold. Raises UserError, naming file, row and column,
+    for anything that cannot be read as intended.
     """
     for name in columns:
         if name not in LOGICAL_COLUMNS:
@@ -46,68 +47,55 @@ def load_custom(
         read, name = [column for column in resolved.values() if column], "the task's own columns"
     else:
         raw, read = _converted(schema, raw, columns, present, Source(path, None, splitting.seed), drops)
-        resolved = {name: name if name in columns_of(raw) else None for name in LOGICAL_COLUMNS}
+        converted = columns_of(raw)
+        resolved = {name: name if name in converted else None for name in LOGICAL_COLUMNS}
         name = schema.name
     rows = _checked_rows(raw, resolved, path)
     notes = columns_notes(name, present, read, [key for key, column in columns.items() if column is None])
     return task_from_rows("custom", rows, splitting, drops=drops, notes=notes)
 
 
-def _schema(columns: Mapping[str, str | None], present: Sequence[str]) -> Schema | None:
-    """The published schema that the file is in; None where it has the task's own columns, or says so."""
+def _schema(columns: Columns, present: Sequence[str]) -> Schema | None:
+    """The published schema of the file; None if it has the task's own columns, or `columns` say so."""
     pair = ("response_a", "response_b")
     if any(columns.get(name, name) not in (name, None) for name in pair) or set(pair) <= set(present):
         return None
-    reference = columns.get("reference", "reference")
-    if (
-        _prompt_column(columns, present)
-        and reference in present
-        and not {"chosen", "rejected"} <= set(present)
-    ):
+    prompt, reference = _prompt_column(columns, present), columns.get("reference", "reference")
+    if prompt and reference in present and not {"chosen", "rejected"} <= set(present):
         return None
     left_out = {name for name in LOGICAL_COLUMNS if columns.get(name, name) is None}
-    return recognise([name for name in present if name not in left_out], _prompt_column(columns, present))
+    return recognise([name for name in present if name not in left_out], prompt)
 
 
-def _refuse_mixed(
-    raw: Sequence[Row], columns: Mapping[str, str | None], present: Sequence[str], path: str
-) -> None:
-    """Raise UserError for a row whose pair stands in a published schema's columns and not in the task's own."""
+def _refuse_mixed(raw: Sequence[Row], columns: Columns, present: Sequence[str], path: str) -> None:
+    """Raise UserError for a row whose pair is in a published schema's columns and not in the task's own."""
     own = [columns.get(name, name) for name in ("response_a", "response_b")]
     other = recognise(present, _prompt_column(columns, present))
     if other is None or len(other.columns) < 2 or not set(own) & set(present):
         return
     unread = [name for name in other.columns if name not in ("prompt", "label", *own)]
-    for row in raw:
-        if (
-            all(row.values.get(str(name)) is None for name in own)
-            and unread
-            and all(row.values.get(name) is not None for name in unread)
-        ):
+    for row in raw if unread else ():
+        bare = all(row.values.get(str(name)) is None for name in own)
+        if bare and all(row.values.get(name) is not None for name in unread):
             raise UserError(
                 f"{path}, {row.place}: has nothing in {' and '.join(map(str, own))}, but {', '.join(unread)}; a "
                 "file is read in one schema: split it, or bring its rows into the same columns."
             )
 
 
-def _prompt_column(columns: Mapping[str, str | None], present: Sequence[str]) -> str | None:
+def _prompt_column(columns: Columns, present: Sequence[str]) -> str | None:
     wanted = columns.get("prompt", "prompt")
     return wanted if wanted in present else None
 
 
 def _converted(
-    schema: Schema,
-    raw: Sequence[Row],
-    columns: Mapping[str, str | None],
-    present: Sequence[str],
-    source: Source,
-    drops: Drops,
+    schema: Schema, raw: Sequence[Row], columns: Columns, present: Sequence[str], source: Source, drops: Drops
 ) -> tuple[list[Row], list[str]]:
-    """Rows in the task's own columns (an id and a reference of the file are kept), and the columns read."""
-    prompt = _prompt_column(columns, present)
+    """Rows in the task's own columns (with the file's id and reference, if any), and the columns read."""
+    prompt, known = _prompt_column(columns, present), (*schema.columns, *schema.also)
     converted = schema.read(raw, replace(source, prompt=prompt), drops)
-    read = [name for name in (*schema.columns, *schema.also) if name in present and name != "prompt"]
-    if prompt and "prompt" in (*schema.columns, *schema.also):
+    read = [name for name in known if name in present and name != "prompt"]
+    if prompt and "prompt" in known:
         read.append(prompt)
     kept = {
         name: column
@@ -115,20 +103,15 @@ def _converted(
         if (column := columns.get(name, name)) in present and column not in read and column is not None
     }
     values_at = {row.place: row.values for row in raw}
-    rows = [
-        Row(
-            row.place,
-            {**{name: values_at[row.place].get(column) for name, column in kept.items()}, **row.values},
-        )
-        for row in converted
-    ]
+    rows = []
+    for row in converted:
+        own = {name: values_at[row.place].get(column) for name, column in kept.items()}
+        rows.append(Row(row.place, {**own, **row.values}))
     return rows, [*read, *kept.values()]
 
 
-def _resolve_columns(
-    columns: Mapping[str, str | None], present: Sequence[str], path: str
-) -> dict[str, str | None]:
-    """The file's column for each logical one; None for an optional one that the file does not have."""
+def _resolve_columns(columns: Columns, present: Sequence[str], path: str) -> dict[str, str | None]:
+    """The file's column for each logical one; None for an optional one that the file lacks."""
     resolved: dict[str, str | None] = {}
     for name in LOGICAL_COLUMNS:
         wanted = columns.get(name, name)
@@ -153,57 +136,52 @@ def _resolve_columns(
     return resolved
 
 
-def _checked_rows(raw: Iterable[Row], columns: dict[str, str | None], path: str) -> list[TaskRow]:
+def _checked_rows(raw: Iterable[Row], columns: Columns, path: str) -> list[TaskRow]:
     checked: list[TaskRow] = []
     first_with_id: dict[str, str] = {}
     repeats: Counter[str] = Counter()
     for row in raw:
         values = {name: row.values.get(column) if column else None for name, column in columns.items()}
-        prompt, reference, responses = _texts(values, row, columns, path)
-        label = _label(values["label"], row, columns, path) if responses else None
-        row_id = _explicit_id(values["id"], row, columns, path)
+        where = f"{path}, {row.place}"
+        prompt, reference, responses = _texts(values, columns, where)
+        label = _label(values["label"], columns, where) if responses else None
+        row_id = _explicit_id(values["id"], columns, where)
         if row_id is None:
             row_id = content_id([prompt, reference, responses], repeats)
         elif row_id in first_with_id:
+            first = first_with_id[row_id]
             raise UserError(
-                f"{path}, {row.place}: id '{row_id}' in column '{columns['id']}' is that of "
-                f"{first_with_id[row_id]}; ids must differ."
+                f"{where}: id '{row_id}' in column '{columns['id']}' is that of {first}; ids must differ."
             )
         first_with_id[row_id] = row.place
-        trusted = label is not None
-        place = f"{path}, {row.place}"
-        group = group_of(opening(prompt))
-        checked.append(TaskRow(row_id, group, prompt, reference, responses, label, trusted, place))
+        group, trusted = group_of(opening(prompt)), label is not None
+        checked.append(TaskRow(row_id, group, prompt, reference, responses, label, trusted, where))
     return checked
 
 
 def _texts(
-    values: dict[str, Any], row: Row, columns: dict[str, str | None], path: str
+    values: dict[str, Any], columns: Columns, where: str
 ) -> tuple[str, str | None, tuple[str, str] | None]:
     for name in ("prompt", "reference", "response_a", "response_b"):
-        if is_conversation(values[name]):
-            text = prompt_text if name == "prompt" else response_text
-            values[name] = text(values[name], f"{path}, {row.place}: column '{columns[name]}'")
-        if values[name] is not None and not isinstance(values[name], str):
-            raise UserError(
-                f"{path}, {row.place}: column '{columns[name]}' must hold text, not {kind_of(values[name])}."
-            )
+        value, at = values[name], f"{where}: column '{columns[name]}'"
+        if is_conversation(value):
+            values[name] = prompt_text(value, at) if name == "prompt" else response_text(value, at)
+        elif value is not None:
+            text_of(value, at)
     prompt, response_a, response_b = values["prompt"], values["response_a"], values["response_b"]
     if not (prompt or "").strip():
-        raise UserError(
-            f"{path}, {row.place}: column '{columns['prompt']}' is empty; every row needs a prompt."
-        )
+        raise UserError(f"{where}: column '{columns['prompt']}' is empty; every row needs a prompt.")
     if (response_a is None) != (response_b is None):
         there, missing = ("response_a", "response_b") if response_b is None else ("response_b", "response_a")
         raise UserError(
-            f"{path}, {row.place}: has a {there} (column '{columns[there]}') without a {missing} "
-            f"(column '{columns[missing]}'); give both or neither."
+            f"{where}: has a {there} (column '{columns[there]}') without a {missing} (column "
+            f"'{columns[missing]}'); give both or neither."
         )
     reference = values["reference"] if (values["reference"] or "").strip() else None
     return prompt, reference, None if response_a is None else (response_a, response_b)
 
 
-def _label(value: Any, row: Row, columns: dict[str, str | None], path: str) -> float | None:
+def _label(value: Any, columns: Columns, where: str) -> float | None:
     if value is None or value == "":
         return None
     try:
@@ -212,17 +190,15 @@ def _label(value: Any, row: Row, columns: dict[str, str | None], path: str) -> f
         label = math.nan
     if not 0.0 <= label <= 1.0:  # false for NaN too
         raise UserError(
-            f"{path}, {row.place}: column '{columns['label']}' is {value!r}, but a label is a number from 0 to 1, "
-            "the probability that response_a is better."
+            f"{where}: column '{columns['label']}' is {value!r}, but a label is a number from 0 to 1, the "
+            "probability that response_a is better."
         )
     return label
 
 
-def _explicit_id(value: Any, row: Row, columns: dict[str, str | None], path: str) -> str | None:
+def _explicit_id(value: Any, columns: Columns, where: str) -> str | None:
     if columns["id"] is None:
         return None
     if value is None or not str(value).strip():
-        raise UserError(
-            f"{path}, {row.place}: column '{columns['id']}' is empty; give every row an id or none."
-        )
+        raise UserError(f"{where}: column '{columns['id']}' is empty; give every row an id or none.")
     return str(value)

@@ -19,10 +19,9 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 @dataclass(frozen=True)
 class SplitDialogue:
-    """Two dialogues that differ in their last turn alone.
+    """Two dialogues that differ only in their last turn.
 
-    `prefix` ends in that turn's "Assistant:"; `prefix + chosen` and `prefix + rejected` are the dialogues,
-    character for character.
+    `prefix` ends in that turn's "Assistant:"; `prefix + chosen` and `prefix + rejected` are exactly the dialogues.
     """
 
     prefix: str
@@ -36,23 +35,29 @@ class SplitDialogue:
 
 
 def split_dialogue(chosen: str, rejected: str) -> SplitDialogue | None:
-    """Where two dialogues part; None unless they share all that comes before one last assistant turn."""
-    # Both may start their answer alike, so that the shared text alone does not end at the turn.
+    """Two dialogues split where they diverge; None unless they share everything before one last assistant turn."""
+    # Both answers may start alike, so that the shared text does not end at the turn.
     turn = commonprefix([chosen, rejected]).rfind(ASSISTANT)
     if turn < 0:
         return None
     end = turn + len(ASSISTANT)
     split = SplitDialogue(chosen[:end], chosen[end:], rejected[end:])
-    goes_on = any(mark in last for mark in (HUMAN, ASSISTANT) for last in (split.chosen, split.rejected))
-    return None if goes_on or not split.prompt else split
+    continues = any(mark in last for mark in (HUMAN, ASSISTANT) for last in (split.chosen, split.rejected))
+    return None if continues or not split.prompt else split
+
+
+def sided(row: Row, is_a: bool, prompt: str, better: str, worse: str) -> Row:
+    """The pair as `response_a`, `response_b` and `label`; `is_a`: the better response is a."""
+    a, b = (better, worse) if is_a else (worse, better)
+    return Row(row.place, {"prompt": prompt, "response_a": a, "response_b": b, "label": float(is_a)})
 
 
 def hh_rows(rows: Sequence[Row], *, path: str, seed: int, drops: Drops) -> list[Row]:
     """Rows of `chosen` and `rejected` dialogues as pairs; what is dropped is counted in `drops`.
 
-    A pair has `prompt`, `response_a`, `response_b` and `label`, which is 1.0 where a is the chosen one; a
-    hash of the row and `seed` decides which side that is. Dropped are rows whose dialogues part before
-    their last turn. Raises UserError for a row without two texts, and where every row would be dropped.
+    A pair has `prompt`, `response_a`, `response_b` and `label`, which is 1.0 if a is the chosen one; a hash of the
+    row and `seed` decides which side that is. Rows whose dialogues diverge before their last turn are dropped.
+    Raises UserError for a row without two texts, and if every row would be dropped.
     """
     pairs: list[Row] = []
     drops.counts.setdefault("diverging_rows_dropped", 0)
@@ -63,7 +68,7 @@ def hh_rows(rows: Sequence[Row], *, path: str, seed: int, drops: Drops) -> list[
         else:
             pairs.append(pair)
     if not pairs:
-        own = " (it has a column 'prompt')" if any("prompt" in row.values for row in rows) else ""
+        own = " (the file has a column 'prompt')" if any("prompt" in row.values for row in rows) else ""
         raise UserError(
             f"{path}: in no row do 'chosen' and 'rejected' share a dialogue up to its last {ASSISTANT!r}; "
             f"task=custom task.path={path} reads prompt, chosen and rejected{own}, and other schemas."
@@ -81,15 +86,8 @@ def _hh_row(row: Row, path: str, seed: int) -> Row | None:
     split = split_dialogue(chosen, rejected)
     if split is None:
         return None
-    better, worse = split.chosen.strip(), split.rejected.strip()
     chosen_is_a = stable_uniform("hh-side", seed, chosen, rejected) < 0.5
-    values = {
-        "prompt": split.prompt,
-        "response_a": better if chosen_is_a else worse,
-        "response_b": worse if chosen_is_a else better,
-        "label": 1.0 if chosen_is_a else 0.0,
-    }
-    return Row(row.place, values)
+    return sided(row, chosen_is_a, split.prompt, split.chosen.strip(), split.rejected.strip())
 
 
 def load_hh(*, name: str, paths: Sequence[str], hub: HubPart, splitting: Splitting) -> TaskData:
@@ -99,10 +97,10 @@ def load_hh(*, name: str, paths: Sequence[str], hub: HubPart, splitting: Splitti
         paths: files in the published schema, or hub ids.
         hub: which part of a hub data set is read (`data_dir` is `helpful-base` or `harmless-base`).
 
-    Every pair may serve as gold (paper: HH is not filtered). Dialogues that open with the same turn share
-    a split, since the data set compares several turns of one conversation. There are no references: the
-    chosen responses are human labels, and a policy tuned on them would not be one of AI feedback.
-    Raises UserError, naming file and row, for anything that cannot be read as meant.
+    Every pair may serve as gold (Lee et al. 2023 do not filter HH). Dialogues that open with the same turn share a
+    split, since the data set compares several turns of one conversation. There are no references: the chosen
+    responses are human labels, and a policy tuned on them would not be one of AI feedback.
+    Raises UserError, naming file and row, for anything that cannot be read as intended.
     """
     rows: list[TaskRow] = []
     repeats: Counter[str] = Counter()
@@ -120,14 +118,6 @@ def load_hh(*, name: str, paths: Sequence[str], hub: HubPart, splitting: Splitti
 def _task_row(pair: Row, repeats: Counter[str], path: str) -> TaskRow:
     prompt, label = pair.values["prompt"], pair.values["label"]
     responses = pair.values["response_a"], pair.values["response_b"]
-    opening = prompt.split(ASSISTANT)[0]
-    return TaskRow(
-        content_id([prompt, *responses], repeats),
-        group_of(opening),
-        prompt,
-        None,
-        responses,
-        label,
-        trusted=True,
-        place=f"{path}, {pair.place}",
-    )
+    group, place = group_of(prompt.split(ASSISTANT)[0]), f"{path}, {pair.place}"
+    own = content_id([prompt, *responses], repeats)
+    return TaskRow(own, group, prompt, None, responses, label, trusted=True, place=place)

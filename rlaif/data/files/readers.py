@@ -1,4 +1,4 @@
-"""Rows of a user's file or of a hub data set, each with where it stands, for messages."""
+"""Rows of a user's file or of a hub data set, each with its place for messages."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from rlaif.data.files.cells import (
     json_integer,
     json_object,
     kind_of,
+    reason_of,
 )
 from rlaif.errors import UserError
 
 EXTENSIONS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 PARQUET_BRANCH = "refs/convert/parquet"
-"""Where the hub keeps its own Parquet copy of a data set that is published as a loading script."""
+"""Where the hub keeps its Parquet copy of a data set that is published as a loading script."""
 
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<config>[\w.-]+))?")
 
@@ -38,8 +39,7 @@ _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<conf
 class Row:
     """A row's values by column, and its place (`line 3` or `row 3`, counted from 1).
 
-    The values of a row that was read are checked (and of a Parquet file, decoded) when they are asked for:
-    what stands in a column that nobody reads ends no run.
+    Values are checked (and, from a Parquet file, decoded) when they are read: nothing in an unread column ends a run.
     """
 
     place: str
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class HubPart:
-    """Which part of a hub data set is read: a split (`train`, `train+test` ...), perhaps of one folder."""
+    """Which part of a hub data set is read: a split (`train`, `train+test` ...), possibly of one folder."""
 
     split: str
     data_dir: str | None
@@ -57,8 +57,8 @@ class HubPart:
 def read_rows(path: str, hub: HubPart) -> list[Row]:
     """The rows of `path`: a file with one of `EXTENSIONS`, or else the `hub` part of a hub data set.
 
-    A hub data set is named ORG/NAME, or ORG/NAME:CONFIG where it has several configurations.
-    Raises UserError when the source is missing, unreadable, malformed (with the line) or empty.
+    A hub data set is named ORG/NAME, or ORG/NAME:CONFIG if it has several configurations.
+    Raises UserError if the source is missing, unreadable, malformed (with the line) or empty.
     """
     file = _expanded(path)
     if file.is_dir():
@@ -79,7 +79,7 @@ def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"task.path={path} names the home folder of nobody; write the whole path.") from error
+        raise UserError(f"task.path={path}: there is no such home folder; write the whole path.") from error
 
 
 def _either(names: Iterable[str]) -> str:
@@ -88,15 +88,12 @@ def _either(names: Iterable[str]) -> str:
 
 
 def _read_file(file: Path) -> list[Row]:
+    parsers = {".jsonl": _json_lines, ".json": _json_array, ".csv": _csv}
     try:
-        if file.name.endswith(".jsonl"):
-            return list(_json_lines(file.read_text(encoding="utf-8-sig"), file))
         if file.name.endswith(".jsonl.gz"):
             return list(_json_lines(gzip.decompress(file.read_bytes()).decode("utf-8-sig"), file))
-        if file.suffix == ".json":
-            return list(_json_array(file.read_text(encoding="utf-8-sig"), file))
-        if file.suffix == ".csv":
-            return list(_csv(file.read_text(encoding="utf-8-sig"), file))
+        if file.suffix in parsers:
+            return list(parsers[file.suffix](file.read_text(encoding="utf-8-sig"), file))
         if file.suffix == ".parquet":
             return _parquet(file)
     except UnicodeDecodeError as error:
@@ -108,7 +105,7 @@ def _read_file(file: Path) -> list[Row]:
 
 
 def _json_lines(text: str, file: Path) -> Iterator[Row]:
-    # Not splitlines(): JSON strings may hold U+2028, which is no end of a line in this format.
+    # Not splitlines(): JSON strings may hold U+2028, which does not end a line in this format.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield _object_row(_parse_json(line, f"{file}, line {number}"), f"line {number}", file)
@@ -129,10 +126,10 @@ def _parse_json(text: str, where: str) -> Any:
         return json.loads(text, object_pairs_hook=json_object, parse_int=json_integer)
     except json.JSONDecodeError as error:
         spot = f" at line {error.lineno}" if error.lineno > 1 else ""
-        hint = "; a file with one object in each line is named .jsonl" if error.msg == "Extra data" else ""
+        hint = "; a file with one object per line is named .jsonl" if error.msg == "Extra data" else ""
         raise UserError(f"{where}: not valid JSON ({error.msg}{spot}){hint}.") from error
     except RecursionError as error:
-        raise UserError(f"{where}: its JSON is nested too deep to be read.") from error
+        raise UserError(f"{where}: its JSON is nested too deeply to be read.") from error
 
 
 def _object_row(value: Any, place: str, file: Path) -> Row:
@@ -150,22 +147,21 @@ def _object_row(value: Any, place: str, file: Path) -> Row:
 def _csv(text: str, file: Path) -> Iterator[Row]:
     """CSV with a header line. An empty cell is a missing value, since CSV cannot tell the two apart.
 
-    Commas separate, or what Excel's `sep=` line says; semicolons or tabs, where a header has no comma.
+    The delimiter is what Excel's `sep=` line says, else a comma, or a semicolon or tab if the header has no comma.
     """
     # A cell may be a whole document; the reader's own limit is 128 KiB.
     csv.field_size_limit(2**31 - 1)
     said = re.match(r"sep=(.)\r?\n", text)
     body = text[said.end() :] if said else text
-    reader = csv.reader(
-        io.StringIO(body, newline=""), delimiter=said[1] if said else _delimiter(body), strict=True
-    )
+    mark = said[1] if said else _delimiter(body)
+    reader = csv.reader(io.StringIO(body, newline=""), delimiter=mark, strict=True)
     try:
         header = _csv_header(next(reader, []), file)
         for number, cells in enumerate(filter(None, reader), start=1):
             if len(cells) != len(header):
                 raise UserError(
-                    f"{file}, row {number}: has not as many cells as the header ({len(header)}) but "
-                    f"{len(cells)}; quote cells that hold commas."
+                    f"{file}, row {number}: the cell count is {len(cells)}, but the header's is {len(header)}; "
+                    "quote cells that hold commas."
                 )
             values = {name: cell or None for name, cell in zip(header, cells, strict=True)}
             yield Row(f"row {number}", Cells(values, f"{file}, row {number}"))
@@ -179,7 +175,7 @@ def _delimiter(text: str) -> str:
 
 
 def _csv_header(names: list[str], file: Path) -> list[str]:
-    """The columns' names without spaces around them; a column without one is called by its place."""
+    """The columns' names without surrounding spaces; a column without a name is named by its number."""
     header = [name.strip() for name in names]
     _refuse_repeated(filter(None, header), file)
     return [name or f"(column {number})" for number, name in enumerate(header, start=1)]
@@ -192,7 +188,7 @@ def _refuse_repeated(names: Iterable[str], file: Path) -> None:
 
 
 def _parquet(file: Path) -> list[Row]:
-    """The rows of a Parquet file; a column is decoded when its first value is asked for."""
+    """The rows of a Parquet file; a column is decoded when its first value is read."""
     import pyarrow
     import pyarrow.parquet
 
@@ -202,29 +198,26 @@ def _parquet(file: Path) -> list[Row]:
         raise UserError(f"{file} is not a Parquet file ({str(error).splitlines()[0]}).") from error
     _refuse_repeated(table.column_names, file)
     columns = ArrowColumns(table)
-    return [
-        Row(f"row {i + 1}", Cells(ArrowRow(columns, i), f"{file}, row {i + 1}"))
-        for i in range(table.num_rows)
-    ]
+    return _numbered((ArrowRow(columns, i) for i in range(table.num_rows)), str(file))
+
+
+def _numbered(rows: Iterable[Mapping[str, Any]], source: str) -> list[Row]:
+    return [Row(f"row {i}", Cells(values, f"{source}, row {i}")) for i, values in enumerate(rows, start=1)]
 
 
 def _read_hub(path: str, name: str, config: str | None, hub: HubPart) -> list[Row]:
     try:
         rows = list(_load_hub(name, config, hub))
     except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
-            f"task.path={path} is no file, and as a hub data set it cannot be loaded ({reason}); download it "
-            f"and write task.path=FILE with a {_either(EXTENSIONS)} file."
+            f"task.path={path} is not a file, and cannot be loaded as a hub data set ({reason_of(error)}); download "
+            f"it and write task.path=FILE with a {_either(EXTENSIONS)} file."
         ) from error
-    return [
-        Row(f"row {number}", Cells(values, f"{path}, row {number}"))
-        for number, values in enumerate(rows, start=1)
-    ]
+    return _numbered(rows, path)
 
 
 def _load_hub(name: str, config: str | None, hub: HubPart) -> Iterable[Mapping[str, Any]]:
-    """The data set itself or, where it is published as a script, the hub's Parquet copy: no code of it runs."""
+    """The data set itself or, if it is published as a script, the hub's Parquet copy: none of its code runs."""
     import datasets
 
     load = partial(datasets.load_dataset, name, config, split=hub.split, data_dir=hub.data_dir)

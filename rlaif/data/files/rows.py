@@ -14,12 +14,11 @@ from rlaif.records import Pair, Prompt, TaskData
 
 @dataclass(frozen=True)
 class Splitting:
-    """How rows become splits. Raises UserError for a fraction or a limit that makes no sense.
+    """How rows become splits. Raises UserError for an impossible fraction or limit.
 
-    `gold_fraction` is the share of the groups with labelled pairs that is held out for alignment. It is
-    taken from the test end of the same hash as the splits, so that gold prompts are test prompts as far
-    as the two fractions allow. `max_rows` (None = all) rows are used, drawn by a hash of the group; a
-    smaller number gives a subset.
+    `gold_fraction` is the share of the groups with labelled pairs that is held out for alignment. It is taken from
+    the test end of the same hash as the splits, so that gold prompts are test prompts as far as the two fractions
+    allow. `max_rows` (None = all) rows are used, drawn by a hash of the group; a smaller number gives a subset.
     """
 
     test_fraction: float
@@ -39,7 +38,7 @@ class Splitting:
 
 @dataclass
 class Drops:
-    """What is left out on the way from files to a task: counts by reason, and where the first of each stands."""
+    """What is left out on the way from files to a task: counts by reason, and the place of the first of each."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
@@ -52,10 +51,10 @@ class Drops:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A checked row: a prompt, perhaps a reference, perhaps two responses with a label.
+    """A checked row: a prompt, possibly a reference, possibly two responses with a label.
 
     Rows that share `group` share a split. `label` is the probability that the first response is better;
-    `trusted` says whether it is sure enough to measure alignment on; `place` (file and row) is for messages.
+    `trusted` says whether it is certain enough to measure alignment on; `place` (file and row) is for messages.
     """
 
     id: str
@@ -69,12 +68,12 @@ class TaskRow:
 
 
 def group_of(text: str) -> str:
-    """The key of all texts that differ from `text` in white space alone."""
+    """The key of all texts that differ from `text` only in white space."""
     return digest(" ".join(text.split()), 16)
 
 
 def content_id(content: Any, repeats: Counter[str]) -> str:
-    """An id made of a row's content; `repeats` (updated here) numbers equal rows apart."""
+    """An id made from a row's content; `repeats` (updated here) numbers equal rows."""
     own = digest(content, 16)
     repeats[own] += 1
     return own if repeats[own] == 1 else f"{own}-{repeats[own]}"
@@ -83,17 +82,14 @@ def content_id(content: Any, repeats: Counter[str]) -> str:
 def task_from_rows(
     name: str, rows: Sequence[TaskRow], splitting: Splitting, *, drops: Drops, notes: dict[str, Any]
 ) -> TaskData:
-    """The task `name` of `rows`; what is dropped on the way is counted in `drops` and told in the notes.
+    """The task `name` made of `rows`; what is dropped is counted in `drops` and reported in the notes.
 
-    A pair's `gold` is its label, on training pairs too (so that a labeler of gold labels can train on
-    them). Dropped are pairs of two equal responses, rows that say again what another has said and, in a
-    held-out group, pairs that are not trusted.
+    A pair's `gold` is its label, for training pairs too (so that a labeler that gives the gold labels can train on
+    them). Dropped are pairs of two equal responses, rows that repeat another and, in a held-out group, pairs that
+    are not trusted.
     """
     read = len(rows) + drops.counts.total()
-    order = {
-        row.id: (stable_uniform(f"{name}-row", splitting.seed, row.group), i) for i, row in enumerate(rows)
-    }
-    rows = sorted(rows, key=lambda row: order[row.id])
+    rows = sorted(rows, key=lambda row: stable_uniform(f"{name}-row", splitting.seed, row.group))
     for row in rows[splitting.max_rows :] if splitting.max_rows is not None else ():
         drops.add("beyond_max_rows_dropped", row.place)
     rows = rows[: splitting.max_rows]
@@ -116,7 +112,7 @@ def task_from_rows(
 
 
 def _prompts(rows: Sequence[TaskRow], drops: Drops) -> list[tuple[str, Prompt]]:
-    """(group, prompt), one for each distinct text and reference; the first of a text lends pairs its id."""
+    """(group, prompt) for each distinct text and reference; pairs get the id of a text's first prompt."""
     found: dict[str, dict[str | None, Prompt]] = {}
     groups: dict[str, str] = {}
     for row in rows:
@@ -126,7 +122,7 @@ def _prompts(rows: Sequence[TaskRow], drops: Drops) -> list[tuple[str, Prompt]]:
             if row.responses is None:
                 drops.add("repeated_rows_dropped", row.place)
             continue
-        # A reference that comes later completes the prompt instead of doubling it.
+        # A reference that comes later completes the prompt instead of duplicating it.
         bare = same.pop(None, None)
         same[row.reference] = Prompt(bare.id if bare else row.id, row.prompt, row.reference)
     first: dict[str, str] = {}
@@ -141,14 +137,13 @@ def _prompts(rows: Sequence[TaskRow], drops: Drops) -> list[tuple[str, Prompt]]:
 def _pairs(
     rows: Sequence[TaskRow], prompts: Sequence[tuple[str, Prompt]], splitting: Splitting, drops: Drops
 ) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs, gold pairs); no group is in both, and prompts that differ in white space share an id."""
+    """(training pairs, gold pairs); no group is in both, and prompts that differ only in white space share an id."""
     leader: dict[str, Prompt] = {}
     for _, prompt in prompts:
         leader.setdefault(group_of(prompt.prompt), prompt)
     labelled = {row.group for row in rows if row.label is not None}
-    held_out = {
-        group for group in labelled if split_position(group, seed=splitting.seed) < splitting.gold_fraction
-    }
+    seed, share = splitting.seed, splitting.gold_fraction
+    held_out = {group for group in labelled if split_position(group, seed=seed) < share}
     pairs: list[Pair] = []
     gold: list[Pair] = []
     for row in rows:

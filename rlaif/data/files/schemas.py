@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
 
-from rlaif.data.files.cells import kind_of
+from rlaif.data.files.cells import kind_of, text_of
 from rlaif.data.files.conversations import is_conversation, prompt_text, response_text, shared_turns
-from rlaif.data.files.hh import ASSISTANT, split_dialogue
+from rlaif.data.files.hh import ASSISTANT, sided, split_dialogue
 from rlaif.data.files.readers import Row
 from rlaif.data.files.rows import Drops
 from rlaif.data.files.tldr import comparison
@@ -20,7 +20,7 @@ from rlaif.io import stable_uniform
 
 @dataclass(frozen=True)
 class Source:
-    """What a schema's reader needs to know: the file's name, the prompt's column, the seed of the sides."""
+    """What a schema's reader needs to know: the file's name, the prompt's column, the seed that assigns sides."""
 
     path: str
     prompt: str | None
@@ -33,7 +33,7 @@ Read = Callable[[Sequence[Row], Source, Drops], list[Row]]
 
 @dataclass(frozen=True)
 class Schema:
-    """A schema by the columns that tell it; `also` are columns that it reads where they are there."""
+    """A schema, recognised by its columns; `also` are columns that it reads if present."""
 
     name: str
     columns: tuple[str, ...]
@@ -42,19 +42,14 @@ class Schema:
 
 
 def recognise(present: Sequence[str], prompt: str | None) -> Schema | None:
-    """The first schema whose columns are all there; `prompt` is the column of a prompt, if there is one."""
+    """The first schema whose columns are all present; `prompt` is the prompt's column, if there is one."""
     found = {*present, *(["prompt"] if prompt else [])}
     return next((schema for schema in SCHEMAS if found.issuperset(schema.columns)), None)
 
 
-def sided(row: Row, seed: int, prompt: str, better: str, worse: str) -> Row:
-    """The pair as `response_a`, `response_b` and `label`; a hash decides which side the better one has."""
-    return _sided(row, stable_uniform("pair-side", seed, prompt, better, worse) < 0.5, prompt, better, worse)
-
-
-def _sided(row: Row, is_a: bool, prompt: str, better: str, worse: str) -> Row:
-    a, b = (better, worse) if is_a else (worse, better)
-    return Row(row.place, {"prompt": prompt, "response_a": a, "response_b": b, "label": float(is_a)})
+def _pair(row: Row, seed: int, *texts: str) -> Row:
+    """The pair of `texts` (prompt, better, worse); a hash decides which side the better one has."""
+    return sided(row, stable_uniform("pair-side", seed, *texts) < 0.5, *texts)
 
 
 # {chosen, rejected} of TRL and Anthropic, with or without a prompt, as texts or as messages.
@@ -79,11 +74,11 @@ def _preferences(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]
         if isinstance(texts, str):
             drops.add(texts, where)
         elif prompt is None and isinstance(chosen, str):
-            # The sides that task=helpful and harmless give the same dialogues.
+            # The same sides as under task=helpful and harmless.
             is_a = stable_uniform("hh-side", source.seed, chosen, rejected) < 0.5
-            found.append(_sided(row, is_a, *texts))
+            found.append(sided(row, is_a, *texts))
         else:
-            found.append(sided(row, source.seed, *texts))
+            found.append(_pair(row, source.seed, *texts))
     if not found:
         raise UserError(
             f"{source.path}: in no row do 'chosen' and 'rejected' share a dialogue up to its last {ASSISTANT!r}; "
@@ -96,19 +91,22 @@ def _held(value: Any) -> str:
     return "messages" if is_conversation(value) else kind_of(value)
 
 
-def _texts(prompt: Any, chosen: str, rejected: str, where: str) -> tuple[str, str, str] | str:
-    """(prompt, chosen, rejected), or why the row is dropped."""
+Texts = tuple[str, str, str]
+"""Prompt, chosen and rejected."""
+
+
+def _texts(prompt: Any, chosen: str, rejected: str, where: str) -> Texts | str:
+    """The texts, or why the row is dropped."""
     if prompt is not None:
-        text = prompt_text(prompt, f"{where}: column 'prompt'") if is_conversation(prompt) else prompt
-        if not isinstance(text, str):
-            raise UserError(f"{where}: column 'prompt' must hold text, not {kind_of(text)}.")
+        at = f"{where}: column 'prompt'"
+        text = prompt_text(prompt, at) if is_conversation(prompt) else text_of(prompt, at)
         return text, chosen.strip(), rejected.strip()
     split = split_dialogue(chosen, rejected)
     if split is not None:
         return split.prompt, split.chosen.strip(), split.rejected.strip()
     if ASSISTANT in chosen or ASSISTANT in rejected:
         return "diverging_rows_dropped"
-    # TRL's implicit prompt: what both begin with, up to a whole word.
+    # TRL's implicit prompt: the shared beginning, up to a whole word.
     shared = commonprefix([chosen, rejected])
     shared = shared[: max(map(shared.rfind, " \n\t")) + 1]
     if not shared.strip():
@@ -116,9 +114,7 @@ def _texts(prompt: Any, chosen: str, rejected: str, where: str) -> tuple[str, st
     return shared.strip(), chosen[len(shared) :].strip(), rejected[len(shared) :].strip()
 
 
-def _conversations(
-    prompt: Any, chosen: list[Any], rejected: list[Any], where: str
-) -> tuple[str, str, str] | str:
+def _conversations(prompt: Any, chosen: list[Any], rejected: list[Any], where: str) -> Texts | str:
     turns = shared_turns(chosen, rejected)
     begin = chosen[:turns]
     if any(message.get("role") == "user" for one in (chosen, rejected) for message in one[turns:]):
@@ -138,11 +134,8 @@ def _conversations(
         text = prompt
     else:
         return "without_shared_prompt_dropped"
-    return (
-        text,
-        response_text(chosen[turns:], f"{where}: column 'chosen'").strip(),
-        response_text(rejected[turns:], f"{where}: column 'rejected'").strip(),
-    )
+    better = response_text(chosen[turns:], f"{where}: column 'chosen'").strip()
+    return text, better, response_text(rejected[turns:], f"{where}: column 'rejected'").strip()
 
 
 def _openai(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]:
@@ -157,11 +150,9 @@ def _openai(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]:
                 "list of one message."
             )
         prompt = prompt_text(messages or (), f"{where}: column 'input'")
-        texts = [
-            response_text(one, f"{where}: column '{name}'").strip()
-            for name, one in zip(OPENAI[1:], (better, worse), strict=True)
-        ]
-        found.append(sided(row, source.seed, prompt, *texts))
+        sides = zip(OPENAI[1:], (better, worse), strict=True)
+        texts = [response_text(one, f"{where}: column '{name}'").strip() for name, one in sides]
+        found.append(_pair(row, source.seed, prompt, *texts))
     return found
 
 
@@ -185,7 +176,7 @@ def _comparisons(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]
 
 
 def _numbered(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]:
-    """AlpacaEval's annotations (`preference`) and LLMBar's (`label`): 1 or 2 says which output is better."""
+    """AlpacaEval's annotations (`preference`) and LLMBar's (`label`): 1 or 2 is the better output."""
     found = []
     for row in rows:
         where, values = f"{source.path}, {row.place}", row.values
@@ -198,7 +189,7 @@ def _numbered(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]:
 
 
 def _numbered_label(value: Any, where: str) -> float | None:
-    """1 is sure of the first output, 2 of the second, 1.5 (or 0, in older files) of neither."""
+    """1 means the first output for certain, 2 the second, 1.5 (or 0, in older files) neither."""
     if value is None or value == "":
         return None
     try:
@@ -208,9 +199,7 @@ def _numbered_label(value: Any, where: str) -> float | None:
     if number == 0:
         return 0.5
     if not 1 <= number <= 2:
-        raise UserError(
-            f"{where} is {value!r}, but it says which output is better: 1, 2, or 1.5 for neither."
-        )
+        raise UserError(f"{where} is {value!r}, but must be 1 or 2, the better output, or 1.5 for neither.")
     return 2 - number
 
 
@@ -251,52 +240,41 @@ def _unpaired(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]:
         where, label = f"{source.path}, {row.place}", row.values.get("label")
         if not (isinstance(label, bool) or label in (0, 1) or str(label).lower() in ("true", "false")):
             raise UserError(
-                f"{where}: column 'label' is {label!r}, but beside one completion it says true (good) or false (bad)."
+                f"{where}: column 'label' is {label!r}, but must be true (good) or false (bad) for a single completion."
             )
-        value = row.values.get("completion")
-        text = response_text(value, f"{where}: column 'completion'") if is_conversation(value) else value
-        if not isinstance(text, str):
-            raise UserError(f"{where}: column 'completion' must hold text, not {kind_of(text)}.")
+        value, at = row.values.get("completion"), f"{where}: column 'completion'"
+        text = response_text(value, at) if is_conversation(value) else text_of(value, at)
         side = good if label in (True, 1) or str(label).lower() == "true" else bad
         side[_prompt(row, source, where)].append((row, text.strip()))
     found = []
     for prompt in dict.fromkeys([*good, *bad]):
-        found += [
-            sided(row, source.seed, prompt, better, worse)
-            for (row, better), (_, worse) in zip(good[prompt], bad[prompt], strict=False)
-        ]
+        matched = zip(good[prompt], bad[prompt], strict=False)
+        found += [_pair(row, source.seed, prompt, better, worse) for (row, better), (_, worse) in matched]
         pairs = min(len(good[prompt]), len(bad[prompt]))
         for row, _ in [*good[prompt][pairs:], *bad[prompt][pairs:]]:
             drops.add("without_partner_dropped", f"{source.path}, {row.place}")
     if not found:
         raise UserError(
-            f"{source.path}: no prompt has both a completion labelled true and one labelled false, so that none "
-            "can be compared; give pairs (prompt, chosen, rejected), or leave the labels out with "
+            f"{source.path}: no prompt has both a completion labelled true and one labelled false, so there is "
+            "nothing to compare; give pairs (prompt, chosen, rejected), or leave the labels out with "
             "task.columns.label=null to use the completions as references."
         )
     return found
 
 
 def _prompt(row: Row, source: Source, where: str) -> str:
-    value = row.values.get(source.prompt or "prompt")
-    if is_conversation(value):
-        return prompt_text(value, f"{where}: column '{source.prompt}'")
-    if not isinstance(value, str):
-        raise UserError(f"{where}: column '{source.prompt}' must hold text, not {kind_of(value)}.")
-    return value
+    value, where = row.values.get(source.prompt or "prompt"), f"{where}: column '{source.prompt}'"
+    return prompt_text(value, where) if is_conversation(value) else text_of(value, where)
 
 
 def _instruction(values: Values, where: str) -> str:
-    """Alpaca's instruction with its input behind it, or the one of the two that there is."""
+    """Alpaca's instruction followed by its input, or whichever of the two there is."""
     parts = [_text(values, name, where) for name in ("instruction", "input") if values.get(name) is not None]
     return "\n\n".join(part for part in parts if part.strip())
 
 
 def _text(values: Values, name: str, where: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: column '{name}' must hold text, not {kind_of(value)}.")
-    return value
+    return text_of(values.get(name), f"{where}: column '{name}'")
 
 
 SCHEMAS = (
@@ -315,4 +293,4 @@ SCHEMAS = (
     Schema("prompt and completion (TRL)", ("prompt", "completion"), (), _targets("completion")),
     Schema("Alpaca's instructions", ("instruction", "output"), ("input",), _targets("output")),
 )
-"""The first one that fits is read; a file of the task's own columns is none of them."""
+"""The first that fits is used; none is for the task's own columns."""

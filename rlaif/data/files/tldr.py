@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rlaif.data.files.cells import kind_of
+from rlaif.data.files.cells import kind_of, text_of
 from rlaif.data.files.readers import HubPart, columns_of, read_rows
 from rlaif.data.files.rows import Drops, Splitting, TaskRow, content_id, group_of, task_from_rows
 from rlaif.data.report import columns_notes
@@ -17,7 +17,7 @@ from rlaif.errors import UserError
 from rlaif.records import TaskData
 
 SLIDER = range(1, 10)
-"""Confidence of a comparison, two-sided: 1 = surely the first summary, 9 = surely the second."""
+"""Confidence of a comparison, two-sided: 1 = certainly the first summary, 9 = certainly the second."""
 
 AUTHOR = "ref"
 """The `policy` of a summary that the post's author wrote."""
@@ -27,7 +27,7 @@ _PROMPT = re.compile(
 )
 
 TARGETS = ("label", "summary", "completion")
-"""Columns beside `prompt` that published copies of the posts keep the summary in."""
+"""Columns, besides `prompt`, in which published copies of the posts keep the summary."""
 
 KNOWN = ("info", "summaries", "choice", "extra", "subreddit", "title", "post", "prompt", *TARGETS)
 
@@ -36,7 +36,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Content:
-    """What a row says. `confidence` is the slider's position, where the row is a comparison that has one."""
+    """A row's content. `confidence` is the slider's position if the row is a comparison that has one."""
 
     prompt: str
     reference: str | None
@@ -51,16 +51,16 @@ def load_tldr(
     """The `tldr` task: prompt = subreddit, title and post; reference = a human summary.
 
     Args:
-        paths: files in one of the published schemas, or hub ids: comparisons (`info summaries choice
-            extra`), posts by column (`subreddit title post summary`), or posts as prompts (`prompt`
-            with `label`, `summary` or `completion`).
+        paths: files in one of the published schemas, or hub ids: comparisons (`info summaries choice extra`), posts
+            by column (`subreddit title post summary`), or posts as prompts (`prompt` with `label`, `summary` or
+            `completion`).
         hub: which part of a hub data set is read.
-        gold_confidence: slider positions whose comparisons serve as gold (paper: 1, 2, 8, 9); all
-            others are for training alone. The slider has two sides: `>= 8` would keep one of them.
+        gold_confidence: slider positions whose comparisons serve as gold (Lee et al. 2023: 1, 2, 8, 9); all others
+            are only for training. The slider has two sides: `>= 8` would keep only one of them.
 
-    A comparison's reference is the author's own summary where it is one of the two. Comparisons of news
-    articles (the data set has some) are dropped and counted. Raises UserError, naming file, row and
-    column, for anything that cannot be read as meant.
+    A comparison's reference is the author's own summary if it is one of the two. Comparisons of news articles (the
+    data set has some) are dropped and counted. Raises UserError, naming file, row and column, for anything that
+    cannot be read as intended.
     """
     sure = frozenset(gold_confidence)
     if not sure or not sure <= set(SLIDER):
@@ -80,16 +80,9 @@ def load_tldr(
 
 
 def _task_row(content: Content, sure: frozenset[int], repeats: Counter[str], place: str) -> TaskRow:
-    return TaskRow(
-        content_id([content.prompt, content.reference, content.responses], repeats),
-        group_of(content.prompt),
-        content.prompt,
-        content.reference,
-        content.responses,
-        content.label,
-        trusted=content.confidence in sure,
-        place=place,
-    )
+    texts = content.prompt, content.reference, content.responses
+    own, group, trusted = content_id(texts, repeats), group_of(content.prompt), content.confidence in sure
+    return TaskRow(own, group, *texts, content.label, trusted, place)
 
 
 def _read(path: str, hub: HubPart, drops: Drops, columns: dict[str, None]) -> Iterable[tuple[Content, str]]:
@@ -127,7 +120,7 @@ def _posted(values: Values, where: str) -> Content:
 
 
 def _prompted(values: Values, where: str, target: str) -> Content:
-    """A published prompt is taken apart, so that a post has one text (and one split) whatever its file."""
+    """A published prompt is taken apart, so that a post has the same text (and split) whatever its file."""
     found = _PROMPT.fullmatch(_text(values, "prompt", where))
     if found is None:
         raise UserError(f"{where}: column 'prompt' must read SUBREDDIT: r/..., TITLE: ..., POST: ..., TL;DR:")
@@ -135,7 +128,7 @@ def _prompted(values: Values, where: str, target: str) -> Content:
 
 
 def comparison(values: Values, where: str) -> Content | None:
-    """A row of `info`, `summaries`, `choice` and `extra`; None where it is about something else than a post."""
+    """A row of `info`, `summaries`, `choice` and `extra`; None if it is about something other than a post."""
     info = _mapping(values.get("info"), "info", where)
     if info.get("post") is None and info.get("article") is not None:
         return None
@@ -165,16 +158,13 @@ def _confidence(extra: Any, where: str) -> int | None:
 
 
 def _post(values: Values, where: str) -> str:
-    """The prompt's text without its cue (checklist of Huang et al. 2024: query format)."""
+    """The prompt's text without its cue, in the query format of Huang et al. 2024 (arXiv:2403.17031)."""
     subreddit, title, post = (_text(values, name, where) for name in ("subreddit", "title", "post"))
     return f"SUBREDDIT: r/{subreddit.removeprefix('r/')}\n\nTITLE: {title}\n\nPOST: {post}"
 
 
 def _text(values: Values, name: str, where: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: '{name}' must hold text, not {kind_of(value)}.")
-    return value.strip()
+    return text_of(values.get(name), f"{where}: '{name}'").strip()
 
 
 def _mapping(value: Any, name: str, where: str) -> Values:
