@@ -317,7 +317,7 @@ def test_unreachable_hub_names_the_way_out():
     with pytest.raises(UserError) as caught:
         load("nobody-at-all/no-such-data")
     message = str(caught.value)
-    assert "task.path=nobody-at-all/no-such-data is no file" in message and "task.path=FILE" in message
+    assert "task.path=nobody-at-all/no-such-data is not a file" in message and "task.path=FILE" in message
     assert "\n" not in message
 
 

@@ -237,5 +237,7 @@ def test_an_unreachable_hub_names_the_way_out():
     with pytest.raises(UserError) as caught:
         load("nobody-at-all/no-such-dialogues", hub=HubPart("train", "harmless-base"))
     message = str(caught.value)
-    assert "task.path=nobody-at-all/no-such-dialogues is no file" in message and "task.path=FILE" in message
+    assert (
+        "task.path=nobody-at-all/no-such-dialogues is not a file" in message and "task.path=FILE" in message
+    )
     assert "\n" not in message

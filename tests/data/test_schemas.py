@@ -151,7 +151,7 @@ def test_ties_and_missing_judgements_are_no_verdict(tmp_path):
         ),
         (
             {"instruction": "Q", "output_1": "a", "output_2": "b", "preference": 3},
-            ["line 1: column 'preference' is 3", "1, 2, or 1.5"],
+            ["line 1: column 'preference' is 3", "1 or 2, the better output, or 1.5"],
         ),
         (
             {"instruction": "Q", "output_1": "a", "output_2": "b", "preference": True},
