@@ -15,7 +15,7 @@ class Message:
 
     With `chat` the model's chat template wraps `user` as the user's turn and `assistant` opens the
     model's turn (the model continues right after it, for instance after `Preferred Response=`);
-    without, the text is `user + assistant` as it stands.
+    without, the text is `user + assistant` unchanged.
     """
 
     user: str
@@ -36,7 +36,7 @@ class Generation:
     """A sampled continuation. `finished` says whether the model ended it itself.
 
     `altered` names what the engine decoded by in place of what was asked, where that changes the text.
-    `usage_estimated`, here and below: the engine did not tell its tokens, so that they are an estimate.
+    `usage_estimated`, here and below: the engine did not report its tokens, so they are an estimate.
     """
 
     text: str
@@ -99,7 +99,7 @@ class Backend(Protocol):
         top_k: int,
         seeds: Sequence[int],
     ) -> list[Generation]:
-        """One continuation for each prompt; `temperature` 0 is greedy, `top_k` 0 is no limit.
+        """One continuation for each prompt; `temperature` 0 is greedy, `top_k` 0 means no limit.
 
         `seeds[i]` alone decides the noise of prompt i, whatever else is in the batch.
         """

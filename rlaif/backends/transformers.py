@@ -22,11 +22,11 @@ from rlaif.tokens import chat_ids, inner_ids, render_chat, text_ids
 
 # Rises when the same model gives other answers to the same prompts: how text becomes tokens, what counts as a choice.
 READS = 2
-# Log-probability of a space before the choice below which what stands behind it is not looked at.
+# Log-probability of a space before the choice below which what follows it is not looked at.
 LEAST_GAP = math.log(0.01)
 # Tokens of suffixes that share one packed row.
 PACKED_TOKENS = 256
-# Memory for the prompts of the last generation, from which verdicts go on.
+# Memory for the prompts of the last generation, from which verdicts continue.
 WARM_BYTES = 2**29
 
 
@@ -126,7 +126,7 @@ class TransformersBackend:
 
     @staticmethod
     def _start(model: LanguageModel) -> int:
-        """What stands before an empty prompt where the tokenizer puts nothing: its BOS, or EOS without one."""
+        """What precedes an empty prompt if the tokenizer puts nothing there: its BOS, or EOS without one."""
         bos = model.tokenizer.bos_token_id
         return model.eos_id if bos is None else bos
 
@@ -177,7 +177,7 @@ class TransformersBackend:
         return results
 
     def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
-        """A choice's two spellings count together: as it stands behind the prompt, and with a space before it."""
+        """A choice's two spellings count together: directly after the prompt, and with a space before it."""
         release_free_memory()
         model, top = self._ready()
         encoded = [self._encode(p) for p in prompts]
@@ -223,7 +223,7 @@ class TransformersBackend:
         return known or next_token_logprobs(top, prompts, tokens)
 
     def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
-        """Items with the same prompt share its forward pass, wherever they stand in `items`."""
+        """Items with the same prompt share its forward pass, wherever they are in `items`."""
         release_free_memory()
         model, top = self._ready()
         prompts: dict[Message, list[int]] = {}

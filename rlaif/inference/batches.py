@@ -45,6 +45,6 @@ def length_buckets(lengths: Sequence[int], *, max_tokens: int, max_rows: int) ->
 def forward_batches(
     lengths: Sequence[int], device: str | torch.device, *, max_rows: int = 64
 ) -> Iterator[list[int]]:
-    """`length_buckets` of a size that suits forward passes on `device`; `max_rows` is a processor's."""
+    """`length_buckets` of a size that suits forward passes on `device`; `max_rows` applies to a CPU."""
     share = 1 if torch.device(device).type == "cpu" else ACCELERATOR_SHARE
     return length_buckets(lengths, max_tokens=FORWARD_TOKENS * share, max_rows=max_rows * share)

@@ -1,6 +1,6 @@
 """Preallocated keys and values, and the attention patterns that read and write them.
 
-Layout of one layer: (B, K, S, E) with S slots; row b's token at position p lies in slot p, so that right
+Layout of one layer: (B, K, S, E) with S slots; row b's token at position p is in slot p, so that right
 padding leaves garbage only behind a row's end, where the next tokens overwrite it.
 """
 
@@ -66,7 +66,7 @@ class Capture:
 class CaptureTexts:
     """Another attention pattern that also stores each packed text's keys and values in a row of its own.
 
-    Text n lies at `places` (N, T) of packed row `rows` (N,) and goes to cache row `start + n`, behind what
+    Text n is at `places` (N, T) of packed row `rows` (N,) and goes to cache row `start + n`, behind what
     `before` (one row) holds.
     """
 

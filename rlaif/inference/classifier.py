@@ -86,7 +86,7 @@ class ClassifierSpec:
             )
         if info["missing_keys"]:
             raise UserError(
-                f"reward.name={self.name} is no trained reward model: its file lacks "
+                f"reward.name={self.name} is not a trained reward model: its file lacks "
                 f"{min(info['missing_keys'])}, which would be random"
             )
         if info["unexpected_keys"]:
@@ -204,7 +204,7 @@ def _agree_on_pad(tokenizer: Any, model: Any, name: str) -> None:
 
 
 def _positions(model: Any) -> int | None:
-    """Tokens that a model can tell the places of; None where its positions are not learned, or have no bound.
+    """Tokens whose positions a model can tell apart; None where its positions are not learned, or have no bound.
 
     A table of positions has rows for the padding's too where it has a padding index (RoBERTa counts from
     behind it).

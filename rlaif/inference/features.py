@@ -62,7 +62,7 @@ class _Keys:
 
 @dataclass(frozen=True)
 class _Row:
-    """A packed row to compute, and where its parts lie in it: (key, start, end)."""
+    """A packed row to compute, and where its parts are in it: (key, start, end)."""
 
     group: SharedPrefix
     parts: tuple[tuple[str, int, int], ...]
@@ -163,7 +163,7 @@ class _Shards:
                 missing -= found.keys()
 
     def write(self, parts: Sequence[tuple[str, int]], features: Sequence[Tensor]) -> None:
-        """Store parts (key, length) whose features (., D) lie one behind the other, and map what was stored."""
+        """Store parts (key, length) whose features (., D) are concatenated, and map what was stored."""
         joined = torch.cat(tuple(features))
         ends = accumulate(length for _, length in parts)
         spans = {key: (end - length, end) for (key, length), end in zip(parts, ends, strict=True)}
@@ -209,7 +209,7 @@ class FeatureCache:
     """Features on disk, in shards for each (model, split, dtype); those not used for longest go first.
 
     Args:
-        directory: where the shards lie, one folder for each (model, split, dtype).
+        directory: where the shards are, one folder per (model, split, dtype).
         max_bytes: the files' total size above which shards are removed, but none that the call itself uses.
     """
 
@@ -222,7 +222,7 @@ class FeatureCache:
         groups: Sequence[SharedPrefix],
         progress: Callable[[int], None] | None = None,
     ) -> list[GroupFeatures]:
-        """Features of each group, in order; `progress` is told how many packed rows have been computed.
+        """Features of each group, in order; `progress` gets the number of packed rows computed.
 
         What was computed is on disk shard by shard: a killed process loses at most the last one.
         """

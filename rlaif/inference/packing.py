@@ -103,7 +103,7 @@ class Packed:
 def pack(groups: Sequence[SharedPrefix], device: str | torch.device, before: KVCache | None = None) -> Packed:
     """Pack groups into rows; with one suffix each this is plain causal attention.
 
-    `before` holds what stands in front of every group: its one row's keys and values.
+    `before` holds what precedes every group: its one row's keys and values.
     """
     ids, _ = pad_right([[*g.prefix, *(t for s in g.suffixes for t in s)] for g in groups], 0, device)
     count, width = ids.shape
@@ -123,7 +123,7 @@ def pack(groups: Sequence[SharedPrefix], device: str | torch.device, before: KVC
 
 
 def text_places(groups: Sequence[SharedPrefix], device: str | torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each text (prefix + one suffix) lies in the packed rows, text by text.
+    """Where each text (prefix + one suffix) is in the packed rows, text by text.
 
     Returns rows (N,), positions (N, T) and lengths (N,) of the N texts; positions behind a text's end are 0.
     """

@@ -44,7 +44,7 @@ class Rollout:
         if not self.response_mask.any(dim=1).all() or self.response_mask[:, 0].any():
             raise ValueError("every row needs a prompt token and a response token")
         if not len(self.prompts) == len(self.responses) == len(self.seeds) == rows:
-            raise ValueError("prompts, responses and seeds must be one a row")
+            raise ValueError("there must be one prompt, one response and one seed per row")
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -94,7 +94,7 @@ class RolloutCollector:
         self._eos_ids, self._samples, self._max_rows, self._seed = eos_ids, samples_per_prompt, max_rows, seed
 
     def collect(self, policy: Top, indices: Sequence[int], iteration: int) -> Rollout:
-        """Sample for the prompts at `indices`; the rows of one prompt stand together.
+        """Sample for the prompts at `indices`; the rows of one prompt are adjacent.
 
         A prompt that comes again in one iteration counts its samples on, so that no response is a copy. Of
         processes that train together each samples its share, and all get the whole.

@@ -44,7 +44,7 @@ def aggregate(
     in `orders` has a value: falling back to one order would let position bias back in. A pair that
     misses an order is `failed` if a call failed there, otherwise `unparsed`. With `both_consistent`, a
     pair whose orders disagree about the winner is `unparsed` too, with both orders' values kept, which
-    is how it is told from one that could not be read. `samples` counts the parsed samples per order
+    is how it is distinguished from one that could not be read. `samples` counts the parsed samples per order
     (the fewer of the two).
     """
     values: dict[Order, float | None] = {"ab": None, "ba": None}

@@ -14,7 +14,7 @@ _ABOVE = 1e-2  # what rounding may put a log-probability above 0
 
 
 def checked(answer: Answer, *, choices: int) -> Answer:
-    """`answer`, or one with an `error` that names what in it is no answer; `choices` is how many were asked.
+    """`answer`, or one with an `error` that names what in it is not an answer; `choices` is how many were asked.
 
     An engine that says NaN, a probability above 1, or text that is no Unicode has said nothing: such an answer
     is `failed`, and never stored.

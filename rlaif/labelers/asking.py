@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 """(phase, done, total), called when a phase begins (done = 0) and after each batch."""
 
 Follow = Callable[[list[int], list["Answered"]], None]
-"""(indices of a batch, their answers): asks what goes on from these answers."""
+"""(indices of a batch, their answers): asks what continues these answers."""
 
 Unwanted = Callable[[str, Any], bool]
 """(phase, a stored answer) whether it is to be asked again."""
@@ -46,7 +46,7 @@ class Counters:
     """What a labeling cost: calls put to the backend, answers reused, tokens and seconds of the calls.
 
     `asked_again` counts the calls among them whose stored answer was set aside (`labeler.retry`).
-    `usage_estimated` counts those whose tokens are an estimate, since the engine did not tell.
+    `usage_estimated` counts those whose tokens are an estimate, since the engine did not report them.
     """
 
     asked: int = 0
@@ -91,7 +91,7 @@ class Asker:
     answer missing is computed whole: what a call's batch neighbours do to its last bits then never
     depends on what an earlier run left behind (where they do nothing, `BatchInvariant`, only what is
     missing is asked). Stored answers are kept as they are, but for those that are `unwanted`: these are asked
-    once more in the life of `renewed`, and replaced where an answer comes. What is no answer (see `checked`)
+    once more in the life of `renewed`, and replaced where an answer comes. What is not an answer (see `checked`)
     gets an error; answers with an error are handed out but not stored, so that the next run asks again.
 
     Raises Stopped between two batches when the meter has no room for the next one that must be asked.
@@ -163,7 +163,7 @@ class Asker:
             try:
                 return self._backend.alteration(sampling.temperature)
             except UserError:
-                return None  # the engine is away: what it said before stands
+                return None  # the engine is away: what it said before still holds
 
         return self._resolve(phase, "generate", keys, groups, compute, Generation, follow, altered=altered)
 

@@ -64,7 +64,7 @@ class Meter:
         max_seconds: wall-clock seconds from the first call on, None for no bound.
         clock: gives the time in seconds.
 
-    Raises UserError for a bound that is no number above 0, ValueError for a budget without a price.
+    Raises UserError for a bound that is not a number above 0, ValueError for a budget without a price.
     """
 
     def __init__(

@@ -139,7 +139,7 @@ class Labeler:
         return self._meter.usd
 
     def verdict_for(self, *, first: bool) -> str:
-        """How this labeler's prompts would go on if the response shown first (or second) were the better one."""
+        """How this labeler's prompts would continue if the response shown first (or second) were the better one."""
         return self._templates.cue + answer_for(self._templates, first_is_better=first)
 
     def label(self, pairs: Sequence[Pair]) -> LabelResult:
@@ -240,7 +240,7 @@ class Labeler:
         kept = "they are kept" if self._store else "without a label store nothing is kept"
         return UserError(
             f"{stop.bound} has no room for another batch: {done} of {total} {what} are done, for"
-            f" {self._meter} in this run; {kept}, and the same command with a higher bound goes on from there"
+            f" {self._meter} in this run; {kept}, and the same command with a higher bound continues from there"
         )
 
     def _orders(self, pair: Pair) -> tuple[Order, ...]:
@@ -269,7 +269,7 @@ class Labeler:
     def _with_rationales(
         self, asker: Asker, views: Sequence[_View]
     ) -> tuple[dict[int, Answered], dict[int, _Verdict]]:
-        """Rationales, each batch's verdicts right after it: they go on from what the backend just ran."""
+        """Rationales, each batch's verdicts right after it: they continue what the backend just ran."""
         messages = [self._strategy.rationale(view.pair, view.order) for view in views]
         verdicts: dict[int, _Verdict] = {}
 
@@ -467,8 +467,8 @@ def _capped(reading: Reading, texts: Sequence[float]) -> Reading:
 def _refuse_hidden_ten(numbers: list[int], answers: list[Answered]) -> None:
     if any(hides_ten(answered.answer) for answered in answers):
         raise UserError(
-            'the server does not tell how its model splits "10": where "1" begins it, each 10 would be read as a 1.'
-            " The score readout needs a server that tells tokens (backend.api=completions with vLLM or llama.cpp) or"
+            'the server does not report how its model splits "10": where "1" begins it, each 10 would be read as a 1.'
+            " The score readout needs a server that reports tokens (backend.api=completions with vLLM or llama.cpp) or"
             " backend=transformers; labels can come from labeler=detailed, and rewards from reward=rm"
         )
 

@@ -44,7 +44,7 @@ class PromptStrategy:
             )
 
     def rationale(self, pair: Pair, order: Order) -> Message:
-        """First step of chain of thought: asks for a comparison (paper section 2.1)."""
+        """First step of chain of thought: asks for a comparison (Lee et al. 2023, section 2.1)."""
         return Message(self._user(pair, order), self.templates.rationale_cue, self.templates.chat)
 
     def verdict(self, pair: Pair, order: Order, rationale: str | None) -> Message:
@@ -100,7 +100,7 @@ def clean_rationale(text: str, cue: str) -> str:
 
 
 def score_message(templates: TemplateSet, preamble: str, prompt: str, response: str) -> Message:
-    """Asks for one response's quality from 1 to 10 (direct RLAIF, paper section 2.2.2)."""
+    """Asks for one response's quality from 1 to 10 (direct RLAIF, Lee et al. 2023, section 2.2.2)."""
     user = templates.render("score", context=prompt, response=response, detailed=preamble == "detailed")
     return Message(user if templates.chat else f"{user}\n\n", templates.score_cue, templates.chat)
 

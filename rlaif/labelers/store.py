@@ -59,7 +59,7 @@ class LabelStore:
     which a living one does several times before (a container that was killed is another host). Should two
     processes answer one key all the same, the first answer written is the one that both use.
 
-    Raises UserError when the file is damaged or is no label store.
+    Raises UserError when the file is damaged or is not a label store.
     """
 
     def __init__(self, path: Path, *, claim_seconds: float) -> None:
@@ -241,7 +241,9 @@ class LabelStore:
         )
 
 
-_ZERO = {"float": "-inf"}  # a log-probability of zero: strict JSON has no infinity, and null means not told
+_ZERO = {
+    "float": "-inf"
+}  # a log-probability of zero: strict JSON has no infinity, and null means not reported
 
 
 def _strict(value: Any) -> Any:

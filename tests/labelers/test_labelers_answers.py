@@ -213,7 +213,7 @@ def test_a_score_is_refused_after_one_call_where_ten_is_hidden(tmp_path, how):
     backend = Hides()
     with store_at(tmp_path) as store:
         one = Labeler(backend, templates(), options(readout_kind="score"), store=store, progress=None)
-        with pytest.raises(UserError, match='does not tell how its model splits "10"'):
+        with pytest.raises(UserError, match='does not report how its model splits "10"'):
             if how == "label":
                 one.label(pairs(5))
             else:

@@ -139,7 +139,7 @@ def test_a_budget_stops_before_it_is_passed_and_the_rest_is_done_later(tmp_path)
     said, backend, kept = stopped(tmp_path, 10, bound={"budget_usd": 0.01})
     assert said == (
         "labeler.budget_usd=0.01 has no room for another batch: 8 of 20 judgements are done, for 0.0072 USD and"
-        " 8.0 s in this run; they are kept, and the same command with a higher bound goes on from there"
+        " 8.0 s in this run; they are kept, and the same command with a higher bound continues from there"
     )
     assert [len(batch) for batch in backend.batches] == [4, 4] and kept == 8
     with LabelStore(tmp_path / "labels.sqlite", claim_seconds=600.0) as store:

@@ -104,7 +104,7 @@ def test_learning_rates_are_those_of_the_schedule(pipeline, run) -> None:
 
 @pytest.mark.parametrize("stage", KINDS)
 def test_each_stage_reuses_what_the_pipeline_made(stage, pipeline, run, warm_root) -> None:
-    """DESIGN 5: the summary carries the ancestors' metrics, reused or not."""
+    """The summary carries the ancestors' metrics, reused or not."""
     before, started = _artifact_times(warm_root), time.perf_counter()
     again = run(f"stage={stage}")
     seconds = time.perf_counter() - started

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 BYTES_PER_TOKEN = 4
-"""Where a server does not tell how many tokens a text is: its bytes in UTF-8 over this, rounded up."""
+"""The tokens of a text for which a server reports none: its bytes in UTF-8 over this, rounded up."""
 
 _ID_PREFIX = "token_id:"
 _IMPOSSIBLE = -9999.0  # OpenAI's and vLLM's word for a probability of 0, where JSON has no -Infinity
@@ -17,9 +17,9 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible next token: its text, its log-probability (nats), its id where the server tells.
+    """A possible next token: its text, its log-probability (nats), its id if the server reports it.
 
-    `logprob` is -inf for an impossible token and None where what the server said is no log-probability
+    `logprob` is -inf for an impossible token and None where what the server said is not a log-probability
     (NaN, null, above 0).
     """
 
@@ -39,11 +39,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Answer:
-    """A server's answer. `steps` are its generated tokens as far as their probabilities are told.
+    """A server's answer. `steps` are its generated tokens as far as their probabilities are reported.
 
     `text` is valid Unicode: lone surrogates are replaced by U+FFFD. `echo` is the prompt's tokens with their
-    log-probabilities (None for the first and for what is no number), where it was asked for and given.
-    `finished` says whether the model ended by itself. `estimated`: the server told no usage, so the tokens
+    log-probabilities (None for the first and for what is not a number), where it was asked for and given.
+    `finished` says whether the model ended by itself. `estimated`: the server reported no usage, so the tokens
     are those of `count_tokens`. `hint` says why there is no text.
     """
 
@@ -64,7 +64,7 @@ class Answer:
 
 
 def count_tokens(text: str) -> int:
-    """An estimate for texts whose tokens no server told: bytes / `BYTES_PER_TOKEN`."""
+    """An estimate for texts whose tokens no server reported: bytes / `BYTES_PER_TOKEN`."""
     return -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
 
 
@@ -120,7 +120,7 @@ def _text(content: Any) -> str:
     if isinstance(content, dict):
         content = [content]
     if not isinstance(content, list):
-        raise TypeError("the content is no text")
+        raise TypeError("the content is not text")
     return "".join(_part(part) for part in content)
 
 
@@ -156,7 +156,7 @@ def _why_empty(reason: Any, thought: str, usage: Any) -> str:
 
 
 def _usage(usage: Any, prompt: str, said: str) -> tuple[int, int, int, bool]:
-    """(tokens in, out, cached, whether any of the first two is an estimate). A prompt of 0 tokens is not told."""
+    """(tokens in, out, cached, whether the first or second is an estimate); a prompt of 0 tokens is not reported."""
     usage = usage if isinstance(usage, dict) else {}
     tokens_in, tokens_out = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     told_in, told_out = bool(tokens_in) or not prompt, tokens_out > 0 or (tokens_in > 0 and not said)
@@ -198,7 +198,7 @@ def _rows(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _candidate(text: Any, logprob: Any, token: Any) -> Candidate:
     if not isinstance(text, str):
-        raise TypeError("a token is no text")
+        raise TypeError("a token is not text")
     if not isinstance(token, int) and text.startswith(_ID_PREFIX):
         token = int(text.removeprefix(_ID_PREFIX))
     return Candidate(well_formed(text), read_logprob(logprob), token if isinstance(token, int) else None)

@@ -13,7 +13,7 @@ from rlaif.errors import UserError
 Level = Literal["token_ids", "top_k", "frequency", "text"]
 
 NO_LIMITS: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""What several servers would otherwise set by themselves; hosted APIs refuse to be told."""
+"""What several servers would otherwise set by themselves; hosted APIs refuse to be set."""
 
 _COUNTING = "1, 2, 3, 1, 2, 3, 1, 2, 3,"
 _FEWEST = 5  # what OpenAI's /completions grants at most
@@ -30,7 +30,7 @@ class Capabilities:
     """How a server's probabilities come, best first.
 
     `token_ids`: of any tokens by id; `top_k`: of the `top` likeliest; `frequency`: as shares of sampled
-    answers; `text`: not at all. `echo`: it scores a given text; `tokenizes`: it tells token ids;
+    answers; `text`: not at all. `echo`: it scores a given text; `tokenizes`: it reports token ids;
     `decoding`: it takes `NO_LIMITS`, and so a top_k.
     """
 
@@ -87,7 +87,7 @@ async def _check_model(server: Server) -> None:
 
 
 async def _number_ids(server: Server) -> tuple[int, ...] | None:
-    """Ids of three tokens, None where the server does not tell."""
+    """Ids of three tokens, None if the server does not report them."""
     ids: list[int] = []
     for text in "123":
         found = await server.tokenize(text)

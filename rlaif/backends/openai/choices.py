@@ -37,7 +37,7 @@ _FREQUENCY_TOKENS = 3  # besides those of the choice: "10." and "1 or 2" are tol
 
 @dataclass(frozen=True)
 class _Choice:
-    """A choice and its tokens as (id, text); where the server does not tell them, one with id None.
+    """A choice and its tokens as (id, text); where the server does not report them, one with id None.
 
     `spellings` are ids of other single tokens that say the same.
     """
@@ -55,7 +55,7 @@ class _Choice:
 class ChoiceReader:
     """Reads choices from `server`, which can do what `can` says.
 
-    `samples` answers are drawn where it tells no log-probabilities.
+    `samples` answers are drawn if it reports no log-probabilities.
     """
 
     def __init__(self, server: Server, can: Capabilities, *, samples: int) -> None:
@@ -114,11 +114,11 @@ class ChoiceReader:
         else:
             ids = await self._server.tokenize(text)
         if not ids:
-            raise Unavailable(f"the server does not tell the tokens of {text!r}")
+            raise Unavailable(f"the server does not report the tokens of {text!r}")
         return ids
 
     async def _see_ten(self, choices: Sequence[_Choice]) -> None:
-        """Let a server that tells no tokens say "10", to see whether that is one."""
+        """Have a server that reports no tokens say "10", to see whether that is one token."""
         if self._ten_is_one_token is not None or self._can.tokenizes or not _nested(choices):
             return
         fields = self._server.logprob_fields(self._can.top)
@@ -250,7 +250,7 @@ class ChoiceReader:
         head: Sequence[Candidate],
         used: list[Answer],
     ) -> ChoiceScores:
-        """Choices of several tokens, each exactly as written: a spelling of "1" might go on to "10"."""
+        """Choices of several tokens, each exactly as written: a spelling of "1" might continue to "10"."""
         values, counts = [], []
         for choice in choices:
             value, count = _find(head, *choice.tokens[0]), len(choice.tokens)
@@ -301,7 +301,7 @@ class ChoiceReader:
     async def _chained(
         self, prompt: str, choice: _Choice, first: float | None, used: list[Answer]
     ) -> float | None:
-        """log p of the first token, plus each later one's after those before it; None once one is not told."""
+        """log p of the first token, plus each later one's after those before it; None once one is not reported."""
         value = first
         for place in range(1, len(choice.tokens)):
             if value is None:
@@ -314,7 +314,7 @@ class ChoiceReader:
         return value
 
     async def _frequencies(self, prompt: str, choices: Sequence[str]) -> ChoiceScores:
-        """Shares of sampled answers that begin with each choice and go on to no other number or list."""
+        """Shares of sampled answers that begin with each choice and do not continue to another number or a list."""
         fields = NO_LIMITS if self._can.decoding else {}
         longest, samples = max(map(len, choices)) + _FREQUENCY_TOKENS, self._samples
         try:

@@ -67,11 +67,11 @@ class HttpOptions:
     def __post_init__(self) -> None:
         if not _is_address(self.base_url):
             raise UserError(
-                f"backend.base_url={redact(self.base_url)} is no address; write http://HOST:PORT/v1 or https://HOST/v1"
+                f"backend.base_url={redact(self.base_url)} is not an address; write http://HOST:PORT/v1 or https://HOST/v1"
             )
         if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
             raise UserError(
-                "backend.api_key_env is no name of an environment variable; put the key into one and write its name"
+                "backend.api_key_env is not a name of an environment variable; put the key into one and write its name"
             )
         for key in (
             "timeout_s",
@@ -93,7 +93,7 @@ class HttpOptions:
 
 
 class Refused(Exception):
-    """The server's final no to a request: its status and what it said (`refusal` as it stands).
+    """The server's final no to a request: its status and what it said (`refusal` verbatim).
 
     `empty` says that it serves the account no more.
     """
@@ -172,7 +172,7 @@ class Client:
             return None
 
     async def post(self, path: str, body: dict[str, Any], parse: Callable[[Any], T], *, tokens: int) -> T:
-        """POST `body` and read the JSON answer with `parse`; `tokens` is its share of the tokens a minute.
+        """POST `body` and read the JSON answer with `parse`; `tokens` is its share of the tokens per minute.
 
         Connection errors, time-outs (twice at most), 408, 409, 425, 429, 5xx, and answers that are no JSON or
         that `parse` cannot read (KeyError, TypeError, ValueError, IndexError) are repeated, after the time that
@@ -189,7 +189,7 @@ class Client:
             if self._lost >= _LOST:
                 raise UserError(
                     f"{self.options.place} has not answered the last {self._lost} calls ({error}): answers in the"
-                    " label store are kept, and the same command goes on from there once the server is back"
+                    " label store are kept, and the same command continues from there once the server is back"
                 ) from None
             raise
         except Refused as refused:
@@ -197,7 +197,7 @@ class Client:
             if refused.empty:
                 raise UserError(
                     f"{self.options.place} serves this account no more ({refused}): see to its quota or billing."
-                    " Answers in the label store are kept, and the same command goes on from there"
+                    " Answers in the label store are kept, and the same command continues from there"
                 ) from None
             if refused.status in (401, 403):
                 raise UserError(self._wrong_key(refused)) from None

@@ -125,7 +125,7 @@ def _sentence(found: Any, depth: int = 0) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text as it stands; of a page of HTML its title or what is left without the tags."""
+    """Plain text unchanged; of an HTML page its title, or what is left without the tags."""
     if "<" not in text:
         return text
     heading = _HEADING.search(text)

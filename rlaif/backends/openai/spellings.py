@@ -24,7 +24,7 @@ _MOST = 1.02  # what the probabilities of one token may add up to, with their ro
 
 
 class Unreadable(Exception):
-    """What a server named for a choice is no probability."""
+    """What a server gave for a choice is not a probability."""
 
 
 def bare(text: str) -> str:
@@ -38,7 +38,7 @@ def is_markup(text: str) -> bool:
 
 
 def says(texts: Sequence[str]) -> Callable[[str, str], bool]:
-    """(candidate's text, choice) -> whether it is the choice: by spelling if that tells `texts` apart."""
+    """(candidate's text, choice) -> whether it is the choice: by spelling if that distinguishes `texts`."""
     kernels = {bare(text) for text in texts}
     if "" in kernels or len(kernels) < len(set(texts)):
         return lambda text, choice: text == choice
@@ -63,7 +63,7 @@ def named(candidates: Sequence[Candidate], wanted: Callable[[Candidate], bool]) 
     values = [logprob for _, _, logprob in found]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        raise Unreadable("the server named a log-probability that is no number at or below 0")
+        raise Unreadable("the server gave a log-probability that is not a number at or below 0")
     return total(known)
 
 

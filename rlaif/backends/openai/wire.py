@@ -110,7 +110,7 @@ class Server:
         }
 
     async def tokenize(self, text: str) -> tuple[int, ...] | None:
-        """Ids of `text` without special tokens (vLLM's and llama.cpp's route), None where there is no such route."""
+        """Ids of `text` without special tokens (vLLM's and llama.cpp's route), None if there is no such route."""
         return await self.client.look(
             "POST",
             f"{self._root}/tokenize",
@@ -135,7 +135,7 @@ class Server:
 
 
 def _names(found: Any) -> list[str]:
-    """Of OpenAI's object, a bare list, or Ollama's `models`; nothing where the list goes on elsewhere."""
+    """Of OpenAI's object, a bare list, or Ollama's `models`; nothing if the list is continued elsewhere."""
     if isinstance(found, dict):
         if found.get("has_more"):
             return []

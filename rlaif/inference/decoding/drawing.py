@@ -1,7 +1,7 @@
 """Drawing tokens from logits with keyed noise.
 
 The uniform that picks token t of a row depends on the row's own seed and t alone, so that sorting, dropping
-finished rows or splitting a batch over processes changes nothing (DESIGN 10).
+finished rows or splitting a batch over processes changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SEED_RANGE = 2**62
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are drawn: `temperature` 0 is greedy; `top_k` 0 is no limit."""
+    """How tokens are drawn: `temperature` 0 is greedy; `top_k` 0 means no limit."""
 
     max_new_tokens: int
     temperature: float
@@ -25,7 +25,7 @@ class Decoding:
 
 
 def pick_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_k: int) -> Tensor:
-    """Inverse-CDF sampling: logits (B, V) and one uniform a row (B,) -> ids (B,)."""
+    """Inverse-CDF sampling: logits (B, V) and one uniform per row (B,) -> ids (B,)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
     scaled = logits.float() / temperature

@@ -17,7 +17,7 @@ from rlaif.models.split import Top
 class Joined:
     """Several linear layers of one input as one product.
 
-    Their weights become views of one tensor, so that nothing lies in memory twice and what is copied into them
+    Their weights become views of one tensor, so that nothing is in memory twice and what is copied into them
     later is read here.
     """
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _gpu(tensor: Tensor) -> ModuleType | None:
-    """The Triton kernels, where `tensor` lies on a GPU."""
+    """The Triton kernels, if `tensor` is on a GPU."""
     if tensor.device.type != "cuda":
         return None
     from rlaif.inference.decoding import triton_kernels

@@ -80,7 +80,7 @@ class StaticDecoder:
         self._advance = captured(self.advance, pool) if device.type == "cuda" else self.advance
 
     def advance(self) -> None:
-        """Draw a token for every row and feed it; rows that have ended go on unread."""
+        """Draw a token for every row and feed it; rows that have ended continue unread."""
         decoding, column = self.shape.decoding, self.position.expand(len(self._rows))[:, None]
         noise = self.uniforms.gather(1, column).squeeze(1)
         tokens = pick_tokens(self.logits, noise, temperature=decoding.temperature, top_k=decoding.top_k)

@@ -1,6 +1,6 @@
 """Sampling from a policy: preallocated cache, rows by length, features kept.
 
-On a processor finished rows are dropped; on an accelerator one captured step is replayed (`replay.py`).
+On a CPU finished rows are dropped; on an accelerator one captured step is replayed (`replay.py`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from rlaif.models.split import Top
 
 # Finished rows are dropped once no more than this share of the rows is still going: dropping copies the cache.
 KEEP_SHARE = 0.85
-# Memory that the keys and values of the rows decoded at once may take on a processor.
+# Memory that the keys and values of the rows decoded at once may take on a CPU.
 CACHE_BYTES = 2**29
-# Tokens of prompts that run at once on a processor, and on an accelerator: enough to keep it busy, and few enough that
+# Tokens of prompts that run at once on a CPU, and on an accelerator: enough to keep it busy, and few enough that
 # the rows of one pass are of similar length.
 PREFILL_TOKENS = (2048, 4096)
 
@@ -190,12 +190,12 @@ def sample(
     """One response for each prompt (token ids), in the prompts' order.
 
     Args:
-        seeds: one integer a row; it alone decides that row's noise.
+        seeds: one integer per row; it alone decides that row's noise.
         eos_ids: tokens that end a response, each.
         max_rows: rows decoded at once at most; fewer where their keys and values would take too much memory.
         prefill_tokens: tokens of prompts that run at once; by default what suits the device.
         keep_features: return the trunk's activations of prompt and response.
-        warm: takes the prompts' keys and values, for calls that go on from them.
+        warm: takes the prompts' keys and values, for calls that continue them.
         progress: called with the number of rows finished after each batch.
         replay: decode in static shapes; by default on an accelerator.
     """

@@ -1,4 +1,4 @@
-"""Prompts that go on from prompts already run: chain of thought reads its verdict after its own rationale.
+"""Prompts that continue prompts already run: chain of thought reads its verdict after its own rationale.
 
 The rationale's prompt was run to generate from; its keys and values are kept for the next call, so that the
 verdict costs the rationale's tokens alone.
@@ -35,7 +35,7 @@ class WarmPrompts:
         self._lengths |= {len(prompt) for prompt in prompts}
 
     def find(self, prompt: Sequence[int]) -> tuple[KVCache, int, int] | None:
-        """(cache, row, length) of the longest kept prompt that `prompt` truly goes on from."""
+        """(cache, row, length) of the longest kept prompt that `prompt` truly continues."""
         for length in sorted((n for n in self._lengths if n < len(prompt)), reverse=True):
             place = self._places.get(tuple(prompt[:length]))
             if place is not None:
@@ -44,7 +44,7 @@ class WarmPrompts:
 
 
 class Continue:
-    """Rows (B, T) that go on from cached rows: row b sees the first `lengths[b]` slots of its own, and itself."""
+    """Rows (B, T) that continue cached rows: row b sees the first `lengths[b]` slots of its own, and itself."""
 
     def __init__(self, cache: KVCache, rows: Tensor, lengths: Tensor, width: int) -> None:
         self._cache, self._rows, self._reach = cache, rows, int(lengths.max())
@@ -70,7 +70,7 @@ class Continue:
 def warm_next_token_logprobs(
     top: Top, prompts: Sequence[Sequence[int]], tokens: Sequence[int], warm: WarmPrompts
 ) -> tuple[list[list[float]], int] | None:
-    """Like `next_token_logprobs`, from kept prompts alone; None unless every prompt goes on from one."""
+    """Like `next_token_logprobs`, from kept prompts alone; None unless every prompt continues one."""
     found = [warm.find(prompt) for prompt in prompts]
     places = [place for place in found if place is not None]
     if len(places) < len(prompts):

@@ -37,7 +37,7 @@ def read_choice(scores: ChoiceScores, *, temperature: float, min_mass: float = 0
     """Probability of the first of two choices: softmax over their log-probabilities / `temperature`.
 
     Where the two carry less than `min_mass` of the next token together, the answer says something else, and
-    is unparsed: the tail of a distribution is no verdict.
+    is unparsed: the tail of a distribution is not a verdict.
     Where a server names only one of the two, the other's probability lies between 0 and what is left
     (or the least that the server names, if that is less). If the named choice is certain to win, the value
     is the middle of what p can be, with provenance `top_k`; otherwise the answer is unparsed. Shares of
@@ -75,7 +75,7 @@ def read_score(scores: ChoiceScores, *, min_mass: float = 0.0) -> Reading:
 
     "10" is two tokens for most tokenizers and begins with "1". Then p("1" as a sequence) covers it:
     p(1) = p("1") - p("10") = p("1")(1 - p("0" after "1")). An engine that says "10" is one token
-    (`token_counts`) gets no subtraction; where it does not tell (`hides_ten`), there is no score. Missing
+    (`token_counts`) gets no subtraction; where it does not report them (`hides_ten`), there is no score. Missing
     scores of a server count as 0 as long as the named ones hold more than half of all mass; otherwise, and
     where all carry less than `min_mass` of the next token, the answer is unparsed.
     """

@@ -53,7 +53,7 @@ def verdict_of(text: str, *, polarity: Polarity, cut: bool) -> int | None:
     """1 or 2 where `text` opens with such a verdict, else None.
 
     `cut` says that the text was ended by its length: what ends it may be the beginning of something else.
-    Lines after the verdict's own are not read, since they may quote the judged texts; where they go on with
+    Lines after the verdict's own are not read, since they may quote the judged texts; where they continue with
     a list, or explain what may have been a heading, there is no verdict.
     """
     line, _, rest = _END_MARK.sub("", _MARKDOWN.sub("", text)).strip().partition("\n")
@@ -75,7 +75,7 @@ def verdict_of(text: str, *, polarity: Polarity, cut: bool) -> int | None:
 
 
 def _ends(tail: str, *, other: str) -> bool:
-    """Whether the verdict's line ends here, or goes on with a reason that takes nothing back."""
+    """Whether the verdict's line ends here, or continues with a reason that takes nothing back."""
     if tail.strip() in ("", ".", "!"):
         return True
     reason = _REASON.fullmatch(tail)
