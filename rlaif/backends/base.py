@@ -24,7 +24,7 @@ class Message:
 
 
 class Ended(UserError):
-    """The engine answers no more. `answers` are those of this call, in order; None where there is none."""
+    """The engine no longer answers. `answers` are those of this call, in order; None where there is none."""
 
     def __init__(self, why: str, answers: Sequence[Any]) -> None:
         super().__init__(why)
@@ -35,7 +35,7 @@ class Ended(UserError):
 class Generation:
     """A sampled continuation. `finished` says whether the model ended it itself.
 
-    `altered` names what the engine decoded by in place of what was asked, where that changes the text.
+    `altered` names the decoding that the engine used instead of what was asked, if that changes the text.
     `usage_estimated`, here and below: the engine did not report its tokens, so they are an estimate.
     """
 
@@ -53,11 +53,11 @@ class Generation:
 class ChoiceScores:
     """Log-probability (nats) of each choice as the continuation, in the order asked.
 
-    None where the engine could not give one: then `error` says why, or the choice was outside a
-    server's top-k. `token_counts` are the choices' lengths in tokens, empty where the engine cannot
+    None if the engine could not give one: then `error` says why, or the choice was outside a
+    server's top-k. `token_counts` are the choices' lengths in tokens, empty if the engine cannot
     tell: the `score` readout needs them to know whether "10" begins with the token of "1".
-    `ceiling` bounds a choice that is None: the least log-probability that the server did name.
-    `source` is `frequency` where the probabilities are shares of sampled answers.
+    `ceiling` bounds a choice that is None: the least log-probability that the server gave.
+    `source` is `frequency` if the probabilities are shares of sampled answers.
     """
 
     logprobs: tuple[float | None, ...]
@@ -99,7 +99,7 @@ class Backend(Protocol):
         top_k: int,
         seeds: Sequence[int],
     ) -> list[Generation]:
-        """One continuation for each prompt; `temperature` 0 is greedy, `top_k` 0 means no limit.
+        """One continuation per prompt; `temperature` 0 is greedy, `top_k` 0 means no limit.
 
         `seeds[i]` alone decides the noise of prompt i, whatever else is in the batch.
         """
@@ -116,9 +116,9 @@ class Backend(Protocol):
 
 @runtime_checkable
 class BatchInvariant(Protocol):
-    """A mark of engines whose answer to a prompt has nothing to do with its batch.
+    """Marks engines whose answer to a prompt does not depend on its batch.
 
-    Then only what is missing of a batch is asked again, not its neighbours.
+    Then only a batch's missing answers are asked for again, not their neighbours.
     """
 
     batch_invariant: Literal[True]
@@ -126,7 +126,7 @@ class BatchInvariant(Protocol):
 
 @runtime_checkable
 class Remarking(Protocol):
-    """A mark of engines that say what they turned out to refuse or to leave out."""
+    """Marks engines that report what they turned out to refuse or to leave out."""
 
     @property
     def remarks(self) -> tuple[str, ...]: ...
@@ -134,8 +134,8 @@ class Remarking(Protocol):
 
 @runtime_checkable
 class Altering(Protocol):
-    """A mark of engines that may have to decode otherwise than asked, and may not have to at another time."""
+    """Marks engines that may have to decode differently from what was asked, at one time but not at another."""
 
     def alteration(self, temperature: float) -> str:
-        """What a `Generation` at this temperature would be `altered` by now. UserError if the engine is away."""
+        """How a `Generation` at this temperature would be `altered` now. Raises UserError if the engine is away."""
         ...

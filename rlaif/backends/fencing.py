@@ -1,4 +1,4 @@
-"""Fences around judged text: where a text begins and ends is never up to the text.
+"""Fences around judged text: the text itself never decides where it begins or ends.
 
 A fence is `<<<label`, the text, `>>>`, each on its own lines. Inside the text, runs of three or more
 angle brackets and the turn markers of the common chat templates are pulled apart with spaces, so that
@@ -25,7 +25,7 @@ _FENCE = re.compile(r"^<<<([^\n<>]*)\n(.*?)\n>>>$", re.MULTILINE | re.DOTALL)
 def neutralise(text: str) -> str:
     """`text` without anything that could end its fence or open a chat turn.
 
-    Only spaces are added, so a reader still sees every character; applying it twice changes nothing more.
+    Only spaces are added, so a reader still sees every character; applying it twice changes nothing further.
     """
     apart = _RUNS.sub(lambda match: " ".join(match.group()), text)
     return _MARKERS.sub(lambda match: f"{match['open']} " if match["open"] else f" {match['close']}", apart)

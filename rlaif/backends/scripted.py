@@ -1,4 +1,4 @@
-"""A deterministic backend that answers by rule: for tests, dry runs and known-truth experiments.
+"""A deterministic backend that answers by rule: for tests, dry runs and experiments with known truth.
 
 It sees only what a model would see, the rendered prompt, and reads the judged texts from their fences.
 """
@@ -35,7 +35,7 @@ def _shortness(context: str, response: str) -> float:
 
 
 def _overlap(context: str, response: str) -> float:
-    """Share of the response's distinct words that the context has too, damped for very short ones."""
+    """Share of the response's distinct words that are also in the context, damped for very short responses."""
     words = set(_words(response))
     return len(words & set(_words(context))) / (len(words) + 2)
 
@@ -58,11 +58,11 @@ RULES: dict[str, Rule] = {
 
 
 class ScriptedBackend:
-    """Prefers by a named rule (or a callable quality), with stated faults.
+    """Prefers by a named rule (or a callable quality), with specified faults.
 
     The logit for the response shown first is `strength` times the difference of the qualities, plus
     `noise` times a difference of hash-derived uniforms (it mirrors when the pair is swapped), plus
-    `position_bias`. Rule `first` has no opinion and always picks the first place. A share
+    `position_bias`. Rule `first` has no opinion and always picks the first position. A share
     `unparsed_rate` of the prompts, chosen by hash, gets no usable answer.
 
     A prompt that ends in `=` asks for a verdict; any other prompt is given the fixed rationale.
@@ -171,7 +171,7 @@ class ScriptedBackend:
         )
 
     def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
-        """Each word costs 5 nats, or 2 where the prompt has it: a crude copy model, deterministic."""
+        """Each word costs 5 nats, or 2 if the prompt has it: a crude, deterministic copy model."""
         return [_sequence(message, text) for message, text in items]
 
     def _silent(self, prompt: Message) -> bool:

@@ -20,7 +20,7 @@ from rlaif.models.load import LanguageModel
 from rlaif.models.split import Top
 from rlaif.tokens import chat_ids, inner_ids, render_chat, text_ids
 
-# Rises when the same model gives other answers to the same prompts: how text becomes tokens, what counts as a choice.
+# Raised when the same model answers the same prompts differently: how text becomes tokens, what counts as a choice.
 READS = 2
 # Log-probability of a space before the choice below which what follows it is not looked at.
 LEAST_GAP = math.log(0.01)
@@ -45,9 +45,9 @@ def _parts(indices: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Spellings:
-    """How a model may write each choice right behind a prompt, as token ids: `plain`, and with a space before it.
+    """How a model may write each choice right after a prompt, as token ids: `plain`, and with a space before it.
 
-    `spaced` is empty where it cannot be told from `plain`, or where choices begin with each other's tokens ("1" and
+    `spaced` is empty if it cannot be distinguished from `plain`, or if choices begin with each other's tokens ("1" and
     "10") in another way than the plain ones do, since readouts subtract by that.
     """
 
@@ -63,7 +63,7 @@ class Spellings:
 
     @property
     def gap(self) -> int | None:
-        """The token of the space where it is one of its own before every choice; None where it is not."""
+        """The token of the space if it is its own token before every choice, else None."""
         first = {ids[0] for ids in self.spaced if len(ids) > 1}
         apart = all(s[1:] == p for s, p in zip(self.spaced, self.plain, strict=False))
         return first.pop() if self.spaced and apart and len(first) == 1 else None
@@ -90,7 +90,7 @@ class TransformersBackend:
 
     Args:
         identity: what `describe_model` says of the model, with its compute dtype.
-        load: gives the model on first use, so that a fully cached labelling loads nothing.
+        load: returns the model on first use, so that fully cached labeling loads nothing.
         max_rows: rows generated at once.
     """
 
@@ -113,7 +113,7 @@ class TransformersBackend:
     def _ready(self) -> tuple[LanguageModel, Top]:
         if self._model is None or self._top is None:
             self._model = self._load()
-            # A labeler never trains: kept in the compute dtype, no cast at each use.
+            # A labeler never trains: kept in the compute dtype, so no cast at each use.
             self._top = self._model.trunk.new_top().frozen_copy()
         return self._model, self._top
 
@@ -208,7 +208,7 @@ class TransformersBackend:
         if gap is None:
             return [_added(row[:size], row[size:]) if spaced else row for row in rows], saved
         scores = [row[:size] for row in rows]
-        # A second look only where the model would really write the space first.
+        # A second look only if the model would really write the space first.
         opening = [i for i, row in enumerate(rows) if row[size] > LEAST_GAP]
         behind = _sequence_rows(top, [prompts[i] for i in opening], spaced) if opening else []
         for i, row in zip(opening, behind, strict=True):
@@ -218,7 +218,7 @@ class TransformersBackend:
     def _next_rows(
         self, top: Top, prompts: list[list[int]], tokens: list[int]
     ) -> tuple[list[list[float]], int]:
-        warm, self._warm = self._warm, WarmPrompts(0)  # a verdict is read once: the memory goes back
+        warm, self._warm = self._warm, WarmPrompts(0)  # a verdict is read once: the memory is freed
         known = warm_next_token_logprobs(top, prompts, tokens, warm)
         return known or next_token_logprobs(top, prompts, tokens)
 

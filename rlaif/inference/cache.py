@@ -1,7 +1,7 @@
 """Preallocated keys and values, and the attention patterns that read and write them.
 
 Layout of one layer: (B, K, S, E) with S slots; row b's token at position p is in slot p, so that right
-padding leaves garbage only behind a row's end, where the next tokens overwrite it.
+padding leaves garbage only after a row's end, where the next tokens overwrite it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class KVCache:
 
     @property
     def slots(self) -> int:
-        """Positions that a row has room for."""
+        """Number of positions per row."""
         return self.keys[0].shape[2]
 
     @property
     def size(self) -> int:
-        """Bytes that all keys and values take."""
+        """Size of all keys and values in bytes."""
         return 2 * sum(key.nbytes for key in self.keys)
 
     def snapshot(self) -> KVCache:
-        """The same memory under a name of its own: `select` on one of the two leaves the other as it is."""
+        """A second view of the same memory: `select` on one leaves the other unchanged."""
         twin = object.__new__(KVCache)
         twin.keys, twin.values = list(self.keys), list(self.values)
         return twin
@@ -64,9 +64,9 @@ class Capture:
 
 
 class CaptureTexts:
-    """Another attention pattern that also stores each packed text's keys and values in a row of its own.
+    """Another attention pattern, which also stores each packed text's keys and values in its own row.
 
-    Text n is at `places` (N, T) of packed row `rows` (N,) and goes to cache row `start + n`, behind what
+    Text n is at `places` (N, T) of packed row `rows` (N,) and goes to cache row `start + n`, after what
     `before` (one row) holds.
     """
 
@@ -98,7 +98,7 @@ class CaptureTexts:
 
 
 class Step:
-    """One new token a row: written to its own slot, seeing all slots up to it.
+    """One new token per row: written to its own slot, seeing all slots up to it.
 
     The query heads that share a key head are folded into the query length, which is exact grouped-query
     attention without copying keys.
@@ -123,7 +123,7 @@ class Step:
 
 
 class StaticStep:
-    """`Step` in shapes that never change: every slot is read, those behind a row's own count nothing."""
+    """`Step` in shapes that never change: every slot is read, but those after a row's own count nothing."""
 
     def __init__(self, cache: KVCache, slots: Tensor) -> None:
         self._cache, self._slots = cache, slots

@@ -1,4 +1,4 @@
-"""Reward models that were trained elsewhere: text in tokens of their own, one number out."""
+"""Reward models that were trained elsewhere: text in their own tokens in, one number out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ClassifierSpec:
     max_tokens: int
 
     def describe(self, cache_dir: Path) -> dict[str, Any]:
-        """What its scores depend on, without loading it. Raises UserError where it does not exist."""
+        """What its scores depend on, without loading it. Raises UserError if it does not exist."""
         found = describe_pretrained("reward.name", self.name, self.revision, cache_dir)
         return {**found, "dtype": self.dtype, "max_tokens": self.max_tokens}
 
@@ -47,19 +47,19 @@ class ClassifierSpec:
         if not any(kind.endswith("ForSequenceClassification") for kind in kinds) or config.num_labels != 1:
             raise UserError(
                 f"reward.name={self.name} is {', '.join(kinds) or 'a model'} with num_labels={config.num_labels}, and "
-                "a reward model is a ...ForSequenceClassification with num_labels=1: name such a one"
+                "a reward model is a ...ForSequenceClassification with num_labels=1: name one of these"
             )
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What every `from_pretrained` of it gets."""
+        """Keyword arguments for every `from_pretrained` of it."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
     def _config(self) -> Any:
         return read_config(KEY, self.name, **self.origin)
 
     def load(self) -> TextClassifier:
-        """Raises UserError where it cannot be loaded, or was never trained to score."""
+        """Raises UserError if it cannot be loaded, or was never trained to score."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils import logging as hf_logging
 
@@ -102,12 +102,12 @@ class ClassifierSpec:
         return TextClassifier(model, tokenizer, self._bounded(model, tokenizer))
 
     def _bounded(self, model: Any, tokenizer: Any) -> ClassifierSpec:
-        """With no more tokens than the model has positions for, and its tokenizer room for."""
+        """Limited to as many tokens as the model has positions, and its tokenizer allows."""
         limits = [limit for limit in (_positions(model), tokenizer.model_max_length) if limit]
         if self.max_tokens <= min(limits, default=self.max_tokens):
             return self
         logger.warning(
-            "reward.max_tokens=%d is more than reward.name=%s can read: it reads %d",
+            "reward.max_tokens=%d is more than reward.name=%s can read (%d)",
             self.max_tokens,
             self.name,
             min(limits),
@@ -124,11 +124,11 @@ class TextClassifier:
     def __init__(self, model: Any, tokenizer: Any, spec: ClassifierSpec) -> None:
         self.tokenizer = tokenizer
         self._model, self._spec, self._warned = model.eval().to(spec.device), spec, False
-        # What `export_reward` leaves apart, since heads have no bias.
+        # What `export_reward` writes separately, since heads have no bias.
         self._shift = float(getattr(model.config, "reward_shift", 0.0))
 
     def as_chat(self, prompt: str, response: str) -> dict[str, list[int]]:
-        """The row of a user's message and the assistant's reply. Raises UserError without a chat template."""
+        """The row for a user's message and the assistant's reply. Raises UserError without a chat template."""
         if self.tokenizer.chat_template is None:
             raise UserError(
                 f"reward.format=chat, but the tokenizer of reward.name={self._spec.name} has no chat template: "
@@ -138,7 +138,7 @@ class TextClassifier:
         return self._last({"input_ids": self.tokenizer.apply_chat_template(messages, return_dict=False)})
 
     def as_pair(self, prompt: str, response: str) -> dict[str, list[int]]:
-        """The row of two segments, with what the tokenizer puts around them; the longer one is cut."""
+        """The row for two segments, with the tokenizer's tokens around them; the longer one is cut."""
         row = self.tokenizer(prompt, response)
         if len(row["input_ids"]) > self._spec.max_tokens:
             self._warn()
@@ -148,7 +148,7 @@ class TextClassifier:
         return {key: value for key, value in row.items() if key != "attention_mask"}
 
     def as_tokens(self, ids: Sequence[int]) -> dict[str, list[int]]:
-        """The row of ids that its tokenizer made before."""
+        """The row for ids that its tokenizer made before."""
         return self._last({"input_ids": list(ids)})
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class TextClassifier:
         return [score + self._shift for score in out.tolist()]
 
     def _last(self, row: dict[str, list[int]]) -> dict[str, list[int]]:
-        """The row without what is too much of its beginning."""
+        """The row without the excess at its beginning."""
         if len(row["input_ids"]) > self._spec.max_tokens:
             self._warn()
         return {key: value[-self._spec.max_tokens :] for key, value in row.items()}
@@ -187,7 +187,7 @@ class TextClassifier:
 
 
 def _agree_on_pad(tokenizer: Any, model: Any, name: str) -> None:
-    """Pad as the model was made to find the end of its text; decoders read their score there."""
+    """Pad as the model expects, so that it finds the end of the text, where decoders read their score."""
     config = model.config.get_text_config()
     token = None if config.pad_token_id is None else tokenizer.convert_ids_to_tokens(config.pad_token_id)
     if token is not None:

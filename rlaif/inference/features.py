@@ -1,6 +1,6 @@
 """The trunk's activations of texts: computed once, kept on disk by content, read by every arm, seed and subset.
 
-A prompt's activations are kept once and each response's apart, under digests of the tokens that decide them.
+A prompt's activations are kept once and each response's separately, under digests of the tokens that decide them.
 So whatever set of texts is asked for, only what no earlier set held is computed.
 """
 
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1  # of a shard's layout and of the arithmetic that fills it
 MAX_ROWS = 128
-MAX_RESPONSE_TOKENS = 1024  # behind a short prompt in one row: attention's cost grows with the square
+MAX_RESPONSE_TOKENS = 1024  # after a short prompt in one row: attention's cost grows with the square
 SHARD_BYTES = 128 * 2**20
-ABANDONED_SECONDS = 3600.0  # after which an unfinished file has lost its writer
+ABANDONED_SECONDS = 3600.0  # after which an unfinished file is taken to have lost its writer
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class GroupFeatures:
     """Features of a group on the CPU: prefix (P, D), each suffix (S, D); ids (P,), (S,) if the model is `full`.
 
     They are views of memory-mapped files, in the compute dtype: what is read stays in the system's file cache,
-    and nothing of it is this process's own memory.
+    and takes none of this process's own memory.
     """
 
     prefix: Tensor
@@ -78,7 +78,7 @@ def _keys(group: SharedPrefix) -> _Keys:
 
 
 def _rows(groups: Sequence[SharedPrefix], keys: Sequence[_Keys], held: Set[str]) -> list[_Row]:
-    """What is not held yet, each prompt with all its missing responses in one row (in few, if they are many)."""
+    """What is missing, each prompt with all its missing responses in one row (or a few, if they are many)."""
     missing: dict[tuple[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = {}
     for group, names in zip(groups, keys, strict=True):
         if not {names.prefix, *names.suffixes} <= held:
@@ -107,7 +107,7 @@ def _portions(responses: dict[str, tuple[int, ...]], max_tokens: int) -> Iterato
 
 
 def _compute(trunk: Trunk, rows: Sequence[_Row], device: str) -> Tensor:
-    """Features (N, D) of all parts of the rows, one part behind the other, on the CPU."""
+    """Features (N, D) of all parts of the rows, concatenated, on the CPU."""
     packed = pack([row.group for row in rows], device)
     features = trunk(packed.ids, packed.attend, packed.positions, packed.max_position)
     return torch.cat(
@@ -120,7 +120,7 @@ def _checksum(features: Tensor) -> str:
 
 
 def _open(path: Path, wanted: Set[str]) -> dict[str, Tensor]:
-    """Views of the wanted parts that a shard holds. Raises what a damaged or absent file makes its readers raise."""
+    """Views of the wanted parts that a shard holds. Raises whatever the readers raise for a damaged or absent file."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         spans = {key: span for key, span in json.loads(metadata["parts"]).items() if key in wanted}
@@ -150,7 +150,7 @@ class _Shards:
                 found = _open(path, missing)
             except FileNotFoundError:  # evicted by another process
                 continue
-            except RuntimeError:  # the same, seen by torch, which opens the file by its name once more
+            except RuntimeError:  # the same, seen by torch, which opens the file again by name
                 if path.exists():
                     raise
                 continue
@@ -206,11 +206,11 @@ class _Shards:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Features on disk, in shards for each (model, split, dtype); those not used for longest go first.
+    """Features on disk, in shards per (model, split, dtype); the least recently used are removed first.
 
     Args:
         directory: where the shards are, one folder per (model, split, dtype).
-        max_bytes: the files' total size above which shards are removed, but none that the call itself uses.
+        max_bytes: total size of the files above which shards are removed, except those that the call itself uses.
     """
 
     directory: Path

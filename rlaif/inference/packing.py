@@ -73,7 +73,7 @@ def group_neighbours(rows: Sequence[Sequence[int]]) -> tuple[list[SharedPrefix],
 
 
 def shared_tokens(rows: Sequence[Sequence[int]]) -> int:
-    """Leading tokens that all rows share and that are worth computing apart; at least one stays to each."""
+    """Leading tokens that all rows share and that are worth computing apart; at least one is left to each."""
     if len(rows) < 2:
         return 0
     shared = min(common_prefix(rows), min(map(len, rows)) - 1)
@@ -125,7 +125,7 @@ def pack(groups: Sequence[SharedPrefix], device: str | torch.device, before: KVC
 def text_places(groups: Sequence[SharedPrefix], device: str | torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Where each text (prefix + one suffix) is in the packed rows, text by text.
 
-    Returns rows (N,), positions (N, T) and lengths (N,) of the N texts; positions behind a text's end are 0.
+    Returns rows (N,), positions (N, T) and lengths (N,) of the N texts; positions after a text's end are 0.
     """
     rows, places = [], []
     for row, group in enumerate(groups):

@@ -96,7 +96,7 @@ class RolloutCollector:
     def collect(self, policy: Top, indices: Sequence[int], iteration: int) -> Rollout:
         """Sample for the prompts at `indices`; the rows of one prompt are adjacent.
 
-        A prompt that comes again in one iteration counts its samples on, so that no response is a copy. Of
+        If a prompt recurs in one iteration, its samples are numbered on, so that no response is a copy. Of
         processes that train together each samples its share, and all get the whole.
         """
         drawn_before: Counter[int] = Counter()

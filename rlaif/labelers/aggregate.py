@@ -69,7 +69,7 @@ def aggregate(
 
 
 def is_inconsistent(preference: Preference) -> bool:
-    """Whether `both_consistent` set the pair aside although both orders could be read."""
+    """Whether `both_consistent` set the pair aside although both orders were read."""
     return preference.p_a is None and preference.p_ab is not None and preference.p_ba is not None
 
 

@@ -1,4 +1,4 @@
-"""Answers of a backend at the edge: checked before they are kept."""
+"""A backend's answers, checked on arrival, before they are kept."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rlaif.backends.base import ChoiceScores, Generation, SequenceScore
 
 Answer = TypeVar("Answer", Generation, ChoiceScores, SequenceScore)
 
-_ABOVE = 1e-2  # what rounding may put a log-probability above 0
+_ABOVE = 1e-2  # how far rounding may lift a log-probability above 0
 
 
 def checked(answer: Answer, *, choices: int) -> Answer:
     """`answer`, or one with an `error` that names what in it is not an answer; `choices` is how many were asked.
 
-    An engine that says NaN, a probability above 1, or text that is no Unicode has said nothing: such an answer
+    An engine that returns NaN, a probability above 1, or invalid Unicode has said nothing: such an answer
     is `failed`, and never stored.
     """
     if answer.error is not None:

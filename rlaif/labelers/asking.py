@@ -1,4 +1,4 @@
-"""Calls to a backend through the label store: fixed batches, each answered once and kept."""
+"""Calls to a backend through the label store: fixed batches, each answered once, then kept."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _WAIT_SECONDS = 0.05
 
 @dataclass
 class Counters:
-    """What a labeling cost: calls put to the backend, answers reused, tokens and seconds of the calls.
+    """What labeling cost: calls to the backend, answers reused, tokens and seconds of the calls.
 
     `asked_again` counts the calls among them whose stored answer was set aside (`labeler.retry`).
     `usage_estimated` counts those whose tokens are an estimate, since the engine did not report them.
@@ -77,7 +77,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Decoding of generated text; `temperature` 0 is greedy and `top_k` 0 no limit."""
+    """Decoding of generated text; `temperature` 0 is greedy, and `top_k` 0 means no limit."""
 
     max_new_tokens: int
     temperature: float
@@ -90,7 +90,7 @@ class Asker:
     Batches are fixed from the full list of calls before the store is looked at, and a batch with any
     answer missing is computed whole: what a call's batch neighbours do to its last bits then never
     depends on what an earlier run left behind (where they do nothing, `BatchInvariant`, only what is
-    missing is asked). Stored answers are kept as they are, but for those that are `unwanted`: these are asked
+    missing is asked). Stored answers are kept as they are, except those that are `unwanted`: these are asked
     once more in the life of `renewed`, and replaced where an answer comes. What is not an answer (see `checked`)
     gets an error; answers with an error are handed out but not stored, so that the next run asks again.
 
@@ -263,15 +263,15 @@ class Asker:
         return fixed_batches(unique, groups, self._batch_size)
 
     def _altered_now(self, ask: _Ask, keys: Sequence[str]) -> str | None:
-        """How the engine alters answers by now; asked of it only where a stored one is altered."""
+        """How the engine alters answers now; asked of it only if a stored one is altered."""
         if ask.altered is None or self._store is None:
             return None
         return ask.altered() if any(row.get("altered") for row in self._store.get(keys).values()) else None
 
     def _stale(self, ask: _Ask, row: dict[str, Any], key: str, now: str | None) -> bool:
-        """Whether a stored answer counts as missing: it is none, or it is to be asked again.
+        """Whether a stored answer counts as missing: it is invalid, or to be asked again.
 
-        So is text that was not decoded as asked, once the engine decodes otherwise (`now`).
+        So does text that was not decoded as asked, once the engine decodes differently (`now`).
         """
         answer, _ = from_row(row, ask.answer_type)
         if now is not None and row.get("altered") not in (None, "", now):
@@ -287,10 +287,10 @@ class Asker:
         batch: list[int],
         after: Callable[[dict[str, dict[str, Any]], list[int]], None],
     ) -> dict[str, dict[str, Any]] | None:
-        """One batch's answers by key, or None while another process is at it.
+        """One batch's answers by key, or None while another process is computing it.
 
         What follows a batch is asked and stored before the batch itself: a killed run then never leaves a
-        batch behind without it, which would be asked for under other circumstances, to other last bits.
+        batch without it, which would then be asked for in other batches, with other last bits.
         """
         if self._store is None:
             computed = self._compute(ask, keys, batch)
@@ -329,7 +329,7 @@ class Asker:
         return resolved
 
     def _rescued(self, ask: _Ask, keys: Sequence[str], answers: Sequence[Any]) -> dict[str, dict[str, Any]]:
-        """The good answers of a batch that an engine gave before it ended: they were paid for."""
+        """The valid answers of a batch that an engine gave before it stopped: they were paid for."""
         given = {
             key: checked(answer, choices=ask.choices)
             for key, answer in zip(keys, answers, strict=True)
@@ -340,7 +340,7 @@ class Asker:
         return rows
 
     def _say_wait(self, held: str) -> None:
-        """Once: another process is asking the same."""
+        """Logged once: another process is asking the same."""
         if not self._waited:
             logger.warning("waiting for answers that %s is asking for", held)
         self._waited = True
@@ -375,14 +375,14 @@ class Asker:
 
 
 def choice_rules(backend: Backend) -> dict[str, int]:
-    """The version of how the backend reads choices, where it has one: answers by other rules are not these."""
+    """The version of the backend's rules for choices, if it has one: answers read by other rules are other answers."""
     version = getattr(backend, "choice_rules", None)
     return {} if version is None else {"rules": version}
 
 
 @dataclass(frozen=True)
 class _Ask:
-    """One kind of call: how it is put to the backend, and what comes back for how many choices."""
+    """One kind of call: how it is made, and what comes back for how many choices."""
 
     phase: str
     kind: str

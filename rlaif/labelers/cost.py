@@ -1,4 +1,4 @@
-"""What labeling costs: the price of tokens, and bounds on money and time that stop it between batches."""
+"""What labeling costs: the price of tokens, and limits on money and time that stop it between batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Price:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, place: str) -> Price:
-        """A price out of `{in, out, cached}`; UserError names `place` for anything but three numbers >= 0."""
+        """A price from `{in, out, cached}`. Raises UserError at `place` unless these are three numbers >= 0."""
         fit = set(values) == {"in", "out", "cached"} and all(
             isinstance(value, int | float) and math.isfinite(value) and value >= 0
             for value in values.values()
@@ -51,7 +51,7 @@ class _Spent:
 
 
 class Meter:
-    """What a labeler has spent since its first call, and whether a bound leaves room for more.
+    """What a labeler has spent since its first call, and whether a limit leaves room for more.
 
     The next batch is expected to cost what the calls of its phase cost so far, on average (a rationale costs
     many times a verdict). A phase's first batch has no such mean and is let through while the bound is not
@@ -59,7 +59,7 @@ class Meter:
 
     Args:
         name: the labeler's key in the configuration, for messages.
-        price: None where it is not known; then there can be no `budget_usd`.
+        price: None if not known; then there can be no `budget_usd`.
         budget_usd: US dollars, None for no bound.
         max_seconds: wall-clock seconds from the first call on, None for no bound.
         clock: gives the time in seconds.
@@ -87,7 +87,7 @@ class Meter:
 
     @property
     def usd(self) -> float | None:
-        """US dollars spent so far; None where the price is not known."""
+        """US dollars spent so far; None if the price is not known."""
         return None if self._price is None else math.fsum(spent.usd for spent in self._phases.values())
 
     @property

@@ -1,4 +1,4 @@
-"""What labeling would ask of a backend, before it is asked."""
+"""Estimates what labeling would ask of a backend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CHARS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """What labeling would ask for, reuse aside: backend calls and tokens (characters / 4)."""
+    """What labeling would ask for, apart from reuse: backend calls and tokens (characters / 4)."""
 
     calls: int
     tokens_in: int
@@ -25,7 +25,7 @@ class Estimate:
 
 
 def estimate(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOptions) -> Estimate:
-    """What labeling `pairs` would ask of a backend, without one: nothing is run or looked up."""
+    """What labeling `pairs` would ask of a backend. Nothing is run or looked up."""
     pairs = [pair for pair in pairs if not holds_empty(pair)]
     if options.readout.pointwise:
         return _estimate_points(pairs, templates, options)

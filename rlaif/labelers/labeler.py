@@ -50,7 +50,7 @@ _RATIONALES = "rationales with verdicts"
 class LabelResult:
     """Preferences in the pairs' order, the judgements behind them, and what they cost.
 
-    `counters`: `n` pairs, `empty` pairs (which hold an empty response, and about which no one was asked),
+    `counters`: `n` pairs, `empty` pairs (which hold an empty response, and about which no labeler was asked),
     `judgements`, `unparsed` and `failed` judgements, `inconsistent` pairs, calls `asked`, `asked_again` and
     `reused`, `tokens_in`, `tokens_out`, `tokens_cached` and `seconds` of the calls asked. `unread` says why
     judgements have no value.
@@ -64,7 +64,7 @@ class LabelResult:
 
 @dataclass(frozen=True)
 class _View:
-    """One showing of a pair: which, in which order, which sample."""
+    """One presentation of a pair: which pair, order and sample."""
 
     index: int
     pair: Pair
@@ -96,11 +96,11 @@ class _Point:
 class Labeler:
     """Labels pairs, or rates single responses, as `options` say; `meter` may bound what it spends.
 
-    An empty response loses to any text and ties with another empty one: no one is asked about it.
+    An empty response loses to any text and ties with another empty one, without a call.
     `retry` names the stored answers that are asked again, each once in the life of the set `renewed`.
 
     Raises UserError at construction for options that the templates cannot serve, and between two batches
-    when a bound of the meter leaves no room for the next: what the store has by then is kept.
+    when a limit of the meter leaves no room for the next: what the store has by then is kept.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Labeler:
         self._strategy = prompt_strategy(templates, options)
 
     def identity(self) -> dict[str, Any]:
-        """All that labels depend on besides the pairs: engine and model, templates, effective options."""
+        """Everything that labels depend on besides the pairs: engine and model, templates, effective options."""
         rules = choice_rules(self.backend) if self._options.readout.kind in ("choice", "score") else {}
         return {
             "backend": self.backend.identity() | rules,
@@ -135,7 +135,7 @@ class Labeler:
 
     @property
     def usd(self) -> float | None:
-        """US dollars that this labeler's calls have cost so far; None where the price is not known."""
+        """US dollars that this labeler's calls have cost so far; None if the price is not known."""
         return self._meter.usd
 
     def verdict_for(self, *, first: bool) -> str:
@@ -172,7 +172,7 @@ class Labeler:
         )
 
     def _by_rule(self, pair: Pair) -> tuple[list[Judgement], Preference]:
-        """Judgements of a pair with an empty response, and its preference: both are what the rule says."""
+        """Judgements of a pair with an empty response, and its preference, both by rule."""
         a, b = is_empty(pair.response_a), is_empty(pair.response_b)
         p_a = 0.5 if a and b else 1.0 - float(a)
         note = "both responses are empty: a tie" if a and b else "an empty response loses to any text"
@@ -193,8 +193,8 @@ class Labeler:
     def readings(self, items: Sequence[tuple[str, str]]) -> list[Reading]:
         """Each (prompt, response)'s own score, higher is better: 1 to 10, or nats for `likelihood`.
 
-        Without a value where the answer was unparsed or failed. An empty response gets 1, the least of the
-        scale, or for `likelihood` what the readout says of it (forward: 0 nats, since nothing explains nothing)
+        There is no value if the answer was unparsed or failed. An empty response gets 1, the least of the
+        scale, or for `likelihood` what the readout gives it (forward: 0 nats, since nothing explains nothing)
         but no more than the least of the texts in `items`: it loses to them all, or ties with the worst.
         ValueError for a readout that compares pairs.
         """
@@ -225,7 +225,7 @@ class Labeler:
         )
 
     def _unwanted(self, phase: str, answer: Generation | ChoiceScores | SequenceScore) -> bool:
-        """Whether a stored answer is to be asked again. Failed ones are never stored, and asked anyway."""
+        """Whether a stored answer is to be asked again. Failed ones are never stored, so they are asked anyway."""
         if self._retry == "all":
             return True
         if isinstance(answer, Generation) and phase == _RATIONALES:
@@ -284,7 +284,7 @@ class Labeler:
     def _verdicts(
         self, asker: Asker, views: Sequence[_View], numbers: Sequence[int], rationales: dict[int, Answered]
     ) -> dict[int, _Verdict]:
-        """The verdict of every view in `numbers` whose rationale did not fail (all of them without one)."""
+        """The verdict of every view in `numbers` whose rationale did not fail (all of them if there are none)."""
         going, messages, texts = [], [], []
         for number in numbers:
             view = views[number]
@@ -406,7 +406,7 @@ class Labeler:
         return points
 
     def _likelihood_points(self, asker: Asker, items: Sequence[tuple[str, str]]) -> list[_Point]:
-        """Items come as responses of one pair side by side; so do their sequences of one kind."""
+        """Items are adjacent responses of one pair, and so are their sequences of each kind."""
         render = forward_items if self._options.readout.direction == "forward" else reverse_items
         rendered = [render(self._templates, prompt, response) for prompt, response in items]
         parts = len(rendered[0]) if rendered else 0

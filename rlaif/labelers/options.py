@@ -17,7 +17,7 @@ class LabelerOptions:
     """Prompt strategy x readout x order x self-consistency.
 
     `min_mass` is the least probability of the next token that the choices of a `choice` or `score` readout
-    must carry together: below it the answer says something else, and is unparsed.
+    must carry together: below it the answer says something else and is unparsed.
     `temperature` and `top_k` (0 = no limit) govern sampled text: the rationales, or the verdicts of a
     `text` readout without rationale. `batch_size` is how many prompts reach the backend at once and
     are committed to the store together. Raises UserError for a combination without meaning.
@@ -41,7 +41,7 @@ class LabelerOptions:
         kind = self.readout.kind
         if self.readout.pointwise and (self.cot or self.exemplars):
             raise UserError(
-                f"labeler.readout.kind={kind} rates each response by itself and takes neither rationale nor"
+                f"labeler.readout.kind={kind} rates each response by itself and takes neither a rationale nor"
                 " exemplars; write labeler.cot=false labeler.exemplars=0"
             )
         if kind == "score" and self.preamble not in SCORE_PREAMBLES:
@@ -62,12 +62,12 @@ class LabelerOptions:
 
     @classmethod
     def of(cls, options: LabelingOptions, *, seed: int) -> LabelerOptions:
-        """A labeler's own options out of its configuration, without those that a stage reads."""
+        """A labeler's own options from its configuration, without those that a stage reads."""
         names = {field.name for field in dataclasses.fields(cls)} - {"seed"}
         return cls(**{name: getattr(options, name) for name in names}, seed=seed)
 
     def identity(self) -> dict[str, Any]:
-        """The options that labels depend on, with those that have no effect left out.
+        """The options that labels depend on, without those that have no effect.
 
         `batch_size` is not among them: it moves no more than the last bits of a low-precision sum.
         """

@@ -92,7 +92,7 @@ def answer_for(templates: TemplateSet, *, first_is_better: bool) -> str:
 
 
 def clean_rationale(text: str, cue: str) -> str:
-    """A generated rationale, cut where the model went on to the verdict itself, neutralised.
+    """A generated rationale, cut where the model continued with the verdict itself, and neutralised.
 
     Without the cut, a verdict that the rationale already spells out would be read twice.
     """
@@ -131,5 +131,5 @@ def prompt_strategy(templates: TemplateSet, options: LabelerOptions) -> PromptSt
 
 
 def holds_empty(pair: Pair) -> bool:
-    """Whether a rule decides the pair: an empty response loses to any text, so that no one is asked."""
+    """Whether a rule decides the pair: an empty response loses to any text, so no labeler is asked."""
     return is_empty(pair.response_a) or is_empty(pair.response_b)

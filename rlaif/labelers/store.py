@@ -37,8 +37,8 @@ _SCHEMA = (
 class Claim:
     """What `LabelStore.claim` found: the answers already there, and whether the rest is now ours.
 
-    `stale` are the keys of the rest that do have an answer, which counts as none. `held` says of a claim that is not
-    granted who holds the keys, and for how long yet.
+    `stale` are the keys of the rest that do have an answer, which counts as missing. For a claim that is not
+    granted, `held` says who holds the keys, and for how much longer.
     """
 
     found: dict[str, dict[str, Any]]
@@ -93,7 +93,7 @@ class LabelStore:
         self._switch_to_wal()
 
     def _switch_to_wal(self) -> None:
-        """WAL needs the file alone for a moment and does not wait for it by itself."""
+        """WAL needs exclusive access to the file for a moment and does not wait for it by itself."""
         deadline = time.time() + _TIMEOUT
         while True:
             try:
@@ -134,10 +134,10 @@ class LabelStore:
         return Claim(found, True, old)
 
     def _renew(self) -> None:
-        """Keep this process's claims alive while it computes. A connection belongs to one thread: this has its own."""
+        """Keep this process's claims alive while it computes, over a connection of this thread's own."""
         connection = sqlite3.connect(self.path, timeout=_TIMEOUT, isolation_level=None)
         while not self._closed.wait(self._claim_seconds / 4):
-            # Held up for once, by a full disk, say, the next time is early enough.
+            # If it fails once, because of a full disk, say, the next renewal is early enough.
             with contextlib.suppress(sqlite3.Error):
                 connection.execute(
                     "UPDATE claims SET expires = ? WHERE holder = ?",
@@ -148,7 +148,7 @@ class LabelStore:
     def put(self, kind: str, answers: Mapping[str, dict[str, Any]], *, replace: Collection[str] = ()) -> None:
         """Write a batch's answers and drop their claims in one transaction.
 
-        A key's first answer stays, but for the keys to `replace`. Raises ValueError for what strict JSON
+        A key's first answer stays, except for the keys to `replace`. Raises ValueError for what strict JSON
         cannot hold; a log-probability of -inf is written as `{"float": "-inf"}`.
         """
         rows = []
@@ -269,9 +269,7 @@ def _chunks(keys: Sequence[str]) -> Iterator[list[str]]:
 
 def _held(holder: str, expires: float) -> str:
     host, pid, _ = holder.split("|")
-    return (
-        f"process {pid} on {host} (for {max(expires - time.time(), 0):.0f} s yet, unless it renews its claim)"
-    )
+    return f"process {pid} on {host} (for {max(expires - time.time(), 0):.0f} s more, unless it renews its claim)"
 
 
 def _alive(pid: int) -> bool:

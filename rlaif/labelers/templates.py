@@ -56,7 +56,7 @@ _TASK_KEYS = {
 
 @dataclass(frozen=True)
 class Exemplar:
-    """A worked example; `preferred` is the **better** response whatever the set's polarity."""
+    """A worked example; `preferred` is the **better** response, whatever the set's polarity."""
 
     context: str
     response_a: str
@@ -106,7 +106,7 @@ class TemplateSet:
         )
 
     def identity(self, preamble: str) -> str:
-        """A digest of every text that prompts with this preamble may have in them."""
+        """A digest of every text that prompts with this preamble may contain."""
         others = {f"{name}.j2" for name in self.preambles} - {f"{preamble}.j2"}
         return digest({name: text for name, text in self.texts.items() if name not in others}, 32)
 
@@ -127,7 +127,7 @@ class TemplateSet:
             shown = "".join(f", {key} {safe[key][:40]!r}" for key in sorted(_JUDGED & safe.keys()))
             why = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"{self.place(f'{name}.j2')} cannot be filled in ({why}{shown}); mend it"
+                f"{self.place(f'{name}.j2')} cannot be filled in ({why}{shown}); fix it"
             ) from error
 
 
@@ -144,7 +144,7 @@ def toward_better(value: float, low: float, high: float, polarity: Polarity) -> 
 
 
 def _place(directory: Path, name: str) -> Path:
-    """The folder's own file, else the common one; where there is neither, where the own one should be."""
+    """The folder's own file, else the common one; if there is neither, the path where its own should be."""
     own, common = directory / name, directory.parent / COMMON / name
     return common if common.exists() and not own.exists() else own
 

@@ -1,4 +1,4 @@
-"""Answers of OpenAI's two dialects, checked where they come in: what is kept is text and finite numbers."""
+"""Answers in OpenAI's two dialects, checked on arrival: only text and finite numbers are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BYTES_PER_TOKEN = 4
 """The tokens of a text for which a server reports none: its bytes in UTF-8 over this, rounded up."""
 
 _ID_PREFIX = "token_id:"
-_IMPOSSIBLE = -9999.0  # OpenAI's and vLLM's word for a probability of 0, where JSON has no -Infinity
+_IMPOSSIBLE = -9999.0  # OpenAI's and vLLM's value for a probability of 0, since JSON has no -Infinity
 _ROUNDING = 1e-3
 
 
@@ -30,7 +30,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token: its own log-probability and the candidates in its place."""
+    """One generated token: its log-probability and the candidates for its position."""
 
     text: str
     logprob: float | None
@@ -74,7 +74,7 @@ def well_formed(text: str) -> str:
 
 
 def read_logprob(value: Any) -> float | None:
-    """A log-probability, -inf for an impossible token, None for what is none (NaN, null, above 0, no number)."""
+    """A log-probability, -inf for an impossible token, None for an invalid one (NaN, null, above 0, not a number)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     if value > _ROUNDING:
@@ -83,7 +83,7 @@ def read_logprob(value: Any) -> float | None:
 
 
 def read_answer(found: Any, prompt: str) -> Answer:
-    """An answer out of the server's JSON. Raises KeyError, TypeError or ValueError for what is none."""
+    """An answer from the server's JSON. Raises KeyError, TypeError or ValueError for an invalid one."""
     choice = found["choices"][0]
     said, thought = _said(choice)
     logprobs = choice.get("logprobs")
@@ -97,7 +97,9 @@ def read_answer(found: Any, prompt: str) -> Answer:
         tokens_out=tokens_out,
         tokens_cached=cached,
         steps=_steps(logprobs),
-        echo=() if estimated else _echo(logprobs, tokens_in),  # how far the prompt goes is not known else
+        echo=()
+        if estimated
+        else _echo(logprobs, tokens_in),  # otherwise it is not known how far the prompt goes
         estimated=estimated,
         hint="" if said else _why_empty(reason, thought, found.get("usage")),
     )
@@ -112,7 +114,7 @@ def _said(choice: dict[str, Any]) -> tuple[str, str]:
 
 
 def _text(content: Any) -> str:
-    """What is said for the reader: a string, or the text parts of a list (thinking and others left out)."""
+    """What is meant for the reader: a string, or the text parts of a list (without thinking and others)."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -133,7 +135,7 @@ def _part(part: Any) -> str:
 
 
 def _thought(message: dict[str, Any]) -> str:
-    """Reasoning that the server hands out beside the answer: it is paid for, and never read."""
+    """Reasoning that the server returns beside the answer: it is paid for, and never read."""
     for key in ("reasoning_content", "reasoning"):
         if isinstance(message.get(key), str):
             return well_formed(message[key])

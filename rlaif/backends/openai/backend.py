@@ -1,8 +1,8 @@
-"""Labels by any server that speaks OpenAI's API: vLLM, llama.cpp, hosted models.
+"""Labels from any server that speaks OpenAI's API: vLLM, llama.cpp, hosted models.
 
 With `api: completions` the chat template is rendered here and the model continues right after the cue,
 as with the in-process engine. With `api: chat` the server renders it, and most servers cannot continue an
-opened assistant turn: the cue then ends the *user's* turn, and the model answers in a turn of its own.
+opened assistant turn: the cue then ends the *user's* turn, and the model answers in its own turn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from rlaif.tokens import render_chat
 
 @dataclass(frozen=True)
 class OpenAIOptions:
-    """Which model answers, by the name that its server knows it under, and how.
+    """Which model answers, by its name on the server, and how.
 
-    `revision` is a word of the user's own that belongs to the identity, for weights that change under one
+    `revision` is a word of the user's choice that is part of the identity, for weights that change under one
     name. `top_logprobs` is how many next tokens to ask for, `choice_samples` how many answers to draw
-    where a server gives no log-probabilities (0: none). Raises UserError for a value without meaning.
+    where a server gives no log-probabilities (0: none). Raises UserError for an invalid value.
     """
 
     model: str
@@ -50,14 +50,14 @@ class OpenAIOptions:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The local end of a chat template: `render` wraps a user's text up to where the model's turn begins."""
+    """A chat template rendered locally: `render` wraps a user's text up to where the model's turn begins."""
 
     render: Callable[[str], str]
     identity: str
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTemplate:
-        """The template of a transformers tokenizer. A server that adds BOS by itself is left to do so."""
+        """The template of a transformers tokenizer. A server that adds BOS itself is left to do so."""
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [
             tokenizer.bos_token_id
         ]
@@ -70,16 +70,16 @@ class ChatTemplate:
 
 
 class OpenAIBackend:
-    """Labels by a server. Nothing is sent before the first question.
+    """Labels from a server. Nothing is sent before the first question.
 
-    A call that fails for good becomes an answer with `error`. A refused key, an unknown model, and a
+    A call that fails permanently becomes an answer with `error`. A refused key, an unknown model, and a
     readout that the server cannot serve raise UserError.
     `template` is needed for chat prompts with `api: completions`.
     """
 
     batch_invariant: Literal[True] = True
     choice_rules = (
-        2  # spellings count together, and "10" is not read from a "1": answers without that are not reused
+        2  # spellings count together, and "10" is not read as "1": answers from before that are not reused
     )
 
     def __init__(self, options: OpenAIOptions, template: ChatTemplate | None) -> None:
@@ -87,7 +87,7 @@ class OpenAIBackend:
         self.capabilities: Capabilities | None = None
 
     def identity(self) -> dict[str, Any]:
-        """The model by its served name, not the server: moving it keeps its labels."""
+        """The model by its served name, not the server: the labels survive a move to another server."""
         options = self._options
         return {
             "engine": "openai",
@@ -100,11 +100,11 @@ class OpenAIBackend:
         }
 
     def describe(self) -> str:
-        """The model, its address and what the server can do, asked now if it was not yet."""
+        """The model, its address and what the server can do, asked now unless it was before."""
         return f"{self._server.place}: {self._probed()}"
 
     def said(self) -> str | None:
-        """What the server turned out to do and to refuse, for the summary; None where nothing was asked."""
+        """What the server turned out to do and to refuse, for the summary; None if nothing was asked."""
         if self.capabilities is None:
             return None
         return "; ".join([str(self.capabilities), *self.remarks])
@@ -145,7 +145,7 @@ class OpenAIBackend:
     # Generation.
 
     def alteration(self, temperature: float) -> str:
-        """What the server would decode by now in place of `temperature`; asked of it if it was not yet."""
+        """How the server would decode now instead of by `temperature`; asked of it unless it was before."""
         self._probed()
         return self._server.parameters.alteration(temperature)
 
@@ -158,10 +158,12 @@ class OpenAIBackend:
         top_k: int,
         seeds: Sequence[int],
     ) -> list[Generation]:
-        """One request for each prompt, with its seed: how far noise depends on it alone is the server's affair."""
+        """One request per prompt, with its seed: whether noise depends on it alone is up to the server."""
         can = self._probed()
         if temperature > 0 and top_k > 0 and not can.decoding:
-            raise UserError(f"{self._server.place} takes no top_k: write labeler.top_k=0 (and judge.top_k=0)")
+            raise UserError(
+                f"{self._server.place} does not take top_k: write labeler.top_k=0 (and judge.top_k=0)"
+            )
         fields = {**NO_LIMITS, "top_k": top_k} if can.decoding else {}
 
         async def ask(prompt: str, seed: int) -> Generation:
@@ -181,7 +183,7 @@ class OpenAIBackend:
     # Choices.
 
     def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
-        """By the best way that the server has; see `Capabilities`.
+        """In the best way that the server offers; see `Capabilities`.
 
         A choice of several tokens is scored as a sequence: by the server's echo, or token by token.
         """
@@ -197,7 +199,7 @@ class OpenAIBackend:
     # Sequences.
 
     def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
-        """By the server's echo of prompt and continuation. Raises UserError where it has none."""
+        """By the server's echo of prompt and continuation. Raises UserError if it has none."""
         if not self._probed().echo:
             raise UserError(
                 f"the likelihood readout needs a server that scores given texts (echo with logprobs), which"
@@ -222,7 +224,7 @@ class OpenAIBackend:
         if isinstance(start, str) or isinstance(whole, str):
             return SequenceScore(0.0, 0, 0, error=str(whole))
         values = after(start, whole)
-        error = None if values else "the continuation's tokens cannot be told from the prompt's"
+        error = None if values else "the continuation's tokens cannot be separated from the prompt's"
         logprob = math.fsum(values)
         return SequenceScore(
             logprob, len(values), whole.tokens_in, whole.tokens_cached, error, whole.estimated

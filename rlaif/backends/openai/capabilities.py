@@ -16,7 +16,7 @@ NO_LIMITS: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0
 """What several servers would otherwise set by themselves; hosted APIs refuse to be set."""
 
 _COUNTING = "1, 2, 3, 1, 2, 3, 1, 2, 3,"
-_FEWEST = 5  # what OpenAI's /completions grants at most
+_FEWEST = 5  # the most that OpenAI's /completions grants
 _SAYS = {
     "token_ids": "exact probabilities of the choices' tokens",
     "top_k": "probabilities of the {top} likeliest next tokens",
@@ -29,7 +29,7 @@ _SAYS = {
 class Capabilities:
     """How a server's probabilities come, best first.
 
-    `token_ids`: of any tokens by id; `top_k`: of the `top` likeliest; `frequency`: as shares of sampled
+    `token_ids`: for any tokens by id; `top_k`: of the `top` likeliest; `frequency`: as shares of sampled
     answers; `text`: not at all. `echo`: it scores a given text; `tokenizes`: it reports token ids;
     `decoding`: it takes `NO_LIMITS`, and so a top_k.
     """
@@ -100,7 +100,7 @@ async def _number_ids(server: Server) -> tuple[int, ...] | None:
 async def _level(server: Server, ids: tuple[int, ...], top: int, sampled: int) -> tuple[Level, int]:
     if ids:
         answer = await _try(server, server.token_id_fields(ids))
-        # A list of the likeliest one (and the sampled token) could not hold all three.
+        # A list of only the likeliest token (and the sampled one) could not hold all three.
         if answer is not None and set(ids) <= {candidate.id for candidate in answer.candidates}:
             return "token_ids", 0
     for count in sorted({top, min(top, _FEWEST)}, reverse=True):

@@ -29,10 +29,10 @@ from rlaif.errors import UserError
 
 _ANCHOR = "="  # some tokenizers put a space before a text's first word, but not after this
 _COUNT_ON = "Go on with the next number and nothing else: 6, 7, 8, 9,"  # shows whether "10" is one token
-_ANSWER = 1e-3  # less than this of the next token is not looked into
+_ANSWER = 1e-3  # a smaller share of the next token is not looked into
 _MARKUP = 0.1  # of the next token: then the answer is read after it
 _CHAT_TOKENS = 4  # of a chat answer: whether "1" is all, or begins a list, and what follows a "**"
-_FREQUENCY_TOKENS = 3  # besides those of the choice: "10." and "1 or 2" are told from "1"
+_FREQUENCY_TOKENS = 3  # besides those of the choice: "10." and "1 or 2" are distinguished from "1"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class _Choice:
 
     @property
     def untold(self) -> bool:
-        """Whether it may be several tokens for all we know."""
+        """Whether it may be several tokens, as far as is known."""
         return self.tokens[0][0] is None and len(self.text) > 1
 
 
@@ -167,7 +167,7 @@ class ChoiceReader:
         ]
         said = used[0].text
         if not any(opens_with(said, choice.text) for choice in choices):
-            # The likeliest answer only begins like a choice: "1. Response 1 is vague" is none.
+            # The likeliest answer only begins like a choice: "1. Response 1 is vague" is not one.
             values = [
                 -math.inf if goes_on(said, choice.text) else value
                 for choice, value in zip(choices, values, strict=True)
@@ -272,7 +272,7 @@ class ChoiceReader:
             try:
                 return await self._asked(prompt, self._id_fields([*first, *spelled]), used)
             except Refused:
-                # A server may bound how many it takes. Where it refuses the bare ones too, it minds something else.
+                # A server may limit how many it takes. If it refuses the bare ones too, the reason is another.
                 found = await self._asked(prompt, self._id_fields(first), used)
                 self._few_ids = True
                 return found
@@ -345,6 +345,6 @@ def _says_it(choice: _Choice, same: Callable[[str, str], bool]) -> Callable[[Can
 
 
 def _nested(choices: Sequence[_Choice]) -> bool:
-    """Whether it is not known if one choice's text begins with another's token: "10" with "1"."""
+    """Whether one choice's text may begin with another's token: "10" with "1"."""
     texts = {choice.text for choice in choices}
     return {"1", "10"} <= texts and any(choice.untold for choice in choices)

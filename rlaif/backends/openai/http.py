@@ -1,4 +1,4 @@
-"""A polite client for JSON over HTTP: rate limits, bounded concurrency, time limits, retries with back-off."""
+"""A considerate client for JSON over HTTP: rate limits, bounded concurrency, time limits, retries with back-off."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rlaif.errors import UserError
 from rlaif.tracking.redact import REDACTED, redact
 
 logger = logging.getLogger(__name__)
-logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request otherwise
+logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise it writes a line per request
 T = TypeVar("T")
 
 _RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx
@@ -34,8 +34,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEY = re.compile(r"[!-~]+")
 _TOKEN_WINDOW = 5.0  # seconds of the tokens' budget that may be spent in one burst
 _LONGEST_MESSAGE = 300
-_TIMEOUTS = 3  # attempts of one request that may run into the time limit
-_LOST = 16  # calls in a row that were given up: then the server is gone
+_TIMEOUTS = 3  # attempts per request that may run into the time limit
+_LOST = 16  # consecutive calls given up, after which the server counts as gone
 # What an optional route may cost.
 _LOOK_S = 5.0
 _LOOKS = 2
@@ -43,14 +43,14 @@ _LOOKS = 2
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """How a server is reached and how hard it may be pressed.
+    """How a server is reached, and how many requests it gets.
 
     `api_key_env` names the environment variable that holds the key (None: no key is sent). `timeout_s`
     bounds a whole request, `connect_timeout_s` its connection. A limit per minute may be None. After a
-    failure that may pass, a request is repeated up to `max_retries` times, first after about `backoff_s`,
+    failure that may be temporary, a request is repeated up to `max_retries` times, first after about `backoff_s`,
     then twice as long each time; no wait is longer than `max_wait_s`.
 
-    Raises UserError for a value without meaning.
+    Raises UserError for an invalid value.
     """
 
     base_url: str
@@ -93,9 +93,9 @@ class HttpOptions:
 
 
 class Refused(Exception):
-    """The server's final no to a request: its status and what it said (`refusal` verbatim).
+    """The server's final refusal of a request: its status and what it said (`refusal` verbatim).
 
-    `empty` says that it serves the account no more.
+    `empty` says that it no longer serves the account.
     """
 
     def __init__(self, status: int, message: str, refusal: Refusal, *, empty: bool) -> None:
@@ -124,9 +124,9 @@ set_on_retry_hooks([_say_retry])
 
 
 class Client:
-    """Requests to one server, asynchronous inside, with `run` as the synchronous way in.
+    """Requests to one server, asynchronous inside, with `run` as the synchronous entry.
 
-    One event loop, in a thread of its own, serves all calls: connections and limits last over them.
+    One event loop, in a thread of its own, serves all calls, so that connections and limits outlive each of them.
     Raises UserError when the key's environment variable is not set.
     """
 
@@ -141,7 +141,7 @@ class Client:
         self._lost = 0
         self._places = asyncio.Semaphore(options.max_concurrency)
         requests, tokens = options.requests_per_minute, options.tokens_per_minute
-        # One request each 60/n s, without a first burst: servers count over sliding windows.
+        # One request per 60/n s, without an initial burst: servers count over sliding windows.
         self._requests = AsyncLimiter(1, 60 / requests) if requests else None
         self._tokens = AsyncLimiter(tokens * _TOKEN_WINDOW / 60, _TOKEN_WINDOW) if tokens else None
         self._loop = asyncio.new_event_loop()
@@ -196,7 +196,7 @@ class Client:
             self._lost = 0
             if refused.empty:
                 raise UserError(
-                    f"{self.options.place} serves this account no more ({refused}): see to its quota or billing."
+                    f"{self.options.place} no longer serves this account ({refused}): check its quota or billing."
                     " Answers in the label store are kept, and the same command continues from there"
                 ) from None
             if refused.status in (401, 403):
@@ -239,7 +239,7 @@ class Client:
         raise AssertionError("the last attempt returns or raises")
 
     def _may_pass(self, error: Exception) -> bool | float:
-        """stamina's hook: whether to repeat, or the seconds to wait before."""
+        """stamina's hook: whether to repeat, or the seconds to wait first."""
         if not isinstance(error, Unavailable):
             return False
         if error.wait is None:
@@ -273,11 +273,11 @@ class Client:
             if error is None:
                 return parse(found)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError):
-            raise Unavailable("the answer is no JSON of the expected form") from None
+            raise Unavailable("the answer is not JSON of the expected form") from None
         raise self._failure(status_in(error, response.status_code), error, _retry_after(response))
 
     def _failure(self, status: int, body: Any, wait: float | None) -> Refused | Unavailable:
-        """What an answer without a result is: for a time, or for good."""
+        """What an answer without a result means: a temporary failure, or a permanent one."""
         refusal = read_refusal(body)
         said = self._clean(refusal.message)
         if refusal.empties(status, wait):
@@ -296,7 +296,7 @@ class Client:
         return f"{self.options.place} refuses the request ({refused}): {known}"
 
     def _clean(self, text: str) -> str:
-        """A server's words on one line, without the key, should it repeat it."""
+        """A server's words on one line, without the key in case it repeats it."""
         text = " ".join(text.split())
         return str(redact(text.replace(self._key, REDACTED) if self._key else text))[:_LONGEST_MESSAGE]
 

@@ -1,4 +1,4 @@
-"""Request fields that a server refuses: learned from the refusal, left out or renamed from then on, and said."""
+"""Request fields that a server refuses: learned from the refusal, left out or renamed from then on, and reported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NEARLY_GREEDY = 0.01
 
 
 class Parameters:
-    """What one server refused so far. `remarks` says it, one sentence for each."""
+    """What one server has refused so far. `remarks` says it, one sentence each."""
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
@@ -39,7 +39,7 @@ class Parameters:
 
     @property
     def left_out(self) -> frozenset[str]:
-        """Fields that are not sent any more."""
+        """Fields that are no longer sent."""
         return frozenset(self._left_out)
 
     def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Parameters:
         return fields
 
     def alteration(self, temperature: float) -> str:
-        """What text asked for at this temperature is decoded by instead; empty where nothing changes it."""
+        """How text asked for at this temperature is decoded instead; empty if nothing changes it."""
         changes = []
         if "temperature" in self._left_out:
             changes.append("temperature left out")
@@ -64,7 +64,7 @@ class Parameters:
         return ", ".join(changes)
 
     def learn(self, refusal: Refusal, sent: Mapping[str, Any]) -> str | None:
-        """Take the refusal of `sent` to heart. A sentence if it is about a field that can be done without."""
+        """Learn from the refusal of `sent`. A sentence if it is about a field that is dispensable."""
         name = _named(refusal, sent)
         if name is None:
             return None
@@ -92,12 +92,12 @@ class Parameters:
                 self._least_tokens = int(least[1])
                 return f"max_tokens is at least {least[1]} there, so every answer may cost that many tokens"
             if name == "max_completion_tokens":
-                return None  # an answer without a limit could cost anything
+                return None  # an answer without a limit could cost any amount
             self._limit = "max_completion_tokens"
             return "max_tokens is sent as max_completion_tokens"
         if name == "temperature" and value == 0 and _POSITIVE.search(message):
             self._least_temperature = _NEARLY_GREEDY
-            return f"temperature 0 is refused and sent as {_NEARLY_GREEDY}: text is as good as greedy"
+            return f"temperature 0 is refused and sent as {_NEARLY_GREEDY}: text is practically greedy"
         default = _DEFAULT.search(message)
         if name == "temperature" and default and float(default[1]) != value:
             self._temperature = float(default[1])

@@ -1,4 +1,4 @@
-"""What a server's error says: its own sentence, its codes, and whether the account behind it is empty."""
+"""What a server's error says: its own sentence, its codes, and whether the account is used up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# In this order: the first that holds a sentence is it.
+# In this order: the first that holds a sentence is used.
 _SENTENCES = ("error", "message", "msg", "detail", "errors", "error_message", "error_description", "title")
 _CODES = ("code", "type", "status")
 _EMPTY_CODES = frozenset(
@@ -26,7 +26,7 @@ _EMPTY_WORDS = re.compile(
     r"|billing hard limit|(?:out of|not enough|requires more|no remaining) credits|check your (?:plan and )?billing",
     re.IGNORECASE,
 )
-# Some call a limit per minute a quota too; they say when to come back.
+# Some call a limit per minute a quota too; they say when to retry.
 _COMES_BACK = re.compile(r"(?:retry|try again) (?:in|after)|retrydelay|per ?minute", re.IGNORECASE)
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 _HEADING = re.compile(r"<(title|h1)\b[^>]*>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
@@ -43,7 +43,7 @@ class Refusal:
     text: str
 
     def empties(self, status: int, wait: float | None) -> bool:
-        """Whether no later request can be served until somebody pays: not a limit per minute.
+        """Whether no request can be served until somebody pays (not a limit per minute).
 
         `wait` is what Retry-After asks for, in seconds.
         """
@@ -71,7 +71,7 @@ def read_refusal(body: Any) -> Refusal:
 
 
 def error_in(found: Any) -> Any:
-    """The error that an answer with a good status carries all the same; None if it carries none."""
+    """The error that an answer carries despite a good status; None if it carries none."""
     if not isinstance(found, dict) or not found.get("error"):
         return None
     return None if {"choices", "data", "tokens"} & set(found) else found

@@ -20,7 +20,7 @@ _GOES_ON = re.compile(
     r"\w|\s*[.,:]\s*\d|[*_]*\s*[.):][*_]*\s*[^\W\d]|\s*[/&+\u2013-]\s*[*(]*\d|\s+(?:or|and|vs|to)\b",
     re.IGNORECASE,
 )
-_MOST = 1.02  # what the probabilities of one token may add up to, with their rounding
+_MOST = 1.02  # the most that the probabilities of one token may add up to, with rounding
 
 
 class Unreadable(Exception):
@@ -46,7 +46,7 @@ def says(texts: Sequence[str]) -> Callable[[str, str], bool]:
 
 
 def total(logprobs: Iterable[float]) -> float | None:
-    """log of the sum of probabilities; None where there are none."""
+    """log of the sum of probabilities; None if there are none."""
     values = list(logprobs)
     peak = max(values, default=None)
     if peak is None or peak == -math.inf:
@@ -55,9 +55,9 @@ def total(logprobs: Iterable[float]) -> float | None:
 
 
 def named(candidates: Sequence[Candidate], wanted: Callable[[Candidate], bool]) -> float | None:
-    """log-probability of the wanted candidates together; None where there are none.
+    """log-probability of the wanted candidates together; None if there are none.
 
-    Raises Unreadable where one of them has no value.
+    Raises Unreadable if one of them has no value.
     """
     found = {(one.id, one.text, one.logprob) for one in candidates if wanted(one)}
     values = [logprob for _, _, logprob in found]
@@ -68,10 +68,10 @@ def named(candidates: Sequence[Candidate], wanted: Callable[[Candidate], bool]) 
 
 
 def unnamed(candidates: Sequence[Candidate]) -> float | None:
-    """The most that a choice outside a list of the likeliest tokens can have; None where that is not known.
+    """The highest log-probability that a choice outside a list of the likeliest tokens can have; None if not known.
 
-    Each of its spellings is at most as likely as the least that is named, and all of them have what is left.
-    Raises Unreadable where the probabilities add up to more than 1.
+    Each of its spellings is at most as likely as the least likely token listed; together they have what is left.
+    Raises Unreadable if the probabilities add up to more than 1.
     """
     values = [one.logprob for one in {(c.id, c.text): c for c in candidates}.values()]
     known = [math.exp(value) for value in values if value is not None]

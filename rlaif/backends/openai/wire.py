@@ -19,7 +19,7 @@ _LESSONS = 8  # refusals of one request that it may learn from
 
 
 class Server:
-    """Requests to one model of one server. Raises UserError where the model or the address is unknown."""
+    """Requests to one model of one server. Raises UserError if the model or the address is unknown."""
 
     def __init__(self, client: Client, model: str, api: Api) -> None:
         self.client, self.model, self.api = client, model, api
@@ -81,7 +81,7 @@ class Server:
                     self.parameters.forget(lesson)
                     raise
                 if self.parameters.applied(body) != sent:
-                    continue  # another request has learned it meanwhile
+                    continue  # another request has learned it in the meantime
                 lesson, before = self.parameters.learn(refused.refusal, sent), str(refused)
                 if lesson is None:
                     raise
@@ -89,10 +89,10 @@ class Server:
                 for said in self.parameters.remarks:
                     self.remark(said)
                 return answer
-        raise Unavailable("the server refuses one field of the request after the other")
+        raise Unavailable("the server refuses one field of the request after another")
 
     def remark(self, said: str) -> None:
-        """Say something about this server once, in the log, and keep it for the summary."""
+        """Log a remark about this server once, and keep it for the summary."""
         if said not in self.remarks:
             self.remarks.append(said)
             logger.warning("%s: %s", self.place, said)

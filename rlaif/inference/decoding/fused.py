@@ -45,7 +45,7 @@ class FusedBlock:
 
     @staticmethod
     def of(block: Block) -> FusedBlock:
-        """The block's own, made once: a second one would take the weights away from steps captured with the first."""
+        """The block's own, made once: a second would take the weights away from steps captured with the first."""
         if "fused" not in block.__dict__:
             object.__setattr__(block, "fused", FusedBlock(block))
         return block.__dict__["fused"]
@@ -65,7 +65,7 @@ class FusedBlock:
         store: tuple[Tensor, Tensor],
         slots: Tensor,
     ) -> Tensor:
-        """What the layer adds at last to `hidden` (B, D), to which `added` and its attention are added in place."""
+        """What the layer finally adds to `hidden` (B, D), to which `added` and its attention are added in place."""
         keys, values = store
         mixed = self._mix(kernels.add_norm(hidden, added, self._first.weight, self._first.eps))
         kernels.rotate_and_store(mixed, tables, keys, values, slots)
@@ -75,7 +75,7 @@ class FusedBlock:
 
 
 class FusedStep:
-    """Trunk and top of a frozen policy in the compute dtype, one token a row."""
+    """Trunk and top of a frozen policy in the compute dtype, one token per row."""
 
     def __init__(self, top: Top) -> None:
         self._top = top

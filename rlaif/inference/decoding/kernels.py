@@ -1,8 +1,8 @@
 """The four small operations between the matrix products of a decoding step, each as one kernel on a GPU.
 
-Apart, they are some twenty kernels a layer, and at the sizes of a decoding step a kernel takes as long to start as
-to run. Each has a plain form in torch, which says what it computes and runs elsewhere;
-`experiments/benchmarks/gpu.py` holds the two together on a GPU.
+Separately, they are some twenty kernels per layer, and at the sizes of a decoding step a kernel takes as long to
+start as to run. Each has a plain form in torch, which says what it computes and runs elsewhere;
+`experiments/benchmarks/gpu.py` compares the two on a GPU.
 
 Notation: B rows (one new token each), D hidden size, H query heads, K key/value heads, E head size, S slots.
 """

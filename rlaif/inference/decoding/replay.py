@@ -1,9 +1,9 @@
-"""Decoding in static shapes: one CUDA graph for each shape, replayed once for each token.
+"""Decoding in static shapes: one CUDA graph per shape, replayed once per token.
 
 Token by token a model is a few hundred kernels of some microseconds each, which take longer to launch one by
 one than to run. Here every tensor of a decoding step keeps its shape and place, so that the step is captured
 once and replayed; tokens are drawn and compared with the EOS ids on the device, and the host looks only every
-`POLL` tokens whether rows are still going. Without CUDA the same step runs as it is, which the tests use.
+`POLL` tokens whether any row is unfinished. Without CUDA the same step runs uncaptured, which the tests use.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rlaif.inference.decoding.drawing import Decoding, pick_tokens
 from rlaif.inference.decoding.fused import FusedStep
 from rlaif.models.split import Top, Trunk
 
-POLL = 16  # tokens between two looks of the host
+POLL = 16  # tokens between two checks by the host
 ROW_BUCKET, SLOT_BUCKET = 8, 64
 KEPT_SHAPES = 4  # captured steps, and their keys and values, that a model keeps
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """What decoding starts from: the prompts' cache, lengths (B,), logits behind them (B, V) and features."""
+    """What decoding starts from: the prompts' cache, lengths (B,), logits after them (B, V) and features."""
 
     cache: KVCache
     lengths: Tensor
@@ -47,7 +47,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Shape:
-    """All that one captured step holds fixed."""
+    """Everything that one captured step holds fixed."""
 
     rows: int
     slots: int
@@ -90,12 +90,12 @@ class StaticDecoder:
         if self.features is not None:
             self.features[self._rows, self.lengths] = features
         self.logits.copy_(self.top.logits(hidden))
-        # A row beyond its end writes over its last place again and again, where nobody reads.
+        # A row past its end keeps overwriting its last slot, which nothing reads.
         self.lengths.add_(1).clamp_(max=self.shape.slots - 1)
         self.position.add_(1).clamp_(max=decoding.max_new_tokens - 1)
 
     def _feed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and normalised hidden states of one token a row, which goes into the cache."""
+        """Features and normalised hidden states of one token per row, which goes into the cache."""
         if self._fused is not None:
             return self._fused(tokens, self.cache, self.lengths)
         attend = StaticStep(self.cache, self.lengths)
@@ -129,7 +129,7 @@ class StaticDecoder:
         self.uniforms[:rows].copy_(uniforms)
         self.tokens.zero_()
         self.position.zero_()
-        self.finished.fill_(True)  # of rows that are only there to fill the shape
+        self.finished.fill_(True)  # of rows that only fill the shape
         self.finished[:rows] = False
         if self.features is not None and start.features is not None:
             self.features[:rows, : start.features.shape[1]].copy_(start.features)
@@ -193,7 +193,7 @@ class Replays:
     def decoder(
         self, twin: Top, rows: int, slots: int, decoding: Decoding, eos_ids: Collection[int], features: bool
     ) -> StaticDecoder:
-        """The captured step for at least `rows` rows of `slots` positions; the oldest is let go for a new one."""
+        """The captured step for at least `rows` rows of `slots` positions; the oldest is dropped for a new one."""
         shape = Shape(
             _up(rows, ROW_BUCKET), _up(slots, SLOT_BUCKET), decoding, tuple(sorted(eos_ids)), features
         )

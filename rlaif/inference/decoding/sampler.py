@@ -26,7 +26,7 @@ from rlaif.inference.packing import (
 )
 from rlaif.models.split import Top
 
-# Finished rows are dropped once no more than this share of the rows is still going: dropping copies the cache.
+# Finished rows are dropped once no more than this share of the rows is unfinished: dropping copies the cache.
 KEEP_SHARE = 0.85
 # Memory that the keys and values of the rows decoded at once may take on a CPU.
 CACHE_BYTES = 2**29
@@ -62,7 +62,7 @@ def _chunks(groups: Sequence[SharedPrefix], max_tokens: int) -> Iterator[list[Sh
 
 
 def _cache_bytes(device: torch.device) -> int:
-    """Total memory, not what is free now, decides on an accelerator: batches must not change by the hour."""
+    """On an accelerator total memory decides, not what is free now: batches must not change from hour to hour."""
     return (
         torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else CACHE_BYTES
     )
@@ -99,7 +99,7 @@ class _Batch:
         self.logits = logits
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]], prefill_tokens: int, feature_slots: int) -> Tensor:
-        """Run the prompts; what all of them, or neighbours, share at their start runs once."""
+        """Run the prompts; what all of them, or neighbours, have in common at their start runs once."""
         shared = shared_tokens(prompts)
         before, lead = run_prefix(self.top, prompts[0][:shared]) if shared else (None, None)
         groups, _ = group_neighbours([prompt[shared:] for prompt in prompts])
@@ -119,7 +119,7 @@ class _Batch:
         return torch.cat(outputs)
 
     def _store(self, own: Tensor, lead: Tensor | None, start: int, shape: tuple[int, ...]) -> None:
-        """Keep the features of some prompts: `lead` (1, S, D) of all and `own` (N, T, D) behind it."""
+        """Keep the features of some prompts: `lead` (1, S, D) of all and `own` (N, T, D) after it."""
         if self.features is None:
             self.features = torch.zeros(shape, dtype=own.dtype, device=self.device)
         rows, shared = slice(start, start + len(own)), 0 if lead is None else lead.shape[1]
@@ -187,12 +187,12 @@ def sample(
     progress: Callable[[int], None] | None = None,
     replay: bool | None = None,
 ) -> list[Sampled]:
-    """One response for each prompt (token ids), in the prompts' order.
+    """One response per prompt (token ids), in the prompts' order.
 
     Args:
         seeds: one integer per row; it alone decides that row's noise.
-        eos_ids: tokens that end a response, each.
-        max_rows: rows decoded at once at most; fewer where their keys and values would take too much memory.
+        eos_ids: tokens of which each ends a response.
+        max_rows: most rows decoded at once; fewer if their keys and values would take too much memory.
         prefill_tokens: tokens of prompts that run at once; by default what suits the device.
         keep_features: return the trunk's activations of prompt and response.
         warm: takes the prompts' keys and values, for calls that continue them.

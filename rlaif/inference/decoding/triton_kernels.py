@@ -8,7 +8,7 @@ import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
 MOST_SLOTS = (
-    2048  # one program walks through all of a row's slots: beyond, a kernel that shares them is faster
+    2048  # one program walks through all of a row's slots: beyond this, a kernel that splits them is faster
 )
 SLOT_BLOCK = 64
 

@@ -1,7 +1,7 @@
 """Prompts that continue prompts already run: chain of thought reads its verdict after its own rationale.
 
 The rationale's prompt was run to generate from; its keys and values are kept for the next call, so that the
-verdict costs the rationale's tokens alone.
+verdict costs only the rationale's tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a backend's raw answer to a number. Pure functions; p is always about what the prompt asked."""
+"""From a backend's raw answer to a number. Pure functions; p always refers to what the prompt asked for."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def sigmoid(value: float) -> float:
 def read_choice(scores: ChoiceScores, *, temperature: float, min_mass: float = 0.0) -> Reading:
     """Probability of the first of two choices: softmax over their log-probabilities / `temperature`.
 
-    Where the two carry less than `min_mass` of the next token together, the answer says something else, and
+    If the two together carry less than `min_mass` of the next token, the answer says something else and
     is unparsed: the tail of a distribution is not a verdict.
-    Where a server names only one of the two, the other's probability lies between 0 and what is left
+    If a server names only one of the two, the other's probability lies between 0 and what is left
     (or the least that the server names, if that is less). If the named choice is certain to win, the value
     is the middle of what p can be, with provenance `top_k`; otherwise the answer is unparsed. Shares of
     sampled answers have provenance `frequency`.
@@ -63,7 +63,7 @@ def read_choice(scores: ChoiceScores, *, temperature: float, min_mass: float = 0
 
 
 def hides_ten(scores: ChoiceScores) -> bool:
-    """Whether it is not known how the engine splits "10": what it calls "1" may be the beginning of it.
+    """Whether it is unknown how the engine splits "10": what it calls "1" may be its beginning.
 
     Sampled answers are compared as text, where every "10" begins with "1".
     """
@@ -120,7 +120,7 @@ def read_text(text: str, *, polarity: Polarity = "better", cut: bool = False) ->
 
 
 def _mass(weights: Iterable[float]) -> float:
-    """The sum of probabilities; rounding of low precision may lift it above 1."""
+    """The sum of probabilities, at most 1: low-precision rounding may lift it above."""
     return min(1.0, math.fsum(weights))
 
 

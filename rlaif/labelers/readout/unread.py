@@ -1,4 +1,4 @@
-"""What of a labeling gave no value, and why, in one sentence: calls that failed, answers that say no choice."""
+"""What gave no value in labeling, and why, in one sentence: failed calls, and answers that name no choice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rlaif.labelers.readout.readouts import Reading
 from rlaif.records import Judgement
 
-_CAUSES = 3  # distinct ones that a sentence names
+_CAUSES = 3  # distinct causes that a sentence names
 _LONGEST = 200  # characters of one of them
 
 
@@ -65,7 +65,7 @@ class Unread:
             )
         if self.unparsed > self.low_mass:
             rest = self.unparsed - self.low_mass
-            parts.append(f"{rest} of {self.asked} say no choice: change the prompt or the readout")
+            parts.append(f"{rest} of {self.asked} name no choice: change the prompt or the readout")
         again = f" ({key}.retry=unparsed asks again)" if self.unparsed else ""
         return (
             f"{self.rate:.1%} of {what} {verb}, more than {key}.max_unparsed={limit}: {'; '.join(parts)}."
