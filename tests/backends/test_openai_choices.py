@@ -346,7 +346,7 @@ def test_a_token_over_the_boundary_is_an_error_of_its_own():
         merged, fine = backend(server.base_url).sequence_logprobs(
             [(Message("a ", chat=False), "1x"), (Message("a", chat=False), "1x")]
         )
-    assert "cannot be told" in merged.error and fine.error is None and fine.tokens == 2
+    assert "cannot be separated" in merged.error and fine.error is None and fine.tokens == 2
 
 
 @pytest.mark.parametrize("abilities, api", [({"top_k"}, "completions"), (ALL, "chat")])

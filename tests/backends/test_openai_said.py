@@ -108,7 +108,7 @@ def _say(token, value):
 def test_a_choice_whose_value_is_no_log_probability_fails(value):
     """Failed answers are not stored, so a server that is healthy again is asked again."""
     scores = _twisted(_say("2", value))
-    assert "no number at or below 0" in scores.error and scores.logprobs == (None, None)
+    assert "not a number at or below 0" in scores.error and scores.logprobs == (None, None)
     assert read_choice(scores, temperature=1.0).state == "failed"
 
 

@@ -42,11 +42,12 @@ def folder(tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalServer]:
-    local_server.MODEL = "NAME"
-    with LocalServer(
-        {"top_k", "token_ids", "decoding"}, distribution=lambda prompt: {"1": 0.6, "2": 0.4}
-    ) as found:
-        yield found
+    """Serves the model under the pages' word for it; other tests have the server's own again afterwards."""
+    abilities, shares = {"top_k", "token_ids", "decoding"}, {"1": 0.6, "2": 0.4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_server, "MODEL", "NAME")
+        with LocalServer(abilities, distribution=lambda prompt: shares) as found:
+            yield found
 
 
 def _run(words: list[str], server: LocalServer) -> None:

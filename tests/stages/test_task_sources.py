@@ -77,7 +77,7 @@ def test_a_task_without_references_says_so_when_it_is_to_be_fine_tuned(run) -> N
             ["task=harmless"],
             "task.path=Anthropic/hh-rlhf is not a file, and cannot be loaded as a hub data set",
         ),
-        (["task=tldr"], "task.path=openai/summarize_from_feedback:comparisons is no file"),
+        (["task=tldr"], "task.path=openai/summarize_from_feedback:comparisons is not a file"),
         (
             ["task=tldr", SOURCES["tldr"], "task.gold_confidence=[0]"],
             "task.gold_confidence=.0. must list slider",
