@@ -72,7 +72,7 @@ def load_runs(
     """Finished runs below `root` as a frame, oldest first: a row per run, a column per metric of their summaries.
 
     The columns `run`, `stage`, `name`, `group`, `started`, `path` and `overrides` (a tuple of words) come first. A
-    metric that a run does not have is NaN.
+    metric that a run lacks is NaN.
     """
     runs = find_runs(Path(root).expanduser(), stage=stage, group=group)
     rows = [
@@ -106,7 +106,7 @@ class Labeler:
         Args:
             preset: an option of the group `labeler`, such as `detailed`, `cot` or `likelihood`.
             task: an option of the group `task`; its data are not read.
-            model: `embedded`, or a model of the hub or of a folder. For a server, give `backend=openai` and its keys
+            model: `embedded`, a hub id, or a folder. For a server, give `backend=openai` and its keys
                 as overrides; `model` is not loaded then.
             overrides: more words of the command line, such as `labeler.order=first`.
 
@@ -126,7 +126,7 @@ class Labeler:
         return _told(made)
 
     def label(self, pairs: Sequence[Pair | Mapping[str, str]]) -> list[Preference]:
-        """The preference for each pair, in order: `p_a` in [0, 1], or None where no verdict could be read.
+        """The preference for each pair, in order: `p_a` in [0, 1], or None if no verdict could be read.
 
         A pair is a `Pair`, or a mapping with `prompt`, `response_a`, `response_b` and, if you like, `id`.
         """
@@ -195,7 +195,7 @@ class RewardModel(_OfRun):
         """The normalised reward of each response to its prompt, as RL maximises it.
 
         0 is the mean over the task's references and 1 their standard deviation. An empty response, which loses to
-        any text, gets -inf. Raises ValueError where the two lists differ in length.
+        any text, gets -inf. Raises ValueError if the two lists differ in length.
         """
         texts = list(zip(prompts, responses, strict=True))
         rows = encode_texts(self._ctx, self._encoder, texts, "scoring")
@@ -210,7 +210,7 @@ class RewardModel(_OfRun):
 
 
 def load_policy(run: RunRecord | str | Path) -> Policy:
-    """The policy of a run, given as its record or its directory: RL's, else the SFT policy, else the base model.
+    """The policy of a run (its record or its directory): RL's, else the SFT policy, else the base model.
 
     Raises UserError for a run of several arms, and for one whose artifacts are gone.
     """
@@ -225,7 +225,7 @@ def load_policy(run: RunRecord | str | Path) -> Policy:
 
 
 def load_reward_model(run: RunRecord | str | Path) -> RewardModel:
-    """The reward model of a run, or that which its policy was trained against. Raises UserError as `load_policy`."""
+    """The reward model of a run, or the one that its policy was trained against. Raises UserError as `load_policy`."""
 
     def loaded() -> RewardModel:
         record = _record(run)
@@ -253,7 +253,7 @@ def _context(record: RunRecord) -> Context:
 
 
 def _artifact(record: RunRecord, kind: str) -> Path | None:
-    """The folder of the run's artifact of `kind`; None where it has none."""
+    """The folder of the run's artifact of `kind`; None if it has none."""
     names = [row.name for row in record.lineage if row.kind == kind]
     if not names:
         return None

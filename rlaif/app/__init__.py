@@ -1,1 +1,1 @@
-"""A job: the command line, the plan, the stages asked for, and what is printed and kept of it."""
+"""A job: the command line, the plan, the requested stages, and what is printed and kept."""

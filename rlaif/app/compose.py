@@ -26,7 +26,7 @@ _READ_LATER = ("compare", "report", "clean")
 
 @contextmanager
 def composed(words: Sequence[str]) -> Iterator[DictConfig]:
-    """The configuration that `words` make, as the command line composes it; arms can be composed meanwhile."""
+    """The configuration that `words` make, as the command line composes it; arms can be composed within the context."""
     refuse_null(words)
     with initialize_config_dir(str(CONF), job_name="rlaif", version_base="1.3"):
         cfg = compose("config", overrides=list(words), return_hydra_config=True)
@@ -37,7 +37,7 @@ def composed(words: Sequence[str]) -> Iterator[DictConfig]:
 
 
 def read_options(cfg: DictConfig) -> Options:
-    """The options of a composed configuration. Raises UserError for what it cannot be."""
+    """The options of a composed configuration. Raises UserError for an invalid one."""
     values = resolved(cfg)
     if values.get("until") == "ppo":  # as stage=ppo, the other name of stage=rl
         values["until"] = "rl"
@@ -48,7 +48,7 @@ def read_options(cfg: DictConfig) -> Options:
 
 
 def labeling_options(cfg: DictConfig) -> Options:
-    """The options of a configuration of which the labeler alone is used, so that the task may name no data."""
+    """The options of a configuration of which only the labeler is used, so the task need not name any data."""
     values = resolved(cfg)
     require({name: value for name, value in values.items() if name != "task"})
     return with_engine(read(Options, values))
@@ -76,7 +76,7 @@ def _key(override: str) -> str:
 
 
 def resolved(value: Any, place: str = "") -> Any:
-    """A configuration as plain data; `UNSET` for a value that is still to be given, or that follows one."""
+    """A configuration as plain data; `UNSET` for a value that is still to be set, or that refers to one."""
     if OmegaConf.is_dict(value):
         return {str(key): _item(value, key, f"{place}.{key}".lstrip(".")) for key in value}
     if OmegaConf.is_list(value):
@@ -94,5 +94,5 @@ def _item(value: Any, key: Any, place: str) -> Any:
         if found is None:
             return UNSET
         raise UserError(
-            f"{place} follows the environment variable {found[1]}, which is not set: set it"
+            f"{place} refers to the environment variable {found[1]}, which is not set: set it"
         ) from None

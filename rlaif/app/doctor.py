@@ -77,7 +77,7 @@ def _choices(ctx: Context) -> str:
     if answer.error is not None:
         raise UserError(f"the question whether 1 or 2 is larger got no answer: {answer.error}")
     mass, least = _mass(answer.logprobs), ctx.options.labeler.min_mass
-    finding = f"{mass:.1%} of the next token's probability lies on the choices 1 and 2"
+    finding = f"{mass:.1%} of the next token's probability is on the choices 1 and 2"
     if mass < least:
         raise UserError(
             f"{finding}, less than labeler.min_mass={least:g}: the model says something else, and its verdicts will be"
@@ -122,7 +122,7 @@ CHECKS: dict[str, Callable[[Context], str]] = {
 def doctor(ctx: Context) -> None:
     """Print one line per check; raises UserError at the end if any failed.
 
-    What asks the labeler is left out once its server does not answer: each check would wait for all its retries.
+    Checks that ask the labeler are skipped once its server has failed: each would wait for all retries.
     """
     table = Table(title="Doctor", header_style="bold")
     table.add_column("check")

@@ -21,7 +21,7 @@ from rlaif.app.disk import not_written
 from rlaif.app.home import CODE, CONF
 from rlaif.errors import UserError
 
-FAILED = "RLAIF_FAILED"  # names the file in which jobs note that they failed: some launchers start processes
+FAILED = "RLAIF_FAILED"  # names the file in which jobs note failures: some launchers start processes
 
 
 def report(error: Exception) -> None:
@@ -32,7 +32,7 @@ def report(error: Exception) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(cfg: DictConfig) -> None:
-    """Run one composed configuration. In a multirun later jobs still run; the exit code tells at the end."""
+    """Run one composed configuration. In a multirun later jobs still run; the exit code reports failures at the end."""
     from rlaif.app.job import run_job  # `--help` need not wait for torch
 
     own = HydraConfig.get()

@@ -25,7 +25,7 @@ _NOISE = re.compile(
 
 
 def one_sentence(error: BaseException) -> str:
-    """`error` on one line; a configuration error says what there is."""
+    """`error` on one line; for an unknown option, with the options that exist."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_option(str(error.missing_cfg_file), error.options or [])
@@ -64,7 +64,7 @@ def _unknown_option(missing: str, options: Iterable[str]) -> str:
 
 
 def with_judges(words: Sequence[str], folder: Path) -> list[str]:
-    """The words, for a `--config-dir` with labelers of the user's own: each judges too, by a copy below `folder`."""
+    """The words, so that labelers in a `--config-dir` can judge too, by a copy of them below `folder`."""
     options = dict(pairwise(words))
     own = options.get("--config-dir") or options.get("-cd")
     own = own or next((word.partition("=")[2] for word in words if word.startswith("--config-dir=")), None)
@@ -85,7 +85,7 @@ def arranged(words: Sequence[str]) -> list[str]:
 
 
 def expand_home(word: str) -> str:
-    """`key=~/file` as the shell would have it, were it the word's beginning; quoted words stay as they are."""
+    """`key=~/file` expanded as the shell expands `~/file`; quoted words are left unchanged."""
     if "'" in word or '"' in word:
         return word
     return _HOME.sub(lambda _: os.path.expanduser("~"), word)
