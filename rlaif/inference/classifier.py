@@ -107,7 +107,7 @@ class ClassifierSpec:
         if self.max_tokens <= min(limits, default=self.max_tokens):
             return self
         logger.warning(
-            "reward.max_tokens=%d is more than reward.name=%s can read (%d)",
+            "reward.max_tokens=%d is more than reward.name=%s can read: it reads %d",
             self.max_tokens,
             self.name,
             min(limits),
