@@ -13,9 +13,9 @@ from rlaif.errors import UserError
 class Message:
     """A prompt for a backend.
 
-    With `chat` the model's chat template wraps `user` as the user's turn and `assistant` opens the
-    model's turn (the model continues right after it, for instance after `Preferred Response=`);
-    without, the text is `user + assistant` unchanged.
+    With `chat` the model's chat template wraps `user` as the user's turn and `assistant` opens the model's turn (the
+    model continues right after it, for instance after `Preferred Response=`). Without, the text is
+    `user + assistant` unchanged.
     """
 
     user: str
@@ -33,10 +33,10 @@ class Ended(UserError):
 
 @dataclass(frozen=True)
 class Generation:
-    """A sampled continuation. `finished` says whether the model ended it itself.
+    """A sampled continuation. `finished` says whether the model ended it by itself.
 
-    `altered` names the decoding that the engine used instead of what was asked, if that changes the text.
-    `usage_estimated`, here and below: the engine did not report its tokens, so they are an estimate.
+    `altered` names decoding settings that the engine used instead of those requested, if that changes the text.
+    `usage_estimated`, here and below: the engine did not report token counts, so they are estimates.
     """
 
     text: str
@@ -51,13 +51,13 @@ class Generation:
 
 @dataclass(frozen=True)
 class ChoiceScores:
-    """Log-probability (nats) of each choice as the continuation, in the order asked.
+    """Log-probability (nats) of each choice as the continuation, in the order given.
 
-    None if the engine could not give one: then `error` says why, or the choice was outside a
-    server's top-k. `token_counts` are the choices' lengths in tokens, empty if the engine cannot
-    tell: the `score` readout needs them to know whether "10" begins with the token of "1".
-    `ceiling` bounds a choice that is None: the least log-probability that the server gave.
-    `source` is `frequency` if the probabilities are shares of sampled answers.
+    None if the engine could not give one: then `error` says why, or the choice was outside a server's top-k.
+    `token_counts` are the choices' lengths in tokens, empty if the engine cannot tell: the `score` readout needs
+    them to know whether "10" begins with the token "1". `ceiling` is an upper bound for a choice that is None,
+    from the lowest log-probability the server did return. `source` is `frequency` if the probabilities are
+    shares of sampled answers.
     """
 
     logprobs: tuple[float | None, ...]
@@ -87,7 +87,7 @@ class Backend(Protocol):
     """An LLM engine. All calls keep the order of their inputs."""
 
     def identity(self) -> dict[str, Any]:
-        """What the answers depend on: engine, model, revision or weights' hash, dtype, chat template."""
+        """What the answers depend on: engine, model, revision or hash of the weights, dtype, chat template."""
         ...
 
     def generate(
@@ -101,7 +101,7 @@ class Backend(Protocol):
     ) -> list[Generation]:
         """One continuation per prompt; `temperature` 0 is greedy, `top_k` 0 means no limit.
 
-        `seeds[i]` alone decides the noise of prompt i, whatever else is in the batch.
+        `seeds[i]` alone determines the noise of prompt i, whatever else is in the batch.
         """
         ...
 
@@ -118,7 +118,7 @@ class Backend(Protocol):
 class BatchInvariant(Protocol):
     """Marks engines whose answer to a prompt does not depend on its batch.
 
-    Then only a batch's missing answers are asked for again, not their neighbours.
+    Then only the missing part of a batch is asked again, not the rest.
     """
 
     batch_invariant: Literal[True]
@@ -134,8 +134,8 @@ class Remarking(Protocol):
 
 @runtime_checkable
 class Altering(Protocol):
-    """Marks engines that may have to decode differently from what was asked, at one time but not at another."""
+    """Marks engines that may, at some times and not at others, decode differently from what was requested."""
 
     def alteration(self, temperature: float) -> str:
-        """How a `Generation` at this temperature would be `altered` now. Raises UserError if the engine is away."""
+        """What `Generation.altered` would be now at this temperature. UserError if the engine is unreachable."""
         ...

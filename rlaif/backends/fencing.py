@@ -1,10 +1,10 @@
-"""Fences around judged text: the text itself never decides where it begins or ends.
+"""Fences around judged text, so that the text cannot decide where it begins and ends.
 
-A fence is `<<<label`, the text, `>>>`, each on its own lines. Inside the text, runs of three or more
-angle brackets and the turn markers of the common chat templates are pulled apart with spaces, so that
-it can neither close its fence, open another, nor start a turn of its own.
+A fence is `<<<label`, the text, `>>>`, each on its own lines. Inside the text, runs of three or more angle brackets
+and the turn markers of common chat templates are split with spaces, so that the text can neither close its fence,
+open another, nor start a turn.
 
-By convention the label of a judged response ends in its number (`summary 1`), that of a context does not.
+By convention the label of a judged response ends in its number (`summary 1`); that of a context does not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FENCE = re.compile(r"^<<<([^\n<>]*)\n(.*?)\n>>>$", re.MULTILINE | re.DOTALL)
 def neutralise(text: str) -> str:
     """`text` without anything that could end its fence or open a chat turn.
 
-    Only spaces are added, so a reader still sees every character; applying it twice changes nothing further.
+    Only spaces are added, so a reader still sees every character; a second application changes nothing.
     """
     apart = _RUNS.sub(lambda match: " ".join(match.group()), text)
     return _MARKERS.sub(lambda match: f"{match['open']} " if match["open"] else f" {match['close']}", apart)

@@ -1,4 +1,4 @@
-"""A deterministic backend that answers by rule: for tests, dry runs and experiments with known truth.
+"""A deterministic backend that answers by rule: for tests, dry runs and experiments with a known truth.
 
 It sees only what a model would see, the rendered prompt, and reads the judged texts from their fences.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
@@ -30,42 +31,30 @@ def _length(context: str, response: str) -> float:
     return len(response) / (len(response) + 100.0)
 
 
-def _shortness(context: str, response: str) -> float:
-    return 1.0 - _length(context, response)
-
-
 def _overlap(context: str, response: str) -> float:
     """Share of the response's distinct words that are also in the context, damped for very short responses."""
     words = set(_words(response))
     return len(words & set(_words(context))) / (len(words) + 2)
 
 
-def _hash(context: str, response: str) -> float:
-    return stable_uniform("scripted-rule", context, response)
-
-
-def _indifferent(context: str, response: str) -> float:
-    return 0.5
-
-
 RULES: dict[str, Rule] = {
     "longer": _length,
-    "shorter": _shortness,
+    "shorter": lambda context, response: 1.0 - _length(context, response),
     "overlap": _overlap,
-    "hash": _hash,
-    "first": _indifferent,
+    "hash": partial(stable_uniform, "scripted-rule"),
+    "first": lambda context, response: 0.5,
 }
 
 
 class ScriptedBackend:
-    """Prefers by a named rule (or a callable quality), with specified faults.
+    """Prefers by a named rule (or a callable quality), with configurable faults.
 
-    The logit for the response shown first is `strength` times the difference of the qualities, plus
-    `noise` times a difference of hash-derived uniforms (it mirrors when the pair is swapped), plus
-    `position_bias`. Rule `first` has no opinion and always picks the first position. A share
-    `unparsed_rate` of the prompts, chosen by hash, gets no usable answer.
+    The logit for the response shown first is `strength` times the difference in quality, plus `noise` times a
+    difference of hash-derived uniforms (which changes sign when the pair is swapped), plus `position_bias`. Rule
+    `first` has no opinion and always picks the response shown first. A share `unparsed_rate` of the prompts, chosen
+    by hash, gets no usable answer.
 
-    A prompt that ends in `=` asks for a verdict; any other prompt is given the fixed rationale.
+    A prompt that ends in `=` asks for a verdict; any other prompt gets the fixed rationale.
 
     Raises UserError for an unknown rule or a value out of range.
     """
@@ -90,11 +79,8 @@ class ScriptedBackend:
             raise UserError("labeler.scripted needs strength > 0 and noise >= 0")
         self._name = rule if isinstance(rule, str) else f"{rule.__module__}.{rule.__qualname__}"
         self._quality = RULES[rule] if isinstance(rule, str) else rule
-        self._strength = strength
-        self._noise = noise
-        self._unparsed_rate = unparsed_rate
-        self._position_bias = position_bias
-        self._seed = seed
+        self._strength, self._noise, self._seed = strength, noise, seed
+        self._unparsed_rate, self._position_bias = unparsed_rate, position_bias
 
     def identity(self) -> dict[str, Any]:
         """The rule and its faults: all that an answer depends on besides the prompt."""
@@ -119,7 +105,7 @@ class ScriptedBackend:
     ) -> list[Generation]:
         """A verdict digit after a prompt that ends in `=`, the fixed rationale otherwise.
 
-        With a temperature above 0 the rationale carries a word drawn by the seed.
+        With a temperature above 0 the rationale includes a word drawn by the seed.
         """
         return [
             self._generation(prompt, max_new_tokens, temperature, seed)
@@ -161,18 +147,18 @@ class ScriptedBackend:
         target = 1.0 + (len(choices) - 1) * quality
         weights = [math.exp(-abs(rank - target)) for rank in range(1, len(choices) + 1)]
         shares = [weight / math.fsum(weights) for weight in weights]
-        return tuple(
-            math.log(
-                math.fsum(
-                    share for other, share in zip(choices, shares, strict=True) if other.startswith(choice)
-                )
-            )
-            for choice in choices
-        )
+        shared = list(zip(choices, shares, strict=True))
+        covered = (math.fsum(p for other, p in shared if other.startswith(choice)) for choice in choices)
+        return tuple(map(math.log, covered))
 
     def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
-        """Each word costs 5 nats, or 2 if the prompt has it: a crude, deterministic copy model."""
-        return [_sequence(message, text) for message, text in items]
+        """Each word costs 5 nats, or 2 if it is in the prompt: a crude, deterministic copy model."""
+        scores = []
+        for message, text in items:
+            known, words = set(_words(f"{message.user} {message.assistant}")), _words(text)
+            logprob = -math.fsum(2.0 if word in known else 5.0 for word in words)
+            scores.append(SequenceScore(logprob, len(words), _tokens(message) + len(words)))
+        return scores
 
     def _silent(self, prompt: Message) -> bool:
         return stable_uniform("unparsed", self._seed, prompt.user, prompt.assistant) < self._unparsed_rate
@@ -184,13 +170,13 @@ class ScriptedBackend:
     def _logit(self, prompt: Message) -> float:
         context, responses = _judged(prompt)
         if len(responses) < 2:
-            raise ValueError("the scripted backend found no two fenced responses in the prompt")
+            raise ValueError("the scripted backend did not find two fenced responses in the prompt")
         bias = self._position_bias + (self._strength if self._name == "first" else 0.0)
         return self._value(context, responses[0]) - self._value(context, responses[1]) + bias
 
 
 def _judged(prompt: Message) -> tuple[str, list[str]]:
-    """The last fenced context and the responses after it (exemplars come before them)."""
+    """The last fenced context and the responses after it (exemplars come first)."""
     context, responses = "", []
     for label, text in read_fences(prompt.user):
         if label[-1:].isdigit():
@@ -202,10 +188,3 @@ def _judged(prompt: Message) -> tuple[str, list[str]]:
 
 def _tokens(prompt: Message) -> int:
     return len(prompt.user.split()) + len(prompt.assistant.split())
-
-
-def _sequence(message: Message, text: str) -> SequenceScore:
-    known = set(_words(message.user + " " + message.assistant))
-    words = _words(text)
-    logprob = -math.fsum(2.0 if word in known else 5.0 for word in words)
-    return SequenceScore(logprob, len(words), _tokens(message) + len(words))

@@ -13,42 +13,29 @@ from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.decoding.warm import WarmPrompts, warm_next_token_logprobs
-from rlaif.inference.packing import SharedPrefix
+from rlaif.inference.packing import SharedPrefix, portions
 from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
 from rlaif.io import release_free_memory
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Top
 from rlaif.tokens import chat_ids, inner_ids, render_chat, text_ids
 
-# Raised when the same model answers the same prompts differently: how text becomes tokens, what counts as a choice.
+# Incremented when the same model comes to answer the same prompts differently: tokenization, what counts as a choice.
 READS = 2
-# Log-probability of a space before the choice below which what follows it is not looked at.
+# Log-probability of a space before the choice below which what follows it is ignored.
 LEAST_GAP = math.log(0.01)
-# Tokens of suffixes that share one packed row.
+# Most tokens of suffixes in one packed row.
 PACKED_TOKENS = 256
-# Memory for the prompts of the last generation, from which verdicts continue.
+# Memory for the prompts of the last generation, which verdicts extend.
 WARM_BYTES = 2**29
-
-
-def _parts(indices: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """Cut a prompt's suffixes into runs of at most `PACKED_TOKENS` tokens: attention grows with the square."""
-    parts: list[list[int]] = []
-    room = 0
-    for index, length in zip(indices, lengths, strict=True):
-        if not parts or length > room:
-            parts.append([])
-            room = PACKED_TOKENS
-        parts[-1].append(index)
-        room -= length
-    return parts
 
 
 @dataclass(frozen=True)
 class Spellings:
     """How a model may write each choice right after a prompt, as token ids: `plain`, and with a space before it.
 
-    `spaced` is empty if it cannot be distinguished from `plain`, or if choices begin with each other's tokens ("1" and
-    "10") in another way than the plain ones do, since readouts subtract by that.
+    `spaced` is empty if it cannot be told from `plain`, or if its choices begin with each other's tokens ("1" and
+    "10") differently from the plain ones, since readouts subtract accordingly.
     """
 
     plain: tuple[tuple[int, ...], ...]
@@ -63,16 +50,16 @@ class Spellings:
 
     @property
     def gap(self) -> int | None:
-        """The token of the space if it is its own token before every choice, else None."""
+        """The token of the space if that is a separate token before every choice, else None."""
         first = {ids[0] for ids in self.spaced if len(ids) > 1}
         apart = all(s[1:] == p for s, p in zip(self.spaced, self.plain, strict=False))
         return first.pop() if self.spaced and apart and len(first) == 1 else None
 
 
 def _sequence_rows(
-    top: Top, prompts: Sequence[list[int]], suffixes: Sequence[tuple[int, ...]]
+    top: Top, prompts: Sequence[list[int]], suffixes: tuple[tuple[int, ...], ...]
 ) -> list[list[float]]:
-    groups = [SharedPrefix(tuple(ids), tuple(suffixes)) for ids in prompts]
+    groups = [SharedPrefix(tuple(ids), suffixes) for ids in prompts]
     return [list(row) for row in sequence_logprobs(top, groups)]
 
 
@@ -81,7 +68,7 @@ def _nested(tokens: Sequence[tuple[int, ...]]) -> list[list[bool]]:
 
 
 def _added(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    """Log-probabilities of choices whose spellings exclude each other."""
+    """Log-probabilities of choices whose two spellings are mutually exclusive."""
     return torch.tensor([one, other], dtype=torch.float64).logsumexp(0).tolist()
 
 
@@ -89,8 +76,8 @@ class TransformersBackend:
     """Labels with a model in this process. `identity` is known before the weights are loaded.
 
     Args:
-        identity: what `describe_model` says of the model, with its compute dtype.
-        load: returns the model on first use, so that fully cached labeling loads nothing.
+        identity: the model's description from `describe_model`, with its compute dtype.
+        load: returns the model on first use, so that a fully cached labeling loads nothing.
         max_rows: rows generated at once.
     """
 
@@ -113,7 +100,7 @@ class TransformersBackend:
     def _ready(self) -> tuple[LanguageModel, Top]:
         if self._model is None or self._top is None:
             self._model = self._load()
-            # A labeler never trains: kept in the compute dtype, so no cast at each use.
+            # A labeler is never trained: it is kept in the compute dtype, with no cast at each use.
             self._top = self._model.trunk.new_top().frozen_copy()
         return self._model, self._top
 
@@ -122,22 +109,13 @@ class TransformersBackend:
         tokenizer = model.tokenizer
         if message.chat:
             return chat_ids(tokenizer, render_chat(tokenizer, message.user) + message.assistant)
-        return text_ids(tokenizer, message.user + message.assistant) or [self._start(model)]
-
-    @staticmethod
-    def _start(model: LanguageModel) -> int:
-        """What precedes an empty prompt if the tokenizer puts nothing there: its BOS, or EOS without one."""
-        bos = model.tokenizer.bos_token_id
-        return model.eos_id if bos is None else bos
+        # An empty prompt to which the tokenizer adds nothing is its BOS, or EOS without one.
+        start = model.eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        return text_ids(tokenizer, message.user + message.assistant) or [start]
 
     def _check_length(self, ids: Sequence[int], extra: int) -> str | None:
-        model, _ = self._ready()
-        limit = model.trunk.config.max_positions
-        return (
-            f"{len(ids) + extra} tokens exceed the model's context of {limit}"
-            if len(ids) + extra > limit
-            else None
-        )
+        limit, size = self._ready()[0].trunk.config.max_positions, len(ids) + extra
+        return f"{size} tokens exceed the model's context of {limit}" if size > limit else None
 
     def generate(
         self,
@@ -164,20 +142,19 @@ class TransformersBackend:
             warm=self._warm,
             progress=self._progress,
         )
-        answers = dict(zip(fit, drawn, strict=True))
-        results = []
-        for index, (ids, error) in enumerate(zip(encoded, errors, strict=True)):
+        answers, results = iter(drawn), []
+        for ids, error in zip(encoded, errors, strict=True):
             if error is not None:
                 results.append(Generation("", False, len(ids), 0, error=error))
                 continue
-            got = answers[index]
+            got = next(answers)
             body = got.ids[:-1] if got.finished else got.ids
             text = model.tokenizer.decode(body, skip_special_tokens=True)
             results.append(Generation(text, got.finished, len(ids), len(got.ids)))
         return results
 
     def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
-        """A choice's two spellings count together: directly after the prompt, and with a space before it."""
+        """A choice's two spellings count together: right after the prompt, and with a space in between."""
         release_free_memory()
         model, top = self._ready()
         encoded = [self._encode(p) for p in prompts]
@@ -185,71 +162,59 @@ class TransformersBackend:
         errors = [self._check_length(ids, max(map(len, spelled.plain + spelled.spaced))) for ids in encoded]
         fit = [i for i, error in enumerate(errors) if error is None]
         scores, saved = self._choice_scores(top, [encoded[i] for i in fit], spelled)
-        answers = dict(zip(fit, scores, strict=True))
         counts, cached = tuple(map(len, spelled.plain)), saved // max(len(fit), 1)
-        results = []
-        for index, (ids, error) in enumerate(zip(encoded, errors, strict=True)):
-            logprobs = (None,) * len(choices) if error else tuple(answers[index])
+        answers, results = iter(scores), []
+        for ids, error in zip(encoded, errors, strict=True):
+            logprobs = (None,) * len(choices) if error else tuple(next(answers))
             results.append(ChoiceScores(logprobs, len(ids), 0 if error else cached, error, counts))
         return results
 
     def _choice_scores(
         self, top: Top, prompts: list[list[int]], spelled: Spellings
     ) -> tuple[list[list[float]], int]:
-        """Log-probabilities of each prompt's choices, and prompt tokens that were not run again."""
+        """Log-probabilities of each prompt's choices, and the number of prompt tokens that were not run again."""
         if not prompts:
             return [], 0
         plain, spaced, gap, size = spelled.plain, spelled.spaced, spelled.gap, len(spelled.plain)
         first = plain + (spaced if gap is None else ((gap,),))
         if all(len(ids) == 1 for ids in first):
-            rows, saved = self._next_rows(top, prompts, [ids[0] for ids in first])
+            warm, self._warm = self._warm, WarmPrompts(0)  # a verdict is read once: frees the memory
+            tokens = [ids[0] for ids in first]
+            known = warm_next_token_logprobs(top, prompts, tokens, warm)
+            rows, saved = known or next_token_logprobs(top, prompts, tokens)
         else:
             rows, saved = _sequence_rows(top, prompts, first), 0
         if gap is None:
             return [_added(row[:size], row[size:]) if spaced else row for row in rows], saved
         scores = [row[:size] for row in rows]
-        # A second look only if the model would really write the space first.
+        # A second pass only if the model might really write the space first.
         opening = [i for i, row in enumerate(rows) if row[size] > LEAST_GAP]
         behind = _sequence_rows(top, [prompts[i] for i in opening], spaced) if opening else []
         for i, row in zip(opening, behind, strict=True):
             scores[i] = _added(scores[i], row)
         return scores, saved
 
-    def _next_rows(
-        self, top: Top, prompts: list[list[int]], tokens: list[int]
-    ) -> tuple[list[list[float]], int]:
-        warm, self._warm = self._warm, WarmPrompts(0)  # a verdict is read once: the memory is freed
-        known = warm_next_token_logprobs(top, prompts, tokens, warm)
-        return known or next_token_logprobs(top, prompts, tokens)
-
     def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
         """Items with the same prompt share its forward pass, wherever they are in `items`."""
         release_free_memory()
         model, top = self._ready()
-        prompts: dict[Message, list[int]] = {}
         members: dict[Message, list[int]] = {}
-        suffixes: list[tuple[int, ...]] = []
-        for index, (message, continuation) in enumerate(items):
-            if message not in prompts:
-                prompts[message] = self._encode(message)
+        for index, (message, _) in enumerate(items):
             members.setdefault(message, []).append(index)
-            suffixes.append(tuple(inner_ids(model.tokenizer, continuation)))
+        suffixes = [tuple(inner_ids(model.tokenizer, continuation)) for _, continuation in items]
         results: list[SequenceScore | None] = [None] * len(items)
         groups, owners = [], []
         for message, indices in members.items():
-            ids = prompts[message]
-            usable = []
+            ids, usable = self._encode(message), []
             for i in indices:
-                error = self._check_length(ids, len(suffixes[i])) or (
-                    None if suffixes[i] else "nothing to score"
-                )
+                error = self._check_length(ids, len(suffixes[i])) if suffixes[i] else "nothing to score"
                 if error:
                     results[i] = SequenceScore(0.0, 0, len(ids), error=error)
                 else:
                     usable.append(i)
-            for part in _parts(usable, [len(suffixes[i]) for i in usable]):
-                groups.append(SharedPrefix(tuple(ids), tuple(suffixes[i] for i in part)))
-                owners.append(part)
+            for part in portions([len(suffixes[i]) for i in usable], PACKED_TOKENS):
+                owners.append([usable[place] for place in part])
+                groups.append(SharedPrefix(tuple(ids), tuple(suffixes[i] for i in owners[-1])))
         for group, usable, scores in zip(
             groups, owners, sequence_logprobs(top, groups, self._progress), strict=True
         ):

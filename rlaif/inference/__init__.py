@@ -1,1 +1,1 @@
-"""Running models: packing, the trunk's cache, scoring, rollouts; decoding has a room of its own."""
+"""Running models: packing, the trunk's cache, scoring, rollouts; decoding is a package of its own."""

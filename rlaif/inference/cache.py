@@ -1,7 +1,7 @@
 """Preallocated keys and values, and the attention patterns that read and write them.
 
-Layout of one layer: (B, K, S, E) with S slots; row b's token at position p is in slot p, so that right
-padding leaves garbage only after a row's end, where the next tokens overwrite it.
+Layout of one layer: (B, K, S, E) with S slots. Row b's token at position p is in slot p, so right padding
+leaves garbage only after a row's end, where the next tokens overwrite it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rlaif.models.decoder import DecoderConfig
 
 
 class KVCache:
-    """Keys and values of all layers for `rows` rows of up to `slots` positions."""
+    """Keys and values of all layers, for `rows` rows of up to `slots` positions."""
 
     def __init__(
         self, config: DecoderConfig, rows: int, slots: int, dtype: torch.dtype, device: str | torch.device
@@ -26,27 +26,27 @@ class KVCache:
 
     @staticmethod
     def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
-        """Memory of one position of one row."""
+        """Bytes per position of a row."""
         return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
     @property
     def slots(self) -> int:
-        """Number of positions per row."""
+        """Positions a row has room for."""
         return self.keys[0].shape[2]
 
     @property
     def size(self) -> int:
-        """Size of all keys and values in bytes."""
+        """Bytes taken by all keys and values."""
         return 2 * sum(key.nbytes for key in self.keys)
 
     def snapshot(self) -> KVCache:
-        """A second view of the same memory: `select` on one leaves the other unchanged."""
+        """A second view of the same memory: `select` on one of the two leaves the other unchanged."""
         twin = object.__new__(KVCache)
         twin.keys, twin.values = list(self.keys), list(self.values)
         return twin
 
     def select(self, rows: Tensor) -> None:
-        """Keep only `rows` (indices), in place: finished rows stop costing anything."""
+        """Keep only `rows` (indices), in place, so that finished rows cost nothing."""
         self.keys = [key[rows] for key in self.keys]
         self.values = [value[rows] for value in self.values]
 
@@ -64,10 +64,10 @@ class Capture:
 
 
 class CaptureTexts:
-    """Another attention pattern, which also stores each packed text's keys and values in its own row.
+    """The attention pattern `inner`, which also stores the keys and values of each packed text in its own row.
 
-    Text n is at `places` (N, T) of packed row `rows` (N,) and goes to cache row `start + n`, after what
-    `before` (one row) holds.
+    Text n is at `places` (N, T) of packed row `rows` (N,) and goes to cache row `start + n`, after what `before`
+    (one row) holds.
     """
 
     def __init__(
@@ -101,14 +101,19 @@ class Step:
     """One new token per row: written to its own slot, seeing all slots up to it.
 
     The query heads that share a key head are folded into the query length, which is exact grouped-query
-    attention without copying keys.
+    attention without copying keys. With `static`, shapes never change: every slot is read and those after a
+    row's own are masked out.
     """
 
-    def __init__(self, cache: KVCache, slots: Tensor) -> None:
+    def __init__(self, cache: KVCache, slots: Tensor, *, static: bool = False) -> None:
         self._cache, self._slots = cache, slots
         self._rows = torch.arange(slots.shape[0], device=slots.device)
-        self._reach = int(slots.max()) + 1
-        self._mask = (torch.arange(self._reach, device=slots.device) <= slots[:, None])[:, None, None, :]
+        self._reach = cache.slots if static else int(slots.max()) + 1
+        mask = torch.arange(self._reach, device=slots.device) <= slots[:, None]
+        if static:  # added to the scores: a Boolean mask would be converted to this one in every layer
+            zeros = torch.zeros(mask.shape, dtype=cache.keys[0].dtype, device=slots.device)
+            mask = zeros.masked_fill_(~mask, float("-inf"))
+        self._mask = mask[:, None, None, :]
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
@@ -122,31 +127,10 @@ class Step:
         return mixed.reshape(rows, heads, 1, size)
 
 
-class StaticStep:
-    """`Step` in shapes that never change: every slot is read, but those after a row's own count nothing."""
-
-    def __init__(self, cache: KVCache, slots: Tensor) -> None:
-        self._cache, self._slots = cache, slots
-        self._rows = torch.arange(slots.shape[0], device=slots.device)
-        unseen = torch.arange(cache.slots, device=slots.device) > slots[:, None]
-        # Added to the scores: a Boolean mask would be turned into this one in every layer.
-        self._mask = torch.zeros(unseen.shape, dtype=cache.keys[0].dtype, device=slots.device)
-        self._mask = self._mask.masked_fill_(unseen, float("-inf"))[:, None, None, :]
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._rows, :, self._slots] = key[:, :, 0]
-        values[self._rows, :, self._slots] = value[:, :, 0]
-        rows, heads, _, size = query.shape
-        grouped = query.view(rows, keys.shape[1], heads // keys.shape[1], size)
-        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask)
-        return mixed.reshape(rows, heads, 1, size)
-
-
 class AfterPrefix:
-    """Rows (B, T) that see one cached prefix (row 0 of `cache`, all its slots) and themselves causally.
+    """Rows (B, T) that see one cached prefix (row 0 of `cache`, all its slots) and, causally, themselves.
 
-    `blocked` (B, T, T) hides more pairs of (query, key) among the rows' own positions: True = hidden.
+    `blocked` (B, T, T) hides further (query, key) pairs among the rows' own positions: True = hidden.
     """
 
     def __init__(self, cache: KVCache, length: int, blocked: Tensor | None = None) -> None:

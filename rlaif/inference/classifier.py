@@ -1,4 +1,4 @@
-"""Reward models that were trained elsewhere: text in their own tokens in, one number out."""
+"""Reward models trained elsewhere: text in, tokenized their own way; one number out."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from rlaif.tokens import choose_pad
 logger = logging.getLogger(__name__)
 
 KEY = "reward.name"
-# Where transformers' models keep learned absolute positions.
+# Modules in which transformers' models keep learned absolute positions.
 _TABLES = re.compile(r"(?:^|\.)(?:position_embeddings|embed_positions|wpe|position_embed)$")
 
 
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """Which sequence classifier, and in what dtype and where it computes."""
+    """Which sequence classifier to use, its compute dtype and its device."""
 
     name: str
     revision: str | None
@@ -37,22 +37,22 @@ class ClassifierSpec:
 
     def describe(self, cache_dir: Path) -> dict[str, Any]:
         """What its scores depend on, without loading it. Raises UserError if it does not exist."""
-        found = describe_pretrained("reward.name", self.name, self.revision, cache_dir)
+        found = describe_pretrained(KEY, self.name, self.revision, cache_dir)
         return {**found, "dtype": self.dtype, "max_tokens": self.max_tokens}
 
     def check(self) -> None:
-        """Raises UserError for anything but a classifier with one label, by its configuration alone."""
+        """Raises UserError if its configuration is not that of a classifier with one label."""
         config = self._config()
         kinds = config.architectures or []
         if not any(kind.endswith("ForSequenceClassification") for kind in kinds) or config.num_labels != 1:
             raise UserError(
-                f"reward.name={self.name} is {', '.join(kinds) or 'a model'} with num_labels={config.num_labels}, and "
-                "a reward model is a ...ForSequenceClassification with num_labels=1: name one of these"
+                f"reward.name={self.name} is {', '.join(kinds) or 'a model'} with num_labels={config.num_labels}, but "
+                "a reward model is a ...ForSequenceClassification with num_labels=1: name one of those"
             )
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Keyword arguments for every `from_pretrained` of it."""
+        """The arguments common to every `from_pretrained`."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
     def _config(self) -> Any:
@@ -68,7 +68,7 @@ class ClassifierSpec:
         config = self._config()
         text = config.get_text_config()
         if text.pad_token_id is not None and not 0 <= text.pad_token_id < text.vocab_size:
-            text.pad_token_id = None  # -1, or past the vocabulary: no pad at all
+            text.pad_token_id = None  # -1, or outside the vocabulary: no pad at all
         with reading(KEY, self.name):
             tokenizer = AutoTokenizer.from_pretrained(self.name, truncation_side="left", **self.origin)
             model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -81,12 +81,12 @@ class ClassifierSpec:
             )
         if info["mismatched_keys"]:
             raise UserError(
-                f"reward.name={self.name}: {_first(info['mismatched_keys'])} has another shape in the checkpoint than "
-                "by its config.json: the two are of different models"
+                f"reward.name={self.name}: {_first(info['mismatched_keys'])} does not have the shape in the checkpoint "
+                "that config.json gives it: the two files are from different models"
             )
         if info["missing_keys"]:
             raise UserError(
-                f"reward.name={self.name} is not a trained reward model: its file lacks "
+                f"reward.name={self.name} is not a trained reward model: its checkpoint lacks "
                 f"{min(info['missing_keys'])}, which would be random"
             )
         if info["unexpected_keys"]:
@@ -102,29 +102,25 @@ class ClassifierSpec:
         return TextClassifier(model, tokenizer, self._bounded(model, tokenizer))
 
     def _bounded(self, model: Any, tokenizer: Any) -> ClassifierSpec:
-        """Limited to as many tokens as the model has positions, and its tokenizer allows."""
+        """This spec with `max_tokens` lowered to what the model and its tokenizer can take."""
         limits = [limit for limit in (_positions(model), tokenizer.model_max_length) if limit]
-        if self.max_tokens <= min(limits, default=self.max_tokens):
-            return self
-        logger.warning(
-            "reward.max_tokens=%d is more than reward.name=%s can read: it reads %d",
-            self.max_tokens,
-            self.name,
-            min(limits),
-        )
-        return replace(self, max_tokens=min(limits))
+        most = min([self.max_tokens, *limits])
+        if most < self.max_tokens:
+            said = "reward.max_tokens=%d is more than reward.name=%s can read: it reads %d"
+            logger.warning(said, self.max_tokens, self.name, most)
+        return replace(self, max_tokens=most)
 
 
 class TextClassifier:
-    """A transformers sequence classifier with one label, and the tokenizer that came with it.
+    """A transformers sequence classifier with one label, and its tokenizer.
 
-    A row is what that tokenizer makes of a text: `input_ids`, and `token_type_ids` where there are segments.
+    A row is a tokenized text: `input_ids`, and `token_type_ids` for models with segments.
     """
 
     def __init__(self, model: Any, tokenizer: Any, spec: ClassifierSpec) -> None:
         self.tokenizer = tokenizer
         self._model, self._spec, self._warned = model.eval().to(spec.device), spec, False
-        # What `export_reward` writes separately, since heads have no bias.
+        # `export_reward` stores the shift separately, since heads have no bias.
         self._shift = float(getattr(model.config, "reward_shift", 0.0))
 
     def as_chat(self, prompt: str, response: str) -> dict[str, list[int]]:
@@ -138,7 +134,7 @@ class TextClassifier:
         return self._last({"input_ids": self.tokenizer.apply_chat_template(messages, return_dict=False)})
 
     def as_pair(self, prompt: str, response: str) -> dict[str, list[int]]:
-        """The row for two segments, with the tokenizer's tokens around them; the longer one is cut."""
+        """The row for two segments with the tokenizer's special tokens; the longer segment is cut."""
         row = self.tokenizer(prompt, response)
         if len(row["input_ids"]) > self._spec.max_tokens:
             self._warn()
@@ -148,12 +144,12 @@ class TextClassifier:
         return {key: value for key, value in row.items() if key != "attention_mask"}
 
     def as_tokens(self, ids: Sequence[int]) -> dict[str, list[int]]:
-        """The row for ids that its tokenizer made before."""
+        """The row for ids that its tokenizer produced earlier."""
         return self._last({"input_ids": list(ids)})
 
     @torch.no_grad()
     def scores(self, rows: Sequence[dict[str, list[int]]]) -> list[float]:
-        """The logit of each row, with the shift that a model exported here names.
+        """The logit of each row, plus the shift recorded by a model exported here.
 
         Raises UserError for a score that is not finite.
         """
@@ -172,7 +168,7 @@ class TextClassifier:
         return [score + self._shift for score in out.tolist()]
 
     def _last(self, row: dict[str, list[int]]) -> dict[str, list[int]]:
-        """The row without the excess at its beginning."""
+        """The last `max_tokens` tokens of the row."""
         if len(row["input_ids"]) > self._spec.max_tokens:
             self._warn()
         return {key: value[-self._spec.max_tokens :] for key, value in row.items()}
@@ -187,7 +183,7 @@ class TextClassifier:
 
 
 def _agree_on_pad(tokenizer: Any, model: Any, name: str) -> None:
-    """Pad as the model expects, so that it finds the end of the text, where decoders read their score."""
+    """Pad with the token by which the model finds the end of its text, where decoders read the score."""
     config = model.config.get_text_config()
     token = None if config.pad_token_id is None else tokenizer.convert_ids_to_tokens(config.pad_token_id)
     if token is not None:
@@ -195,24 +191,20 @@ def _agree_on_pad(tokenizer: Any, model: Any, name: str) -> None:
     else:
         pad = choose_pad(tokenizer, {tokenizer.eos_token_id}, model.get_input_embeddings().num_embeddings)
         if pad is None:
-            raise UserError(
-                f"{KEY}={name} has no token that can pad without being EOS: add a pad token to it"
-            )
+            raise UserError(f"{KEY}={name} has no token other than EOS to pad with: add a pad token to it")
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
         config.pad_token_id = pad
     model.config.pad_token_id = config.pad_token_id
 
 
 def _positions(model: Any) -> int | None:
-    """Tokens whose positions a model can tell apart; None where its positions are not learned, or have no bound.
+    """Tokens for which a model has positions; None if these are not learned, or have no bound.
 
-    A table of positions has rows for the padding's too where it has a padding index (RoBERTa counts from
-    behind it).
+    A position table with a padding index also has rows up to that index (RoBERTa counts from after it).
     """
     tables = [m for n, m in model.named_modules() if _TABLES.search(n) and isinstance(m, torch.nn.Embedding)]
     rooms = [t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables]
-    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(rooms) if rooms else stated
+    return min(rooms, default=getattr(model.config.get_text_config(), "max_position_embeddings", None))
 
 
 def _first(names: Any) -> str:

@@ -1,7 +1,7 @@
 """The trunk's activations of texts: computed once, kept on disk by content, read by every arm, seed and subset.
 
-A prompt's activations are kept once and each response's separately, under digests of the tokens that decide them.
-So whatever set of texts is asked for, only what no earlier set held is computed.
+A prompt's activations are kept once and each response's separately, under digests of the tokens that determine
+them. So whatever set of texts is requested, only what no earlier set contained is computed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlaif.inference.batches import forward_batches
-from rlaif.inference.packing import SharedPrefix, pack
+from rlaif.inference.packing import SharedPrefix, pack, portions
 from rlaif.io import digest
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import Trunk
@@ -35,17 +35,17 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1  # of a shard's layout and of the arithmetic that fills it
 MAX_ROWS = 128
-MAX_RESPONSE_TOKENS = 1024  # after a short prompt in one row: attention's cost grows with the square
+MAX_RESPONSE_TOKENS = 1024  # after a short prompt in one row: the cost of attention is quadratic
 SHARD_BYTES = 128 * 2**20
-ABANDONED_SECONDS = 3600.0  # after which an unfinished file is taken to have lost its writer
+ABANDONED_SECONDS = 3600.0  # age at which an unfinished file is taken to have no writer any more
 
 
 @dataclass(frozen=True)
 class GroupFeatures:
     """Features of a group on the CPU: prefix (P, D), each suffix (S, D); ids (P,), (S,) if the model is `full`.
 
-    They are views of memory-mapped files, in the compute dtype: what is read stays in the system's file cache,
-    and takes none of this process's own memory.
+    They are views of memory-mapped files in the compute dtype: what is read stays in the system's file cache
+    and takes no memory of this process.
     """
 
     prefix: Tensor
@@ -53,16 +53,8 @@ class GroupFeatures:
 
 
 @dataclass(frozen=True)
-class _Keys:
-    """The names of a group's parts in the cache."""
-
-    prefix: str
-    suffixes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Row:
-    """A packed row to compute, and where its parts are in it: (key, start, end)."""
+    """A packed row to compute, and the places of its parts: (key, start, end)."""
 
     group: SharedPrefix
     parts: tuple[tuple[str, int, int], ...]
@@ -72,42 +64,34 @@ def _key(ids: Sequence[int], after: str = "") -> str:
     return hashlib.blake2b(array("q", ids).tobytes(), digest_size=16, key=after.encode()).hexdigest()
 
 
-def _keys(group: SharedPrefix) -> _Keys:
+def _keys(group: SharedPrefix) -> tuple[str, ...]:
+    """The names of a group's parts in the cache: of its prefix, then of each suffix."""
     prefix = _key(group.prefix)
-    return _Keys(prefix, tuple(_key(suffix, after=prefix) for suffix in group.suffixes))
+    return prefix, *(_key(suffix, after=prefix) for suffix in group.suffixes)
 
 
-def _rows(groups: Sequence[SharedPrefix], keys: Sequence[_Keys], held: Set[str]) -> list[_Row]:
-    """What is missing, each prompt with all its missing responses in one row (or a few, if they are many)."""
+def _rows(groups: Sequence[SharedPrefix], keys: Sequence[tuple[str, ...]], held: Set[str]) -> list[_Row]:
+    """What is not held yet: each prompt with all its missing responses in one row (or a few, if there are many)."""
     missing: dict[tuple[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = {}
-    for group, names in zip(groups, keys, strict=True):
-        if not {names.prefix, *names.suffixes} <= held:
-            own = missing.setdefault((names.prefix, group.prefix), {})
-            own.update((k, s) for k, s in zip(names.suffixes, group.suffixes, strict=True) if k not in held)
+    for group, (key, *names) in zip(groups, keys, strict=True):
+        if not {key, *names} <= held:
+            own = missing.setdefault((key, group.prefix), {})
+            own.update((k, s) for k, s in zip(names, group.suffixes, strict=True) if k not in held)
     rows = []
     for (key, prefix), responses in missing.items():
-        wanted = key not in held
-        for part in _portions(responses, max(MAX_RESPONSE_TOKENS, 2 * len(prefix))):
-            group = SharedPrefix(prefix, tuple(part.values()))
-            own_parts = [(k, *span) for k, span in zip(part, group.spans(), strict=True)]
-            rows.append(_Row(group, ((key, 0, len(prefix)), *own_parts) if wanted else tuple(own_parts)))
-            wanted = False
+        names, texts = list(responses), list(responses.values())
+        parts = [] if key in held else [(key, 0, len(prefix))]
+        # A prompt whose responses are all held is a row by itself.
+        for portion in portions(list(map(len, texts)), max(MAX_RESPONSE_TOKENS, 2 * len(prefix))) or [[]]:
+            group = SharedPrefix(prefix, tuple(texts[i] for i in portion))
+            parts += [(names[i], *span) for i, span in zip(portion, group.spans(), strict=True)]
+            rows.append(_Row(group, tuple(parts)))
+            parts = []
     return rows
 
 
-def _portions(responses: dict[str, tuple[int, ...]], max_tokens: int) -> Iterator[dict[str, tuple[int, ...]]]:
-    """The responses in their order, in portions of at most `max_tokens` (at least one portion, maybe empty)."""
-    portion: dict[str, tuple[int, ...]] = {}
-    for key, response in responses.items():
-        if portion and sum(map(len, portion.values())) + len(response) > max_tokens:
-            yield portion
-            portion = {}
-        portion[key] = response
-    yield portion
-
-
 def _compute(trunk: Trunk, rows: Sequence[_Row], device: str) -> Tensor:
-    """Features (N, D) of all parts of the rows, concatenated, on the CPU."""
+    """Features (N, D) of all parts of the rows, one after another, on the CPU."""
     packed = pack([row.group for row in rows], device)
     features = trunk(packed.ids, packed.attend, packed.positions, packed.max_position)
     return torch.cat(
@@ -120,7 +104,7 @@ def _checksum(features: Tensor) -> str:
 
 
 def _open(path: Path, wanted: Set[str]) -> dict[str, Tensor]:
-    """Views of the wanted parts that a shard holds. Raises whatever the readers raise for a damaged or absent file."""
+    """Views of the wanted parts in a shard. A damaged or absent file raises whatever its readers raise."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         spans = {key: span for key, span in json.loads(metadata["parts"]).items() if key in wanted}
@@ -128,12 +112,12 @@ def _open(path: Path, wanted: Set[str]) -> dict[str, Tensor]:
             return {}
         features = file.get_tensor("features")
     if _checksum(features) != metadata["crc32"]:
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum does not match")
     return {key: features[start:end] for key, (start, end) in spans.items()}
 
 
 class _Shards:
-    """The shards of one model as one call sees them: parts found or written so far, and the files in use."""
+    """The shards of one model as seen by one call: parts found or written so far, and the files in use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -141,7 +125,7 @@ class _Shards:
         self.used: set[Path] = set()
 
     def find(self, wanted: Set[str]) -> None:
-        """Map what is on disk of the wanted parts; a damaged shard is removed."""
+        """Map the wanted parts that are on disk; a damaged shard is removed."""
         missing = wanted - self.parts.keys()
         for path in sorted(self.folder.glob("*.safetensors")):
             if not missing:
@@ -150,7 +134,7 @@ class _Shards:
                 found = _open(path, missing)
             except FileNotFoundError:  # evicted by another process
                 continue
-            except RuntimeError:  # the same, seen by torch, which opens the file again by name
+            except RuntimeError:  # the same, seen by torch, which reopens the file by name
                 if path.exists():
                     raise
                 continue
@@ -163,7 +147,7 @@ class _Shards:
                 missing -= found.keys()
 
     def write(self, parts: Sequence[tuple[str, int]], features: Sequence[Tensor]) -> None:
-        """Store parts (key, length) whose features (., D) are concatenated, and map what was stored."""
+        """Store parts (key, length), whose features (., D) come one after another, and map what was stored."""
         joined = torch.cat(tuple(features))
         ends = accumulate(length for _, length in parts)
         spans = {key: (end - length, end) for (key, length), end in zip(parts, ends, strict=True)}
@@ -174,11 +158,11 @@ class _Shards:
             save_file({"features": joined}, temporary, metadata)
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
-            # Mapped before it has its name, under which another process may evict it at once.
+            # Mapped before it is renamed: under its final name another process may evict it at once.
             stored = _open(temporary, spans.keys())
             os.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)  # on a full disk, half a shard is in the way
+            temporary.unlink(missing_ok=True)  # half a shard would take space on a full disk
             raise
         self._use(path, stored)
 
@@ -190,7 +174,7 @@ class _Shards:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """One process at a time computes for this model; the others wait, and find what it has stored."""
+        """One process at a time computes for this model; the others wait and then find what it stored."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "writing.lock")
         try:
@@ -210,7 +194,7 @@ class FeatureCache:
 
     Args:
         directory: where the shards are, one folder per (model, split, dtype).
-        max_bytes: total size of the files above which shards are removed, except those that the call itself uses.
+        max_bytes: total file size above which shards are removed, except those that the call itself uses.
     """
 
     directory: Path
@@ -222,9 +206,9 @@ class FeatureCache:
         groups: Sequence[SharedPrefix],
         progress: Callable[[int], None] | None = None,
     ) -> list[GroupFeatures]:
-        """Features of each group, in order; `progress` gets the number of packed rows computed.
+        """Features of each group, in order; `progress` receives the number of packed rows just computed.
 
-        What was computed is on disk shard by shard: a killed process loses at most the last one.
+        Shards are written as they fill up: a killed process loses at most the last one.
         """
         if model.trunk.full:
             return [
@@ -232,15 +216,17 @@ class FeatureCache:
                 for g in groups
             ]
         keys = [_keys(group) for group in groups]
-        wanted = {key for names in keys for key in (names.prefix, *names.suffixes)}
+        wanted = {name for names in keys for name in names}
         shards = _Shards(self._folder(model))
         shards.find(wanted)
         if wanted - shards.parts.keys():
             with shards.writing():
                 shards.find(wanted)
                 self._fill(model, shards, _rows(groups, keys, shards.parts.keys()), progress)
-        parts = shards.parts
-        return [GroupFeatures(parts[names.prefix], tuple(parts[s] for s in names.suffixes)) for names in keys]
+        return [
+            GroupFeatures(prefix, tuple(suffixes))
+            for prefix, *suffixes in ([shards.parts[name] for name in names] for names in keys)
+        ]
 
     def _folder(self, model: LanguageModel) -> Path:
         trunk = model.trunk
@@ -253,7 +239,7 @@ class FeatureCache:
         rows: Sequence[_Row],
         progress: Callable[[int], None] | None,
     ) -> None:
-        """Compute rows of similar length together; whenever a shard is full, it is written."""
+        """Compute rows of similar length together, and write each shard as soon as it is full."""
         parts: list[tuple[str, int]] = []
         features: list[Tensor] = []
         for indices in forward_batches([len(r.group) for r in rows], model.device, max_rows=MAX_ROWS):
@@ -263,14 +249,12 @@ class FeatureCache:
             if progress:
                 progress(len(chosen))
             if sum(block.nbytes for block in features) >= SHARD_BYTES:
-                self._write(shards, parts, features)
+                shards.write(parts, features)
+                self._evict(keep=shards.used)
                 parts, features = [], []
         if parts:
-            self._write(shards, parts, features)
-
-    def _write(self, shards: _Shards, parts: Sequence[tuple[str, int]], features: Sequence[Tensor]) -> None:
-        shards.write(parts, features)
-        self._evict(keep=shards.used)
+            shards.write(parts, features)
+            self._evict(keep=shards.used)
 
     def _evict(self, keep: Set[Path]) -> None:
         files = []

@@ -1,13 +1,14 @@
 """Several texts after one prefix as a single sequence: what they share runs once.
 
-A row is prefix | suffix 1 | suffix 2 | ...; the suffixes do not see each other and their positions start
-again after the prefix, so that each gives what it would give alone (a parity test holds this).
+A row is prefix | suffix 1 | suffix 2 | ... The suffixes do not see each other and their positions restart
+after the prefix, so each gives what it would give alone (a parity test checks this).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from rlaif.inference.cache import AfterPrefix, Capture, KVCache
 from rlaif.models.attention import Attend, Causal
 from rlaif.models.split import Top
 
-MIN_SHARED = 16  # tokens below which sharing a beginning is not worth its bookkeeping
+MIN_SHARED = 16  # a shared beginning shorter than this is not worth its bookkeeping
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,39 @@ class SharedPrefix:
 
     def spans(self) -> list[tuple[int, int]]:
         """(start, end) of each suffix in the packed row."""
-        spans, start = [], len(self.prefix)
-        for suffix in self.suffixes:
-            spans.append((start, start + len(suffix)))
-            start += len(suffix)
-        return spans
+        return list(pairwise(accumulate(map(len, self.suffixes), initial=len(self.prefix))))
+
+
+def portions(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of suffixes in order, cut into runs of at most `max_tokens` tokens (but at least one suffix).
+
+    The cost of attention over a packed row is quadratic.
+    """
+    runs: list[list[int]] = []
+    room = 0
+    for index, length in enumerate(lengths):
+        if not runs or length > room:
+            runs.append([])
+            room = max_tokens
+        runs[-1].append(index)
+        room -= length
+    return runs
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens that all rows share."""
     low, high = min(map(list, rows)), max(map(list, rows))
-    length = 0
-    while length < min(len(low), len(high)) and low[length] == high[length]:
-        length += 1
-    return length
+    differing = (index for index, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return next(differing, min(len(low), len(high)))
 
 
 def group_neighbours(rows: Sequence[Sequence[int]]) -> tuple[list[SharedPrefix], list[list[int]]]:
-    """Rows with their neighbours' common beginning as groups, and the rows' indices of each group.
+    """Neighbouring rows with a common beginning as groups, and the row indices of each group.
 
-    The two orders of a pair share its context. A group grows only while its prefix does not shrink.
+    For example, the two orders of a pair share its context. A group grows only while its prefix does not shrink.
     """
     runs: list[list[int]] = []
-    reach = 0  # the open group's prefix; for a single row, the least that is worth sharing
+    reach = 0  # the open group's prefix length; for a single row, the least that is worth sharing
     for index, row in enumerate(rows):
         if runs:
             same = min(common_prefix([rows[runs[-1][0]], row]), len(row) - 1, len(rows[runs[-1][0]]) - 1)
@@ -73,7 +84,7 @@ def group_neighbours(rows: Sequence[Sequence[int]]) -> tuple[list[SharedPrefix],
 
 
 def shared_tokens(rows: Sequence[Sequence[int]]) -> int:
-    """Leading tokens that all rows share and that are worth computing apart; at least one is left to each."""
+    """Number of leading tokens shared by all rows and worth computing once; each row keeps at least one token."""
     if len(rows) < 2:
         return 0
     shared = min(common_prefix(rows), min(map(len, rows)) - 1)
@@ -81,7 +92,7 @@ def shared_tokens(rows: Sequence[Sequence[int]]) -> int:
 
 
 def run_prefix(top: Top, prefix: Sequence[int]) -> tuple[KVCache, Tensor]:
-    """Keys and values of one text in all layers (one row), and its features (1, S, D) or ids (1, S)."""
+    """The KV cache of one text (one row), and its features (1, S, D) or ids (1, S)."""
     trunk, device = top.trunk, top.norm.weight.device
     cache = KVCache(trunk.config, 1, len(prefix), trunk.dtype, device)
     capture = Capture(cache)
@@ -92,7 +103,7 @@ def run_prefix(top: Top, prefix: Sequence[int]) -> tuple[KVCache, Tensor]:
 
 @dataclass(frozen=True)
 class Packed:
-    """Right-padded packed rows: ids (B, T), positions (B, T) all below `max_position`, and their attention."""
+    """Right-padded packed rows: ids (B, T), positions (B, T), all below `max_position`, and their attention."""
 
     ids: Tensor
     positions: Tensor
@@ -103,7 +114,7 @@ class Packed:
 def pack(groups: Sequence[SharedPrefix], device: str | torch.device, before: KVCache | None = None) -> Packed:
     """Pack groups into rows; with one suffix each this is plain causal attention.
 
-    `before` holds what precedes every group: its one row's keys and values.
+    `before` (one row) holds the keys and values of a text that precedes every group.
     """
     ids, _ = pad_right([[*g.prefix, *(t for s in g.suffixes for t in s)] for g in groups], 0, device)
     count, width = ids.shape

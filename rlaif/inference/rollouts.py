@@ -9,8 +9,10 @@ from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rlaif.data.datamodule import TokenBatch
+from rlaif.inference.batches import pad_right
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import sample
 from rlaif.io import digest
@@ -24,8 +26,8 @@ class Rollout:
     """Responses of one iteration, right-padded.
 
     ids (N, T), features (N, T, D) or (N, T), response_mask (N, T) True on response tokens (EOS included),
-    last (N,) index of the last response token, finished (N,) whether it is EOS. `seeds` decided each row's
-    noise: a hash of (seed, iteration, prompt id, sample).
+    last (N,) index of the last response token, finished (N,) whether it is EOS. `seeds` determined each
+    row's noise: a hash of (seed, iteration, prompt id, sample).
     """
 
     ids: Tensor
@@ -44,17 +46,17 @@ class Rollout:
         if not self.response_mask.any(dim=1).all() or self.response_mask[:, 0].any():
             raise ValueError("every row needs a prompt token and a response token")
         if not len(self.prompts) == len(self.responses) == len(self.seeds) == rows:
-            raise ValueError("there must be one prompt, one response and one seed per row")
+            raise ValueError("prompts, responses and seeds must have one entry per row")
 
     def __len__(self) -> int:
         return self.ids.shape[0]
 
     def lengths(self) -> Tensor:
-        """Response tokens of each row (N,)."""
+        """Number of response tokens per row (N,)."""
         return self.response_mask.sum(dim=1)
 
     def batches(self, rows: int) -> Iterator[TokenBatch]:
-        """The responses as batches of so many rows."""
+        """The responses in batches of `rows` rows."""
         parts = (self.ids, self.features, self.response_mask, self.last)
         return map(TokenBatch, *(part.split(rows) for part in parts))
 
@@ -73,9 +75,9 @@ class Rollout:
 
 
 class RolloutCollector:
-    """Samples `samples_per_prompt` responses to given prompts with keyed noise.
+    """Samples `samples_per_prompt` responses per prompt with keyed noise.
 
-    The noise of a response depends on (seed, iteration, prompt id, sample) alone.
+    The noise of a response depends only on (seed, iteration, prompt id, sample).
     """
 
     def __init__(
@@ -96,8 +98,8 @@ class RolloutCollector:
     def collect(self, policy: Top, indices: Sequence[int], iteration: int) -> Rollout:
         """Sample for the prompts at `indices`; the rows of one prompt are adjacent.
 
-        If a prompt recurs in one iteration, its samples are numbered on, so that no response is a copy. Of
-        processes that train together each samples its share, and all get the whole.
+        The sample numbers of a prompt that recurs within an iteration continue, so that no response is a copy.
+        Processes that train together each sample their share, and all get the whole.
         """
         drawn_before: Counter[int] = Counter()
         rows = []
@@ -107,11 +109,11 @@ class RolloutCollector:
         return self._drawn(policy, rows, iteration)
 
     def each(self, policy: Top) -> Rollout:
-        """One response to every prompt, for measurements: the noise is always that of the first iteration."""
+        """One response per prompt, for measurements: the noise is always that of the first iteration."""
         return self._drawn(policy, [(i, 0) for i in range(len(self._prompts))], 0)
 
     def _drawn(self, policy: Top, rows: Sequence[tuple[int, int]], iteration: int) -> Rollout:
-        """Responses to the rows' (prompt's place, sample)."""
+        """Responses for `rows`, each a (prompt's index, sample)."""
         seeds = [int(digest([self._seed, iteration, self._prompts[i].id, s], 15), 16) for i, s in rows]
         encoded = [list(self._encoded[i]) for i, _ in rows]
         drawn = joined(
@@ -125,23 +127,16 @@ class RolloutCollector:
                 keep_features=True,
             )
         )
-        lengths = [len(p) + len(d.ids) for p, d in zip(encoded, drawn, strict=True)]
-        kept = [d.features for d in drawn if d.features is not None]
-        first = kept[0]
-        ids = torch.zeros(len(rows), max(lengths), dtype=torch.long, device=first.device)
-        features = torch.zeros(
-            len(rows), max(lengths), *first.shape[1:], dtype=first.dtype, device=first.device
-        )
-        mask = torch.zeros_like(ids, dtype=torch.bool)
-        for row, (prompt, got, own) in enumerate(zip(encoded, drawn, kept, strict=True)):
-            ids[row, : lengths[row]] = torch.tensor([*prompt, *got.ids])
-            features[row, : lengths[row]] = own
-            mask[row, len(prompt) : lengths[row]] = True
+        features = pad_sequence([d.features for d in drawn if d.features is not None], batch_first=True)
+        texts = [[*prompt, *d.ids] for prompt, d in zip(encoded, drawn, strict=True)]
+        ids, lengths = pad_right(texts, 0, features.device)
+        starts = torch.tensor([len(prompt) for prompt in encoded], device=ids.device)
+        places = torch.arange(ids.shape[1], device=ids.device)
         return Rollout(
             ids,
             features,
-            mask,
-            torch.tensor(lengths, device=ids.device) - 1,
+            (starts[:, None] <= places) & (places < lengths[:, None]),
+            lengths - 1,
             torch.tensor([d.finished for d in drawn], device=ids.device),
             tuple(self._prompts[i] for i, _ in rows),
             tuple(self._decode(d.ids) for d in drawn),

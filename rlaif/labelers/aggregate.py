@@ -1,4 +1,4 @@
-"""Orders and samples: which views of a pair are asked for, and how judgements become a preference."""
+"""Orders and samples: how often and in which order a pair is shown, and how judgements become a preference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LARGEST_LOGIT = math.log((1.0 - 1e-6) / 1e-6)  # a text verdict is exactly 0 or
 
 
 def orders_of(mode: OrderMode, *, seed: int, pair_id: str) -> tuple[Order, ...]:
-    """The orders in which a pair is shown; `random` depends on the seed and the pair's id alone."""
+    """The orders in which a pair is shown; `random` depends only on the seed and the pair's id."""
     if mode == "first":
         return ("ab",)
     if mode == "random":
@@ -38,14 +38,13 @@ def _logit(value: float) -> float:
 def aggregate(
     judgements: Sequence[Judgement], *, orders: Sequence[Order], mode: OrderMode, averaging: Averaging
 ) -> Preference:
-    """One pair's judgements as its preference.
+    """A pair's preference from its judgements.
 
-    An order's value is the mean over its parsed samples. The preference exists only if **every** order
-    in `orders` has a value: falling back to one order would let position bias back in. A pair that
-    misses an order is `failed` if a call failed there, otherwise `unparsed`. With `both_consistent`, a
-    pair whose orders disagree about the winner is `unparsed` too, with both orders' values kept, which
-    is how it is distinguished from one that could not be read. `samples` counts the parsed samples per order
-    (the fewer of the two).
+    An order's value is the mean over its parsed samples. The preference exists only if **every** order in `orders` has
+    a value: falling back to one order would let position bias back in. A pair without a value in some order is
+    `failed` if a call failed there, otherwise `unparsed`. With `both_consistent`, a pair whose orders disagree about
+    the winner is also `unparsed`, but keeps both orders' values, which distinguishes it from one that could not be
+    read. `samples` counts the parsed samples per order (the fewer of the two).
     """
     values: dict[Order, float | None] = {"ab": None, "ba": None}
     counts: list[int] = []
@@ -53,9 +52,9 @@ def aggregate(
         parsed = [j.p_a for j in judgements if j.order == order and j.p_a is not None]
         values[order] = math.fsum(parsed) / len(parsed) if parsed else None
         counts.append(len(parsed))
-    present = [value for value in (values[order] for order in orders) if value is not None]
+    present = [value for order in orders if (value := values[order]) is not None]
     state = _state(judgements, orders, values)
-    if state == "ok" and mode == "both_consistent" and not _agree(present):
+    if state == "ok" and mode == "both_consistent" and math.prod(value - 0.5 for value in present) < 0:
         state = "unparsed"
     return Preference(
         pair_id=judgements[0].pair_id,
@@ -69,7 +68,7 @@ def aggregate(
 
 
 def is_inconsistent(preference: Preference) -> bool:
-    """Whether `both_consistent` set the pair aside although both orders were read."""
+    """Whether `both_consistent` set the pair aside although both orders could be read."""
     return preference.p_a is None and preference.p_ab is not None and preference.p_ba is not None
 
 
@@ -79,12 +78,7 @@ def _state(
     missing = [order for order in orders if values[order] is None]
     if not missing:
         return "ok"
-    failed = any(judgement.state == "failed" for judgement in judgements if judgement.order in missing)
-    return "failed" if failed else "unparsed"
-
-
-def _agree(values: Sequence[float]) -> bool:
-    return math.prod(value - 0.5 for value in values) >= 0
+    return "failed" if any(j.state == "failed" and j.order in missing for j in judgements) else "unparsed"
 
 
 def _provenance(judgements: Sequence[Judgement], samples: int) -> Provenance:

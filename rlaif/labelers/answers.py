@@ -1,4 +1,4 @@
-"""A backend's answers, checked on arrival, before they are kept."""
+"""A backend's answers, checked before they are kept."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from rlaif.backends.base import ChoiceScores, Generation, SequenceScore
 
 Answer = TypeVar("Answer", Generation, ChoiceScores, SequenceScore)
 
-_ABOVE = 1e-2  # how far rounding may lift a log-probability above 0
+_COUNTS = ("tokens_in", "tokens_out", "tokens_cached")
+_ABOVE = 1e-2  # by how much rounding may lift a log-probability above 0
 
 
 def checked(answer: Answer, *, choices: int) -> Answer:
-    """`answer`, or one with an `error` that names what in it is not an answer; `choices` is how many were asked.
+    """`answer`, or one with an `error` that says what is invalid in it; `choices` is how many were requested.
 
-    An engine that returns NaN, a probability above 1, or invalid Unicode has said nothing: such an answer
-    is `failed`, and never stored.
+    An engine that returns NaN, a probability above 1, or text that is not Unicode has said nothing: such an answer is
+    `failed` and never stored.
     """
     if answer.error is not None:
         return dataclasses.replace(answer, error=_readable(str(answer.error)))
@@ -31,11 +32,7 @@ def checked(answer: Answer, *, choices: int) -> Answer:
         blank = {"text": ""}
     elif isinstance(answer, ChoiceScores):
         blank = {"logprobs": (None,) * choices, "token_counts": (), "ceiling": None}
-    changes: dict[str, Any] = blank | counts | {"error": error}
-    return dataclasses.replace(answer, **changes)
-
-
-_COUNTS = ("tokens_in", "tokens_out", "tokens_cached")
+    return dataclasses.replace(answer, **(blank | counts | {"error": error}))
 
 
 def _fault(answer: Generation | ChoiceScores | SequenceScore, choices: int) -> str | None:
@@ -74,7 +71,7 @@ def _count(value: object) -> int:
 
 
 def _readable(text: str) -> str:
-    """`text` with what UTF-8 cannot hold as question marks."""
+    """`text` with question marks for what UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -85,9 +82,6 @@ def to_row(answer: Answer, seconds: float) -> dict[str, Any]:
 
 def from_row(row: dict[str, Any], answer_type: type[Answer]) -> tuple[Answer, float]:
     """(the answer, its seconds) that `to_row` wrote."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in row.items()
-        if name != "seconds"
-    }
-    return answer_type(**values), row["seconds"]
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+    seconds = values.pop("seconds")
+    return answer_type(**values), seconds

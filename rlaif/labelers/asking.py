@@ -1,4 +1,4 @@
-"""Calls to a backend through the label store: fixed batches, each answered once, then kept."""
+"""Calls to a backend through the label store: fixed batches, each answered once and kept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from rlaif.backends.base import (
@@ -23,7 +25,7 @@ from rlaif.backends.base import (
 )
 from rlaif.errors import UserError
 from rlaif.io import digest
-from rlaif.labelers.answers import Answer, checked, from_row, to_row
+from rlaif.labelers.answers import checked, from_row, to_row
 from rlaif.labelers.cost import Meter
 from rlaif.labelers.store import LabelStore
 
@@ -33,20 +35,20 @@ Progress = Callable[[str, int, int], None]
 """(phase, done, total), called when a phase begins (done = 0) and after each batch."""
 
 Follow = Callable[[list[int], list["Answered"]], None]
-"""(indices of a batch, their answers): asks what continues these answers."""
+"""(indices of a batch, their answers): asks the calls that extend these answers."""
 
 Unwanted = Callable[[str, Any], bool]
-"""(phase, a stored answer) whether it is to be asked again."""
+"""(phase, a stored answer) -> whether it is to be asked again."""
 
 _WAIT_SECONDS = 0.05
 
 
 @dataclass
 class Counters:
-    """What labeling cost: calls to the backend, answers reused, tokens and seconds of the calls.
+    """What a labeling cost: calls to the backend, answers reused, tokens and seconds of the calls.
 
-    `asked_again` counts the calls among them whose stored answer was set aside (`labeler.retry`).
-    `usage_estimated` counts those whose tokens are an estimate, since the engine did not report them.
+    `asked_again` counts those whose stored answer was set aside (`labeler.retry`), `usage_estimated` those whose token
+    counts are estimates, because the engine did not report them.
     """
 
     asked: int = 0
@@ -68,33 +70,24 @@ class Answered:
 
 
 class Stopped(Exception):
-    """A bound of the meter ended `phase`: `done` of its `total` items have their answers."""
+    """A bound of the meter ended a phase: `done` of its `total` items have their answers."""
 
-    def __init__(self, bound: str, phase: str, done: int, total: int) -> None:
-        super().__init__(f"{bound}: {done} of {total} {phase}")
-        self.bound, self.phase, self.done, self.total = bound, phase, done, total
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Decoding of generated text; `temperature` 0 is greedy, and `top_k` 0 means no limit."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int
+    def __init__(self, bound: str, done: int, total: int) -> None:
+        super().__init__(f"{bound}: {done} of {total}")
+        self.bound, self.done, self.total = bound, done, total
 
 
 class Asker:
-    """Answers calls from the store where it can and from the backend where it must.
+    """Answers calls from the store if it can and from the backend if it must.
 
-    Batches are fixed from the full list of calls before the store is looked at, and a batch with any
-    answer missing is computed whole: what a call's batch neighbours do to its last bits then never
-    depends on what an earlier run left behind (where they do nothing, `BatchInvariant`, only what is
-    missing is asked). Stored answers are kept as they are, except those that are `unwanted`: these are asked
-    once more in the life of `renewed`, and replaced where an answer comes. What is not an answer (see `checked`)
-    gets an error; answers with an error are handed out but not stored, so that the next run asks again.
+    Batches are fixed from the full list of calls before the store is consulted, and a batch with any answer missing
+    is computed whole: the effect of a call's batch neighbours on its last bits then never depends on what an earlier
+    run left behind (if there is no effect, `BatchInvariant`, only the missing calls are asked). Stored answers are
+    kept, except those that are `unwanted`: these are asked once more in the lifetime of `renewed`, and replaced if an
+    answer comes. An invalid answer (see `checked`) gets an error; answers with an error are returned but not stored,
+    so that the next run asks again.
 
-    Raises Stopped between two batches when the meter has no room for the next one that must be asked.
+    Raises Stopped between two batches if the meter has no room for the next one that must be asked.
     """
 
     def __init__(
@@ -109,11 +102,8 @@ class Asker:
         renewed: set[str] | None = None,
     ) -> None:
         self._unwanted, self._renewed = unwanted, set() if renewed is None else renewed
-        self._backend = backend
-        self._store = store
-        self._batch_size = batch_size
-        self._progress = progress
-        self._meter = meter
+        self._backend, self._store, self._batch_size = backend, store, batch_size
+        self._progress, self._meter = progress, meter
         self._identity = backend.identity()
         self.counters = Counters()
         self._waited = False
@@ -130,19 +120,21 @@ class Asker:
         prompts: Sequence[Message],
         groups: Sequence[Hashable],
         *,
-        sampling: Sampling,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
         seeds: Sequence[int],
         samples: Sequence[int],
         follow: Follow | None = None,
     ) -> list[Answered]:
         """Continuations. Greedy ones do not depend on seed and sample, so neither do their keys.
 
-        `follow` is called with each batch's indices and answers before they are stored, while the backend
-        still has at hand what it computed for them.
+        `follow` is called with each batch's indices and answers before they are stored, while the backend still holds
+        what it computed for them.
         """
-        greedy = sampling.temperature == 0
-        params = {"max_new_tokens": sampling.max_new_tokens, "temperature": float(sampling.temperature)}
-        params |= {} if greedy else {"top_k": sampling.top_k}
+        greedy = temperature == 0
+        params = {"max_new_tokens": max_new_tokens, "temperature": float(temperature)}
+        params |= {} if greedy else {"top_k": top_k}
         keys = [
             self._key("generate", params, [prompt], None if greedy else [sample, seed])
             for prompt, seed, sample in zip(prompts, seeds, samples, strict=True)
@@ -151,9 +143,9 @@ class Asker:
         def compute(batch: list[int]) -> list[Generation]:
             return self._backend.generate(
                 [prompts[index] for index in batch],
-                max_new_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
                 seeds=[0 if greedy else seeds[index] for index in batch],
             )
 
@@ -161,11 +153,12 @@ class Asker:
             if not isinstance(self._backend, Altering):
                 return None
             try:
-                return self._backend.alteration(sampling.temperature)
+                return self._backend.alteration(temperature)
             except UserError:
-                return None  # the engine is away: what it said before still holds
+                return None  # the engine is unreachable: its stored answers stand
 
-        return self._resolve(phase, "generate", keys, groups, compute, Generation, follow, altered=altered)
+        ask = _Ask(phase, "generate", compute, Generation, altered=altered)
+        return self._resolve(ask, keys, groups, follow)
 
     def choices(
         self,
@@ -175,16 +168,15 @@ class Asker:
         choices: Sequence[str],
         follow: Follow | None = None,
     ) -> list[Answered]:
-        """Log-probabilities of `choices` after each prompt. `follow` as for `generate`."""
+        """Log-probabilities of `choices` after each prompt; `follow` as in `generate`."""
         params = {"choices": list(choices), **choice_rules(self._backend)}
         keys = [self._key("choices", params, [prompt], None) for prompt in prompts]
 
         def compute(batch: list[int]) -> list[ChoiceScores]:
             return self._backend.choice_logprobs([prompts[index] for index in batch], choices)
 
-        return self._resolve(
-            phase, "choices", keys, groups, compute, ChoiceScores, follow, choices=len(choices)
-        )
+        ask = _Ask(phase, "choices", compute, ChoiceScores, choices=len(choices))
+        return self._resolve(ask, keys, groups, follow)
 
     def sequences(
         self, phase: str, items: Sequence[tuple[Message, str]], groups: Sequence[Hashable]
@@ -196,9 +188,8 @@ class Asker:
         def compute(batch: list[int]) -> list[SequenceScore]:
             return self._backend.sequence_logprobs([items[filled[index]] for index in batch])
 
-        scored = self._resolve(
-            phase, "sequences", keys, [groups[index] for index in filled], compute, SequenceScore
-        )
+        ask = _Ask(phase, "sequences", compute, SequenceScore)
+        scored = self._resolve(ask, keys, [groups[index] for index in filled])
         results = [Answered(SequenceScore(0.0, 0, 0), 0.0)] * len(items)
         for index, answered in zip(filled, scored, strict=True):
             results[index] = answered
@@ -211,38 +202,27 @@ class Asker:
         )
 
     def _resolve(
-        self,
-        phase: str,
-        kind: str,
-        keys: Sequence[str],
-        groups: Sequence[Hashable],
-        compute: Callable[[list[int]], Sequence[Answer]],
-        answer_type: type[Answer],
-        follow: Follow | None = None,
-        *,
-        choices: int = 0,
-        altered: Callable[[], str | None] | None = None,
+        self, ask: _Ask, keys: Sequence[str], groups: Sequence[Hashable], follow: Follow | None = None
     ) -> list[Answered]:
-        ask = _Ask(phase, kind, compute, answer_type, choices, altered)
         first = {key: index for index, key in reversed(list(enumerate(keys)))}
         unique = [index for index, key in enumerate(keys) if first[key] == index]
-        waiting = deque(self._batches(unique, [groups[index] for index in unique], alone=choices > 2))
+        waiting = deque(self._batches(unique, [groups[index] for index in unique], alone=ask.choices > 2))
         answers: dict[str, dict[str, Any]] = {}
 
         def after(resolved: dict[str, dict[str, Any]], batch: list[int]) -> None:
             if follow is not None:
-                follow(batch, [Answered(*from_row(resolved[keys[index]], answer_type)) for index in batch])
+                follow(batch, [ask.answered(resolved[keys[index]]) for index in batch])
 
         done, idle = 0, 0
         if self._progress is not None and unique:
-            self._progress(phase, 0, len(unique))
+            self._progress(ask.phase, 0, len(unique))
         while waiting:
             batch = waiting.popleft()
             try:
                 resolved = self._batch(ask, [keys[index] for index in batch], batch, after)
-            except (_NoRoom, Stopped) as full:
+            except Stopped as full:
                 answered = sum(key in answers for key in keys)
-                raise Stopped(full.bound, phase, answered, len(keys)) from None
+                raise Stopped(full.bound, answered, len(keys)) from None
             if resolved is None:
                 waiting.append(batch)
                 idle += 1
@@ -253,27 +233,27 @@ class Asker:
             answers |= resolved
             done += len(batch)
             if self._progress is not None:
-                self._progress(phase, done, len(unique))
-        return [Answered(*from_row(answers[key], answer_type)) for key in keys]
+                self._progress(ask.phase, done, len(unique))
+        return [ask.answered(answers[key]) for key in keys]
 
     def _batches(self, unique: Sequence[int], groups: Sequence[Hashable], *, alone: bool) -> list[list[int]]:
-        """`alone`: the first call goes before all others, where batches do not matter: it may end the phase."""
+        """`alone`: the first call goes before all others if batches do not matter, since it may end the phase."""
         if alone and isinstance(self._backend, BatchInvariant):
             return [list(unique[:1])] * bool(unique) + fixed_batches(unique[1:], groups[1:], self._batch_size)
         return fixed_batches(unique, groups, self._batch_size)
 
     def _altered_now(self, ask: _Ask, keys: Sequence[str]) -> str | None:
-        """How the engine alters answers now; asked of it only if a stored one is altered."""
+        """How the engine now alters answers; it is asked only if a stored answer is altered."""
         if ask.altered is None or self._store is None:
             return None
         return ask.altered() if any(row.get("altered") for row in self._store.get(keys).values()) else None
 
     def _stale(self, ask: _Ask, row: dict[str, Any], key: str, now: str | None) -> bool:
-        """Whether a stored answer counts as missing: it is invalid, or to be asked again.
+        """Whether a stored answer counts as missing: it is invalid, or is to be asked again.
 
-        So does text that was not decoded as asked, once the engine decodes differently (`now`).
+        So is text that was not decoded as requested, once the engine decodes differently (`now`).
         """
-        answer, _ = from_row(row, ask.answer_type)
+        answer = ask.answered(row).answer
         if now is not None and row.get("altered") not in (None, "", now):
             return True
         if checked(answer, choices=ask.choices).error is not None:
@@ -289,8 +269,8 @@ class Asker:
     ) -> dict[str, dict[str, Any]] | None:
         """One batch's answers by key, or None while another process is computing it.
 
-        What follows a batch is asked and stored before the batch itself: a killed run then never leaves a
-        batch without it, which would then be asked for in other batches, with other last bits.
+        The calls that follow a batch are asked and stored before the batch itself: a killed run then never leaves a
+        batch without them, which would later be asked under other circumstances, with other last bits.
         """
         if self._store is None:
             computed = self._compute(ask, keys, batch)
@@ -303,7 +283,9 @@ class Asker:
             after(claim.found, batch)
             return claim.found
         if not claim.granted:
-            self._say_wait(claim.held)
+            if not self._waited:
+                logger.warning("waiting for answers that %s is asking for", claim.held)
+            self._waited = True
             self._make_room(ask.phase, 0)
             return None
         index_of = dict(zip(keys, batch, strict=True))
@@ -329,7 +311,7 @@ class Asker:
         return resolved
 
     def _rescued(self, ask: _Ask, keys: Sequence[str], answers: Sequence[Any]) -> dict[str, dict[str, Any]]:
-        """The valid answers of a batch that an engine gave before it stopped: they were paid for."""
+        """The good answers to a batch that an engine gave before it ended: they were paid for."""
         given = {
             key: checked(answer, choices=ask.choices)
             for key, answer in zip(keys, answers, strict=True)
@@ -339,16 +321,10 @@ class Asker:
         self._count(ask.phase, [*rows.values()], 0.0)
         return rows
 
-    def _say_wait(self, held: str) -> None:
-        """Logged once: another process is asking the same."""
-        if not self._waited:
-            logger.warning("waiting for answers that %s is asking for", held)
-        self._waited = True
-
     def _make_room(self, phase: str, calls: int) -> None:
         bound = self._meter.reached(phase, calls)
         if bound is not None:
-            raise _NoRoom(bound)
+            raise Stopped(bound, 0, 0)  # `_resolve` knows how many are done
 
     def _compute(self, ask: _Ask, keys: list[str], batch: list[int]) -> dict[str, dict[str, Any]]:
         self._make_room(ask.phase, len(batch))
@@ -375,55 +351,40 @@ class Asker:
 
 
 def choice_rules(backend: Backend) -> dict[str, int]:
-    """The version of the backend's rules for choices, if it has one: answers read by other rules are other answers."""
+    """The version of how the backend reads choices, if it has one: answers by other rules are not reused."""
     version = getattr(backend, "choice_rules", None)
     return {} if version is None else {"rules": version}
 
 
 @dataclass(frozen=True)
 class _Ask:
-    """One kind of call: how it is made, and what comes back for how many choices."""
+    """One kind of call: how the backend is called, and what comes back, for how many choices."""
 
     phase: str
     kind: str
     compute: Callable[[list[int]], Sequence[Any]]
     answer_type: type[Any]
-    choices: int
-    altered: Callable[[], str | None] | None
+    choices: int = 0
+    altered: Callable[[], str | None] | None = None
 
-
-class _NoRoom(Exception):
-    """The next batch would pass `bound`."""
-
-    def __init__(self, bound: str) -> None:
-        super().__init__(bound)
-        self.bound = bound
+    def answered(self, row: dict[str, Any]) -> Answered:
+        """The answer that `to_row` wrote as `row`."""
+        return Answered(*from_row(row, self.answer_type))
 
 
 def fixed_batches(items: Sequence[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
-    """Consecutive items in batches of at most `batch_size`, neighbours of one group kept together.
+    """Consecutive items in batches of at most `batch_size`; neighbours of one group are kept together.
 
-    A group (the two orders of a pair, say) shares a prefix, which a split would compute twice; a group
-    larger than a batch is cut.
+    A group (for instance the two orders of a pair) shares a prefix, which a split would compute twice; a group larger
+    than a batch is cut.
     """
     batches: list[list[int]] = []
-    for run in _runs(items, groups):
+    for _, pairs in groupby(zip(groups, items, strict=True), key=itemgetter(0)):
+        run = [item for _, item in pairs]
         for start in range(0, len(run), batch_size):
             part = run[start : start + batch_size]
             if batches and len(batches[-1]) + len(part) <= batch_size:
                 batches[-1].extend(part)
             else:
-                batches.append(list(part))
+                batches.append(part)
     return batches
-
-
-def _runs(items: Sequence[int], groups: Sequence[Hashable]) -> list[list[int]]:
-    runs: list[list[int]] = []
-    previous: Hashable = None
-    for item, group in zip(items, groups, strict=True):
-        if runs and group == previous:
-            runs[-1].append(item)
-        else:
-            runs.append([item])
-        previous = group
-    return runs

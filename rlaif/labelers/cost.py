@@ -1,4 +1,4 @@
-"""What labeling costs: the price of tokens, and limits on money and time that stop it between batches."""
+"""What labeling costs: token prices, and bounds on money and time that stop it between batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PER = 1e6
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars per million prompt tokens, generated tokens, and prompt tokens that came from a cache."""
+    """US dollars per million prompt tokens, generated tokens, and prompt tokens from a cache."""
 
     tokens_in: float
     tokens_out: float
@@ -23,7 +23,7 @@ class Price:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, place: str) -> Price:
-        """A price from `{in, out, cached}`. Raises UserError at `place` unless these are three numbers >= 0."""
+        """A price from `{in, out, cached}`; anything but three numbers >= 0 is a UserError that names `place`."""
         fit = set(values) == {"in", "out", "cached"} and all(
             isinstance(value, int | float) and math.isfinite(value) and value >= 0
             for value in values.values()
@@ -35,7 +35,7 @@ class Price:
         return cls(values["in"], values["out"], values["cached"])
 
     def usd(self, tokens_in: float, tokens_out: float, tokens_cached: float) -> float:
-        """US dollars; `tokens_in` counts all prompt tokens, the `tokens_cached` among them."""
+        """US dollars; `tokens_in` counts all prompt tokens, including `tokens_cached`."""
         fresh = (tokens_in - tokens_cached) * self.tokens_in
         return (fresh + tokens_cached * self.tokens_cached + tokens_out * self.tokens_out) / _PER
 
@@ -51,18 +51,18 @@ class _Spent:
 
 
 class Meter:
-    """What a labeler has spent since its first call, and whether a limit leaves room for more.
+    """What a labeler has spent since its first call, and whether a bound leaves room for more.
 
-    The next batch is expected to cost what the calls of its phase cost so far, on average (a rationale costs
-    many times a verdict). A phase's first batch has no such mean and is let through while the bound is not
-    yet passed: so a bound is passed by one batch at most.
+    The next batch is expected to cost the mean of its phase's calls so far (a rationale costs many times a verdict).
+    A phase's first batch has no such mean and is allowed while the bound is not yet exceeded, so a bound is exceeded
+    by one batch at most.
 
     Args:
         name: the labeler's key in the configuration, for messages.
         price: None if not known; then there can be no `budget_usd`.
         budget_usd: US dollars, None for no bound.
-        max_seconds: wall-clock seconds from the first call on, None for no bound.
-        clock: gives the time in seconds.
+        max_seconds: wall-clock seconds from the first call, None for no bound.
+        clock: returns the time in seconds.
 
     Raises UserError for a bound that is not a number above 0, ValueError for a budget without a price.
     """
@@ -77,7 +77,9 @@ class Meter:
         clock: Callable[[], float],
     ) -> None:
         for key, bound in (("budget_usd", budget_usd), ("max_seconds", max_seconds)):
-            _check_bound(f"{name}.{key}", bound)
+            number = isinstance(bound, int | float) and not isinstance(bound, bool) and bound > 0
+            if bound is not None and not number:
+                raise UserError(f"{name}.{key} is {bound!r}; write a number above 0, or null for no bound")
         if budget_usd is not None and price is None:
             raise ValueError("a budget needs a price")
         self._name, self._price, self.clock = name, price, clock
@@ -96,7 +98,7 @@ class Meter:
         return 0.0 if self._started is None else self.clock() - self._started
 
     def reached(self, phase: str, calls: int) -> str | None:
-        """The bound, as `key=value`, that `calls` more calls of `phase` are expected to pass; None if none."""
+        """The bound, as `key=value`, that `calls` more calls of `phase` are expected to exceed; None if none."""
         if self._started is None:
             self._started = self.clock()
         spent = self._phases[phase]
@@ -108,14 +110,7 @@ class Meter:
         return None
 
     def add(
-        self,
-        phase: str,
-        *,
-        calls: int,
-        tokens_in: int,
-        tokens_out: int,
-        tokens_cached: int,
-        seconds: float,
+        self, phase: str, *, calls: int, tokens_in: int, tokens_out: int, tokens_cached: int, seconds: float
     ) -> None:
         """Count a batch of `phase` that was asked."""
         spent = self._phases[phase]
@@ -128,10 +123,3 @@ class Meter:
         """What was spent, for a sentence."""
         money = "" if self.usd is None else f"{self.usd:.4f} USD and "
         return f"{money}{self.seconds:.1f} s"
-
-
-def _check_bound(key: str, bound: object) -> None:
-    if bound is None:
-        return
-    if isinstance(bound, bool) or not isinstance(bound, int | float) or not bound > 0:
-        raise UserError(f"{key} is {bound!r}; write a number above 0, or null for no bound")

@@ -1,4 +1,4 @@
-"""Estimates what labeling would ask of a backend."""
+"""What labeling would ask of a backend, before it is asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlaif.backends.base import Message
 from rlaif.labelers.aggregate import orders_of
 from rlaif.labelers.options import LabelerOptions
-from rlaif.labelers.prompts import forward_items, holds_empty, prompt_strategy, reverse_items, score_message
+from rlaif.labelers.prompts import PromptStrategy, forward_items, holds_empty, reverse_items, score_message
 from rlaif.labelers.templates import TemplateSet
 from rlaif.records import Pair
 
@@ -17,7 +17,7 @@ _CHARS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """What labeling would ask for, apart from reuse: backend calls and tokens (characters / 4)."""
+    """Backend calls and tokens (characters / 4) of a labeling, not counting reuse."""
 
     calls: int
     tokens_in: int
@@ -25,11 +25,11 @@ class Estimate:
 
 
 def estimate(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOptions) -> Estimate:
-    """What labeling `pairs` would ask of a backend. Nothing is run or looked up."""
+    """What labeling `pairs` would ask of a backend; nothing is run or looked up."""
     pairs = [pair for pair in pairs if not holds_empty(pair)]
     if options.readout.pointwise:
         return _estimate_points(pairs, templates, options)
-    strategy = prompt_strategy(templates, options)
+    strategy = PromptStrategy(templates, options.preamble, options.exemplars, options.cot)
     calls = tokens_in = tokens_out = 0
     for pair in pairs:
         for order in orders_of(options.order, seed=options.seed, pair_id=pair.id):
@@ -40,10 +40,9 @@ def estimate(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOpti
                 tokens_out += options.samples * options.readout.max_tokens
             if options.cot:
                 calls += options.samples
-                tokens_in += options.samples * (
-                    _size(strategy.rationale(pair, order)) + options.max_rationale_tokens
-                )
-                tokens_out += options.samples * options.max_rationale_tokens
+                rationale, written = _size(strategy.rationale(pair, order)), options.max_rationale_tokens
+                tokens_in += options.samples * (rationale + written)
+                tokens_out += options.samples * written
     return Estimate(calls, tokens_in, tokens_out)
 
 

@@ -14,16 +14,16 @@ from rlaif.backends.base import Backend, ChoiceScores, Generation, Message, Sequ
 from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers.aggregate import aggregate, is_inconsistent, orders_of
-from rlaif.labelers.asking import Answered, Asker, Follow, Progress, Sampling, Stopped, choice_rules
+from rlaif.labelers.asking import Answered, Asker, Follow, Progress, Stopped, choice_rules
 from rlaif.labelers.cost import Meter
 from rlaif.labelers.options import LabelerOptions
 from rlaif.labelers.prompts import (
     CHOICES,
+    PromptStrategy,
     answer_for,
     clean_rationale,
     forward_items,
     holds_empty,
-    prompt_strategy,
     reverse_items,
     score_message,
 )
@@ -40,7 +40,7 @@ from rlaif.labelers.readout.readouts import (
 from rlaif.labelers.readout.unread import Unread
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet, toward_better
-from rlaif.options.labeling import Retry
+from rlaif.options.labeling import OrderMode, Retry
 from rlaif.records import Judgement, Order, Pair, Preference, Provenance, is_empty
 
 _RATIONALES = "rationales with verdicts"
@@ -50,10 +50,10 @@ _RATIONALES = "rationales with verdicts"
 class LabelResult:
     """Preferences in the pairs' order, the judgements behind them, and what they cost.
 
-    `counters`: `n` pairs, `empty` pairs (which hold an empty response, and about which no labeler was asked),
-    `judgements`, `unparsed` and `failed` judgements, `inconsistent` pairs, calls `asked`, `asked_again` and
-    `reused`, `tokens_in`, `tokens_out`, `tokens_cached` and `seconds` of the calls asked. `unread` says why
-    judgements have no value.
+    `counters`: `n` pairs, `empty` pairs (with an empty response, about which the backend was not asked), `judgements`,
+    `unparsed` and `failed` judgements, `inconsistent` pairs, calls `asked`, `asked_again` and `reused`, and
+    `tokens_in`, `tokens_out`, `tokens_cached` and `seconds` of the calls asked. `unread` says why judgements have no
+    value.
     """
 
     judgements: tuple[Judgement, ...]
@@ -64,7 +64,7 @@ class LabelResult:
 
 @dataclass(frozen=True)
 class _View:
-    """One presentation of a pair: which pair, order and sample."""
+    """One showing of a pair: which pair, in which order, which sample."""
 
     index: int
     pair: Pair
@@ -74,7 +74,7 @@ class _View:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """A verdict's prompt, the text to keep with it (rationale or generated verdict) and the answer."""
+    """A verdict's prompt, the text to keep with it (rationale or generated verdict), and the answer."""
 
     message: Message
     text: str
@@ -83,24 +83,22 @@ class _Verdict:
 
 @dataclass(frozen=True)
 class _Point:
-    """One response read by itself, with what reading it cost."""
+    """One response read by itself, and the answers behind the reading."""
 
     reading: Reading
     prompt_hash: str
     logprobs: tuple[float, ...]
-    tokens_in: int
-    tokens_cached: int
-    seconds: float
+    answers: Sequence[Answered]
 
 
 class Labeler:
     """Labels pairs, or rates single responses, as `options` say; `meter` may bound what it spends.
 
-    An empty response loses to any text and ties with another empty one, without a call.
-    `retry` names the stored answers that are asked again, each once in the life of the set `renewed`.
+    An empty response loses to any text and ties with another empty one; the backend is not asked about it. `retry`
+    says which stored answers are asked again, each once in the lifetime of the set `renewed`.
 
-    Raises UserError at construction for options that the templates cannot serve, and between two batches
-    when a limit of the meter leaves no room for the next: what the store has by then is kept.
+    Raises UserError at construction for options that the templates cannot serve, and between two batches if a bound
+    of the meter leaves no room for the next; what the store has by then is kept.
     """
 
     def __init__(
@@ -116,16 +114,17 @@ class Labeler:
         renewed: set[str] | None = None,
     ) -> None:
         self._retry, self._renewed = retry, set() if renewed is None else renewed
-        self.backend = backend
-        self._templates = templates
-        self._options = options
-        self._store = store
-        self._progress = progress
-        self._meter = meter or _unbounded()
-        self._strategy = prompt_strategy(templates, options)
+        self.backend, self._templates, self._options = backend, templates, options
+        self._store, self._progress = store, progress
+        self._meter = meter or Meter(
+            name="labeler", price=None, budget_usd=None, max_seconds=None, clock=time.perf_counter
+        )
+        self._strategy = PromptStrategy(templates, options.preamble, options.exemplars, options.cot)
+        # A response that is read by itself has no position.
+        self._order: OrderMode = "first" if options.readout.pointwise else options.order
 
     def identity(self) -> dict[str, Any]:
-        """Everything that labels depend on besides the pairs: engine and model, templates, effective options."""
+        """All that labels depend on besides the pairs: engine and model, templates, effective options."""
         rules = choice_rules(self.backend) if self._options.readout.kind in ("choice", "score") else {}
         return {
             "backend": self.backend.identity() | rules,
@@ -146,13 +145,11 @@ class Labeler:
         """Judge `pairs`; the result keeps their order (and, within a pair, ab before ba)."""
         asker = self._asker()
         asked = [pair for pair in pairs if not holds_empty(pair)]
-        pointwise = self._options.readout.pointwise
+        judge = self._judge_points if self._options.readout.pointwise else self._judge_views
         try:
-            judged = self._judge_points(asker, asked) if pointwise else self._judge_views(asker, asked)
+            rows = iter(judge(asker, asked))
         except Stopped as stop:
-            total = len(asked) if pointwise else len(self._views(asked))
-            raise self._bound_error(stop, "judgements", total) from None
-        rows = iter(judged)
+            raise self._bound_error(stop, "judgements", len(self._views(asked))) from None
         by_pair = [
             self._by_rule(pair) if holds_empty(pair) else (own := next(rows), self._aggregate(pair, own))
             for pair in pairs
@@ -163,20 +160,15 @@ class Labeler:
         return LabelResult(flat, preferences, _counters(asker, flat, preferences), unread)
 
     def _aggregate(self, pair: Pair, judgements: Sequence[Judgement]) -> Preference:
-        pointwise = self._options.readout.pointwise
-        return aggregate(
-            judgements,
-            orders=("ab",) if pointwise else self._orders(pair),
-            mode="first" if pointwise else self._options.order,
-            averaging=self._options.averaging,
-        )
+        orders, averaging = self._orders(pair), self._options.averaging
+        return aggregate(judgements, orders=orders, mode=self._order, averaging=averaging)
 
     def _by_rule(self, pair: Pair) -> tuple[list[Judgement], Preference]:
         """Judgements of a pair with an empty response, and its preference, both by rule."""
         a, b = is_empty(pair.response_a), is_empty(pair.response_b)
         p_a = 0.5 if a and b else 1.0 - float(a)
         note = "both responses are empty: a tie" if a and b else "an empty response loses to any text"
-        orders: tuple[Order, ...] = ("ab",) if self._options.readout.pointwise else self._orders(pair)
+        orders = self._orders(pair)
         judgements = [Judgement(pair.id, order, 0, "", "ok", "rule", p_a, text=note) for order in orders]
         ab, ba = (p_a if order in orders else None for order in ("ab", "ba"))
         return judgements, Preference(pair.id, p_a, ab, ba, 1, "ok", "rule")
@@ -191,12 +183,12 @@ class Labeler:
         return [reading.value for reading in self.readings(items)]
 
     def readings(self, items: Sequence[tuple[str, str]]) -> list[Reading]:
-        """Each (prompt, response)'s own score, higher is better: 1 to 10, or nats for `likelihood`.
+        """A score per (prompt, response), higher is better: 1 to 10, or nats for `likelihood`.
 
-        There is no value if the answer was unparsed or failed. An empty response gets 1, the least of the
-        scale, or for `likelihood` what the readout gives it (forward: 0 nats, since nothing explains nothing)
-        but no more than the least of the texts in `items`: it loses to them all, or ties with the worst.
-        ValueError for a readout that compares pairs.
+        There is no value if the answer was unparsed or failed. An empty response gets 1, the lowest on the scale, or
+        for `likelihood` what the readout gives (forward: 0 nats, since nothing explains nothing), but no more than the
+        lowest of the texts in `items`: it loses to them all, or ties with the worst. ValueError for a readout that
+        compares pairs.
         """
         readout = self._options.readout
         if not readout.pointwise:
@@ -211,7 +203,12 @@ class Labeler:
         lowest = Reading(1.0 if readout.kind == "score" else 0.0, "ok", "rule")
         found = [lowest if blank and not reverse else next(rows).reading for blank in empty]
         texts = [r.value for r, blank in zip(found, empty, strict=True) if not blank and r.value is not None]
-        return [_capped(r, texts) if blank else r for r, blank in zip(found, empty, strict=True)]
+        return [
+            dataclasses.replace(r, value=min([r.value, *texts]), provenance="rule")
+            if blank and r.value is not None
+            else r
+            for r, blank in zip(found, empty, strict=True)
+        ]
 
     def _asker(self) -> Asker:
         return Asker(
@@ -225,7 +222,7 @@ class Labeler:
         )
 
     def _unwanted(self, phase: str, answer: Generation | ChoiceScores | SequenceScore) -> bool:
-        """Whether a stored answer is to be asked again. Failed ones are never stored, so they are asked anyway."""
+        """Whether a stored answer is to be asked again. Failed ones are never stored and always asked again."""
         if self._retry == "all":
             return True
         if isinstance(answer, Generation) and phase == _RATIONALES:
@@ -244,7 +241,7 @@ class Labeler:
         )
 
     def _orders(self, pair: Pair) -> tuple[Order, ...]:
-        return orders_of(self._options.order, seed=self._options.seed, pair_id=pair.id)
+        return orders_of(self._order, seed=self._options.seed, pair_id=pair.id)
 
     # Pairwise readouts: choice and text.
 
@@ -269,7 +266,7 @@ class Labeler:
     def _with_rationales(
         self, asker: Asker, views: Sequence[_View]
     ) -> tuple[dict[int, Answered], dict[int, _Verdict]]:
-        """Rationales, each batch's verdicts right after it: they continue what the backend just ran."""
+        """Rationales, each batch followed by its verdicts, which extend what the backend has just run."""
         messages = [self._strategy.rationale(view.pair, view.order) for view in views]
         verdicts: dict[int, _Verdict] = {}
 
@@ -284,15 +281,15 @@ class Labeler:
     def _verdicts(
         self, asker: Asker, views: Sequence[_View], numbers: Sequence[int], rationales: dict[int, Answered]
     ) -> dict[int, _Verdict]:
-        """The verdict of every view in `numbers` whose rationale did not fail (all of them if there are none)."""
+        """The verdict of every view in `numbers` whose rationale did not fail (of all views if there are none)."""
         going, messages, texts = [], [], []
         for number in numbers:
-            view = views[number]
-            if number in rationales and rationales[number].answer.error is not None:
-                continue
-            text = None
+            view, text = views[number], None
             if number in rationales:
-                text = clean_rationale(rationales[number].answer.text, self._templates.cue)
+                rationale = rationales[number].answer
+                if rationale.error is not None:
+                    continue
+                text = clean_rationale(rationale.text, self._templates.cue)
             going.append(number)
             texts.append(text)
             messages.append(self._strategy.verdict(view.pair, view.order, text))
@@ -326,7 +323,9 @@ class Labeler:
             phase,
             messages,
             [view.index for view in views],
-            sampling=Sampling(max_new_tokens, temperature, self._options.top_k),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=self._options.top_k,
             seeds=[
                 _seed(self._options.seed, message, view.sample)
                 for view, message in zip(views, messages, strict=True)
@@ -355,10 +354,8 @@ class Labeler:
             logprobs=_known(getattr(steps[-1].answer, "logprobs", ())),
             mass=reading.mass,
             text=reading.note or (verdict.text if verdict else ""),
-            tokens_in=sum(step.answer.tokens_in for step in steps),
             tokens_out=sum(getattr(step.answer, "tokens_out", 0) for step in steps),
-            tokens_cached=sum(step.answer.tokens_cached for step in steps),
-            seconds=sum(step.seconds for step in steps),
+            **_cost(steps),
         )
 
     def _read(self, answer: Generation | ChoiceScores) -> Reading:
@@ -401,12 +398,11 @@ class Labeler:
             if reading.value is not None:
                 value = toward_better(reading.value, 1.0, 10.0, self._templates.polarity)
                 reading = dataclasses.replace(reading, value=value)
-            logprobs = _known(answered.answer.logprobs)
-            points.append(_point(reading, _hash(message), logprobs, [answered]))
+            points.append(_Point(reading, _hash(message), _known(answered.answer.logprobs), [answered]))
         return points
 
     def _likelihood_points(self, asker: Asker, items: Sequence[tuple[str, str]]) -> list[_Point]:
-        """Items are adjacent responses of one pair, and so are their sequences of each kind."""
+        """The responses of a pair are adjacent in `items`; so are their sequences of one kind."""
         render = forward_items if self._options.readout.direction == "forward" else reverse_items
         rendered = [render(self._templates, prompt, response) for prompt, response in items]
         parts = len(rendered[0]) if rendered else 0
@@ -416,18 +412,15 @@ class Labeler:
             for part in range(parts)
             for index in range(start, min(start + 2, len(items)))
         ]
-        answers = asker.sequences(
-            "likelihoods",
-            [rendered[index][part] for index, part in places],
-            [index // 2 for index, _ in places],
-        )
+        sequences = [rendered[index][part] for index, part in places]
+        answers = asker.sequences("likelihoods", sequences, [index // 2 for index, _ in places])
         by_place = dict(zip(places, answers, strict=True))
         points = []
-        for index, sequences in enumerate(rendered):
+        for index, messages in enumerate(rendered):
             own = [by_place[index, part] for part in range(parts)]
             reading = read_likelihood([answered.answer for answered in own], self._options.readout)
             logprobs = tuple(answered.answer.logprob for answered in own)
-            points.append(_point(reading, _hash(*(message for message, _ in sequences)), logprobs, own))
+            points.append(_Point(reading, _hash(*(message for message, _ in messages)), logprobs, own))
         return points
 
     def _point_judgement(self, pair: Pair, a: _Point, b: _Point) -> Judgement:
@@ -451,30 +444,17 @@ class Labeler:
             logprobs=a.logprobs + b.logprobs,
             mass=min(masses) if masses else None,
             text=a.reading.note or b.reading.note or f"a={shown[0]} b={shown[1]}",
-            tokens_in=a.tokens_in + b.tokens_in,
-            tokens_cached=a.tokens_cached + b.tokens_cached,
-            seconds=a.seconds + b.seconds,
+            **_cost([*a.answers, *b.answers]),
         )
-
-
-def _capped(reading: Reading, texts: Sequence[float]) -> Reading:
-    """An empty response's own score, no more than the least of the `texts`."""
-    if reading.value is None:
-        return reading
-    return dataclasses.replace(reading, value=min([reading.value, *texts]), provenance="rule")
 
 
 def _refuse_hidden_ten(numbers: list[int], answers: list[Answered]) -> None:
     if any(hides_ten(answered.answer) for answered in answers):
         raise UserError(
-            'the server does not report how its model splits "10": where "1" begins it, each 10 would be read as a 1.'
+            'the server does not report how its model splits "10": if "1" begins it, each 10 would be read as a 1.'
             " The score readout needs a server that reports tokens (backend.api=completions with vLLM or llama.cpp) or"
             " backend=transformers; labels can come from labeler=detailed, and rewards from reward=rm"
         )
-
-
-def _unbounded() -> Meter:
-    return Meter(name="labeler", price=None, budget_usd=None, max_seconds=None, clock=time.perf_counter)
 
 
 def _seed(seed: int, message: Message, sample: int) -> int:
@@ -486,22 +466,17 @@ def _hash(*messages: Message) -> str:
 
 
 def _known(logprobs: Sequence[float | None]) -> tuple[float, ...]:
-    """The log-probabilities if the engine gave them all (a part would not say which choice it is of)."""
+    """The log-probabilities if the engine gave them all (of a part, nobody could say which choices it covers)."""
     known = tuple(value for value in logprobs if value is not None)
     return known if len(known) == len(logprobs) else ()
 
 
-def _point(
-    reading: Reading, prompt_hash: str, logprobs: tuple[float, ...], answers: Sequence[Answered]
-) -> _Point:
-    return _Point(
-        reading,
-        prompt_hash,
-        logprobs,
-        sum(answered.answer.tokens_in for answered in answers),
-        sum(answered.answer.tokens_cached for answered in answers),
-        sum(answered.seconds for answered in answers),
-    )
+def _cost(answers: Sequence[Answered]) -> dict[str, Any]:
+    return {
+        "tokens_in": sum(answered.answer.tokens_in for answered in answers),
+        "tokens_cached": sum(answered.answer.tokens_cached for answered in answers),
+        "seconds": sum(answered.seconds for answered in answers),
+    }
 
 
 def _counters(

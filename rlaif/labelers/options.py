@@ -1,4 +1,4 @@
-"""What a labeler is: the four orthogonal choices, as plain values."""
+"""What defines a labeler: the four orthogonal choices, as plain values."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from rlaif.errors import UserError
 from rlaif.options.labeling import Averaging, LabelingOptions, OrderMode, ReadoutOptions
 
-SCORE_PREAMBLES = ("base", "detailed")  # of which score.j2 has a wording
+SCORE_PREAMBLES = ("base", "detailed")  # those for which score.j2 has a wording
 
 
 @dataclass(frozen=True)
 class LabelerOptions:
     """Prompt strategy x readout x order x self-consistency.
 
-    `min_mass` is the least probability of the next token that the choices of a `choice` or `score` readout
-    must carry together: below it the answer says something else and is unparsed.
-    `temperature` and `top_k` (0 = no limit) govern sampled text: the rationales, or the verdicts of a
-    `text` readout without rationale. `batch_size` is how many prompts reach the backend at once and
-    are committed to the store together. Raises UserError for a combination without meaning.
+    `min_mass` is the least total probability of the next token for the choices of a `choice` or `score` readout:
+    below it the answer says something else and is unparsed. `temperature` and `top_k` (0 = no limit) govern sampled
+    text: the rationales, or the verdicts of a `text` readout without rationale. `batch_size` is how many prompts
+    reach the backend at once and are committed to the store together. Raises UserError for a combination without
+    meaning.
     """
 
     preamble: str
@@ -41,7 +41,7 @@ class LabelerOptions:
         kind = self.readout.kind
         if self.readout.pointwise and (self.cot or self.exemplars):
             raise UserError(
-                f"labeler.readout.kind={kind} rates each response by itself and takes neither a rationale nor"
+                f"labeler.readout.kind={kind} rates each response by itself and takes neither rationale nor"
                 " exemplars; write labeler.cot=false labeler.exemplars=0"
             )
         if kind == "score" and self.preamble not in SCORE_PREAMBLES:
@@ -57,19 +57,19 @@ class LabelerOptions:
 
     @property
     def sampled(self) -> bool:
-        """Whether any text is drawn at random."""
+        """Whether any text is sampled."""
         return self.temperature > 0 and (self.cot or self.readout.kind == "text")
 
     @classmethod
     def of(cls, options: LabelingOptions, *, seed: int) -> LabelerOptions:
-        """A labeler's own options from its configuration, without those that a stage reads."""
+        """The labeler's options from its configuration, without those that a stage reads."""
         names = {field.name for field in dataclasses.fields(cls)} - {"seed"}
         return cls(**{name: getattr(options, name) for name in names}, seed=seed)
 
     def identity(self) -> dict[str, Any]:
         """The options that labels depend on, without those that have no effect.
 
-        `batch_size` is not among them: it moves no more than the last bits of a low-precision sum.
+        `batch_size` is not included: it changes no more than the last bits of a low-precision sum.
         """
         values: dict[str, Any] = {"readout": self._readout_identity()}
         if self.readout.kind != "likelihood":

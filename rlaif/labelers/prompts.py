@@ -1,7 +1,7 @@
-"""The prompt strategy: which parts a labeler's prompt has, and in which order they come.
+"""The prompt strategy: the parts of a labeler's prompt and their order.
 
-The parts that all prompts of a labeler share (preamble, exemplars) come first, then the context, then
-the two responses, so that a backend can compute a shared prefix once.
+The parts that all prompts of a labeler share (preamble, exemplars) come first, then the context, then the two
+responses, so that a backend can compute a shared prefix once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from rlaif.backends.base import Message
 from rlaif.backends.fencing import neutralise
 from rlaif.errors import UserError
-from rlaif.labelers.options import LabelerOptions
 from rlaif.labelers.templates import Exemplar, TemplateSet, toward_better
 from rlaif.records import Order, Pair, is_empty
 
@@ -20,9 +19,9 @@ CHOICES = ("1", "2")
 
 @dataclass(frozen=True)
 class PromptStrategy:
-    """Preamble, exemplars (in the file's order; with rationale when `cot`) and chain of thought.
+    """Preamble, exemplars (in the file's order; with rationale if `cot`) and chain of thought.
 
-    Raises UserError when the template set has no such preamble, or fewer exemplars than asked for.
+    Raises UserError if the template set has no such preamble, or fewer exemplars than requested.
     """
 
     templates: TemplateSet
@@ -40,17 +39,17 @@ class PromptStrategy:
         if self.exemplars > have:
             raise UserError(
                 f"labeler.exemplars={self.exemplars}, but {self.templates.place('exemplars.yaml')} has"
-                f" {have}; write more there or a smaller number"
+                f" {have}; add more there or write a smaller number"
             )
 
     def rationale(self, pair: Pair, order: Order) -> Message:
-        """First step of chain of thought: asks for a comparison (Lee et al. 2023, section 2.1)."""
+        """First step of chain of thought: asks for a comparison (Lee et al. 2023, arXiv:2309.00267, section 2.1)."""
         return Message(self._user(pair, order), self.templates.rationale_cue, self.templates.chat)
 
     def verdict(self, pair: Pair, order: Order, rationale: str | None) -> Message:
-        """The prompt whose next token is the verdict; with chain of thought it holds the rationale.
+        """The prompt whose next token is the verdict; with chain of thought it contains the rationale.
 
-        The user's turn is the same in both steps, so the second step extends the first one's text.
+        The user's turn is the same in both steps, so the second step extends the text of the first.
         """
         opening = self.templates.cue
         if rationale is not None:
@@ -58,41 +57,38 @@ class PromptStrategy:
         return Message(self._user(pair, order), opening, self.templates.chat)
 
     def _user(self, pair: Pair, order: Order) -> str:
-        first, second = pair.response_a, pair.response_b
-        if order == "ba":
-            first, second = second, first
+        shown = (pair.response_a, pair.response_b)
+        first, second = shown if order == "ab" else reversed(shown)
         text = self.templates.render(
             "prompt",
             preamble=self.templates.render(self.preamble),
             exemplars=[self._exemplar(exemplar) for exemplar in self.templates.exemplars[: self.exemplars]],
-            pair=self.templates.render("pair", context=pair.prompt, response_1=first, response_2=second),
+            pair=self._pair(pair.prompt, first, second),
             question=self.templates.render("rationale" if self.cot else "question"),
             cue=self.templates.cue,
             rationale_cue=self.templates.rationale_cue,
         )
         return text if self.templates.chat else f"{text}\n\n"
 
+    def _pair(self, context: str, first: str, second: str) -> str:
+        return self.templates.render("pair", context=context, response_1=first, response_2=second)
+
     def _exemplar(self, exemplar: Exemplar) -> dict[str, str]:
         return {
-            "pair": self.templates.render(
-                "pair",
-                context=exemplar.context,
-                response_1=exemplar.response_a,
-                response_2=exemplar.response_b,
-            ),
+            "pair": self._pair(exemplar.context, exemplar.response_a, exemplar.response_b),
             "rationale": neutralise(exemplar.rationale.strip()) if self.cot else "",
             "verdict": answer_for(self.templates, first_is_better=exemplar.preferred == "a"),
         }
 
 
 def answer_for(templates: TemplateSet, *, first_is_better: bool) -> str:
-    """The choice that says so, whether the prompts ask for the better or for the worse response."""
+    """The choice that says so, whether the prompts ask for the better or the worse response."""
     answer_is_first = toward_better(float(first_is_better), 0.0, 1.0, templates.polarity) == 1.0
     return CHOICES[0] if answer_is_first else CHOICES[1]
 
 
 def clean_rationale(text: str, cue: str) -> str:
-    """A generated rationale, cut where the model continued with the verdict itself, and neutralised.
+    """A generated rationale, cut where the model went on to the verdict itself, neutralised.
 
     Without the cut, a verdict that the rationale already spells out would be read twice.
     """
@@ -100,7 +96,7 @@ def clean_rationale(text: str, cue: str) -> str:
 
 
 def score_message(templates: TemplateSet, preamble: str, prompt: str, response: str) -> Message:
-    """Asks for one response's quality from 1 to 10 (direct RLAIF, Lee et al. 2023, section 2.2.2)."""
+    """Asks for one response's quality from 1 to 10 (direct RLAIF, Lee et al. 2023, arXiv:2309.00267, section 2.2.2)."""
     user = templates.render("score", context=prompt, response=response, detailed=preamble == "detailed")
     return Message(user if templates.chat else f"{user}\n\n", templates.score_cue, templates.chat)
 
@@ -108,11 +104,8 @@ def score_message(templates: TemplateSet, preamble: str, prompt: str, response: 
 def forward_items(templates: TemplateSet, prompt: str, response: str) -> list[tuple[Message, str]]:
     """The two sequences of pointwise mutual information: the response with and without its context."""
     continuation = neutralise(response.strip())
-    with_context = templates.render("likelihood_forward", context=prompt)
-    return [
-        (_plain(templates, with_context), continuation),
-        (_plain(templates, templates.render("likelihood_empty")), continuation),
-    ]
+    openings = (templates.render("likelihood_forward", context=prompt), templates.render("likelihood_empty"))
+    return [(_plain(templates, opening), continuation) for opening in openings]
 
 
 def reverse_items(templates: TemplateSet, prompt: str, response: str) -> list[tuple[Message, str]]:
@@ -125,11 +118,6 @@ def _plain(templates: TemplateSet, text: str) -> Message:
     return Message(text if templates.likelihood_chat else f"{text}\n", "", templates.likelihood_chat)
 
 
-def prompt_strategy(templates: TemplateSet, options: LabelerOptions) -> PromptStrategy:
-    """The prompts that the labeler's options ask for."""
-    return PromptStrategy(templates, options.preamble, options.exemplars, options.cot)
-
-
 def holds_empty(pair: Pair) -> bool:
-    """Whether a rule decides the pair: an empty response loses to any text, so no labeler is asked."""
+    """Whether a rule decides the pair: an empty response loses to any text, so the backend is not asked."""
     return is_empty(pair.response_a) or is_empty(pair.response_b)

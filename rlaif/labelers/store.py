@@ -1,4 +1,4 @@
-"""The label store: every answer of a labeler, kept in one SQLite file that several processes share."""
+"""The label store: every answer to a labeler, kept in one SQLite file that several processes share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rlaif.errors import UserError
 
 _VERSION = 1
 _TIMEOUT = 120.0  # seconds to wait for another process's transaction
-_CHUNK = 500  # SQLite bounds the variables of one statement
+_CHUNK = 500  # SQLite limits the variables per statement
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, kind TEXT NOT NULL, answer TEXT NOT NULL,"
     " checksum TEXT NOT NULL, created REAL NOT NULL) WITHOUT ROWID",
@@ -37,8 +36,8 @@ _SCHEMA = (
 class Claim:
     """What `LabelStore.claim` found: the answers already there, and whether the rest is now ours.
 
-    `stale` are the keys of the rest that do have an answer, which counts as missing. For a claim that is not
-    granted, `held` says who holds the keys, and for how much longer.
+    `stale` are the keys of the rest that have an answer which counts as missing. If the claim is not granted, `held`
+    says who holds the keys, and for how much longer.
     """
 
     found: dict[str, dict[str, Any]]
@@ -48,18 +47,18 @@ class Claim:
 
 
 Stale = Callable[[str, dict[str, Any]], bool]
-"""(key, its answer) whether the answer counts as missing."""
+"""(key, its answer) -> whether the answer counts as missing."""
 
 
 class LabelStore:
-    """Answers by key, in WAL mode; a batch is one transaction, so that kill -9 loses and repeats nothing.
+    """Answers by key, in WAL mode; a batch is one transaction, so kill -9 loses and repeats nothing.
 
-    A process claims the keys of a batch before it asks the backend. A claim ends when its answers are
-    written, when its holder is no longer alive (same host), or `claim_seconds` after its holder last renewed it,
-    which a living one does several times before (a container that was killed is another host). Should two
-    processes answer one key all the same, the first answer written is the one that both use.
+    A process claims the keys of a batch before it asks the backend. A claim ends when its answers are written, when
+    its holder is no longer alive (same host), or `claim_seconds` after its holder last renewed it; a live holder does
+    so several times within that period (a container that was killed is another host). Should two processes answer one
+    key all the same, both use the first answer written.
 
-    Raises UserError when the file is damaged or is not a label store.
+    Raises UserError if the file is damaged or is not a label store.
     """
 
     def __init__(self, path: Path, *, claim_seconds: float) -> None:
@@ -93,7 +92,7 @@ class LabelStore:
         self._switch_to_wal()
 
     def _switch_to_wal(self) -> None:
-        """WAL needs exclusive access to the file for a moment and does not wait for it by itself."""
+        """WAL needs exclusive access for a moment and does not wait for it by itself."""
         deadline = time.time() + _TIMEOUT
         while True:
             try:
@@ -112,15 +111,16 @@ class LabelStore:
     def claim(self, keys: Sequence[str], *, stale: Stale | None = None) -> Claim:
         """Claim what is missing among `keys`, all or nothing; a `stale` answer is missing, but stays until `put`.
 
-        Not granted when another live process holds one of them; then its answer will appear, or its
-        claim will end. Granted with nothing to do when every key has an answer.
+        Not granted if another live process holds one of them; its answer will then appear, or its claim will end.
+        Granted with nothing to do if every key has an answer.
         """
         with self._guarded(), self._transaction():
             stored = self._read(keys)
             old = frozenset(key for key, answer in stored.items() if stale is not None and stale(key, answer))
             found = {key: answer for key, answer in stored.items() if key not in old}
             missing = [key for key in keys if key not in found]
-            elsewhere = [row for row in self._claims(missing) if self._held_elsewhere(*row)]
+            claims = self._rows("SELECT holder, expires FROM claims", missing)
+            elsewhere = [row for row in claims if self._held_elsewhere(*row)]
             if elsewhere:
                 return Claim(found, False, old, _held(*elsewhere[0]))
             expires = time.time() + self._claim_seconds
@@ -137,7 +137,7 @@ class LabelStore:
         """Keep this process's claims alive while it computes, over a connection of this thread's own."""
         connection = sqlite3.connect(self.path, timeout=_TIMEOUT, isolation_level=None)
         while not self._closed.wait(self._claim_seconds / 4):
-            # If it fails once, because of a full disk, say, the next renewal is early enough.
+            # If it fails once, for instance because the disk is full, the next time is early enough.
             with contextlib.suppress(sqlite3.Error):
                 connection.execute(
                     "UPDATE claims SET expires = ? WHERE holder = ?",
@@ -148,8 +148,8 @@ class LabelStore:
     def put(self, kind: str, answers: Mapping[str, dict[str, Any]], *, replace: Collection[str] = ()) -> None:
         """Write a batch's answers and drop their claims in one transaction.
 
-        A key's first answer stays, except for the keys to `replace`. Raises ValueError for what strict JSON
-        cannot hold; a log-probability of -inf is written as `{"float": "-inf"}`.
+        A key's first answer stays, except for the keys to `replace`. Raises ValueError for what strict JSON cannot
+        hold; a log-probability of -inf is written as `{"float": "-inf"}`.
         """
         rows = []
         for key, answer in answers.items():
@@ -182,28 +182,23 @@ class LabelStore:
     def __enter__(self) -> LabelStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _read(self, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
         found = {}
-        for chunk in _chunks(keys):
-            marks = ",".join("?" * len(chunk))
-            query = f"SELECT key, answer, checksum FROM answers WHERE key IN ({marks})"
-            for key, text, checksum in self._connection.execute(query, chunk):
-                if checksum != _checksum(key, text):
-                    raise self._damaged(f"the answer {key[:12]} does not match its checksum")
-                found[key] = json.loads(text, object_hook=_float)
+        for key, text, checksum in self._rows("SELECT key, answer, checksum FROM answers", keys):
+            if checksum != _checksum(key, text):
+                raise self._damaged(f"the answer {key[:12]} does not match its checksum")
+            found[key] = json.loads(text, object_hook=_float)
         return found
 
-    def _claims(self, keys: Sequence[str]) -> Iterator[tuple[str, float]]:
-        for chunk in _chunks(keys):
+    def _rows(self, query: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """The rows of `query` whose key is in `keys`."""
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
             marks = ",".join("?" * len(chunk))
-            yield from self._connection.execute(
-                f"SELECT holder, expires FROM claims WHERE key IN ({marks})", chunk
-            )
+            yield from self._connection.execute(f"{query} WHERE key IN ({marks})", chunk)
 
     def _held_elsewhere(self, holder: str, expires: float) -> bool:
         if holder == self._holder or expires < time.time():
@@ -236,14 +231,12 @@ class LabelStore:
 
     def _damaged(self, why: str) -> UserError:
         return UserError(
-            f"{self.path}: the label store is damaged ({why}); move the file aside and run again, then its"
-            " labels are made anew"
+            f"{self.path}: the label store is damaged ({why}); move the file aside and run again to make its"
+            " labels anew"
         )
 
 
-_ZERO = {
-    "float": "-inf"
-}  # a log-probability of zero: strict JSON has no infinity, and null means not reported
+_ZERO = {"float": "-inf"}  # the logarithm of 0: strict JSON has no infinity, and null means not reported
 
 
 def _strict(value: Any) -> Any:
@@ -262,14 +255,10 @@ def _checksum(key: str, text: str) -> str:
     return hashlib.sha256(f"{key}\n{text}".encode()).hexdigest()[:16]
 
 
-def _chunks(keys: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(keys), _CHUNK):
-        yield list(keys[start : start + _CHUNK])
-
-
 def _held(holder: str, expires: float) -> str:
     host, pid, _ = holder.split("|")
-    return f"process {pid} on {host} (for {max(expires - time.time(), 0):.0f} s more, unless it renews its claim)"
+    left = max(expires - time.time(), 0)
+    return f"process {pid} on {host} (for another {left:.0f} s, unless it renews its claim)"
 
 
 def _alive(pid: int) -> bool:
@@ -278,5 +267,5 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True

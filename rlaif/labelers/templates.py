@@ -1,8 +1,8 @@
-"""A task's prompt texts: Jinja2 files that can be edited without code, checked when loaded.
+"""A task's prompt texts: Jinja2 files that can be edited without touching code, checked when loaded.
 
 A template set is a folder with `task.yaml` (polarity, cues), `pair.j2`, `question.j2`, `rationale.j2`, `prompt.j2`
 (the layout), `score.j2`, three `likelihood_*.j2` pieces and `exemplars.yaml`. Every other `NAME.j2` is the preamble
-NAME. A file that the folder does not have is taken from the folder `_common` beside it.
+NAME. A file missing from the folder is taken from the folder `_common` beside it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "likelihood_empty": {},
     "likelihood_reverse": {"response": "r"},
 }
-"""The template files of a set and the variables each may use (here with sample values); a preamble has none."""
+"""The template files of a set and the variables that each may use, with sample values; a preamble has none."""
 
 COMMON = "_common"
 
@@ -69,8 +69,8 @@ class Exemplar:
 class TemplateSet:
     """The loaded texts of one task.
 
-    `polarity` says what the prompts ask for: the better response (or a quality score), or the worse
-    one. `preambles` are the names of the texts that a prompt may begin with.
+    `polarity` says what the prompts ask for: the better response (or a quality score), or the worse one. `preambles`
+    are the names of the texts with which a prompt may begin.
     """
 
     directory: Path
@@ -87,7 +87,7 @@ class TemplateSet:
 
     @classmethod
     def load(cls, directory: Path) -> TemplateSet:
-        """Read and check a template folder; UserError names the file (and line) that is wrong."""
+        """Read and check a template folder; a UserError names the file (and line) that is wrong."""
         if not directory.is_dir():
             raise UserError(
                 f"task.templates={directory.name}: there is no folder {directory}; make it, with the texts that differ"
@@ -106,7 +106,7 @@ class TemplateSet:
         )
 
     def identity(self, preamble: str) -> str:
-        """A digest of every text that prompts with this preamble may contain."""
+        """A digest of every text that may appear in prompts with this preamble."""
         others = {f"{name}.j2" for name in self.preambles} - {f"{preamble}.j2"}
         return digest({name: text for name, text in self.texts.items() if name not in others}, 32)
 
@@ -117,8 +117,8 @@ class TemplateSet:
     def render(self, name: str, **values: Any) -> str:
         """Template `name` with `values`, without surrounding blank lines.
 
-        Judged texts (`context`, `response`, `response_1`, `response_2`) are neutralised here, whether
-        or not the template fences them.
+        Judged texts (`context`, `response`, `response_1`, `response_2`) are neutralised here, whether or not the
+        template fences them.
         """
         safe = {key: neutralise(value) if key in _JUDGED else value for key, value in values.items()}
         try:
@@ -127,7 +127,7 @@ class TemplateSet:
             shown = "".join(f", {key} {safe[key][:40]!r}" for key in sorted(_JUDGED & safe.keys()))
             why = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"{self.place(f'{name}.j2')} cannot be filled in ({why}{shown}); fix it"
+                f"{self.place(f'{name}.j2')} cannot be filled in ({why}{shown}); correct it"
             ) from error
 
 
@@ -137,14 +137,14 @@ _JUDGED = frozenset({"context", "response", "response_1", "response_2"})
 def toward_better(value: float, low: float, high: float, polarity: Polarity) -> float:
     """`value` on the scale [low, high] as evidence for the *better* response.
 
-    The only place that knows what `polarity: worse` means: a prompt that asks which response is worse
-    (or how bad one is) is answered on the mirrored scale. It is its own inverse.
+    The only place that knows what `polarity: worse` means: a prompt that asks which response is worse (or how bad one
+    is) is answered on the mirrored scale. The function is its own inverse.
     """
     return value if polarity == "better" else low + high - value
 
 
 def _place(directory: Path, name: str) -> Path:
-    """The folder's own file, else the common one; if there is neither, the path where its own should be."""
+    """The folder's own file, else the common one; if neither exists, where the folder's own should be."""
     own, common = directory / name, directory.parent / COMMON / name
     return common if common.exists() and not own.exists() else own
 
@@ -213,11 +213,10 @@ def _exemplars(path: Path, text: str) -> tuple[Exemplar, ...]:
     if not isinstance(rows, list):
         raise UserError(f"{path}: write a list of exemplars, each with {', '.join(names)}")
     for number, row in enumerate(rows, start=1):
-        if (
-            not isinstance(row, dict)
-            or set(row) != set(names)
-            or not all(isinstance(v, str) for v in row.values())
-        ):
+        fit = (
+            isinstance(row, dict) and set(row) == set(names) and all(isinstance(v, str) for v in row.values())
+        )
+        if not fit:
             raise UserError(
                 f"{path}, exemplar {number}: write exactly these keys, as text: {', '.join(names)}"
             )

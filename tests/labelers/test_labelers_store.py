@@ -361,7 +361,7 @@ def test_a_living_holder_keeps_its_claim_and_one_of_another_host_that_died_loses
         time.sleep(1.0)
         refused = two.claim(["a"])
         assert not refused.granted, "renewed: it is computing still"
-        assert refused.held.startswith(f"process {os.getpid()} on {socket.gethostname()} (for 0 s more")
+        assert refused.held.startswith(f"process {os.getpid()} on {socket.gethostname()} (for another 0 s")
     monkeypatch.setattr(socket, "gethostname", lambda: "a-container")
     dead = LabelStore(path, claim_seconds=0.4)
     assert dead.claim(["b"]).granted

@@ -1,1 +1,1 @@
-"""Servers that speak the OpenAI API: what they accept, what they answer, and what may be read from it."""
+"""Servers that speak the OpenAI API: what they accept, what they answer, and what can be read from it."""

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 BYTES_PER_TOKEN = 4
-"""The tokens of a text for which a server reports none: its bytes in UTF-8 over this, rounded up."""
+"""If a server does not report how many tokens a text has: its UTF-8 bytes divided by this, rounded up."""
 
 _ID_PREFIX = "token_id:"
-_IMPOSSIBLE = -9999.0  # OpenAI's and vLLM's value for a probability of 0, since JSON has no -Infinity
+_IMPOSSIBLE = -9999.0  # how OpenAI and vLLM write a probability of 0, since JSON has no -Infinity
 _ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A possible next token: its text, its log-probability (nats), its id if the server reports it.
+    """A possible next token: its text, its log-probability (nats), and its id if the server reports it.
 
-    `logprob` is -inf for an impossible token and None where what the server said is not a log-probability
-    (NaN, null, above 0).
+    `logprob` is -inf for an impossible token and None if the server's value is not a log-probability (NaN, null,
+    above 0).
     """
 
     text: str
@@ -30,7 +30,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token: its log-probability and the candidates for its position."""
+    """One generated token: its log-probability and the candidates in its place."""
 
     text: str
     logprob: float | None
@@ -39,12 +39,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Answer:
-    """A server's answer. `steps` are its generated tokens as far as their probabilities are reported.
+    """A server's answer. `steps` are its generated tokens, as far as their probabilities are reported.
 
     `text` is valid Unicode: lone surrogates are replaced by U+FFFD. `echo` is the prompt's tokens with their
-    log-probabilities (None for the first and for what is not a number), where it was asked for and given.
-    `finished` says whether the model ended by itself. `estimated`: the server reported no usage, so the tokens
-    are those of `count_tokens`. `hint` says why there is no text.
+    log-probabilities (None for the first and for what is not a number), if requested and given. `finished` says
+    whether the model ended by itself. `estimated`: the server reported no usage, so token counts are those of
+    `count_tokens`. `hint` says why there is no text.
     """
 
     text: str
@@ -64,26 +64,25 @@ class Answer:
 
 
 def count_tokens(text: str) -> int:
-    """An estimate for texts whose tokens no server reported: bytes / `BYTES_PER_TOKEN`."""
+    """An estimate for texts whose token count no server reported: bytes / `BYTES_PER_TOKEN`."""
     return -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
 
 
 def well_formed(text: str) -> str:
-    """`text` with lone surrogates, which no file can hold, replaced by U+FFFD; pairs of them become one character."""
+    """`text` with lone surrogates, which no file can hold, replaced by U+FFFD; surrogate pairs become one character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_logprob(value: Any) -> float | None:
-    """A log-probability, -inf for an impossible token, None for an invalid one (NaN, null, above 0, not a number)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        return None
-    if value > _ROUNDING:
+    """A log-probability, -inf for an impossible token, None for anything else (NaN, null, above 0, not a number)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not number or value > _ROUNDING:
         return None
     return -math.inf if value <= _IMPOSSIBLE else min(float(value), 0.0)
 
 
 def read_answer(found: Any, prompt: str) -> Answer:
-    """An answer from the server's JSON. Raises KeyError, TypeError or ValueError for an invalid one."""
+    """The answer in the server's JSON. Raises KeyError, TypeError or ValueError for anything else."""
     choice = found["choices"][0]
     said, thought = _said(choice)
     logprobs = choice.get("logprobs")
@@ -97,9 +96,8 @@ def read_answer(found: Any, prompt: str) -> Answer:
         tokens_out=tokens_out,
         tokens_cached=cached,
         steps=_steps(logprobs),
-        echo=()
-        if estimated
-        else _echo(logprobs, tokens_in),  # otherwise it is not known how far the prompt goes
+        # An estimate does not say where the prompt ends.
+        echo=() if estimated else _echo(logprobs, tokens_in),
         estimated=estimated,
         hint="" if said else _why_empty(reason, thought, found.get("usage")),
     )
@@ -114,7 +112,7 @@ def _said(choice: dict[str, Any]) -> tuple[str, str]:
 
 
 def _text(content: Any) -> str:
-    """What is meant for the reader: a string, or the text parts of a list (without thinking and others)."""
+    """The text for the reader: a string, or the text parts of a list (without thinking and others)."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -135,7 +133,7 @@ def _part(part: Any) -> str:
 
 
 def _thought(message: dict[str, Any]) -> str:
-    """Reasoning that the server returns beside the answer: it is paid for, and never read."""
+    """Reasoning that the server returns with the answer: it is paid for, and never read."""
     for key in ("reasoning_content", "reasoning"):
         if isinstance(message.get(key), str):
             return well_formed(message[key])
@@ -158,7 +156,7 @@ def _why_empty(reason: Any, thought: str, usage: Any) -> str:
 
 
 def _usage(usage: Any, prompt: str, said: str) -> tuple[int, int, int, bool]:
-    """(tokens in, out, cached, whether the first or second is an estimate); a prompt of 0 tokens is not reported."""
+    """(tokens in, out, cached, whether either of the first two is an estimate). 0 prompt tokens means not reported."""
     usage = usage if isinstance(usage, dict) else {}
     tokens_in, tokens_out = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     told_in, told_out = bool(tokens_in) or not prompt, tokens_out > 0 or (tokens_in > 0 and not said)
@@ -207,7 +205,7 @@ def _candidate(text: Any, logprob: Any, token: Any) -> Candidate:
 
 
 def _echo(logprobs: dict[str, Any], tokens_in: int) -> tuple[tuple[str, float | None], ...]:
-    """The prompt's part; what was generated after it is cut off. An echo begins with a token without one."""
+    """The prompt's part; what was generated after it is cut off. An echo's first token has no log-probability."""
     values: Sequence[Any] = logprobs.get("token_logprobs") or [0.0]
     if values[0] is not None:
         return ()

@@ -1,8 +1,8 @@
 """Labels from any server that speaks OpenAI's API: vLLM, llama.cpp, hosted models.
 
-With `api: completions` the chat template is rendered here and the model continues right after the cue,
-as with the in-process engine. With `api: chat` the server renders it, and most servers cannot continue an
-opened assistant turn: the cue then ends the *user's* turn, and the model answers in its own turn.
+With `api: completions` the chat template is rendered here and the model continues right after the cue, as with the
+in-process engine. With `api: chat` the server renders it, and most servers cannot continue an open assistant turn:
+the cue then ends the *user's* turn, and the model answers in its own turn.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from rlaif.tokens import render_chat
 
 @dataclass(frozen=True)
 class OpenAIOptions:
-    """Which model answers, by its name on the server, and how.
+    """Which model answers, under the name that its server uses, and how.
 
-    `revision` is a word of the user's choice that is part of the identity, for weights that change under one
-    name. `top_logprobs` is how many next tokens to ask for, `choice_samples` how many answers to draw
-    where a server gives no log-probabilities (0: none). Raises UserError for an invalid value.
+    `revision` is any word of the user's choice; it is part of the identity, for weights that change under one name.
+    `top_logprobs` is how many next tokens to request, `choice_samples` how many answers to draw if a server gives
+    no log-probabilities (0: none). Raises UserError for a value without meaning.
     """
 
     model: str
@@ -50,17 +50,16 @@ class OpenAIOptions:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template rendered locally: `render` wraps a user's text up to where the model's turn begins."""
+    """A chat template rendered here: `render` wraps a user's text up to where the model's turn begins."""
 
     render: Callable[[str], str]
     identity: str
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTemplate:
-        """The template of a transformers tokenizer. A server that adds BOS itself is left to do so."""
-        adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [
-            tokenizer.bos_token_id
-        ]
+        """The template of a transformers tokenizer. If the tokenizer adds BOS, so does the server: it is left out."""
+        bos = tokenizer.bos_token_id
+        adds_bos = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
 
         def render(user: str) -> str:
             text = render_chat(tokenizer, user)
@@ -72,22 +71,20 @@ class ChatTemplate:
 class OpenAIBackend:
     """Labels from a server. Nothing is sent before the first question.
 
-    A call that fails permanently becomes an answer with `error`. A refused key, an unknown model, and a
-    readout that the server cannot serve raise UserError.
-    `template` is needed for chat prompts with `api: completions`.
+    A call that fails for good becomes an answer with `error`. A refused key, an unknown model, and a readout that the
+    server cannot serve raise UserError. `template` is needed for chat prompts with `api: completions`.
     """
 
     batch_invariant: Literal[True] = True
-    choice_rules = (
-        2  # spellings count together, and "10" is not read as "1": answers from before that are not reused
-    )
+    # Spellings count together, and "10" is not read from a "1": answers by earlier rules are not reused.
+    choice_rules = 2
 
     def __init__(self, options: OpenAIOptions, template: ChatTemplate | None) -> None:
         self._options, self._template = options, template
         self.capabilities: Capabilities | None = None
 
     def identity(self) -> dict[str, Any]:
-        """The model by its served name, not the server: the labels survive a move to another server."""
+        """The model by its served name, not the server: moving it keeps its labels."""
         options = self._options
         return {
             "engine": "openai",
@@ -100,18 +97,16 @@ class OpenAIBackend:
         }
 
     def describe(self) -> str:
-        """The model, its address and what the server can do, asked now unless it was before."""
+        """The model, its address and what the server can do; asks the server if necessary."""
         return f"{self._server.place}: {self._probed()}"
 
     def said(self) -> str | None:
         """What the server turned out to do and to refuse, for the summary; None if nothing was asked."""
-        if self.capabilities is None:
-            return None
-        return "; ".join([str(self.capabilities), *self.remarks])
+        return "; ".join([str(self.capabilities), *self.remarks]) if self.capabilities else None
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the server refused and was left out, and why answers hold no text."""
+        """What the server refused and so was left out, and why answers contain no text."""
         return () if self.capabilities is None else tuple(self._server.remarks)
 
     @cached_property
@@ -142,10 +137,8 @@ class OpenAIBackend:
             raise ValueError("chat prompts need the model's chat template")
         return self._template.render(message.user) + message.assistant
 
-    # Generation.
-
     def alteration(self, temperature: float) -> str:
-        """How the server would decode now instead of by `temperature`; asked of it unless it was before."""
+        """What the server would now use instead of `temperature`; asks the server if necessary."""
         self._probed()
         return self._server.parameters.alteration(temperature)
 
@@ -158,12 +151,10 @@ class OpenAIBackend:
         top_k: int,
         seeds: Sequence[int],
     ) -> list[Generation]:
-        """One request per prompt, with its seed: whether noise depends on it alone is up to the server."""
+        """One request per prompt, with its seed; whether noise depends on the seed alone is up to the server."""
         can = self._probed()
         if temperature > 0 and top_k > 0 and not can.decoding:
-            raise UserError(
-                f"{self._server.place} does not take top_k: write labeler.top_k=0 (and judge.top_k=0)"
-            )
+            raise UserError(f"{self._server.place} takes no top_k: write labeler.top_k=0 (and judge.top_k=0)")
         fields = {**NO_LIMITS, "top_k": top_k} if can.decoding else {}
 
         async def ask(prompt: str, seed: int) -> Generation:
@@ -180,10 +171,8 @@ class OpenAIBackend:
         asking = gather_what_is_done(ask(text, seed) for text, seed in zip(texts, seeds, strict=True))
         return self._server.client.run(asking)
 
-    # Choices.
-
     def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
-        """In the best way that the server offers; see `Capabilities`.
+        """In the best way the server offers; see `Capabilities`.
 
         A choice of several tokens is scored as a sequence: by the server's echo, or token by token.
         """
@@ -196,13 +185,11 @@ class OpenAIBackend:
         texts = [self._text(prompt) for prompt in prompts]
         return self._server.client.run(self._reader.scores(texts, choices))
 
-    # Sequences.
-
     def sequence_logprobs(self, items: Sequence[tuple[Message, str]]) -> list[SequenceScore]:
         """By the server's echo of prompt and continuation. Raises UserError if it has none."""
         if not self._probed().echo:
             raise UserError(
-                f"the likelihood readout needs a server that scores given texts (echo with logprobs), which"
+                "the likelihood readout needs a server that scores given texts (echo with logprobs), which"
                 f" {self._server.place} does not: write labeler.readout.kind=choice (labeler=detailed), serve the"
                 " model with vLLM and backend.api=completions, or write backend=transformers"
             )
@@ -210,11 +197,10 @@ class OpenAIBackend:
         return self._server.client.run(self._sequences(texts))
 
     async def _sequences(self, items: Sequence[tuple[str, str]]) -> list[SequenceScore]:
-        """Each prompt is echoed once by itself, to know where its continuations begin."""
+        """Each prompt is echoed once by itself, to find where its continuations begin."""
         prompts = list(dict.fromkeys(prompt for prompt, _ in items))
-        starts = dict(
-            zip(prompts, await gather(try_echo(self._server, prompt) for prompt in prompts), strict=True)
-        )
+        echoes = await gather(try_echo(self._server, prompt) for prompt in prompts)
+        starts = dict(zip(prompts, echoes, strict=True))
         return await gather_what_is_done(
             self._sequence(starts[prompt], prompt + text) for prompt, text in items
         )

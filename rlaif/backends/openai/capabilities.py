@@ -13,7 +13,7 @@ from rlaif.errors import UserError
 Level = Literal["token_ids", "top_k", "frequency", "text"]
 
 NO_LIMITS: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""What several servers would otherwise set by themselves; hosted APIs refuse to be set."""
+"""Fields for which several servers have their own defaults; hosted APIs refuse them."""
 
 _COUNTING = "1, 2, 3, 1, 2, 3, 1, 2, 3,"
 _FEWEST = 5  # the most that OpenAI's /completions grants
@@ -27,11 +27,11 @@ _SAYS = {
 
 @dataclass(frozen=True)
 class Capabilities:
-    """How a server's probabilities come, best first.
+    """How a server gives probabilities, best first.
 
-    `token_ids`: for any tokens by id; `top_k`: of the `top` likeliest; `frequency`: as shares of sampled
-    answers; `text`: not at all. `echo`: it scores a given text; `tokenizes`: it reports token ids;
-    `decoding`: it takes `NO_LIMITS`, and so a top_k.
+    `token_ids`: of any tokens by id; `top_k`: of the `top` likeliest; `frequency`: as shares of sampled answers;
+    `text`: not at all. `echo`: it scores a given text; `tokenizes`: it reports token ids; `decoding`: it accepts
+    `NO_LIMITS`, and so a top_k.
     """
 
     level: Level
@@ -41,41 +41,39 @@ class Capabilities:
     decoding: bool
 
     def __str__(self) -> str:
-        scores = "scores given texts" if self.echo else "scores no given texts (no likelihood readout)"
+        scores = "scores given texts" if self.echo else "does not score given texts (no likelihood readout)"
         return f"{_SAYS[self.level].format(top=self.top)}; {scores}"
 
 
 async def probe(server: Server, *, top: int, sampled: int) -> Capabilities:
-    """Ask a few one-token questions. `top` is the list wanted, `sampled` the samples allowed (0: none).
+    """Ask a few one-token questions. `top` is the desired length of top-k lists, `sampled` the samples allowed.
 
     Raises UserError for a server that gives no answer, or does not serve the model.
     """
     try:
         await _check_model(server)
         await _ask(server, {})
-        return await _probe(server, top, sampled)
+        ids = await _number_ids(server)
+        level, granted = await _level(server, ids or (), top, sampled)
+        echoing = {"echo": True, "logprobs": 1}
+        echoed = await _try(server, echoing) if server.api == "completions" else None
+        return Capabilities(
+            level=level,
+            top=granted,
+            echo=echoed is not None and len(echoed.echo) > 1,
+            tokenizes=ids is not None,
+            decoding=await _try(server, NO_LIMITS) is not None,
+        )
     except (Refused, Unavailable) as error:
         raise UserError(
             f"no usable answer from {server.place} ({error}): start the server, or correct backend.base_url"
         ) from None
 
 
-async def _probe(server: Server, top: int, sampled: int) -> Capabilities:
-    ids = await _number_ids(server)
-    level, granted = await _level(server, ids or (), top, sampled)
-    return Capabilities(
-        level=level,
-        top=granted,
-        echo=server.api == "completions" and await _echoes(server),
-        tokenizes=ids is not None,
-        decoding=await _try(server, NO_LIMITS) is not None,
-    )
-
-
 async def _check_model(server: Server) -> None:
-    """A server that takes any name would otherwise file one model's labels under another's.
+    """A server that accepts any name would otherwise file one model's labels under another's.
 
-    Only a list that is one, and lacks the name, says no: the route is optional.
+    Only a valid list without the name is a refusal: the route is optional.
     """
     served = await server.models()
     known = {
@@ -100,7 +98,7 @@ async def _number_ids(server: Server) -> tuple[int, ...] | None:
 async def _level(server: Server, ids: tuple[int, ...], top: int, sampled: int) -> tuple[Level, int]:
     if ids:
         answer = await _try(server, server.token_id_fields(ids))
-        # A list of only the likeliest token (and the sampled one) could not hold all three.
+        # A list of only the likeliest (and the sampled) token could not contain all three.
         if answer is not None and set(ids) <= {candidate.id for candidate in answer.candidates}:
             return "token_ids", 0
     for count in sorted({top, min(top, _FEWEST)}, reverse=True):
@@ -112,16 +110,11 @@ async def _level(server: Server, ids: tuple[int, ...], top: int, sampled: int) -
     return "text", 0
 
 
-async def _echoes(server: Server) -> bool:
-    answer = await _try(server, {"echo": True, "logprobs": 1})
-    return answer is not None and len(answer.echo) > 1
-
-
 async def _try(server: Server, fields: dict[str, Any], temperature: float = 0.0) -> Answer | None:
-    """The answer, or None where the server does not take the fields.
+    """The answer, or None if the server does not accept the fields.
 
-    Some servers fall over a field they do not know: one that still answers without it is such a server. One
-    that does not is away, and says nothing about what it can do: Unavailable.
+    Some servers crash on an unknown field: one that still answers without it is such a server. One that does not
+    is unreachable, which says nothing about what it can do: Unavailable.
     """
     try:
         return await _ask(server, fields, temperature)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 from rlaif.backends.base import ChoiceScores
@@ -27,17 +29,17 @@ from rlaif.backends.openai.spellings import (
 from rlaif.backends.openai.wire import Server
 from rlaif.errors import UserError
 
-_ANCHOR = "="  # some tokenizers put a space before a text's first word, but not after this
+_ANCHOR = "="  # some tokenizers put a space before the first word of a text, but not after this
 _COUNT_ON = "Go on with the next number and nothing else: 6, 7, 8, 9,"  # shows whether "10" is one token
 _ANSWER = 1e-3  # a smaller share of the next token is not looked into
-_MARKUP = 0.1  # of the next token: then the answer is read after it
-_CHAT_TOKENS = 4  # of a chat answer: whether "1" is all, or begins a list, and what follows a "**"
-_FREQUENCY_TOKENS = 3  # besides those of the choice: "10." and "1 or 2" are distinguished from "1"
+_MARKUP = 0.1  # from this share of the next token on, the answer is read after the markup
+_CHAT_TOKENS = 4  # of a chat answer: show whether "1" is all or begins a list, and what follows a "**"
+_FREQUENCY_TOKENS = 3  # besides those of the choice: tell "10." and "1 or 2" from "1"
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A choice and its tokens as (id, text); where the server does not report them, one with id None.
+    """A choice and its tokens as (id, text); if the server does not report them, one token with id None.
 
     `spellings` are ids of other single tokens that say the same.
     """
@@ -48,14 +50,14 @@ class _Choice:
 
     @property
     def untold(self) -> bool:
-        """Whether it may be several tokens, as far as is known."""
+        """Whether it may be several tokens for all we know."""
         return self.tokens[0][0] is None and len(self.text) > 1
 
 
 class ChoiceReader:
     """Reads choices from `server`, which can do what `can` says.
 
-    `samples` answers are drawn if it reports no log-probabilities.
+    `samples` answers are drawn if it gives no log-probabilities.
     """
 
     def __init__(self, server: Server, can: Capabilities, *, samples: int) -> None:
@@ -66,7 +68,7 @@ class ChoiceReader:
         self._ten_is_one_token: bool | None = None
 
     async def scores(self, prompts: Sequence[str], texts: Sequence[str]) -> list[ChoiceScores]:
-        """Of each choice after each prompt."""
+        """Scores of each choice after each prompt."""
         if self._can.level == "frequency":
             return await gather_what_is_done(self._frequencies(prompt, texts) for prompt in prompts)
         try:
@@ -83,12 +85,12 @@ class ChoiceReader:
         scores = await gather_what_is_done(self._score(prompt, choices) for prompt in prompts)
         if not self._ten_is_one_token:
             return scores
-        # Answers that came before the one that showed a token "10".
+        # For answers that came before the one that showed a token "10".
         whole = (1,) * len(choices)
         return [s if s.token_counts or s.error else replace(s, token_counts=whole) for s in scores]
 
     async def _choice(self, text: str) -> _Choice:
-        """The tokens of `text` where it continues another text."""
+        """The tokens of `text` as a continuation of another text."""
         if not self._can.tokenizes:
             return _Choice(text, ((None, text),))
         if text not in self._choices:
@@ -118,7 +120,7 @@ class ChoiceReader:
         return ids
 
     async def _see_ten(self, choices: Sequence[_Choice]) -> None:
-        """Have a server that reports no tokens say "10", to see whether that is one token."""
+        """Make a server that does not report tokens say "10", to see whether that is one token."""
         if self._ten_is_one_token is not None or self._can.tokenizes or not _nested(choices):
             return
         fields = self._server.logprob_fields(self._can.top)
@@ -127,13 +129,12 @@ class ChoiceReader:
         self._look_for_ten(answer.candidates)
 
     def _look_for_ten(self, candidates: Sequence[Candidate]) -> None:
-        """A vocabulary that has "10" does not split it."""
+        """A vocabulary that contains "10" does not split it."""
         if any(bare(one.text) == "10" for one in candidates):
             self._ten_is_one_token = True
 
     async def _score(self, prompt: str, choices: Sequence[_Choice]) -> ChoiceScores:
         used: list[Answer] = []
-        nothing: tuple[None, ...] = (None,) * len(choices)
         try:
             head = await self._next_token(prompt, choices, used)
             if not head and used[-1].text:
@@ -143,14 +144,10 @@ class ChoiceReader:
                 return await self._exactly(prompt, choices, head, used)
             return await self._by_spelling(prompt, choices, head, used)
         except (Refused, Unavailable, Unreadable) as error:
-            return ChoiceScores(nothing, error=str(error), **spent(used))
+            return ChoiceScores((None,) * len(choices), error=str(error), **spent(used))
 
     async def _by_spelling(
-        self,
-        prompt: str,
-        choices: Sequence[_Choice],
-        head: Sequence[Candidate],
-        used: list[Answer],
+        self, prompt: str, choices: Sequence[_Choice], head: Sequence[Candidate], used: list[Answer]
     ) -> ChoiceScores:
         """Choices of one token each (or for all we know), in all their spellings, also after markup."""
         same = says([choice.text for choice in choices])
@@ -185,23 +182,19 @@ class ChoiceReader:
     async def _after_markup(
         self, prompt: str, head: Sequence[Candidate], used: list[Answer]
     ) -> list[tuple[float, Sequence[Candidate]]]:
-        """(log-probability of the way there, candidates) after white space or emphasis that the model begins with."""
-        first = max(
-            (one for one in head if one.logprob is not None and is_markup(one.text)),
-            key=lambda one: one.logprob or 0.0,
-            default=None,
-        )
-        if first is None or first.logprob is None or first.logprob < math.log(_MARKUP):
+        """(log-probability of getting there, candidates) after white space or emphasis with which the model begins."""
+        markup = [(one.logprob, one.text) for one in head if one.logprob is not None and is_markup(one.text)]
+        way, text = max(markup, key=itemgetter(0), default=(-math.inf, ""))
+        if way < math.log(_MARKUP):
             return []
         if self._server.api == "completions":
             fields = self._server.logprob_fields(self._can.top)
-            begun = prompt + first.text
+            begun = prompt + text
             used.append(await self._server.complete(begun, max_tokens=1, temperature=0.0, seed=0, **fields))
-            return [(first.logprob, used[-1].candidates)]
+            return [(way, used[-1].candidates)]
         places: list[tuple[float, Sequence[Candidate]]] = []
         way = 0.0
-        steps = used[0].steps
-        for step, following in zip(steps, steps[1:], strict=False):
+        for step, following in pairwise(used[0].steps):
             if step.logprob is None or not is_markup(step.text):
                 break
             way += step.logprob
@@ -216,10 +209,10 @@ class ChoiceReader:
         values: list[float | None],
         used: list[Answer],
     ) -> tuple[int, ...]:
-        """Token counts of choices where "10" may be "1" and "0"; `values` are then those of the texts.
+        """Token counts of choices where "10" may be "1" and "0"; `values` then become those of the texts.
 
-        Whatever the tokens are, "10" is said as one or as two of them: both are asked for where the server
-        can continue a text. Where it cannot, the counts are empty, unless next to nothing begins with "1".
+        Whatever the tokens are, "10" is said in one or two of them: both are requested if the server can continue a
+        text. If it cannot, the counts are empty, unless next to nothing begins with "1".
         """
         one, ten = (next(i for i, c in enumerate(choices) if c.text == text) for text in ("1", "10"))
         begins = values[one]
@@ -228,7 +221,7 @@ class ChoiceReader:
         same = says([choice.text for choice in choices])
         likeliest = max(
             (candidate for candidate in head if same(candidate.text, "1")),
-            key=lambda candidate: candidate.logprob or -math.inf,
+            key=lambda candidate: -math.inf if candidate.logprob is None else candidate.logprob,
             default=None,
         )
         if self._server.api == "chat" or likeliest is None:
@@ -244,11 +237,7 @@ class ChoiceReader:
         return tuple(len(choice.text) if choice.text == "10" else 1 for choice in choices)
 
     async def _exactly(
-        self,
-        prompt: str,
-        choices: Sequence[_Choice],
-        head: Sequence[Candidate],
-        used: list[Answer],
+        self, prompt: str, choices: Sequence[_Choice], head: Sequence[Candidate], used: list[Answer]
     ) -> ChoiceScores:
         """Choices of several tokens, each exactly as written: a spelling of "1" might continue to "10"."""
         values, counts = [], []
@@ -265,23 +254,20 @@ class ChoiceReader:
     async def _next_token(
         self, prompt: str, choices: Sequence[_Choice], used: list[Answer]
     ) -> tuple[Candidate, ...]:
-        """Candidates for the next token: the choices' first ones and their spellings, or the likeliest."""
+        """Candidates for the next token: the choices' first tokens and their spellings, or the likeliest."""
+        if self._can.level != "token_ids":
+            return await self._asked(prompt, self._server.logprob_fields(self._can.top), used)
         first = [choice.tokens[0][0] for choice in choices]
         spelled = [one for choice in choices for one in choice.spellings]
-        if self._can.level == "token_ids" and spelled and not self._few_ids:
-            try:
-                return await self._asked(prompt, self._id_fields([*first, *spelled]), used)
-            except Refused:
-                # A server may limit how many it takes. If it refuses the bare ones too, the reason is another.
-                found = await self._asked(prompt, self._id_fields(first), used)
-                self._few_ids = True
-                return found
-        fields = (
-            self._id_fields(first)
-            if self._can.level == "token_ids"
-            else self._server.logprob_fields(self._can.top)
-        )
-        return await self._asked(prompt, fields, used)
+        if not spelled or self._few_ids:
+            return await self._asked(prompt, self._id_fields(first), used)
+        try:
+            return await self._asked(prompt, self._id_fields([*first, *spelled]), used)
+        except Refused:
+            # A server may limit their number. If it refuses the bare ones too, it objects to something else.
+            found = await self._asked(prompt, self._id_fields(first), used)
+            self._few_ids = True
+            return found
 
     def _id_fields(self, ids: Sequence[int | None]) -> dict[str, Any]:
         return self._server.token_id_fields([one for one in ids if one is not None])
@@ -301,16 +287,16 @@ class ChoiceReader:
     async def _chained(
         self, prompt: str, choice: _Choice, first: float | None, used: list[Answer]
     ) -> float | None:
-        """log p of the first token, plus each later one's after those before it; None once one is not reported."""
+        """log p of the first token, plus that of each later one after those before it; None if one is not reported."""
         value = first
-        for place in range(1, len(choice.tokens)):
+        begun = prompt + choice.tokens[0][1]
+        for token, piece in choice.tokens[1:]:
             if value is None:
                 return None
-            begun = prompt + "".join(piece for _, piece in choice.tokens[:place])
-            token, piece = choice.tokens[place]
             later = _Choice(piece, ((token, piece),))
             step = _find(await self._next_token(begun, [later], used), token, piece)
             value = None if step is None else value + step
+            begun += piece
         return value
 
     async def _frequencies(self, prompt: str, choices: Sequence[str]) -> ChoiceScores:
@@ -331,20 +317,17 @@ class ChoiceReader:
 
 
 def _find(candidates: Sequence[Candidate], token: int | None, text: str) -> float | None:
-    """The log-probability of one token: by its id where both sides have one, else by its exact text."""
-    return named(
-        candidates,
-        lambda one: one.id == token if None not in (one.id, token) else one.text == text,
-    )
+    """The log-probability of one token: by its id if both sides have one, else by its exact text."""
+    return named(candidates, lambda one: one.id == token if None not in (one.id, token) else one.text == text)
 
 
 def _says_it(choice: _Choice, same: Callable[[str, str], bool]) -> Callable[[Candidate], bool]:
-    """Whether a candidate is a spelling of `choice`: by its id where the server names tokens by them alone."""
+    """Whether a candidate is a spelling of `choice`: by its id if the server names tokens only by id."""
     ids = {choice.tokens[0][0], *choice.spellings}
     return lambda one: same(one.text, choice.text) or (one.id is not None and one.id in ids)
 
 
 def _nested(choices: Sequence[_Choice]) -> bool:
-    """Whether one choice's text may begin with another's token: "10" with "1"."""
+    """Whether one choice's text may, for all we know, begin with another's token: "10" with "1"."""
     texts = {choice.text for choice in choices}
     return {"1", "10"} <= texts and any(choice.untold for choice in choices)

@@ -1,4 +1,4 @@
-"""A text that a server says back with its tokens' log-probabilities."""
+"""A text that a server echoes with the log-probabilities of its tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def try_echo(server: Server, text: str) -> Answer | str:
 
 
 def after(start: Answer, whole: Answer) -> list[float]:
-    """Log-probabilities of `whole`'s tokens after those of `start`; empty if it does not begin with them."""
+    """Log-probabilities of `whole`'s tokens after those of `start`; empty if it does not begin with these."""
     head, tail = whole.echo[: len(start.echo)], whole.echo[len(start.echo) :]
     if [token for token, _ in head] != [token for token, _ in start.echo]:
         return []
@@ -33,7 +33,7 @@ def after(start: Answer, whole: Answer) -> list[float]:
 
 
 def spent(answers: Sequence[Answer]) -> dict[str, Any]:
-    """The tokens of `answers`, and whether any of them is an estimate."""
+    """The token counts of `answers`, and whether any of them is an estimate."""
     names = ("tokens_in", "tokens_out", "tokens_cached")
     spent: dict[str, Any] = {name: sum(getattr(answer, name) for answer in answers) for name in names}
     return spent | {"usage_estimated": any(answer.estimated for answer in answers)}

@@ -1,4 +1,4 @@
-"""A considerate client for JSON over HTTP: rate limits, bounded concurrency, time limits, retries with back-off."""
+"""A polite client for JSON over HTTP: rate limits, bounded concurrency, time limits, retries with back-off."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -26,31 +27,29 @@ from rlaif.errors import UserError
 from rlaif.tracking.redact import REDACTED, redact
 
 logger = logging.getLogger(__name__)
-logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise it writes a line per request
+logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise one line per request
 T = TypeVar("T")
 
 _RETRIED = frozenset({408, 409, 425, 429})  # and every 5xx
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _KEY = re.compile(r"[!-~]+")
-_TOKEN_WINDOW = 5.0  # seconds of the tokens' budget that may be spent in one burst
+_TOKEN_WINDOW = 5.0  # seconds of the token budget that may be spent in one burst
 _LONGEST_MESSAGE = 300
-_TIMEOUTS = 3  # attempts per request that may run into the time limit
-_LOST = 16  # consecutive calls given up, after which the server counts as gone
-# What an optional route may cost.
-_LOOK_S = 5.0
-_LOOKS = 2
+_TIMEOUTS = 3  # attempts of one request that may time out
+_LOST = 16  # calls in a row that were given up: then the server counts as gone
+_LOOK_S, _LOOKS = 5.0, 2  # seconds and attempts that an optional route may cost
 
 
 @dataclass(frozen=True)
 class HttpOptions:
-    """How a server is reached, and how many requests it gets.
+    """How a server is reached and how much load it may get.
 
-    `api_key_env` names the environment variable that holds the key (None: no key is sent). `timeout_s`
-    bounds a whole request, `connect_timeout_s` its connection. A limit per minute may be None. After a
-    failure that may be temporary, a request is repeated up to `max_retries` times, first after about `backoff_s`,
-    then twice as long each time; no wait is longer than `max_wait_s`.
+    `api_key_env` names the environment variable that holds the key (None: no key is sent). `timeout_s` limits a
+    whole request, `connect_timeout_s` its connection. A limit per minute may be None. After a temporary failure,
+    a request is repeated up to `max_retries` times, first after about `backoff_s`, then after twice as long each
+    time; no wait is longer than `max_wait_s`.
 
-    Raises UserError for an invalid value.
+    Raises UserError for a value without meaning.
     """
 
     base_url: str
@@ -67,19 +66,16 @@ class HttpOptions:
     def __post_init__(self) -> None:
         if not _is_address(self.base_url):
             raise UserError(
-                f"backend.base_url={redact(self.base_url)} is not an address; write http://HOST:PORT/v1 or https://HOST/v1"
+                f"backend.base_url={redact(self.base_url)} is not an address; write http://HOST:PORT/v1 or"
+                " https://HOST/v1"
             )
         if self.api_key_env is not None and not _VARIABLE.fullmatch(self.api_key_env):
             raise UserError(
-                "backend.api_key_env is not a name of an environment variable; put the key into one and write its name"
+                "backend.api_key_env is not the name of an environment variable; put the key into one and write"
+                " its name"
             )
-        for key in (
-            "timeout_s",
-            "connect_timeout_s",
-            "requests_per_minute",
-            "tokens_per_minute",
-            "backoff_s",
-        ):
+        limits = ("timeout_s", "connect_timeout_s", "requests_per_minute", "tokens_per_minute", "backoff_s")
+        for key in limits:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise UserError(f"backend.{key}={value}; write a number above 0")
@@ -93,18 +89,18 @@ class HttpOptions:
 
 
 class Refused(Exception):
-    """The server's final refusal of a request: its status and what it said (`refusal` verbatim).
+    """The server's final refusal of a request: its status and what it said (`refusal` in full).
 
     `empty` says that it no longer serves the account.
     """
 
     def __init__(self, status: int, message: str, refusal: Refusal, *, empty: bool) -> None:
         super().__init__(f"HTTP {status}: {message}" if message else f"HTTP {status}")
-        self.status, self.message, self.refusal, self.empty = status, message, refusal, empty
+        self.status, self.refusal, self.empty = status, refusal, empty
 
 
 class Unavailable(Exception):
-    """No usable answer (yet); `wait` is how long the server asks to wait, in seconds (infinite: do not repeat)."""
+    """No usable answer (yet); `wait` is how many seconds the server asks to wait (infinite: do not repeat)."""
 
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
@@ -119,14 +115,14 @@ def _say_retry(details: RetryDetails) -> None:
     logger.info("%s; asking again in %.1f s", details.caused_by, details.wait_for)
 
 
-# One line that says why, instead of stamina's own, which hides it in a record's attributes.
+# One line that says why; stamina's own hides it in the record's attributes.
 set_on_retry_hooks([_say_retry])
 
 
 class Client:
-    """Requests to one server, asynchronous inside, with `run` as the synchronous entry.
+    """Requests to one server, asynchronous inside, with `run` as the synchronous entry point.
 
-    One event loop, in a thread of its own, serves all calls, so that connections and limits outlive each of them.
+    One event loop, in its own thread, serves all calls, so connections and limits outlast them.
     Raises UserError when the key's environment variable is not set.
     """
 
@@ -141,7 +137,7 @@ class Client:
         self._lost = 0
         self._places = asyncio.Semaphore(options.max_concurrency)
         requests, tokens = options.requests_per_minute, options.tokens_per_minute
-        # One request per 60/n s, without an initial burst: servers count over sliding windows.
+        # One request every 60/n s, without an initial burst: servers count over sliding windows.
         self._requests = AsyncLimiter(1, 60 / requests) if requests else None
         self._tokens = AsyncLimiter(tokens * _TOKEN_WINDOW / 60, _TOKEN_WINDOW) if tokens else None
         self._loop = asyncio.new_event_loop()
@@ -160,9 +156,9 @@ class Client:
     async def look(
         self, method: str, path: str, body: dict[str, Any] | None, parse: Callable[[Any], T]
     ) -> T | None:
-        """What an optional route says (`path` below base_url, or a whole address); None where it says nothing usable.
+        """What an optional route says (`path` below base_url, or a whole address); None if nothing usable.
 
-        Whatever it answers, or does not answer within a few seconds, ends nothing.
+        A refusal, or no answer within a few seconds, is not an error.
         """
         try:
             return await self._request(
@@ -172,18 +168,16 @@ class Client:
             return None
 
     async def post(self, path: str, body: dict[str, Any], parse: Callable[[Any], T], *, tokens: int) -> T:
-        """POST `body` and read the JSON answer with `parse`; `tokens` is its share of the tokens per minute.
+        """POST `body` and read the JSON answer with `parse`; `tokens` counts towards the tokens per minute.
 
-        Connection errors, time-outs (twice at most), 408, 409, 425, 429, 5xx, and answers that are no JSON or
-        that `parse` cannot read (KeyError, TypeError, ValueError, IndexError) are repeated, after the time that
-        Retry-After asks for where it is given. Raises Unavailable when they persist, Refused for any other
-        status, and UserError for 401 and 403, for an account that is used up, and where the server has not
-        answered any of the last calls.
+        The request is repeated after connection errors, time-outs (at most twice), 408, 409, 425, 429, 5xx, and
+        answers that are not JSON or that `parse` cannot read; if there is a Retry-After, after that time. Raises
+        Unavailable if such failures persist, Refused for any other status, and UserError for 401 and 403, for an
+        account that is used up, and if the server has not answered any of the last calls.
         """
         try:
-            found = await self._request(
-                "POST", path, body, tokens, parse, attempts=self.options.max_retries + 1
-            )
+            attempts = self.options.max_retries + 1
+            found = await self._request("POST", path, body, tokens, parse, attempts=attempts)
         except Unavailable as error:
             self._lost += 1
             if self._lost >= _LOST:
@@ -277,7 +271,7 @@ class Client:
         raise self._failure(status_in(error, response.status_code), error, _retry_after(response))
 
     def _failure(self, status: int, body: Any, wait: float | None) -> Refused | Unavailable:
-        """What an answer without a result means: a temporary failure, or a permanent one."""
+        """An answer without a result as an error: temporary or final."""
         refusal = read_refusal(body)
         said = self._clean(refusal.message)
         if refusal.empties(status, wait):
@@ -287,51 +281,45 @@ class Client:
         return Refused(status, said, refusal, empty=False)
 
     def _wrong_key(self, refused: Refused) -> str:
-        variable = self.options.api_key_env
-        known = (
-            f"check the key in the environment variable {variable}"
-            if variable
-            else ("put its key into an environment variable and write backend.api_key_env=NAME")
-        )
-        return f"{self.options.place} refuses the request ({refused}): {known}"
+        advice = "put its key into an environment variable and write backend.api_key_env=NAME"
+        if self.options.api_key_env:
+            advice = f"check the key in the environment variable {self.options.api_key_env}"
+        return f"{self.options.place} refuses the request ({refused}): {advice}"
 
     def _clean(self, text: str) -> str:
-        """A server's words on one line, without the key in case it repeats it."""
+        """A server's message on one line, without the key in case it repeats it."""
         text = " ".join(text.split())
         return str(redact(text.replace(self._key, REDACTED) if self._key else text))[:_LONGEST_MESSAGE]
 
 
-async def gather(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results in order. The first error ends the others and is raised as itself."""
+async def gather(
+    coroutines: Iterable[Coroutine[Any, Any, T]], tasks: list[asyncio.Task[T]] | None = None
+) -> list[T]:
+    """Results in order. The first error ends the others and is raised as itself; `tasks` receives the tasks."""
+    tasks = [] if tasks is None else tasks
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+            tasks += [group.create_task(coroutine) for coroutine in coroutines]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
 async def gather_what_is_done(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results in order. A UserError ends the others and is raised as Ended, with the results that were there."""
+    """Like `gather`, but a UserError is raised as Ended, with the results there were by then."""
     tasks: list[asyncio.Task[T]] = []
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks += [group.create_task(coroutine) for coroutine in coroutines]
-    except BaseExceptionGroup as errors:
-        first = errors.exceptions[0]
-        if not isinstance(first, UserError):
-            raise first from None
+        return await gather(coroutines, tasks)
+    except UserError as error:
         done = [None if task.cancelled() or task.exception() else task.result() for task in tasks]
-        raise Ended(str(first), done) from None
-    return [task.result() for task in tasks]
+        raise Ended(str(error), done) from None
 
 
 def _is_address(text: str) -> bool:
-    try:
+    with suppress(httpx.InvalidURL):
         url = httpx.URL(text)
-    except httpx.InvalidURL:
-        return False
-    return url.scheme in ("http", "https") and bool(url.host)
+        return url.scheme in ("http", "https") and bool(url.host)
+    return False
 
 
 def _api_key(variable: str | None) -> str | None:
@@ -362,16 +350,11 @@ def _close(loop: asyncio.AbstractEventLoop, http: httpx.AsyncClient) -> None:
 
 def _retry_after(response: httpx.Response) -> float | None:
     """Seconds that a Retry-After header asks for (a number or an HTTP date); None if it says nothing."""
-    value = response.headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
+    value = response.headers.get("Retry-After", "")
+    with suppress(ValueError):
         return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    return None

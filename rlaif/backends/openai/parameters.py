@@ -1,4 +1,4 @@
-"""Request fields that a server refuses: learned from the refusal, left out or renamed from then on, and reported."""
+"""Request fields that a server refuses: learned from the refusal, then left out or renamed, and reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from rlaif.backends.openai.refusals import Refusal
 
 _NAMES = ("seed", "top_p", "max_tokens", "max_completion_tokens", "temperature")
-"""What may be left out or renamed; where a refusal names several, the first that is in the request."""
+"""What may be left out or renamed; if a refusal names several, the first that is in the request."""
 
 _UNWANTED = re.compile(
     r"unsupported|n[o']t support|unknown|unrecogni[sz]ed|unexpected|not (?:permitted|allowed|available|accepted)"
@@ -27,7 +27,7 @@ _NEARLY_GREEDY = 0.01
 
 
 class Parameters:
-    """What one server has refused so far. `remarks` says it, one sentence each."""
+    """What one server has refused so far; `remarks` has one sentence for each."""
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
@@ -37,13 +37,8 @@ class Parameters:
         self._least_temperature = 0.0
         self._temperature: float | None = None
 
-    @property
-    def left_out(self) -> frozenset[str]:
-        """Fields that are no longer sent."""
-        return frozenset(self._left_out)
-
     def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`body` as this server takes it."""
+        """`body` as this server accepts it."""
         fields = {key: value for key, value in body.items() if key not in self._left_out}
         if "max_tokens" in fields:
             fields[self._limit] = max(fields.pop("max_tokens"), self._least_tokens)
@@ -53,7 +48,7 @@ class Parameters:
         return fields
 
     def alteration(self, temperature: float) -> str:
-        """How text asked for at this temperature is decoded instead; empty if nothing changes it."""
+        """What is used instead when text is requested at this temperature; empty if nothing changes."""
         changes = []
         if "temperature" in self._left_out:
             changes.append("temperature left out")
@@ -64,7 +59,7 @@ class Parameters:
         return ", ".join(changes)
 
     def learn(self, refusal: Refusal, sent: Mapping[str, Any]) -> str | None:
-        """Learn from the refusal of `sent`. A sentence if it is about a field that is dispensable."""
+        """Learn from the refusal of `sent`. Returns a sentence if it is about a field that is dispensable."""
         name = _named(refusal, sent)
         if name is None:
             return None
@@ -92,7 +87,7 @@ class Parameters:
                 self._least_tokens = int(least[1])
                 return f"max_tokens is at least {least[1]} there, so every answer may cost that many tokens"
             if name == "max_completion_tokens":
-                return None  # an answer without a limit could cost any amount
+                return None  # an answer without a limit could cost anything
             self._limit = "max_completion_tokens"
             return "max_tokens is sent as max_completion_tokens"
         if name == "temperature" and value == 0 and _POSITIVE.search(message):

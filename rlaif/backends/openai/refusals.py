@@ -1,4 +1,4 @@
-"""What a server's error says: its own sentence, its codes, and whether the account is used up."""
+"""What a server's error says: its message, its codes, and whether the account is used up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# In this order: the first that holds a sentence is used.
+# In order of preference: the first that holds a sentence is used.
 _SENTENCES = ("error", "message", "msg", "detail", "errors", "error_message", "error_description", "title")
 _CODES = ("code", "type", "status")
 _EMPTY_CODES = frozenset(
@@ -26,7 +26,7 @@ _EMPTY_WORDS = re.compile(
     r"|billing hard limit|(?:out of|not enough|requires more|no remaining) credits|check your (?:plan and )?billing",
     re.IGNORECASE,
 )
-# Some call a limit per minute a quota too; they say when to retry.
+# Some servers call a limit per minute a quota too; those say when to come back.
 _COMES_BACK = re.compile(r"(?:retry|try again) (?:in|after)|retrydelay|per ?minute", re.IGNORECASE)
 _MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 _HEADING = re.compile(r"<(title|h1)\b[^>]*>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
@@ -35,7 +35,7 @@ _DEEPEST = 8
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error's body: the sentence for people, the codes (lower case), the parameter it names, and all of it."""
+    """An error's body: the message for people, the codes (lower case), the parameter it names, and the whole text."""
 
     message: str
     codes: frozenset[str]
@@ -43,9 +43,9 @@ class Refusal:
     text: str
 
     def empties(self, status: int, wait: float | None) -> bool:
-        """Whether no request can be served until somebody pays (not a limit per minute).
+        """Whether no later request can be served until somebody pays: not a limit per minute.
 
-        `wait` is what Retry-After asks for, in seconds.
+        `wait` is the Retry-After, in seconds.
         """
         if status == 402 or self.codes & _EMPTY_CODES:
             return True
@@ -56,7 +56,7 @@ class Refusal:
 
 
 def read_refusal(body: Any) -> Refusal:
-    """From a body as text, or as what its JSON holds: an object, a list, a string, or a page of HTML."""
+    """From a body as text or as decoded JSON: an object, a list, a string, or an HTML page."""
     if isinstance(body, str):
         found, text = _decoded(body), body
     else:
@@ -71,14 +71,14 @@ def read_refusal(body: Any) -> Refusal:
 
 
 def error_in(found: Any) -> Any:
-    """The error that an answer carries despite a good status; None if it carries none."""
+    """The error that an answer carries despite its success status; None if there is none."""
     if not isinstance(found, dict) or not found.get("error"):
         return None
     return None if {"choices", "data", "tokens"} & set(found) else found
 
 
 def status_in(error: Any, otherwise: int) -> int:
-    """The HTTP status that an error's body names as its code."""
+    """The HTTP status that an error's body gives as its code, else `otherwise`."""
     for node in _objects(error):
         code = node.get("code", node.get("status"))
         if isinstance(code, int | str) and str(code).isdecimal() and 400 <= int(code) < 600:
@@ -98,9 +98,8 @@ def _objects(found: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
         return
     if isinstance(found, dict):
         yield found
-        for value in found.values():
-            yield from _objects(value, depth + 1)
-    elif isinstance(found, list):
+        found = list(found.values())
+    if isinstance(found, list):
         for value in found:
             yield from _objects(value, depth + 1)
 
@@ -119,13 +118,13 @@ def _sentence(found: Any, depth: int = 0) -> str:
     place = found.get("loc")  # pydantic's own form
     if said and isinstance(place, list):
         said = f"{'.'.join(map(str, place))}: {said}"
-    behind = found.get("metadata")  # a gateway's words, then those of the provider behind it
+    behind = found.get("metadata")  # a gateway's message, then that of the provider behind it
     raw = _sentence(behind.get("raw"), depth + 1) if isinstance(behind, dict) else ""
     return f"{said}: {raw}" if raw and said else said or raw
 
 
 def _plain(text: str) -> str:
-    """Plain text unchanged; of an HTML page its title, or what is left without the tags."""
+    """Text unchanged; for an HTML page its title, or what is left without the tags."""
     if "<" not in text:
         return text
     heading = _HEADING.search(text)

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 Api = Literal["completions", "chat"]
 
-_LESSONS = 8  # refusals of one request that it may learn from
+_LESSONS = 8  # refusals from which one request may learn
 
 
 class Server:
@@ -33,15 +33,15 @@ class Server:
         return f"{self.model} at {self.client.options.place}"
 
     async def models(self) -> list[str]:
-        """Names of the models served; empty where the server does not say."""
+        """Names of the models served; empty if the server does not say."""
         return await self.client.look("GET", "models", None, _names) or []
 
     async def complete(
         self, prompt: str, *, max_tokens: int, temperature: float, seed: int, **fields: Any
     ) -> Answer:
-        """Continue `prompt`: a text, or for `chat` the user's turn. `fields` go into the request as they are.
+        """Continue `prompt`: a text, or for `chat` the user's turn. `fields` go into the request unchanged.
 
-        What the server refuses of the others is learned, said once, and left out or renamed from then on.
+        Other fields that the server refuses are learned, reported once, and left out or renamed from then on.
         """
         chat = self.api == "chat"
         path = "chat/completions" if chat else "completions"
@@ -81,7 +81,7 @@ class Server:
                     self.parameters.forget(lesson)
                     raise
                 if self.parameters.applied(body) != sent:
-                    continue  # another request has learned it in the meantime
+                    continue  # another request has learned it meanwhile
                 lesson, before = self.parameters.learn(refused.refusal, sent), str(refused)
                 if lesson is None:
                     raise
@@ -102,7 +102,7 @@ class Server:
         return {"logprobs": True, "top_logprobs": top} if self.api == "chat" else {"logprobs": top}
 
     def token_id_fields(self, ids: Sequence[int]) -> dict[str, Any]:
-        """Request fields for exactly these tokens (vLLM); the answer names tokens by their ids."""
+        """Request fields for exactly these tokens (vLLM); the answer names tokens by id."""
         return {
             **self.logprob_fields(1),
             "logprob_token_ids": list(dict.fromkeys(ids)),
@@ -135,14 +135,14 @@ class Server:
 
 
 def _names(found: Any) -> list[str]:
-    """Of OpenAI's object, a bare list, or Ollama's `models`; nothing if the list is continued elsewhere."""
+    """From OpenAI's object, a bare list, or Ollama's `models`; nothing if the list continues elsewhere."""
     if isinstance(found, dict):
         if found.get("has_more"):
             return []
         found = found["data"] if "data" in found else found["models"]
     if not isinstance(found, list):
-        raise TypeError("no list of models")
+        raise TypeError("not a list of models")
     names = [row if isinstance(row, str) else row.get("id") or row["name"] for row in found]
     if not all(isinstance(name, str) for name in names):
-        raise TypeError("no names of models")
+        raise TypeError("not names of models")
     return names

@@ -1,1 +1,1 @@
-"""Sampling token by token: noise by key, steps that are captured, kernels that fuse."""
+"""Sampling token by token: keyed noise, captured steps, fused kernels."""

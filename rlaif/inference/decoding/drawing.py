@@ -1,7 +1,7 @@
 """Drawing tokens from logits with keyed noise.
 
-The uniform that picks token t of a row depends on the row's own seed and t alone, so that sorting, dropping
-finished rows or splitting a batch over processes changes nothing.
+The uniform that picks token t of a row depends only on the row's seed and t, so sorting, dropping finished
+rows or splitting a batch over processes changes nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ def pick_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float, top_k: 
 
 
 def row_uniforms(seeds: Sequence[int], length: int) -> Tensor:
-    """(B, length) uniforms; row b depends on seeds[b] alone."""
+    """(B, length) uniforms; row b depends only on seeds[b]."""
     rows = [torch.rand(length, generator=torch.Generator().manual_seed(seed % SEED_RANGE)) for seed in seeds]
     return torch.stack(rows)

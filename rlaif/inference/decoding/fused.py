@@ -1,4 +1,4 @@
-"""A decoding step of a decoder's layers in few kernels: joined projections, and `kernels.py` between them."""
+"""One decoding step of a decoder's layers in few kernels: joined projections, with `kernels.py` between them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rlaif.models.split import Top
 
 
 class Joined:
-    """Several linear layers of one input as one product.
+    """Several linear layers with the same input as one matrix product.
 
-    Their weights become views of one tensor, so that nothing is in memory twice and what is copied into them
-    later is read here.
+    Their weights become views of one tensor, so nothing is stored twice and weights copied into the layers later
+    are read here.
     """
 
     def __init__(self, layers: Sequence[Linear]) -> None:
@@ -41,11 +41,11 @@ class Joined:
 
 
 class FusedBlock:
-    """One decoder layer, its new token's keys and values stored on the way."""
+    """One decoder layer, which also stores the new token's keys and values."""
 
     @staticmethod
     def of(block: Block) -> FusedBlock:
-        """The block's own, made once: a second would take the weights away from steps captured with the first."""
+        """The block's one instance: a second would take the weights from steps captured with the first."""
         if "fused" not in block.__dict__:
             object.__setattr__(block, "fused", FusedBlock(block))
         return block.__dict__["fused"]
@@ -65,7 +65,7 @@ class FusedBlock:
         store: tuple[Tensor, Tensor],
         slots: Tensor,
     ) -> Tensor:
-        """What the layer finally adds to `hidden` (B, D), to which `added` and its attention are added in place."""
+        """The MLP's output (B, D), still to be added to `hidden`; `added` and the attention are added in place."""
         keys, values = store
         mixed = self._mix(kernels.add_norm(hidden, added, self._first.weight, self._first.eps))
         kernels.rotate_and_store(mixed, tables, keys, values, slots)
@@ -84,7 +84,7 @@ class FusedStep:
 
     @staticmethod
     def fits(top: Top) -> bool:
-        """Whether all layers are plain ones with the usual gate."""
+        """Whether all layers are plain (no adapters) and have the usual gate."""
         blocks = [*top.trunk.blocks, *top.layers]
         linears = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
         return top.trunk.lora is None and all(
@@ -99,15 +99,13 @@ class FusedStep:
         tables = trunk.rope.tables(cache.slots, tokens.device, trunk.dtype)
         embedding = trunk.embedding if top.embedding is None else top.embedding
         hidden, added = F.embedding(tokens, embedding), None
-        layer = 0
+        stores = zip(cache.keys, cache.values, strict=True)
         for block in self._trunk_blocks:
-            added = block(hidden, added, tables, (cache.keys[layer], cache.values[layer]), slots)
-            layer += 1
+            added = block(hidden, added, tables, next(stores), slots)
         features = tokens
         if added is not None:
             hidden.add_(added)
             features, added = hidden.clone(), None
         for block in self._top_blocks:
-            added = block(hidden, added, tables, (cache.keys[layer], cache.values[layer]), slots)
-            layer += 1
+            added = block(hidden, added, tables, next(stores), slots)
         return features, kernels.add_norm(hidden, added, top.norm.weight, top.norm.eps)

@@ -1,7 +1,7 @@
 """The four small operations between the matrix products of a decoding step, each as one kernel on a GPU.
 
-Separately, they are some twenty kernels per layer, and at the sizes of a decoding step a kernel takes as long to
-start as to run. Each has a plain form in torch, which says what it computes and runs elsewhere;
+Unfused, they are about twenty kernels per layer, and at the sizes of a decoding step launching a kernel takes as
+long as running it. Each has a plain form in torch, which defines what it computes and runs elsewhere;
 `experiments/benchmarks/gpu.py` compares the two on a GPU.
 
 Notation: B rows (one new token each), D hidden size, H query heads, K key/value heads, E head size, S slots.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _gpu(tensor: Tensor) -> ModuleType | None:
-    """The Triton kernels, if `tensor` is on a GPU."""
+    """The Triton kernels if `tensor` is on a GPU, else None."""
     if tensor.device.type != "cuda":
         return None
     from rlaif.inference.decoding import triton_kernels
@@ -29,7 +29,7 @@ def _gpu(tensor: Tensor) -> ModuleType | None:
 
 
 def add_norm(hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Tensor:
-    """Add `added` (B, D) to `hidden` (B, D) in place; its root-mean-square normalisation by `weight` (D,)."""
+    """Add `added` (B, D) to `hidden` (B, D) in place; return the sum's RMS normalisation by `weight` (D,)."""
     gpu = _gpu(hidden)
     if gpu is not None:
         return gpu.add_norm(hidden, added, weight, eps)
@@ -41,10 +41,10 @@ def add_norm(hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float) -
 def rotate_and_store(
     mixed: Tensor, tables: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, slots: Tensor
 ) -> None:
-    """Rotate a row's queries in place, and its keys into their slot; store its values there.
+    """Rotate each row's queries in place, and its keys into their slot; store its values there.
 
     `mixed` (B, (H + 2 K) E) holds queries, keys and values; `tables` are cosines and sines (at least S, E); `keys`
-    and `values` (B, K, S, E); `slots` (B,), each row's slot and position.
+    and `values` (B, K, S, E); `slots` (B,) is each row's slot and position.
     """
     gpu = _gpu(mixed)
     if gpu is not None:
@@ -63,7 +63,7 @@ def rotate_and_store(
 
 
 def attend_slots(mixed: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> Tensor:
-    """Attention (B, H E) of the queries that `mixed` (B, (H + 2 K) E) begins with on slots 0..`slots` (B,)."""
+    """Attention (B, H E) of the queries at the start of `mixed` (B, (H + 2 K) E) over slots 0..`slots` (B,)."""
     gpu = _gpu(mixed)
     rows, groups, count, size = keys.shape
     if gpu is not None and count <= gpu.MOST_SLOTS:
@@ -75,7 +75,7 @@ def attend_slots(mixed: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> 
 
 
 def gated(both: Tensor) -> Tensor:
-    """silu(gate) * up (B, I) of `both` (B, 2 I), gate first."""
+    """silu(gate) * up (B, I) for `both` (B, 2 I), gate first."""
     gpu = _gpu(both)
     if gpu is not None:
         return gpu.gated(both)

@@ -1,9 +1,9 @@
 """Decoding in static shapes: one CUDA graph per shape, replayed once per token.
 
-Token by token a model is a few hundred kernels of some microseconds each, which take longer to launch one by
-one than to run. Here every tensor of a decoding step keeps its shape and place, so that the step is captured
-once and replayed; tokens are drawn and compared with the EOS ids on the device, and the host looks only every
-`POLL` tokens whether any row is unfinished. Without CUDA the same step runs uncaptured, which the tests use.
+Token by token, a model is a few hundred kernels of some microseconds each, which take longer to launch one by
+one than to run. Here every tensor of a decoding step keeps its shape and address, so the step is captured once
+and replayed; tokens are drawn and compared with the EOS ids on the device, and the host checks only every `POLL`
+tokens whether any row is unfinished. Without CUDA the same step runs uncaptured, which the tests use.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif.inference.cache import KVCache, StaticStep
+from rlaif.inference.cache import KVCache, Step
 from rlaif.inference.decoding.drawing import Decoding, pick_tokens
 from rlaif.inference.decoding.fused import FusedStep
 from rlaif.models.split import Top, Trunk
 
 POLL = 16  # tokens between two checks by the host
 ROW_BUCKET, SLOT_BUCKET = 8, 64
-KEPT_SHAPES = 4  # captured steps, and their keys and values, that a model keeps
+KEPT_SHAPES = 4  # captured steps that a model keeps, with their KV caches
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """What decoding starts from: the prompts' cache, lengths (B,), logits after them (B, V) and features."""
+    """What decoding starts from: the prompts' KV cache, lengths (B,), next-token logits (B, V) and features."""
 
     cache: KVCache
     lengths: Tensor
@@ -38,7 +38,7 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Decoded:
-    """ids of each row up to its end, whether it ended by itself, and features (B, S, ...) if kept."""
+    """Ids of each row up to its end, whether it ended with EOS, and features (B, S, ...) if kept."""
 
     responses: list[list[int]]
     finished: list[bool]
@@ -47,7 +47,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Shape:
-    """Everything that one captured step holds fixed."""
+    """Everything that is fixed in one captured step."""
 
     rows: int
     slots: int
@@ -57,7 +57,7 @@ class Shape:
 
 
 class StaticDecoder:
-    """The state of `shape.rows` rows in fixed places, and the step that moves all of them by one token."""
+    """The state of `shape.rows` rows at fixed addresses, and the step that advances them all by one token."""
 
     def __init__(self, top: Top, shape: Shape, *, fused: bool, pool: Any = None) -> None:
         trunk, device = top.trunk, top.trunk.device
@@ -80,7 +80,7 @@ class StaticDecoder:
         self._advance = captured(self.advance, pool) if device.type == "cuda" else self.advance
 
     def advance(self) -> None:
-        """Draw a token for every row and feed it; rows that have ended continue unread."""
+        """Draw a token for every row and feed it; rows that have ended continue, unread."""
         decoding, column = self.shape.decoding, self.position.expand(len(self._rows))[:, None]
         noise = self.uniforms.gather(1, column).squeeze(1)
         tokens = pick_tokens(self.logits, noise, temperature=decoding.temperature, top_k=decoding.top_k)
@@ -90,7 +90,7 @@ class StaticDecoder:
         if self.features is not None:
             self.features[self._rows, self.lengths] = features
         self.logits.copy_(self.top.logits(hidden))
-        # A row past its end keeps overwriting its last slot, which nothing reads.
+        # A row past its end keeps overwriting its last slot, which nobody reads.
         self.lengths.add_(1).clamp_(max=self.shape.slots - 1)
         self.position.add_(1).clamp_(max=decoding.max_new_tokens - 1)
 
@@ -98,7 +98,7 @@ class StaticDecoder:
         """Features and normalised hidden states of one token per row, which goes into the cache."""
         if self._fused is not None:
             return self._fused(tokens, self.cache, self.lengths)
-        attend = StaticStep(self.cache, self.lengths)
+        attend = Step(self.cache, self.lengths, static=True)
         positions, bound = self.lengths[:, None], self.shape.slots
         features = self.top.trunk(tokens[:, None], attend, positions, bound)
         return features[:, 0], self.top(features, attend, positions, bound)[:, 0]
@@ -112,8 +112,7 @@ class StaticDecoder:
                 self._advance()
             if self.finished.all().item():
                 break
-        ended = self.tokens[:rows].tolist()
-        responses = [_upto_end(row, self.shape.eos_ids) for row in ended]
+        responses = [_upto_end(row, self.shape.eos_ids) for row in self.tokens[:rows].tolist()]
         finished = [row[-1] in self.shape.eos_ids for row in responses]
         return Decoded(responses, finished, None if self.features is None else self.features[:rows])
 
@@ -129,23 +128,23 @@ class StaticDecoder:
         self.uniforms[:rows].copy_(uniforms)
         self.tokens.zero_()
         self.position.zero_()
-        self.finished.fill_(True)  # of rows that only fill the shape
+        self.finished.fill_(True)  # the rows that only fill up the shape
         self.finished[:rows] = False
         if self.features is not None and start.features is not None:
             self.features[:rows, : start.features.shape[1]].copy_(start.features)
 
 
 def _upto_end(ids: list[int], eos_ids: Collection[int]) -> list[int]:
-    """The ids up to the first that ends a response, with it."""
+    """The ids up to and including the first that ends a response."""
     end = next((place for place, token in enumerate(ids) if token in eos_ids), len(ids) - 1)
     return ids[: end + 1]
 
 
 def captured(step: Callable[[], None], pool: Any) -> Callable[[], None]:
-    """`step` as a CUDA graph; it must leave its results in tensors that exist already."""
+    """`step` as a CUDA graph; it must leave its results in existing tensors."""
     here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
     aside.wait_stream(here)
-    with torch.cuda.stream(aside):  # libraries choose kernels and take their workspaces before the capture
+    with torch.cuda.stream(aside):  # libraries choose kernels and allocate workspaces before the capture
         for _ in range(2):
             step()
     here.wait_stream(aside)
@@ -158,8 +157,8 @@ def captured(step: Callable[[], None], pool: Any) -> Callable[[], None]:
 class Replays:
     """A model's captured steps by shape, over copies of its tops in the compute dtype.
 
-    A captured step reads weights at fixed places. So every top's weights are copied, before it decodes, into
-    the twin that the steps were captured with.
+    A captured step reads weights at fixed addresses. So before a top decodes, its weights are copied into the
+    twin with which the steps were captured.
     """
 
     def __init__(self, trunk: Trunk) -> None:
@@ -170,7 +169,7 @@ class Replays:
 
     @staticmethod
     def of(trunk: Trunk) -> Replays:
-        """The trunk's own, made at the first call."""
+        """The trunk's one instance, made at the first call."""
         if "replays" not in trunk.__dict__:
             object.__setattr__(trunk, "replays", Replays(trunk))
         return trunk.__dict__["replays"]
@@ -178,11 +177,11 @@ class Replays:
     @torch.inference_mode(False)
     @torch.no_grad()
     def twin(self, top: Top) -> Top:
-        """A copy of `top`, in the compute dtype and at a fixed place, with the weights it has now."""
+        """A copy of `top` in the compute dtype and at a fixed address, with its current weights."""
         state = top.state_dict()
         known = self._twins.get(tuple(state))
         if known is None:
-            # Tops whose idle adapters were dropped have fewer weights: the twin's own stay zero.
+            # Tops whose idle adapters were dropped have fewer weights: the twin's adapters stay zero.
             known = Top(self._trunk, self._trunk.dtype).requires_grad_(False).eval()
             self._twins[tuple(state)] = known
         mine = known.state_dict()
@@ -193,7 +192,7 @@ class Replays:
     def decoder(
         self, twin: Top, rows: int, slots: int, decoding: Decoding, eos_ids: Collection[int], features: bool
     ) -> StaticDecoder:
-        """The captured step for at least `rows` rows of `slots` positions; the oldest is dropped for a new one."""
+        """The captured step for at least `rows` rows of `slots` positions; a new one replaces the oldest."""
         shape = Shape(
             _up(rows, ROW_BUCKET), _up(slots, SLOT_BUCKET), decoding, tuple(sorted(eos_ids)), features
         )

@@ -1,6 +1,6 @@
-"""Sampling from a policy: preallocated cache, rows by length, features kept.
+"""Sampling from a policy: preallocated KV cache, rows by length, features kept.
 
-On a CPU finished rows are dropped; on an accelerator one captured step is replayed (`replay.py`).
+On a CPU, finished rows are dropped; on an accelerator, one captured step is replayed (`replay.py`).
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from rlaif.inference.packing import (
 )
 from rlaif.models.split import Top
 
-# Finished rows are dropped once no more than this share of the rows is unfinished: dropping copies the cache.
+# Finished rows are dropped only once at most this share of the rows is unfinished, because dropping copies the cache.
 KEEP_SHARE = 0.85
-# Memory that the keys and values of the rows decoded at once may take on a CPU.
+# Memory for the keys and values of the rows decoded at once on a CPU.
 CACHE_BYTES = 2**29
-# Tokens of prompts that run at once on a CPU, and on an accelerator: enough to keep it busy, and few enough that
-# the rows of one pass are of similar length.
+# Prompt tokens that run at once on a CPU and on an accelerator: enough to keep it busy, and few enough that the rows
+# of one pass are of similar length.
 PREFILL_TOKENS = (2048, 4096)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sampled response: its ids (the one that ended it included where `finished`) and, if asked for, its features.
+    """A sampled response: its ids (with EOS if `finished`) and, if requested, its features.
 
-    `features` (P + R, D) are the trunk's activations of prompt and response (ids if the model is `full`);
-    the last response token's are included.
+    `features` (P + R, D) are the trunk's activations of prompt and response (ids if the model is `full`),
+    including those of the last response token.
     """
 
     ids: tuple[int, ...]
@@ -62,14 +62,14 @@ def _chunks(groups: Sequence[SharedPrefix], max_tokens: int) -> Iterator[list[Sh
 
 
 def _cache_bytes(device: torch.device) -> int:
-    """On an accelerator total memory decides, not what is free now: batches must not change from hour to hour."""
+    """On an accelerator total memory decides, not free memory: batches must not vary from run to run."""
     return (
         torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else CACHE_BYTES
     )
 
 
 class _Batch:
-    """The moving state of one batch of rows while it is decoded. Rows come longest first."""
+    """The state of one batch of rows while it is decoded. Rows come longest first."""
 
     def __init__(
         self,
@@ -89,17 +89,16 @@ class _Batch:
         self.cache = KVCache(trunk.config, len(unique), slots, trunk.dtype, self.device)
         self.lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         self.features: Tensor | None = None
-        logits = self._prefill(unique, prefill_tokens, slots if keep_features else 0)
+        self.logits = self._prefill(unique, prefill_tokens, slots if keep_features else 0)
         if warm is not None:
             warm.add(unique, self.cache)
         if len(unique) < len(prompts):
             self.cache.select(owner)
             self.features = None if self.features is None else self.features[owner]
-            logits = logits[owner]
-        self.logits = logits
+            self.logits = self.logits[owner]
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]], prefill_tokens: int, feature_slots: int) -> Tensor:
-        """Run the prompts; what all of them, or neighbours, have in common at their start runs once."""
+        """Run the prompts; a beginning shared by all of them, or by neighbours, runs once."""
         shared = shared_tokens(prompts)
         before, lead = run_prefix(self.top, prompts[0][:shared]) if shared else (None, None)
         groups, _ = group_neighbours([prompt[shared:] for prompt in prompts])
@@ -119,7 +118,7 @@ class _Batch:
         return torch.cat(outputs)
 
     def _store(self, own: Tensor, lead: Tensor | None, start: int, shape: tuple[int, ...]) -> None:
-        """Keep the features of some prompts: `lead` (1, S, D) of all and `own` (N, T, D) after it."""
+        """Keep the features of some prompts: `lead` (1, S, D), common to all, then `own` (N, T, D)."""
         if self.features is None:
             self.features = torch.zeros(shape, dtype=own.dtype, device=self.device)
         rows, shared = slice(start, start + len(own)), 0 if lead is None else lead.shape[1]
@@ -190,14 +189,14 @@ def sample(
     """One response per prompt (token ids), in the prompts' order.
 
     Args:
-        seeds: one integer per row; it alone decides that row's noise.
-        eos_ids: tokens of which each ends a response.
+        seeds: one integer per row, which alone determines that row's noise.
+        eos_ids: tokens any of which ends a response.
         max_rows: most rows decoded at once; fewer if their keys and values would take too much memory.
-        prefill_tokens: tokens of prompts that run at once; by default what suits the device.
+        prefill_tokens: prompt tokens that run at once; by default what suits the device.
         keep_features: return the trunk's activations of prompt and response.
-        warm: takes the prompts' keys and values, for calls that continue them.
-        progress: called with the number of rows finished after each batch.
-        replay: decode in static shapes; by default on an accelerator.
+        warm: receives the prompts' keys and values, for calls that extend them.
+        progress: called after each batch with its number of rows.
+        replay: decode in static shapes; by default on accelerators only.
     """
     results: list[Sampled | None] = [None] * len(prompts)
     trunk = top.trunk

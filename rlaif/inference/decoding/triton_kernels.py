@@ -1,4 +1,4 @@
-"""`kernels.py` for a GPU. Computed in float32, rounded to the inputs' dtype once."""
+"""`kernels.py` for a GPU: computed in float32 and rounded once to the inputs' dtype."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import triton  # type: ignore[import-not-found,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-MOST_SLOTS = (
-    2048  # one program walks through all of a row's slots: beyond this, a kernel that splits them is faster
-)
+MOST_SLOTS = 2048  # one program walks all slots of a row; for more, a kernel that divides them up is faster
 SLOT_BLOCK = 64
 
 
@@ -126,7 +124,7 @@ def attend_slots(mixed: Tensor, keys: Tensor, values: Tensor, slots: Tensor) -> 
         heads // groups,
         count,
         size,
-        max(16, triton.next_power_of_2(heads // groups)),  # a matrix product has at least 16 rows
+        max(16, triton.next_power_of_2(heads // groups)),  # tl.dot needs at least 16 rows
         max(16, triton.next_power_of_2(size)),
         SLOT_BLOCK,
         num_warps=4,

@@ -1,7 +1,7 @@
-"""Prompts that continue prompts already run: chain of thought reads its verdict after its own rationale.
+"""Prompts that extend prompts already run: with chain of thought the verdict is read after the rationale.
 
-The rationale's prompt was run to generate from; its keys and values are kept for the next call, so that the
-verdict costs only the rationale's tokens.
+The keys and values of the rationale's prompt are kept from its generation, so that the verdict costs only the
+rationale's tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlaif.models.split import Top
 
 
 class WarmPrompts:
-    """Keys and values of prompts that were run before, as far as they fit into `max_bytes`."""
+    """Keys and values of prompts that were run before, as many as fit into `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._free = max_bytes
@@ -26,7 +26,7 @@ class WarmPrompts:
         self._lengths: set[int] = set()
 
     def add(self, prompts: Sequence[tuple[int, ...]], cache: KVCache) -> None:
-        """Keep `cache`, whose row r begins with prompt r, as it is now."""
+        """Keep `cache` as it is now; its row r begins with prompt r."""
         if cache.size > self._free:
             return
         self._free -= cache.size
@@ -35,7 +35,7 @@ class WarmPrompts:
         self._lengths |= {len(prompt) for prompt in prompts}
 
     def find(self, prompt: Sequence[int]) -> tuple[KVCache, int, int] | None:
-        """(cache, row, length) of the longest kept prompt that `prompt` truly continues."""
+        """(cache, row, length) of the longest kept prompt that `prompt` extends by at least one token."""
         for length in sorted((n for n in self._lengths if n < len(prompt)), reverse=True):
             place = self._places.get(tuple(prompt[:length]))
             if place is not None:
@@ -44,16 +44,13 @@ class WarmPrompts:
 
 
 class Continue:
-    """Rows (B, T) that continue cached rows: row b sees the first `lengths[b]` slots of its own, and itself."""
+    """Rows (B, T) that extend cached rows: row b sees the first `lengths[b]` slots of its own, and itself causally."""
 
     def __init__(self, cache: KVCache, rows: Tensor, lengths: Tensor, width: int) -> None:
         self._cache, self._rows, self._reach = cache, rows, int(lengths.max())
         before = torch.arange(self._reach, device=lengths.device) < lengths[:, None]
-        own = torch.ones(width, width, dtype=torch.bool, device=lengths.device).tril()
-        count = len(rows)
-        self._mask = torch.cat(
-            (before[:, None].expand(-1, width, -1), own[None].expand(count, -1, -1)), dim=-1
-        ).unsqueeze(1)
+        own = torch.ones(len(rows), width, width, dtype=torch.bool, device=lengths.device).tril()
+        self._mask = torch.cat((before[:, None].expand(-1, width, -1), own), dim=-1).unsqueeze(1)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
@@ -70,9 +67,8 @@ class Continue:
 def warm_next_token_logprobs(
     top: Top, prompts: Sequence[Sequence[int]], tokens: Sequence[int], warm: WarmPrompts
 ) -> tuple[list[list[float]], int] | None:
-    """Like `next_token_logprobs`, from kept prompts alone; None unless every prompt continues one."""
-    found = [warm.find(prompt) for prompt in prompts]
-    places = [place for place in found if place is not None]
+    """Like `next_token_logprobs`, but from kept prompts only; None unless every prompt extends one."""
+    places = [place for place in map(warm.find, prompts) if place is not None]
     if len(places) < len(prompts):
         return None
     results: list[list[float]] = [[]] * len(prompts)
@@ -93,6 +89,7 @@ def _continued(
     places: Sequence[tuple[KVCache, int, int]],
     tokens: Sequence[int],
 ) -> list[list[float]]:
+    """Log-probabilities of `tokens` after prompts that extend rows of one cache."""
     device = top.norm.weight.device
     lengths = torch.tensor([length for _, _, length in places], device=device)
     rows = torch.tensor([row for _, row, _ in places], device=device)

@@ -1,1 +1,1 @@
-"""Readouts: how a preference or a score is read from what a model answers."""
+"""Readouts: how a preference or a score is read from a model's answer."""

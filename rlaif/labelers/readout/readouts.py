@@ -1,4 +1,4 @@
-"""From a backend's raw answer to a number. Pure functions; p always refers to what the prompt asked for."""
+"""From a backend's raw answer to a number. Pure functions; p always refers to what the prompt asked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCORES = tuple(str(rank) for rank in range(1, 11))
 
 @dataclass(frozen=True)
 class Reading:
-    """A read value (None unless `state` is `ok`) with the probability that fell on the choices."""
+    """A value (None unless `state` is `ok`) with the total probability of the choices (`mass`)."""
 
     value: float | None
     state: ParseState
@@ -36,12 +36,11 @@ def sigmoid(value: float) -> float:
 def read_choice(scores: ChoiceScores, *, temperature: float, min_mass: float = 0.0) -> Reading:
     """Probability of the first of two choices: softmax over their log-probabilities / `temperature`.
 
-    If the two together carry less than `min_mass` of the next token, the answer says something else and
-    is unparsed: the tail of a distribution is not a verdict.
-    If a server names only one of the two, the other's probability lies between 0 and what is left
-    (or the least that the server names, if that is less). If the named choice is certain to win, the value
-    is the middle of what p can be, with provenance `top_k`; otherwise the answer is unparsed. Shares of
-    sampled answers have provenance `frequency`.
+    If the two together carry less than `min_mass` of the next token, the answer says something else and is unparsed:
+    the tail of a distribution is not a verdict. If a server returns only one of the two, the other's probability is
+    between 0 and what is left (or the lowest that the server returns, if that is less). If the returned choice is
+    certain to win, the value is the middle of the possible range of p, with provenance `top_k`; otherwise the answer
+    is unparsed. Shares of sampled answers have provenance `frequency`.
     """
     if scores.error is not None:
         return Reading(None, "failed", "logprob", note=scores.error)
@@ -63,7 +62,7 @@ def read_choice(scores: ChoiceScores, *, temperature: float, min_mass: float = 0
 
 
 def hides_ten(scores: ChoiceScores) -> bool:
-    """Whether it is unknown how the engine splits "10": what it calls "1" may be its beginning.
+    """Whether it is not known how the engine splits "10": its "1" may be the beginning of "10".
 
     Sampled answers are compared as text, where every "10" begins with "1".
     """
@@ -71,13 +70,13 @@ def hides_ten(scores: ChoiceScores) -> bool:
 
 
 def read_score(scores: ChoiceScores, *, min_mass: float = 0.0) -> Reading:
-    """Expected score over "1".."10", the probabilities normalised to their sum (direct RLAIF).
+    """Expected score over "1".."10", with normalised probabilities (direct RLAIF, Lee et al. 2023, arXiv:2309.00267).
 
-    "10" is two tokens for most tokenizers and begins with "1". Then p("1" as a sequence) covers it:
-    p(1) = p("1") - p("10") = p("1")(1 - p("0" after "1")). An engine that says "10" is one token
-    (`token_counts`) gets no subtraction; where it does not report them (`hides_ten`), there is no score. Missing
-    scores of a server count as 0 as long as the named ones hold more than half of all mass; otherwise, and
-    where all carry less than `min_mass` of the next token, the answer is unparsed.
+    For most tokenizers "10" is two tokens and begins with "1". Then p("1" as a sequence) covers it:
+    p(1) = p("1") - p("10") = p("1")(1 - p("0" after "1")). If the engine says that "10" is one token
+    (`token_counts`), nothing is subtracted; if it does not say (`hides_ten`), there is no score. Scores missing from
+    a server's answer count as 0 as long as the others hold more than half of the probability. Otherwise, or if all
+    carry less than `min_mass` of the next token, the answer is unparsed.
     """
     if scores.error is not None:
         return Reading(None, "failed", "score", note=scores.error)
@@ -96,7 +95,7 @@ def read_score(scores: ChoiceScores, *, min_mass: float = 0.0) -> Reading:
 
 
 def read_likelihood(answers: Sequence[SequenceScore], options: ReadoutOptions) -> Reading:
-    """How much a response and its context explain each other, in nats (per token if normalised).
+    """How well a response and its context explain each other, in nats (per token if normalised).
 
     `forward`: log p(response | context) - log p(response | empty context), over the response's tokens.
     `reverse`: log p(context | response), over the context's tokens (the same for both responses).
@@ -112,15 +111,15 @@ def read_likelihood(answers: Sequence[SequenceScore], options: ReadoutOptions) -
 
 
 def read_text(text: str, *, polarity: Polarity = "better", cut: bool = False) -> Reading:
-    """The verdict that a generation *opens* with, as 1.0 (first) or 0.0 (second); see `verdict_of`."""
+    """The verdict with which a generation *opens*, as 1.0 (first) or 0.0 (second); see `verdict_of`."""
     verdict = verdict_of(text, polarity=polarity, cut=cut)
-    if verdict is None:
-        return Reading(None, "unparsed", "text")
-    return Reading(1.0 if verdict == 1 else 0.0, "ok", "text")
+    return (
+        Reading(None, "unparsed", "text") if verdict is None else Reading(float(verdict == 1), "ok", "text")
+    )
 
 
 def _mass(weights: Iterable[float]) -> float:
-    """The sum of probabilities, at most 1: low-precision rounding may lift it above."""
+    """The sum of probabilities; low-precision rounding may lift it above 1."""
     return min(1.0, math.fsum(weights))
 
 

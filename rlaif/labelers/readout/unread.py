@@ -1,4 +1,4 @@
-"""What gave no value in labeling, and why, in one sentence: failed calls, and answers that name no choice."""
+"""How much of a labeling gave no value, and why, in one sentence: failed calls, answers that name no choice."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rlaif.labelers.readout.readouts import Reading
 from rlaif.records import Judgement
 
 _CAUSES = 3  # distinct causes that a sentence names
-_LONGEST = 200  # characters of one of them
+_LONGEST = 200  # characters per cause
 
 
 @dataclass(frozen=True)
 class Unread:
-    """Counts over what was asked: `unparsed` (of which `low_mass` put too little on the choices), `failed`.
+    """Counts over all calls: `unparsed` (of which `low_mass` put too little on the choices) and `failed`.
 
-    `mass` is the mean probability on the choices (None without any), `causes` are what failed calls said, with
-    how often, the most frequent first.
+    `mass` is the mean probability on the choices (None without any); `causes` are the messages of failed calls with
+    their counts, most frequent first.
     """
 
     asked: int
@@ -31,12 +31,10 @@ class Unread:
 
     @classmethod
     def of(cls, rows: Iterable[Judgement | Reading], *, min_mass: float) -> Unread:
-        """Counts over judgements, or over the readings of single responses; pairs that no one judged are left out."""
+        """Counts over judgements, or over readings of single responses; what a rule decided is left out."""
         rows = [row for row in rows if row.provenance != "rule"]
         masses = [row.mass for row in rows if row.mass is not None]
-        low = [
-            row for row in rows if row.state == "unparsed" and row.mass is not None and row.mass < min_mass
-        ]
+        low = [r for r in rows if r.state == "unparsed" and r.mass is not None and r.mass < min_mass]
         said = Counter(_cause(row) for row in rows if row.state == "failed")
         return cls(
             asked=len(rows),
@@ -53,7 +51,7 @@ class Unread:
         return (self.unparsed + self.failed) / max(self.asked, 1)
 
     def sentence(self, key: str, what: str, *, limit: float, min_mass: float, hints: Sequence[str]) -> str:
-        """Why a run stops above `limit`; `key` is `labeler` or `judge`, `hints` are for too little mass."""
+        """Why a run stops above `limit`; `key` is `labeler` or `judge`; `hints` help with too little mass."""
         verb = "failed" if not self.unparsed else "gave no value" if self.failed else "could not be read"
         parts = []
         if self.failed:

@@ -1,7 +1,7 @@
-"""The grammar of a verdict in words: what a generated answer must open with to be read as 1 or as 2.
+"""The grammar of a verdict in words: how a generated answer must open to be read as 1 or as 2.
 
-An answer is read only where it cannot well mean anything else. `1. Response 1 is vague ...` opens a numbered
-list, `1 vs 2: 2 wins` names both, `1,000` is a number: none of these is a verdict, and neither is anything in doubt.
+An answer is read only if it can hardly mean anything else. `1. Response 1 is vague ...` opens a numbered list,
+`1 vs 2: 2 wins` names both, `1,000` is a number: none of them is a verdict, nor is anything in doubt.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _leads(praise: str, prefer: str) -> re.Pattern[str]:
     )
 
 
-# A prompt that asks for the worse response is not answered by naming the better one.
+# A prompt that asks for the worse response is not answered by naming a better one.
 _LEADS = {
     "better": _leads(rf"(?:{_PRAISE}\s+)?", r"|i\s+(?:would\s+)?(?:prefer|choose|pick|select)\s+"),
     "worse": _leads("", ""),
@@ -50,11 +50,11 @@ _IS_BETTER = {
 
 
 def verdict_of(text: str, *, polarity: Polarity, cut: bool) -> int | None:
-    """1 or 2 where `text` opens with such a verdict, else None.
+    """1 or 2 if `text` opens with such a verdict, else None.
 
-    `cut` says that the text was cut at the length limit: its end may be the beginning of something else.
-    Lines after the verdict's own are not read, since they may quote the judged texts; where they continue with
-    a list, or explain what may have been a heading, there is no verdict.
+    `cut` says that the text ended at its length limit: its end may be the beginning of something else. Lines after
+    the verdict's are not read, since they may quote the judged texts; if they continue a list, or explain what may
+    have been a heading, there is no verdict.
     """
     line, _, rest = _END_MARK.sub("", _MARKDOWN.sub("", text)).strip().partition("\n")
     lead = _LEADS[polarity].match(line)
@@ -75,7 +75,7 @@ def verdict_of(text: str, *, polarity: Polarity, cut: bool) -> int | None:
 
 
 def _ends(tail: str, *, other: str) -> bool:
-    """Whether the verdict's line ends here, or continues with a reason that takes nothing back."""
+    """Whether the verdict's line ends here, or continues with a reason that retracts nothing."""
     if tail.strip() in ("", ".", "!"):
         return True
     reason = _REASON.fullmatch(tail)
