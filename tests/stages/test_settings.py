@@ -171,7 +171,9 @@ def test_a_number_may_come_from_the_environment(composed, monkeypatch) -> None:
         monkeypatch.setenv("LR", text)
         with pytest.raises(UserError, match=said):
             read_options(composed("sft.lr=${oc.env:LR}"))
-    with pytest.raises(UserError, match="sft.lr refers to the environment variable NOWHERE, which is not set"):
+    with pytest.raises(
+        UserError, match="sft.lr refers to the environment variable NOWHERE, which is not set"
+    ):
         read_options(composed("sft.lr=${oc.env:NOWHERE}"))
 
 
