@@ -295,6 +295,18 @@ def _split(prompt: str) -> dict[str, float]:
     return {"0": 0.9, "\n": 0.1} if prompt.endswith("1") else {"1": 0.94, "9": 0.04, "8": 0.02}
 
 
+def test_ten_continues_the_spelling_that_is_certain():
+    """Log-probability 0 is certainty, not a missing value: "10" continues "1", whatever would follow " 1"."""
+
+    def certain(prompt: str) -> dict[str, float]:
+        if prompt.endswith("1"):
+            return {"0": 0.9, ".": 0.1} if prompt.endswith(" 1") else {"0": 0.25, ".": 0.75}
+        return {"1": 1.0, " 1": 1e-12, "2": 1e-13}
+
+    scores, _, _ = _score({"top_k"}, ("1", "10", "2"), distribution=certain)
+    assert math.exp(scores.logprobs[1]) == pytest.approx(0.25)
+
+
 def test_chat_does_not_say_how_it_splits_ten():
     """94% for "1" may all be for "10": the counts are empty, and no score may be read."""
     scores, _, _ = _score({"top_k"}, SCORES, api="chat", distribution=_split)
