@@ -244,24 +244,48 @@ class TextDataModule(pl.LightningDataModule):
 
     @classmethod
     def sft_view(
-        cls, train: Sequence[EncodedRow], validation: Sequence[EncodedRow], **batching: int
+        cls,
+        train: Sequence[EncodedRow],
+        validation: Sequence[EncodedRow],
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
     ) -> TextDataModule:
-        """Prompt and target in one sequence; the loss reads `response_mask`. `batching`: sizes and seed."""
+        """Prompt and target in one sequence; the loss reads `response_mask`."""
         return cls(
             [train],
             validation,
             epochs_per_phase=1,
             collate=collate_sequences,
             length=lambda r: len(r.ids),
-            **batching,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            seed=seed,
         )
 
     @classmethod
     def preference_view(
-        cls, phases: Sequence[Sequence[PreferenceRow]], validation: Sequence[PreferenceRow], **batching: int
+        cls,
+        phases: Sequence[Sequence[PreferenceRow]],
+        validation: Sequence[PreferenceRow],
+        *,
+        epochs_per_phase: int,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
     ) -> TextDataModule:
-        """Pairs with soft labels, in phases that may differ in their labels. `batching`: epochs, sizes and seed."""
-        return cls(phases, validation, collate=collate_preferences, length=len, **batching)
+        """Pairs with soft labels, in phases that may differ in their labels."""
+        return cls(
+            phases,
+            validation,
+            epochs_per_phase=epochs_per_phase,
+            collate=collate_preferences,
+            length=len,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            seed=seed,
+        )
 
 
 class PromptCursor:
