@@ -94,9 +94,7 @@ class PPOOptions:
     missing_eos_score: float | None  # or replaces its whole score
     length_penalty: float  # subtracted from the score per token
     value_lr_factor: float
-    max_kl: (
-        float | None
-    )  # stop, without more updates, when KL to the reference (nats per response) exceeds this
+    max_kl: float | None  # stop, without more updates, above this KL to the reference (nats per response)
     seed: int
 
 
