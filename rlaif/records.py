@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 Origin = Literal["policy", "dataset"]
-GoldSource = Literal["human", "constructed", "programmatic"]
+GoldSource = Literal["human", "simulated", "constructed", "programmatic"]
 Order = Literal["ab", "ba"]
 ParseState = Literal["ok", "unparsed", "failed"]
-Provenance = Literal["logprob", "top_k", "frequency", "score", "likelihood", "text", "scripted", "rule"]
+Provenance = Literal[
+    "logprob", "top_k", "frequency", "score", "likelihood", "text", "scripted", "reference", "rule"
+]
 Outcome = Literal["win", "loss", "tie", "unparsed", "failed"]
 
 Record = TypeVar("Record")
 
-_ONLY_SOME = ("group", "ids", "ids_a", "ids_b")
+_ONLY_SOME = ("group", "ids", "ids_a", "ids_b", "subset")
+_ONLY_SOME_PAIRS = (*_ONLY_SOME, "reference")
 _BLANK = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})  # spaces, line ends, control and invisible characters
 
 
@@ -89,9 +92,12 @@ class Prompt:
 class Pair(_Grouped):
     """Two responses to one prompt. `gold` is the probability that response **a** is better.
 
-    `construction` names how a constructed gold pair was made (for instance `mismatched`); alignment is reported per
-    construction. `ids_a` and `ids_b` are the tokens of responses that a policy wrote, including the one that ended
-    them, if any: their text is never tokenised again.
+    `gold_source` says whose verdict it is: `human`; `simulated` (people simulated by similarity to the reference);
+    `constructed` (`construction` names how the worse response was made, for instance `mismatched`); `programmatic`.
+    `subset` names the part of a data set that the pair belongs to. Alignment is reported per construction and per
+    subset. `reference` is the author's own answer, which a judge by reference reads and no labeler does. `ids_a` and
+    `ids_b` are the tokens of responses that a policy wrote, including the one that ended them, if any: their text is
+    never tokenised again.
     """
 
     id: str
@@ -106,6 +112,8 @@ class Pair(_Grouped):
     group: str | None = None
     ids_a: tuple[int, ...] | None = None
     ids_b: tuple[int, ...] | None = None
+    reference: str | None = None
+    subset: str | None = None
 
     def __post_init__(self) -> None:
         _freeze_ids(self, "ids_a", "ids_b")
@@ -119,7 +127,8 @@ class Pair(_Grouped):
     def between(cls, a: Sample, b: Sample, id: str | None = None) -> Pair:
         """Two samples' responses to one prompt, with their tokens. `id` defaults to the prompt's."""
         own, texts = a.prompt_id if id is None else id, (a.prompt, a.response, b.response)
-        return cls(own, a.prompt_id, *texts, "policy", group=a.group, ids_a=a.ids, ids_b=b.ids)
+        pair = cls(own, a.prompt_id, *texts, "policy", group=a.group, ids_a=a.ids, ids_b=b.ids)
+        return dataclasses.replace(pair, reference=a.reference)
 
 
 @dataclass(frozen=True)
@@ -254,10 +263,10 @@ class TaskData:
 def to_dict(record: Any) -> dict[str, Any]:
     """A record as plain JSON-able data: missing values and log-probabilities of -inf are None.
 
-    A group and ids, which only some records have, are left out if there are none.
+    What only some records have (a group, ids, a pair's subset and reference) is left out if there is none.
     """
     row = dataclasses.asdict(record)
-    for name in _ONLY_SOME:
+    for name in _ONLY_SOME_PAIRS if isinstance(record, Pair) else _ONLY_SOME:
         if row.get(name, "") is None:
             del row[name]
     if isinstance(record, Judgement):
