@@ -7,12 +7,14 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from rich.table import Table
 
 from rlaif.app.plan import matrix_rate
-from rlaif.backends.base import Message
+from rlaif.backends.base import Backend, Message
+from rlaif.backends.encoder import EncoderBackend
 from rlaif.backends.openai.backend import OpenAIBackend
 from rlaif.errors import UserError
 from rlaif.io.terminal import console
@@ -72,8 +74,11 @@ def _server(ctx: Context) -> str:
 def _choices(ctx: Context) -> str:
     """Whether the labeler's model puts its mass on the two choice tokens at all."""
     backend = ctx.labeler("labeler", 0, stored=False).backend
+    if isinstance(backend, EncoderBackend):
+        return f"none: labeler={ctx.options.labeler.name} compares meanings and is asked no question"
     question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
-    answer = checked(backend.choice_logprobs([question], CHOICES)[0], choices=len(CHOICES))
+    (scores,) = cast(Backend, backend).choice_logprobs([question], CHOICES)
+    answer = checked(scores, choices=len(CHOICES))
     if answer.error is not None:
         raise UserError(f"the question whether 1 or 2 is larger got no answer: {answer.error}")
     mass, least = _mass(answer.logprobs), ctx.options.labeler.min_mass
@@ -97,6 +102,8 @@ def _injection(ctx: Context) -> str:
     if not gold or not wanted:
         return "not measured: " + ("doctor.injection_pairs=0" if gold else "the task has no gold pairs")
     spread = gold[:: max(1, len(gold) // wanted)][:wanted]  # gold pairs are grouped by how they were made
+    if ctx.options.labeler.readout.kind == "reference":
+        return f"not measured: labeler={ctx.options.labeler.name} reads no prompt"
     labeler = ctx.labeler("labeler", ctx.options.seeds.label, stored=True)
     report = injection_report(labeler, spread)
     names = {"flip_rate": "all attacks", **{f"flip_rate_{name}": name for name in ATTACKS}}

@@ -28,6 +28,7 @@ from rlaif.report.comparison import sweep_table, terminal_arms, terminal_compari
 from rlaif.report.summary import result_table
 from rlaif.stages.common.context import Context
 from rlaif.stages.graph import Graph, Planned
+from rlaif.stages.label.section import subset_table
 from rlaif.stages.registry import STAGES
 from rlaif.study.arms import Arm, read_arms
 from rlaif.study.compare import compare_arms
@@ -199,6 +200,9 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
     record = load_run(run.directory)
     if stage in (*STAGES, "pipeline"):
         console().print(result_table(record.summary, record.history))
+        subsets = subset_table(record.table("label_subsets"))
+        if subsets is not None:
+            console().print(subsets)
     if stage == "compare":
         for part in terminal_comparison(record):
             console().print(part)

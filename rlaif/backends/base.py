@@ -83,6 +83,29 @@ class SequenceScore:
     usage_estimated: bool = False
 
 
+@dataclass(frozen=True)
+class SimilarityScore:
+    """Cosine similarity, from -1 to 1, of a text and a reference."""
+
+    similarity: float
+    tokens_in: int
+    tokens_cached: int = 0
+    error: str | None = None
+    usage_estimated: bool = False
+
+
+class Comparing(Protocol):
+    """An engine that compares texts with references; it reads no prompts."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the similarities depend on: weights, tokenizer, pooling."""
+        ...
+
+    def similarities(self, items: Sequence[tuple[str, str]]) -> list[SimilarityScore]:
+        """The similarity of each (text, reference), in their order."""
+        ...
+
+
 class Backend(Protocol):
     """An LLM engine. All calls keep the order of their inputs."""
 

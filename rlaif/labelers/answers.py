@@ -6,9 +6,9 @@ import dataclasses
 import math
 from typing import Any, TypeVar
 
-from rlaif.backends.base import ChoiceScores, Generation, SequenceScore
+from rlaif.backends.base import ChoiceScores, Generation, SequenceScore, SimilarityScore
 
-Answer = TypeVar("Answer", Generation, ChoiceScores, SequenceScore)
+Answer = TypeVar("Answer", Generation, ChoiceScores, SequenceScore, SimilarityScore)
 
 _COUNTS = ("tokens_in", "tokens_out", "tokens_cached")
 _ABOVE = 1e-2  # by how much rounding may lift a log-probability above 0
@@ -32,16 +32,21 @@ def checked(answer: Answer, *, choices: int) -> Answer:
         blank = {"text": ""}
     elif isinstance(answer, ChoiceScores):
         blank = {"logprobs": (None,) * choices, "token_counts": (), "ceiling": None}
+    elif isinstance(answer, SimilarityScore):
+        blank = {"similarity": 0.0}
     return dataclasses.replace(answer, **(blank | counts | {"error": error}))
 
 
-def _fault(answer: Generation | ChoiceScores | SequenceScore, choices: int) -> str | None:
+def _fault(answer: Generation | ChoiceScores | SequenceScore | SimilarityScore, choices: int) -> str | None:
     for name in _COUNTS:
         value = getattr(answer, name, 0)
         if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
             return f"{name} is {value!r}"
     if isinstance(answer, Generation):
         return _text_fault(answer.text)
+    if isinstance(answer, SimilarityScore):
+        known = math.isfinite(answer.similarity) and abs(answer.similarity) <= 1.0
+        return None if known else f"a cosine is {answer.similarity}"
     if isinstance(answer, SequenceScore):
         if _count(answer.tokens) != answer.tokens:
             return f"tokens is {answer.tokens!r}"

@@ -11,17 +11,19 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 from rlaif.backends.base import (
     Altering,
     Backend,
     BatchInvariant,
     ChoiceScores,
+    Comparing,
     Ended,
     Generation,
     Message,
     SequenceScore,
+    SimilarityScore,
 )
 from rlaif.errors import UserError
 from rlaif.io import digest
@@ -92,7 +94,7 @@ class Asker:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend | Comparing,
         store: LabelStore | None,
         *,
         batch_size: int,
@@ -102,7 +104,8 @@ class Asker:
         renewed: set[str] | None = None,
     ) -> None:
         self._unwanted, self._renewed = unwanted, set() if renewed is None else renewed
-        self._backend, self._store, self._batch_size = backend, store, batch_size
+        # Each readout makes only the calls that its engine has.
+        self._backend, self._store, self._batch_size = cast(Backend, backend), store, batch_size
         self._progress, self._meter = progress, meter
         self._identity = backend.identity()
         self.counters = Counters()
@@ -194,6 +197,18 @@ class Asker:
         for index, answered in zip(filled, scored, strict=True):
             results[index] = answered
         return results
+
+    def similarities(
+        self, phase: str, items: Sequence[tuple[str, str]], groups: Sequence[Hashable]
+    ) -> list[Answered]:
+        """Similarity of each (text, reference)."""
+        keys = [self._key("similarities", {}, item, None) for item in items]
+        engine = cast(Comparing, self._backend)
+
+        def compute(batch: list[int]) -> list[SimilarityScore]:
+            return engine.similarities([items[index] for index in batch])
+
+        return self._resolve(_Ask(phase, "similarities", compute, SimilarityScore), keys, groups)
 
     def _key(self, kind: str, params: dict[str, Any], parts: Sequence[Message | str], draw: Any) -> str:
         texts = [part if isinstance(part, str) else dataclasses.asdict(part) for part in parts]
@@ -350,7 +365,7 @@ class Asker:
             setattr(self.counters, name, getattr(self.counters, name) + count)
 
 
-def choice_rules(backend: Backend) -> dict[str, int]:
+def choice_rules(backend: Backend | Comparing) -> dict[str, int]:
     """The version of how the backend reads choices, if it has one: answers by other rules are not reused."""
     version = getattr(backend, "choice_rules", None)
     return {} if version is None else {"rules": version}

@@ -50,7 +50,9 @@ def _estimate_points(pairs: Sequence[Pair], templates: TemplateSet, options: Lab
     sizes: list[int] = []
     for pair in pairs:
         for response in (pair.response_a, pair.response_b):
-            if options.readout.kind == "score":
+            if options.readout.kind == "reference":
+                sizes.append(2 * _size(Message(response)))  # the reference is as long, on average
+            elif options.readout.kind == "score":
                 sizes.append(_size(score_message(templates, options.preamble, pair.prompt, response)))
             else:
                 render = forward_items if options.readout.direction == "forward" else reverse_items

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.backends.base import Backend, ChoiceScores, Generation, Message, SequenceScore
+from rlaif.backends.base import (
+    Backend,
+    ChoiceScores,
+    Comparing,
+    Generation,
+    Message,
+    SequenceScore,
+    SimilarityScore,
+)
 from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers.aggregate import aggregate, is_inconsistent, orders_of
@@ -28,6 +36,7 @@ from rlaif.labelers.prompts import (
     score_message,
 )
 from rlaif.labelers.readout.readouts import (
+    LOWEST,
     SCORES,
     Reading,
     hides_ten,
@@ -35,6 +44,7 @@ from rlaif.labelers.readout.readouts import (
     read_choice,
     read_likelihood,
     read_score,
+    read_similarity,
     read_text,
 )
 from rlaif.labelers.readout.unread import Unread
@@ -44,6 +54,9 @@ from rlaif.options.labeling import OrderMode, Retry
 from rlaif.records import Judgement, Order, Pair, Preference, Provenance, is_empty
 
 _RATIONALES = "rationales with verdicts"
+
+Item = tuple[str, str, str | None]
+"""(prompt, response, the prompt's reference if it has one)."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +110,13 @@ class Labeler:
     An empty response loses to any text and ties with another empty one; the backend is not asked about it. `retry`
     says which stored answers are asked again, each once in the lifetime of the set `renewed`.
 
-    Raises UserError at construction for options that the templates cannot serve, and between two batches if a bound
-    of the meter leaves no room for the next; what the store has by then is kept.
+    Raises UserError at construction for options that the templates or the backend cannot serve, and between two
+    batches if a bound of the meter leaves no room for the next; what the store has by then is kept.
     """
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend | Comparing,
         templates: TemplateSet,
         options: LabelerOptions,
         *,
@@ -119,6 +132,11 @@ class Labeler:
         self._meter = meter or Meter(
             name="labeler", price=None, budget_usd=None, max_seconds=None, clock=time.perf_counter
         )
+        if (options.readout.kind == "reference") != hasattr(backend, "similarities"):
+            raise UserError(
+                f"labeler.readout.kind={options.readout.kind} and its backend do not fit together: readout reference"
+                " needs labeler.backend=encoder, which serves no other readout (labeler=reference sets both)"
+            )
         self._strategy = PromptStrategy(templates, options.preamble, options.exemplars, options.cot)
         # A response that is read by itself has no position.
         self._order: OrderMode = "first" if options.readout.pointwise else options.order
@@ -178,15 +196,15 @@ class Labeler:
         """The least probability that the choices must carry to be read."""
         return self._options.min_mass
 
-    def scores(self, items: Sequence[tuple[str, str]]) -> list[float | None]:
+    def scores(self, items: Sequence[Item]) -> list[float | None]:
         """The values of `readings`."""
         return [reading.value for reading in self.readings(items)]
 
-    def readings(self, items: Sequence[tuple[str, str]]) -> list[Reading]:
-        """A score per (prompt, response), higher is better: 1 to 10, or nats for `likelihood`.
+    def readings(self, items: Sequence[Item]) -> list[Reading]:
+        """A score per item, higher is better: 1 to 10, nats for `likelihood`, -1 to 1 for `reference`.
 
-        There is no value if the answer was unparsed or failed. An empty response gets 1, the lowest on the scale, or
-        for `likelihood` what the readout gives (forward: 0 nats, since nothing explains nothing), but no more than the
+        There is no value if the answer was unparsed or failed. An empty response gets the lowest of the scale, or for
+        `likelihood` what the readout gives (forward: 0 nats, since nothing explains nothing), but no more than the
         lowest of the texts in `items`: it loses to them all, or ties with the worst. ValueError for a readout that
         compares pairs.
         """
@@ -194,13 +212,13 @@ class Labeler:
         if not readout.pointwise:
             raise ValueError(f"readout {readout.kind} compares pairs and gives no scores")
         reverse = readout.kind == "likelihood" and readout.direction == "reverse"
-        empty = [is_empty(response) for _, response in items]
+        empty = [is_empty(response) for _, response, _ in items]
         asked = [item for item, blank in zip(items, empty, strict=True) if reverse or not blank]
         try:
             rows = iter(self._points(self._asker(), asked))
         except Stopped as stop:
             raise self._bound_error(stop, "scores", len(asked)) from None
-        lowest = Reading(1.0 if readout.kind == "score" else 0.0, "ok", "rule")
+        lowest = Reading(LOWEST.get(readout.kind, 0.0), "ok", "rule")
         found = [lowest if blank and not reverse else next(rows).reading for blank in empty]
         texts = [r.value for r, blank in zip(found, empty, strict=True) if not blank and r.value is not None]
         return [
@@ -221,12 +239,16 @@ class Labeler:
             renewed=self._renewed,
         )
 
-    def _unwanted(self, phase: str, answer: Generation | ChoiceScores | SequenceScore) -> bool:
+    def _unwanted(
+        self, phase: str, answer: Generation | ChoiceScores | SequenceScore | SimilarityScore
+    ) -> bool:
         """Whether a stored answer is to be asked again. Failed ones are never stored and always asked again."""
         if self._retry == "all":
             return True
         if isinstance(answer, Generation) and phase == _RATIONALES:
             return is_empty(answer.text)
+        if isinstance(answer, SimilarityScore):
+            return False
         if isinstance(answer, SequenceScore):
             return answer.tokens == 0 or not math.isfinite(answer.logprob)
         return self._read(answer).state == "unparsed"
@@ -370,25 +392,43 @@ class Labeler:
         cut = not answer.finished and answer.tokens_out >= readout.max_tokens
         return read_text(answer.text, polarity=self._templates.polarity, cut=cut)
 
-    # Pointwise readouts: score and likelihood.
+    # Pointwise readouts: score, likelihood and reference.
 
     def _judge_points(self, asker: Asker, pairs: Sequence[Pair]) -> list[list[Judgement]]:
-        items = [(pair.prompt, response) for pair in pairs for response in (pair.response_a, pair.response_b)]
+        items = [
+            (pair.prompt, response, pair.reference)
+            for pair in pairs
+            for response in (pair.response_a, pair.response_b)
+        ]
         points = self._points(asker, items)
         return [
             [self._point_judgement(pair, points[2 * index], points[2 * index + 1])]
             for index, pair in enumerate(pairs)
         ]
 
-    def _points(self, asker: Asker, items: Sequence[tuple[str, str]]) -> list[_Point]:
-        if self._options.readout.kind == "score":
-            return self._score_points(asker, items)
-        return self._likelihood_points(asker, items)
+    def _points(self, asker: Asker, items: Sequence[Item]) -> list[_Point]:
+        points = {
+            "score": self._score_points,
+            "likelihood": self._likelihood_points,
+            "reference": self._reference_points,
+        }
+        return points[self._options.readout.kind](asker, items)
 
-    def _score_points(self, asker: Asker, items: Sequence[tuple[str, str]]) -> list[_Point]:
+    def _reference_points(self, asker: Asker, items: Sequence[Item]) -> list[_Point]:
+        """Similarity to the reference; an item without one has no value."""
+        texts = {index: (response, ref) for index, (_, response, ref) in enumerate(items) if ref is not None}
+        groups = [index // 2 for index in texts]
+        answers = iter(asker.similarities("similarities", [*texts.values()], groups))
+        points = []
+        for index, item in enumerate(items):
+            own = [next(answers)] if index in texts else []
+            points.append(_Point(read_similarity([one.answer for one in own]), digest(item, 32), (), own))
+        return points
+
+    def _score_points(self, asker: Asker, items: Sequence[Item]) -> list[_Point]:
         messages = [
             score_message(self._templates, self._options.preamble, prompt, response)
-            for prompt, response in items
+            for prompt, response, _ in items
         ]
         groups = [index // 2 for index in range(len(items))]
         answers = asker.choices("scores", messages, groups, SCORES, _refuse_hidden_ten)
@@ -401,10 +441,10 @@ class Labeler:
             points.append(_Point(reading, _hash(message), _known(answered.answer.logprobs), [answered]))
         return points
 
-    def _likelihood_points(self, asker: Asker, items: Sequence[tuple[str, str]]) -> list[_Point]:
+    def _likelihood_points(self, asker: Asker, items: Sequence[Item]) -> list[_Point]:
         """The responses of a pair are adjacent in `items`; so are their sequences of one kind."""
         render = forward_items if self._options.readout.direction == "forward" else reverse_items
-        rendered = [render(self._templates, prompt, response) for prompt, response in items]
+        rendered = [render(self._templates, prompt, response) for prompt, response, _ in items]
         parts = len(rendered[0]) if rendered else 0
         places = [
             (index, part)

@@ -72,7 +72,7 @@ class LabelerOptions:
         `batch_size` is not included: it changes no more than the last bits of a low-precision sum.
         """
         values: dict[str, Any] = {"readout": self._readout_identity()}
-        if self.readout.kind != "likelihood":
+        if self.readout.kind not in ("likelihood", "reference"):
             values["preamble"] = self.preamble
         if not self.readout.pointwise:
             values |= {"exemplars": self.exemplars, "cot": self.cot, "order": self.order}

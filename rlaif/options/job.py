@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlaif.options.labeling import BackendOptions, EvalOptions, LabelingOptions
+from rlaif.options.labeling import BackendOptions, EvalOptions, LabelingOptions, PeopleOptions
 from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Positive, Share
 from rlaif.options.training import RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
 
@@ -166,6 +166,7 @@ class Options:
     judge: LabelingOptions
     sft: SFTOptions
     sample: SampleOptions
+    people: PeopleOptions
     rm: RMOptions
     reward: RewardOptions
     rl: RLOptions
@@ -187,7 +188,9 @@ class Options:
     compare: Any
 
     def asked(self, key: str) -> LabelingOptions:
-        """The labeler composed at `key`, `labeler` or `judge`."""
+        """The labeler composed at `key`, `labeler` or `judge`, or simulated `people` as one."""
+        if key == "people":
+            return self.people.labeling(self.labeler)
         return {"labeler": self.labeler, "judge": self.judge}[key]
 
 

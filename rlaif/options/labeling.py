@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from rlaif.options.rules import ABSENT, Count, Count0, Finite, From0, Name, Number, Positive, Share
 
-ReadoutKind = Literal["choice", "score", "likelihood", "text"]
+ReadoutKind = Literal["choice", "score", "likelihood", "text", "reference"]
 Direction = Literal["forward", "reverse"]
 Normalize = Literal["none", "tokens"]
 OrderMode = Literal["first", "random", "both", "both_consistent"]
@@ -20,7 +20,7 @@ class ReadoutOptions:
     """How a number is read from the model.
 
     `temperature` divides the choices' log-probabilities (`choice`) or the difference between the two
-    responses' scores (`score`, `likelihood`) before the softmax or sigmoid that gives `p_a`.
+    responses' scores (`score`, `likelihood`, `reference`) before the softmax or sigmoid that gives `p_a`.
     `direction` and `normalize` belong to `likelihood`, `max_tokens` (new tokens of a verdict) to `text`.
     """
 
@@ -33,7 +33,7 @@ class ReadoutOptions:
     @property
     def pointwise(self) -> bool:
         """Whether each response is read on its own, so that a pair has no positions."""
-        return self.kind in ("score", "likelihood")
+        return self.kind in ("score", "likelihood", "reference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,15 @@ class ScriptedOptions:
     unparsed_rate: Share
     position_bias: Finite
     seed: Count0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions:
+    """`labeler.encoder`: the sentence encoder of readout `reference`, which reads `max_tokens` of a text."""
+
+    name: Name
+    revision: str | None
+    max_tokens: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +86,42 @@ class LabelingOptions:
     max_seconds: Positive | None
     retry: Retry | None
     scripted: ScriptedOptions
+    encoder: EncoderOptions
 
     @property
     def engine(self) -> str:
         """`backend`, once `with_engine` has filled it in."""
         assert self.backend is not None
         return self.backend
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeopleOptions:
+    """`people`: who they are where a data set has no preferences of people, and how they label."""
+
+    simulated: Literal["auto", "always", "never"]
+    temperature: Positive
+    encoder: EncoderOptions
+    noise: Share
+    n: Count | None
+    seed: Count0
+
+    def labeling(self, base: LabelingOptions) -> LabelingOptions:
+        """Simulated people as a labeler by reference; `base` gives the limits that it shares with any labeler."""
+        readout = replace(base.readout, kind="reference", temperature=self.temperature)
+        plain: dict[str, Any] = {"cot": False, "exemplars": 0, "samples": 1, "order": "first"}
+        return replace(
+            base,
+            name="simulated people",
+            backend="encoder",
+            readout=readout,
+            encoder=self.encoder,
+            batch_size=4096,
+            budget_usd=None,
+            max_seconds=None,
+            retry=None,
+            **plain,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,4 +166,5 @@ class EvalOptions:
     temperature: From0
     top_k: Count0
     tie_margin: Annotated[float, Number(0, 0.5)]
+    labeler_verdict: bool
     max_rows: Count

@@ -70,7 +70,8 @@ def _labelled(summary: Mapping[str, Scalar]) -> str:
     if found is None or count is None:
         return ""
     rate = percent(found.estimate, 0)
-    return f"; its labeler agrees with gold on {rate} of {plain(count)} pairs ({_bounds(found)})"
+    gold = "simulated people" if summary.get("label/gold_source") == "simulated" else "gold"
+    return f"; its labeler agrees with {gold} on {rate} of {plain(count)} pairs ({_bounds(found)})"
 
 
 def _evidence(summary: Mapping[str, Scalar]) -> str:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rlaif.backends.base import ChoiceScores, SequenceScore
+from rlaif.backends.base import ChoiceScores, SequenceScore, SimilarityScore
 from rlaif.labelers.readout.verdict_text import verdict_of
 from rlaif.labelers.templates import Polarity
 from rlaif.options.labeling import ReadoutOptions
 from rlaif.records import ParseState, Provenance
 
 SCORES = tuple(str(rank) for rank in range(1, 11))
+LOWEST = {"score": 1.0, "reference": -1.0}
+"""The lower end of the scales that have one."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,15 @@ def read_likelihood(answers: Sequence[SequenceScore], options: ReadoutOptions) -
     if answers[0].tokens == 0 or not math.isfinite(value):
         return Reading(None, "unparsed", "likelihood")
     return Reading(value / answers[0].tokens if options.normalize == "tokens" else value, "ok", "likelihood")
+
+
+def read_similarity(answers: Sequence[SimilarityScore]) -> Reading:
+    """Cosine similarity to the reference, from -1 to 1; no value without a reference (no answer)."""
+    if not answers:
+        return Reading(None, "unparsed", "reference", note="its prompt has no reference")
+    if answers[0].error is not None:
+        return Reading(None, "failed", "reference", note=answers[0].error)
+    return Reading(answers[0].similarity, "ok", "reference")
 
 
 def read_text(text: str, *, polarity: Polarity = "better", cut: bool = False) -> Reading:

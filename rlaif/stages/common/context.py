@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rlaif.backends.base import Backend, Remarking
+from rlaif.backends.base import Backend, Comparing, Remarking
 from rlaif.backends.openai.backend import OpenAIBackend
 from rlaif.data.encode import Encoder
 from rlaif.data.report import report_lines
@@ -245,7 +245,7 @@ class Context:
     def label_store(self) -> LabelStore:
         return LabelStore(self.root / "labels.sqlite", claim_seconds=60.0)
 
-    def _backend(self, key: str, templates: TemplateSet) -> Backend:
+    def _backend(self, key: str, templates: TemplateSet) -> Backend | Comparing:
         own = self.options.asked(key)
         engine, have = engine_of(own.engine, self.options.backend.engine), self.options.backend
         need(have, "backend", engine.needs, f"backend={have.engine}")

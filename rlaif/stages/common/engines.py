@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rlaif.backends.base import Backend
+from rlaif.backends.base import Backend, Comparing
+from rlaif.backends.encoder import EncoderBackend
 from rlaif.backends.openai.backend import ChatTemplate, OpenAIBackend, OpenAIOptions
 from rlaif.backends.openai.http import HttpOptions
 from rlaif.backends.scripted import ScriptedBackend
@@ -22,13 +23,14 @@ from rlaif.backends.transformers import TransformersBackend
 from rlaif.errors import UserError
 from rlaif.labelers import FREE, Estimate, Meter, Price
 from rlaif.models.checkpoint import expanded, require_source
-from rlaif.models.load import ModelSpec, describe_model, load_tokenizer
+from rlaif.models.load import ModelSpec, describe_model, load_tokenizer, resolve_device
 from rlaif.options.labeling import BackendOptions, LabelingOptions
 from rlaif.options.read import plain
 
 if TYPE_CHECKING:
     from rlaif.stages.common.context import Context
 
+ENCODER_TOKENS_PER_S = 3000.0  # of the embedded sentence encoder on two CPU cores: a small part of any job
 _SNAPSHOT = re.compile(r"-(?:\d{4}-\d{2}-\d{2}|\d{8})$")
 
 
@@ -125,17 +127,21 @@ def _scripted(ctx: Context, labeler: LabelingOptions, chat: bool) -> Backend:
     return ScriptedBackend(**plain(labeler.scripted))
 
 
+def _encoder(ctx: Context, labeler: LabelingOptions, chat: bool) -> Comparing:
+    return EncoderBackend(**plain(labeler.encoder), device=resolve_device(ctx.options.trainer.accelerator))
+
+
 @dataclass(frozen=True)
 class Engine:
     """How a backend is made from (job, options of `labeler` or `judge`, whether prompts are chats), and its cost.
 
     `here`: runs in this process, so it is priced by the engine's name, not `backend.name`, and free by default.
-    `seconds` of calls are None if they are this machine's matrix work. `alone`: a rule without a model, which any
-    labeler may use whatever `backend=` is. `needs`: the keys of `backend` that it reads. `hints`: settings to try
+    `seconds` of calls are None if they are this machine's matrix work. `alone`: a rule, or a model of its own, which
+    any labeler may use whatever `backend=` is. `needs`: the keys of `backend` that it reads. `hints`: settings to try
     if answers cannot be read.
     """
 
-    make: Callable[[Context, LabelingOptions, bool], Backend]
+    make: Callable[[Context, LabelingOptions, bool], Backend | Comparing]
     here: bool = False
     seconds: Callable[[BackendOptions, Estimate], float | None] = lambda backend, guess: 0.0
     alone: bool = False
@@ -154,6 +160,9 @@ ENGINES: dict[str, Engine] = {
         hints=lambda own: [f"backend.api={'completions' if own.api == 'chat' else 'chat'}"],
     ),
     "scripted": Engine(_scripted, here=True, alone=True),
+    "encoder": Engine(
+        _encoder, here=True, alone=True, seconds=lambda own, guess: guess.tokens_in / ENCODER_TOKENS_PER_S
+    ),
 }
 """By `backend.engine`, or by `labeler.backend` for those that stand alone."""
 

@@ -112,7 +112,7 @@ def _measured(ctx: Context, metrics: dict[str, Any]) -> str:
     estimate, low, high, count = (metrics[f"label/alignment{x}"] for x in ("", "_ci_low", "_ci_high", "_n"))
     return (
         f"labeler's alignment is {estimate:.3f} (labeler {ctx.options.labeler.name}, 95% interval {low:.3f} to "
-        f"{high:.3f}, {count} gold pairs)"
+        f"{high:.3f}, {count} {metrics.get('label/gold_source', '')} gold pairs)".replace("  ", " ")
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rlaif.stages.common.engines import ENGINES
 from rlaif.stages.common.rewards.kinds import KINDS
 from rlaif.tracking.runs import Scalar, number
-from rlaif.tracking.text import p_text, plain
+from rlaif.tracking.text import p_text, percent, plain
 
 
 def evaluation_notes(summary: Mapping[str, Scalar]) -> dict[str, str]:
@@ -20,7 +20,10 @@ def evaluation_notes(summary: Mapping[str, Scalar]) -> dict[str, str]:
         f"n = {plain(count)}" if count else "",
         f"judge: {judge}" if judge else "",
     ]
-    return {"eval/win_rate": ", ".join(filter(None, parts))}
+    agreed = number(summary, "eval/labeler_agreement")
+    shared = "" if agreed is None else f"; the judge agrees with it on {percent(agreed)}"
+    proxy = {"eval/labeler_win_rate": f"the proxy, not a judge{shared}"}
+    return {"eval/win_rate": ", ".join(filter(None, parts)), **proxy}
 
 
 _BOUNDS = ("batch_size", "max_unparsed", "min_alignment", "retry")
@@ -34,6 +37,11 @@ def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str 
     """
     if number(summary, "eval/win_rate") is None:
         return None
+    if _pleases_simulated_people(summary, config):
+        return (
+            "The judge knows the responses by what the simulated people preferred them for. The policy was trained to "
+            "please them, so this win rate is what such labels can give at best, not a verdict of people."
+        )
     named, trained = summary.get("label/labeler"), _pleases_labeler(config)
     labeler, judge = _identity(config.get("labeler")), _identity(config.get("judge"))
     if (named and named == summary.get("eval/judge")) or (labeler and labeler == judge):
@@ -60,6 +68,16 @@ def _pleases_labeler(config: Mapping[str, Any]) -> bool:
     kind = reward.get("kind") if isinstance(reward, Mapping) else "rm"
     labels = rm.get("labels", "ai") if isinstance(rm, Mapping) else "ai"
     return KINDS.get(str(kind), KINDS["rm"]).pleases_labeler(labels)
+
+
+def _pleases_simulated_people(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> bool:
+    """Whether the judge is by reference, as the simulated people are whose labels the reward model learnt."""
+    rm, judge, reward = config.get("rm"), _identity(config.get("judge")), _identity(config.get("reward"))
+    labels = rm.get("labels", "ai") if isinstance(rm, Mapping) else "ai"
+    readout = judge.get("readout")
+    by_reference = isinstance(readout, Mapping) and readout.get("kind") == "reference"
+    learnt = labels != "ai" and labels != "shuffled" and "rm" in KINDS[str(reward.get("kind", "rm"))].parents
+    return by_reference and learnt and summary.get("rm/gold_source") == "simulated"
 
 
 def _identity(options: Any) -> dict[str, Any]:

@@ -38,13 +38,14 @@ from rlaif.stages.common.measures.win_rate import (
     win_rate_items,
     win_rate_report,
 )
+from rlaif.stages.common.people import need_references
 from rlaif.stages.common.policies import draw, policy_top, sft_parent, to_sample
-from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
+from rlaif.stages.common.rewards.kinds import KINDS, make_reward, reward_parents
 from rlaif.stages.common.rewards.reward import CHUNK, Reward, SideRewards
 from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
 from rlaif.stages.common.training.logprobs import mean_log_ratio
-from rlaif.stats import paired_test
+from rlaif.stats import paired_test, proportion_interval
 from rlaif.store import Artifact
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,35 @@ def _judge(
     return comparisons, counts | cost_metrics(ctx, "judge", judged.counters, "eval")
 
 
+def shows_proxy(ctx: Context) -> bool:
+    """Whether the labeler judges too: only if the policy was trained to please it, and it is not the judge."""
+    pleased = KINDS[ctx.options.reward.kind].pleases_labeler(ctx.options.rm.labels)
+    if not (ctx.options.eval.labeler_verdict and pleased):
+        return False
+    return labeler_identity(ctx, "judge", 0) != labeler_identity(ctx, "labeler", 0)
+
+
+def _proxy(ctx: Context, comparisons: Sequence[Comparison], pairs: Sequence[Pair]) -> dict[str, float]:
+    """`eval/labeler_*`: the labeler's verdict on the same responses, and how far the judge shares it."""
+    asked = ctx.labeler("labeler", ctx.options.seeds.eval, stored=True).label(pairs)
+    lengths = [(x.policy_tokens, x.baseline_tokens) for x in comparisons]
+    own = compare(pairs, asked.preferences, lengths, tie_margin=ctx.options.eval.tie_margin)
+    values = {row["id"]: row["eval/win_rate"] for row in win_rate_items(own)}
+    if not values:
+        return {}
+    judged = {row["id"]: row["eval/win_rate"] for row in win_rate_items(comparisons)}
+    decided = [name for name, value in values.items() if value != 0.5 and judged.get(name, 0.5) != 0.5]
+    clusters = {x.id: x.cluster for x in comparisons}
+    rate = proportion_interval([*values.values()], [clusters[name] for name in values])
+    agreed = proportion_interval(
+        [float(values[name] == judged[name]) for name in decided], [clusters[name] for name in decided]
+    )
+    return {
+        **with_bounds("eval/labeler_win_rate", rate),
+        **(with_bounds("eval/labeler_agreement", agreed) if decided else {}),
+    }
+
+
 def _divergence_name(ctx: Context) -> str:
     """`eval/kl` if responses are sampled from the very distribution whose probabilities are read.
 
@@ -114,6 +144,8 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
     write_records(folder / COMPARISONS_FILE, comparisons)
     metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.options.seeds.eval) | cost
     metrics |= text_gains(comparisons)
+    if shows_proxy(ctx):
+        metrics |= _proxy(ctx, comparisons, [Pair.between(p, b) for p, b in zip(new, old, strict=True)])
     metrics |= cut_metrics(ctx, "eval", cuts, "prompts")
     for who, samples in (("policy", new), ("baseline", old)):
         for name, value in text_report(samples, "eval").items():
@@ -172,11 +204,12 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 def eval_config(ctx: Context) -> dict[str, Any]:
     """The slice that a head-to-head depends on besides the two policies."""
     options = plain(ctx.options.eval)
-    options.pop("max_rows")
+    del options["max_rows"], options["labeler_verdict"]
     return {
         "eval": options,
         "judge": labeler_identity(ctx, "judge", ctx.options.seeds.eval),
         "name": ctx.options.judge.name,
+        **({"proxy": labeler_identity(ctx, "labeler", ctx.options.seeds.eval)} if shows_proxy(ctx) else {}),
         "model": ctx.model_identity,
         "encoding": ctx.encoding,
     }
@@ -204,6 +237,7 @@ def _work(ctx: Context) -> Work:
 
 
 def _check(ctx: Context) -> None:
+    need_references(ctx, "judge")
     labeler_identity(ctx, "judge", ctx.options.seeds.eval)
     if not ctx.task.test:
         raise UserError(
@@ -221,7 +255,7 @@ def _items(ctx: Context, built: Parents) -> list[Row]:
 
 STAGE = Stage(
     "eval",
-    6,
+    7,
     "eval",
     lambda ctx: ("rl", *reward_parents(ctx), *sft_parent(ctx)),
     eval_config,

@@ -1,13 +1,16 @@
 """How far a labeler agrees with gold preferences, and its biases.
 
-Alignment: the share of gold pairs on which the labeler prefers the response that gold prefers (AI Labeler Alignment
-in Lee et al. 2023, arXiv:2309.00267). Gold 0.5 prefers neither and is left out; a labeler's 0.5 counts half.
+Alignment: the share of pairs with gold on which the labeler prefers the response that gold prefers (AI Labeler
+Alignment in Lee et al. 2023, arXiv:2309.00267). Gold 0.5 prefers neither and is left out; a labeler's 0.5 counts half.
+
+It is measured on pairs of the kind that is labelled for training. Constructed pairs, whose worse response was made to
+be worse, are easier than those: they check a labeler's competence and are reported beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -26,27 +29,31 @@ from rlaif.stats import clustered_sign_test, cohen_kappa, reliability_bins
 
 def alignment_report(
     pairs: Sequence[Pair], preferences: Sequence[Preference], judgements: Sequence[Judgement]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Flat metrics `label/*` of a labeler on `pairs`.
 
     `label/n` counts preferences, `label/unread_rate` is the share of them without a verdict (unparsed, failed, or set
     aside as inconsistent), `label/alignment_n` counts gold pairs with a parsed one; `label/alignment_worst` and
-    `_best` count unparsed gold pairs as wrong and as right. `label/kappa` is Cohen's kappa on the letters a / b.
-    `label/ece` and `label/brier` compare p with gold for the preferred response, so that it does not matter which
-    response is called a. `label/alignment_<construction>` splits constructed gold pairs, `label/confidence_<bin>_*`
-    and `label/length_<bin>_*` follow `confidence_bins` and `length_bins`. Lengths are characters, tokens are totals
-    over judgements. Keys without data are absent: alignment without gold, position metrics without both orders, mass
-    without log-probabilities. Pairs with an empty response (provenance `rule`) have labels but no judgements: they
-    count in alignment, not in rates of judgements or positions. Raises ValueError for a preference or judgement of an
-    unknown pair.
+    `_best` count unparsed gold pairs as wrong and as right. `label/gold_source` says whose verdicts gold is; it is
+    `constructed` only if there is no other, and else constructed pairs are left to `label/alignment_constructed` and
+    `label/alignment_<construction>`. `label/kappa` is Cohen's kappa on the letters a / b. `label/ece` and
+    `label/brier` compare p with gold for the preferred response, so that it does not matter which response is called
+    a. `label/confidence_<bin>_*` and `label/length_<bin>_*` follow `confidence_bins` and `length_bins`. Lengths are
+    characters, tokens are totals over judgements. Keys without data are absent: alignment without gold, position
+    metrics without both orders, mass without log-probabilities. Pairs with an empty response (provenance `rule`) have
+    labels but no judgements: they count in alignment, not in rates of judgements or positions. Raises ValueError for
+    a preference or judgement of an unknown pair.
     """
     pair_of = by_pair(pairs, [*preferences, *judgements])
-    report: dict[str, float] = {"label/n": len(preferences)}
+    report: dict[str, Any] = {"label/n": len(preferences)}
+    every = [(pair_of[x.pair_id], x) for x in preferences if pair_of[x.pair_id].gold not in (None, 0.5)]
+    report |= _constructed([item for item in every if item[0].gold_source == "constructed"])
+    pairs = own_gold(pairs)
+    pair_of = by_pair(pairs, preferences)
     gold = [(pair_of[x.pair_id], x) for x in preferences if pair_of[x.pair_id].gold not in (None, 0.5)]
     report |= _alignment("label/alignment", gold) | _agreement_details(gold)
-    for construction in sorted({pair.construction for pair, _ in gold if pair.construction}):
-        part = [item for item in gold if item[0].construction == construction]
-        report |= _alignment(f"label/alignment_{construction}", part)
+    if gold:
+        report["label/gold_source"] = ", ".join(sorted({str(pair.gold_source) for pair, _ in gold}))
     report |= _position(pair_of, preferences, judgements) | _states(preferences, judgements)
     report |= bin_metrics("label/confidence", confidence_bins(pairs, preferences))
     report |= bin_metrics("label/length", length_bins(pairs, preferences)) | verbosity(pairs, preferences)
@@ -56,26 +63,75 @@ def alignment_report(
     return report
 
 
+def own_gold(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs, of which constructed ones keep their gold only if no other pair has any."""
+    if all(pair.gold_source in (None, "constructed") for pair in pairs):
+        return list(pairs)
+    return [
+        replace(pair, gold=None, gold_source=None) if pair.gold_source == "constructed" else pair
+        for pair in pairs
+    ]
+
+
+def _constructed(gold: Sequence[tuple[Pair, Preference]]) -> dict[str, float]:
+    """Alignment on constructed pairs, together and by construction."""
+    report = _alignment("label/alignment_constructed", gold)
+    for construction in sorted({pair.construction for pair, _ in gold if pair.construction}):
+        part = [item for item in gold if item[0].construction == construction]
+        report |= _alignment(f"label/alignment_{construction}", part)
+    return report
+
+
+def subset_rows(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+    """A row per subset of the data set, by name: alignment with its interval; empty without subsets.
+
+    `alignment` is over the `n` pairs of the subset that were read, `alignment_worst` counts the others as wrong.
+    """
+    pair_of = by_pair(pairs, preferences)
+    parts: dict[str, list[tuple[Pair, Preference]]] = {}
+    for x in preferences:
+        pair = pair_of[x.pair_id]
+        if pair.subset is not None and pair.gold not in (None, 0.5):
+            parts.setdefault(pair.subset, []).append((pair, x))
+    measured = {name: _alignment("alignment", part) for name, part in sorted(parts.items())}
+    return [
+        {
+            "subset": name,
+            "pairs": len(parts[name]),
+            "n": found["alignment_n"],
+            **{key: value for key, value in found.items() if key not in ("alignment_n", "alignment_best")},
+        }
+        for name, found in measured.items()
+    ]
+
+
 def alignment_items(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
-    """A row per gold pair; the mean of `label/alignment`, over those that could be read, is the report's.
+    """A row per pair with gold; the mean of `label/alignment`, over those that could be read, is the report's.
 
     `label/alignment_worst` and `label/alignment_half` cover every pair: an unread one counts as wrong, or as half. So
-    labelers are compared on the same pairs, and none gains by abstaining.
+    labelers are compared on the same pairs, and none gains by abstaining. Constructed pairs have
+    `label/alignment_constructed` instead, unless there are no others.
     """
+    own = {pair.id for pair in own_gold(pairs) if pair.gold is not None}
     pair_of = by_pair(pairs, preferences)
     return [
         {
             "id": pair.id,
             "prompt_id": pair.prompt_id,
             **({} if pair.group is None else {"group": pair.group}),
+            **({} if pair.subset is None else {"subset": pair.subset}),
             "construction": pair.construction,
             "p_a": x.p_a,
             "gold": pair.gold,
-            **_scores(x.p_a, pair.gold),
+            **(_scores(x.p_a, pair.gold) if pair.id in own else _constructed_score(x.p_a, pair.gold)),
         }
         for x, pair in ((x, pair_of[x.pair_id]) for x in preferences)
         if pair.gold not in (None, 0.5)
     ]
+
+
+def _constructed_score(p_a: float | None, gold: float | None) -> dict[str, float]:
+    return {} if p_a is None else {"label/alignment_constructed": agreement(p_a, gold)}
 
 
 def _scores(p_a: float | None, gold: float | None) -> dict[str, float]:
@@ -87,7 +143,7 @@ def _scores(p_a: float | None, gold: float | None) -> dict[str, float]:
 
 def reliability(pairs: Sequence[Pair], preferences: Sequence[Preference]) -> list[dict[str, Any]]:
     """Bins of confidence against how often it was right: what `label/ece` is computed from."""
-    rows = [row for row in alignment_items(pairs, preferences) if row["p_a"] is not None]
+    rows = [row for row in alignment_items(own_gold(pairs), preferences) if row["p_a"] is not None]
     bins = reliability_bins(*folded([row["p_a"] for row in rows], [row["gold"] for row in rows]))
     return [asdict(one) for one in bins]
 

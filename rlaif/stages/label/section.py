@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
+from rich.table import Table
+from rich.text import Text
 
 from rlaif.figures import plots
 from rlaif.figures.rows import (
@@ -44,6 +46,7 @@ class LabelerSection:
     facts: tuple[ResultRow, ...]
     confidence: tuple[BinRow, ...]
     lengths: tuple[BinRow, ...]
+    subsets: tuple[BinRow, ...]
     figures: tuple[tuple[Markup, str], ...]
 
 
@@ -60,13 +63,14 @@ def labeler_section(runs: Sequence[RunRecord], summary: Summary) -> LabelerSecti
         (reliability, "On the dashed line, a preference given as 80% is right 80% of the time."),
         (
             _by_construction(summary),
-            "Share of gold pairs on which the labeler agrees, by how they were made.",
+            "Share of constructed pairs on which the labeler agrees, by how their worse response was made.",
         ),
     )
     section = LabelerSection(
         tuple(table_rows(table("labeler"), summary, _notes(summary))),
         tuple(_bin_row(between(row), row) for row in confidence),
         tuple(_bin_row(str(row["bin"]), row) for row in lengths),
+        tuple(_bin_row(str(row["subset"]), row) for row in latest_table(runs, "label_subsets")),
         tuple((Markup(svg), caption) for svg, caption in figures if svg),
     )
     return section if any((section.facts, confidence, lengths, section.figures)) else None
@@ -82,7 +86,8 @@ def _notes(summary: Summary) -> dict[str, str]:
     if worst is not None and best is not None and worst < best:
         unread = f"; {metric_range('label/alignment', worst, best)} if all unread ones were wrong or right"
     return {
-        "label/alignment": f"{plain(of('alignment_n'))} gold pairs{unread}",
+        "label/alignment": f"{plain(of('alignment_n'))} pairs, {gold_words(summary)}{unread}",
+        "label/alignment_constructed": "a check of competence: one response was made to be worse",
         "label/first_position_rate": "50% is no bias" + ("" if p is None else f"; binomial {p_text(p)}"),
         "label/longer_rate": f"gold: {percent(of('gold_longer_rate'))} of the same {plain(of('verbosity_n'))} pairs",
         "label/tokens_in": f"{plain(cached)} of them from cache" if cached else "",
@@ -121,13 +126,40 @@ def label_notes(summary: Summary) -> dict[str, str]:
     """The result table's notes on the labels' metrics."""
     notes, count = {}, number(summary, "label/alignment_n")
     if count:
-        notes["label/alignment"] = f"with gold preferences, n = {plain(count)}"
+        notes["label/alignment"] = f"{gold_words(summary)}, n = {plain(count)}"
     if number(summary, "label/failed_rate"):
         notes["label/failed_rate"] = "labeler.retry=failed asks them again"
     reused, estimated = number(summary, "label/reused"), number(summary, "label/usage_estimated")
     cost = f"US dollars; {plain(reused)} answers reused at no cost" if reused else "US dollars"
     guessed = f"; tokens estimated for {percent(estimated)} of the calls" if estimated else ""
     return notes | {"label/usd": f"{cost}{guessed}"}
+
+
+_GOLD = {
+    "human": "against people's preferences",
+    "simulated": "against simulated people",
+    "constructed": "against how the pairs were made",
+}
+
+
+def gold_words(summary: Summary, stage: str = "label") -> str:
+    """Whose verdicts the gold of a stage is, in words."""
+    source = str(summary.get(f"{stage}/gold_source") or "")
+    return _GOLD.get(source, f"against gold ({source})" if source else "against gold")
+
+
+def subset_table(rows: Sequence[Row]) -> Table | None:
+    """Alignment by subset for the terminal; None without subsets."""
+    if not rows:
+        return None
+    view = Table(title="Alignment by subset", header_style="bold")
+    view.add_column("subset", overflow="fold")
+    for column in ("pairs read", "alignment", "95% interval"):
+        view.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        cells = _bin_row(str(row["subset"]), row)
+        view.add_row(Text(cells.name), f"{cells.n} of {row['pairs']}", cells.alignment, cells.alignment_range)
+    return view
 
 
 def label_lines(summary: Summary) -> dict[str, None]:

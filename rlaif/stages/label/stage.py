@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from rlaif.backends.openai.backend import OpenAIBackend
 from rlaif.data.encode import Cuts
-from rlaif.io import read_jsonl, read_records, write_records
+from rlaif.io import read_jsonl, read_records, write_jsonl, write_records
 from rlaif.labelers import LabelResult
 from rlaif.records import Pair, Preference
 from rlaif.stages.common.context import Context
@@ -25,28 +26,37 @@ from rlaif.stages.common.labeling import (
 )
 from rlaif.stages.common.limits import cut_metrics
 from rlaif.stages.common.measures.bins import confidence_bins, length_bins
+from rlaif.stages.common.people import need_references, people_identity, with_gold
 from rlaif.stages.common.sources import PAIRS_FILE, source
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
-from rlaif.stages.label.alignment import alignment_items, alignment_report, reliability
-from rlaif.store import Artifact, finished_folder
+from rlaif.stages.label.alignment import (
+    alignment_items,
+    alignment_report,
+    own_gold,
+    reliability,
+    subset_rows,
+)
+from rlaif.store import finished_folder
 
 logger = logging.getLogger(__name__)
 JUDGEMENTS_FILE = "judgements.jsonl"
 GOLD_FILE = "gold_preferences.jsonl"
 GOLD_JUDGEMENTS_FILE = "gold_judgements.jsonl"
+VERDICTS_FILE = "gold.jsonl"  # what alignment is measured against: a pair's id, gold and its source
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     labeler = ctx.labeler("labeler", ctx.options.seeds.label, stored=True)
     earlier = (folder / JUDGEMENTS_FILE).exists() or finished_folder(folder).exists()
-    pairs = _training_pairs(parents["sample"])
+    pairs = with_gold(ctx, read_records(parents["sample"].file(PAIRS_FILE), Pair))
     cuts = Cuts()
-    gold_pairs = ctx.encoder.fitting(ctx.task.gold_pairs, cuts=cuts)
+    gold_pairs = ctx.encoder.fitting(_gold_pairs(ctx), cuts=cuts)
     started = time.perf_counter()
-    both = [*pairs, *gold_pairs]
+    both = _independent(ctx, [*pairs, *gold_pairs])
     result = labeler.label(both)  # in one call, so that a bound that stops it counts everything to be judged
     seconds = time.perf_counter() - started
     _write(folder, result, {pair.id for pair in gold_pairs})
+    write_jsonl(folder / VERDICTS_FILE, _verdicts(both))
     report: dict[str, Any] = alignment_report(both, result.preferences, result.judgements)
     report |= cost_metrics(ctx, "labeler", result.counters, "label")
     report["label/reused"] = result.counters["reused"]
@@ -64,9 +74,35 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     return report
 
 
-def _training_pairs(sample: Artifact) -> list[Pair]:
-    """The pairs to label, without their own gold: alignment is measured on the gold pairs only."""
-    return [replace(p, gold=None, gold_source=None) for p in read_records(sample.file(PAIRS_FILE), Pair)]
+def _gold_pairs(ctx: Context) -> Sequence[Pair]:
+    """Pairs that are labelled for their gold alone. A judge by reference knows what constructed pairs are made of."""
+    by_reference = ctx.options.labeler.readout.kind == "reference"
+    return [pair for pair in ctx.task.gold_pairs if not (by_reference and pair.gold_source == "constructed")]
+
+
+def _independent(ctx: Context, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs, without the verdicts of simulated people if the labeler is one of them."""
+    if ctx.options.labeler.readout.kind != "reference":
+        return list(pairs)
+    return [replace(p, gold=None, gold_source=None) if p.gold_source == "simulated" else p for p in pairs]
+
+
+def _verdicts(pairs: Sequence[Pair]) -> list[Row]:
+    return [{"pair_id": p.id, "gold": p.gold, "source": p.gold_source} for p in pairs if p.gold is not None]
+
+
+def _measured(ctx: Context, built: Parents) -> tuple[list[Pair], list[Preference]]:
+    """Every labelled pair, with the gold that its alignment was measured against, and the preferences."""
+    label = built["label"]
+    gold = {row["pair_id"]: (row["gold"], row["source"]) for row in read_jsonl(label.file(VERDICTS_FILE))}
+    every = [*read_records(built["sample"].file(PAIRS_FILE), Pair), *ctx.task.gold_pairs]
+    pairs = [
+        replace(pair, gold=value, gold_source=origin)
+        for pair in every
+        for value, origin in [gold.get(pair.id, (None, None))]
+    ]
+    files = (PREFERENCES_FILE, GOLD_FILE)
+    return pairs, [row for file in files for row in read_records(label.file(file), Preference)]
 
 
 def _write(folder: Path, result: LabelResult, gold_ids: set[str]) -> None:
@@ -91,12 +127,17 @@ def _judgement_rows(ctx: Context, built: Parents) -> list[Row]:
 
 def _config(ctx: Context) -> dict[str, Any]:
     identity = labeler_identity(ctx, "labeler", ctx.options.seeds.label)
-    return {"labeler": identity, "max_unparsed": ctx.options.labeler.max_unparsed, "encoding": ctx.encoding}
+    return {
+        "labeler": identity,
+        "max_unparsed": ctx.options.labeler.max_unparsed,
+        "encoding": ctx.encoding,
+        **people_identity(ctx),
+    }
 
 
 def _work(ctx: Context) -> Work:
     options = ctx.options.sample
-    pairs: list[Pair] = list(ctx.task.gold_pairs)
+    pairs: list[Pair] = list(_gold_pairs(ctx))
     if source(ctx) == "dataset":
         pairs += ctx.task.pairs[: options.num_prompts]
     else:
@@ -107,31 +148,30 @@ def _work(ctx: Context) -> Work:
 
 def _check(ctx: Context) -> None:
     """Options and templates are read, and rejected, when the labeler is created."""
+    need_references(ctx, "labeler")
     labeler_identity(ctx, "labeler", ctx.options.seeds.label)
 
 
 def _items(ctx: Context, built: Parents) -> list[Row]:
-    """One row per gold pair: what `label/alignment` is the mean of."""
-    return alignment_items(ctx.task.gold_pairs, read_records(built["label"].file(GOLD_FILE), Preference))
+    """One row per pair with gold: what `label/alignment` and its relatives are the means of."""
+    return alignment_items(*_measured(ctx, built))
 
 
 def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
-    """Judgements to read, the reliability diagram over the gold pairs, and rates by confidence and length."""
-    label = built["label"]
-    gold = read_records(label.file(GOLD_FILE), Preference)
-    pairs = [*_training_pairs(built["sample"]), *ctx.task.gold_pairs]
-    preferences = [*read_records(label.file(PREFERENCES_FILE), Preference), *gold]
+    """Judgements to read, alignment by subset, the reliability diagram, and rates by confidence and length."""
+    pairs, preferences = _measured(ctx, built)
     return {
         "judgements": _judgement_rows(ctx, built),
-        "reliability": reliability(ctx.task.gold_pairs, gold),
-        "label_confidence": confidence_bins(pairs, preferences),
-        "label_length": length_bins(ctx.task.gold_pairs, gold),
+        "label_subsets": subset_rows(pairs, preferences),
+        "reliability": reliability(pairs, preferences),
+        "label_confidence": confidence_bins(own_gold(pairs), preferences),
+        "label_length": length_bins(own_gold(pairs), preferences),
     }
 
 
 STAGE = Stage(
     "label",
-    4,
+    5,
     "label",
     lambda ctx: ("sample",),
     _config,

@@ -13,6 +13,7 @@ from rlaif.records import Pair, Preference
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import PREFERENCES_FILE
 from rlaif.stages.common.measures.joining import agreement
+from rlaif.stages.common.people import people_labels, simulates, with_gold
 from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.sources import PAIRS_FILE, PARTS, Part, part_of, source
 from rlaif.stages.common.stage import Parents
@@ -53,11 +54,12 @@ def check_labels(ctx: Context) -> None:
     if not label_source(ctx).needs_gold:
         return
     policy = source(ctx) == "policy"
-    if policy or all(pair.gold is None for pair in ctx.task.pairs):
+    if not simulates(ctx) and (policy or all(pair.gold is None for pair in ctx.task.pairs)):
         what = "pairs sampled from the policy have" if policy else f"the pairs of task {ctx.task.name} have"
         raise UserError(
-            f"rm.labels={ctx.options.rm.labels} trains on gold labels, but {what} none: write rm.labels=ai, or "
-            "sample.source=dataset with task=helpful, harmless, tldr or a custom file that has labels"
+            f"rm.labels={ctx.options.rm.labels} trains on gold labels, but {what} none: write rm.labels=ai,"
+            " people.simulated=always if the task has references, or sample.source=dataset with task=helpful, harmless,"
+            " tldr or a custom file that has labels"
         )
 
 
@@ -82,6 +84,12 @@ def reward_data(ctx: Context, parents: Parents) -> RewardData:
     )
 
 
+def gold_named(rows: RewardData) -> dict[str, str]:
+    """`rm/gold_source`: whose verdicts the gold of the test pairs is."""
+    sources = sorted({str(row.pair.gold_source) for row in rows.test if row.pair.gold is not None})
+    return {"rm/gold_source": ", ".join(sources)} if sources else {}
+
+
 def _drawn(ctx: Context, row: PreferenceRow) -> PreferenceRow:
     """The row, with a weight per member if an ensemble's members draw their own bootstrap samples."""
     weight = row.weight
@@ -96,14 +104,15 @@ def _labelled(
     ctx: Context, parents: Parents, chosen: LabelSource
 ) -> tuple[list[PreferenceRow], dict[str, float]]:
     """The labelled pairs whose responses differ within the limits, and the count of the others, if any."""
-    every = read_records(parents["sample"].file(PAIRS_FILE), Pair)
+    every = with_gold(ctx, read_records(parents["sample"].file(PAIRS_FILE), Pair))
     ids = ((pair, *response_ids(ctx, pair)) for pair in every)
     pairs = [pair for pair, a, b in ids if a != b]
     equal = _say_equal(ctx, len(every) - len(pairs), len(every))
     asked = read_records(parents["label"].file(PREFERENCES_FILE), Preference) if "label" in parents else []
     # All pairs, with or without labels, so that the cache holds the same texts for every labeler and source.
     rows = encode_pairs(ctx, pairs, "pairs")
-    return labelled(rows, {preference.pair_id: preference for preference in asked}, chosen), equal
+    people = people_labels(ctx, pairs) if chosen.needs_gold else {}
+    return labelled(rows, {preference.pair_id: preference for preference in asked}, people, chosen), equal
 
 
 def _say_equal(ctx: Context, equal: int, every: int) -> dict[str, float]:

@@ -25,9 +25,9 @@ class LabelSource:
     """How labels are chosen and corrupted.
 
     Args:
-        labels: `ai` (the labeler's preferences), `gold`, `mixed` (gold for half of the pairs, drawn by hash),
-            `ai_then_gold` (the labels of `mixed`, but the AI labels are trained on first) or `shuffled` (the AI labels
-            permuted among the training pairs, so that no preference can be learnt from them).
+        labels: `ai` (the labeler's preferences), `gold` (people's), `mixed` (gold for half of the pairs, drawn by
+            hash), `ai_then_gold` (the labels of `mixed`, but the AI labels are trained on first) or `shuffled` (the AI
+            labels permuted among the training pairs, so that no preference can be learnt from them).
         noise: probability that a training label p becomes 1 - p.
         n: number of training preferences, None for all; counted before `min_confidence`, as labels paid for.
         min_confidence: training pairs whose |p - 0.5| is below it are dropped.
@@ -68,15 +68,18 @@ class TrainingRows:
 
 
 def labelled(
-    rows: Sequence[PreferenceRow], preferences: Mapping[str, Preference], source: LabelSource
+    rows: Sequence[PreferenceRow],
+    preferences: Mapping[str, Preference],
+    people: Mapping[str, float],
+    source: LabelSource,
 ) -> list[PreferenceRow]:
     """The rows with the source's own label p_a, neither flipped nor shuffled.
 
-    A pair without a readable verdict, or without gold if gold is its label, is left out. `preferences` are the
-    labeler's, by pair id; empty if the source needs none.
+    A pair without a readable verdict, or without people's label if gold is its label, is left out. `preferences` are
+    the labeler's and `people` people's labels, by pair id; empty if the source needs none.
     """
-    pairs = [row.pair for row in rows]
-    own = [pair.gold if source.is_gold(pair.id) else preferences[pair.id].p_a for pair in pairs]
+    ids = [row.pair.id for row in rows]
+    own = [people.get(name) if source.is_gold(name) else preferences[name].p_a for name in ids]
     return [replace(row, p_a=p_a) for row, p_a in zip(rows, own, strict=True) if p_a is not None]
 
 

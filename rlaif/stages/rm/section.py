@@ -129,4 +129,8 @@ def reward_model_notes(summary: Summary) -> dict[str, str]:
     """The result table's notes on the reward model's metrics."""
     count, p = number(summary, "rm/n"), number(summary, "rm/length_only_p_value")
     notes = {} if p is None else {"rm/length_only_accuracy": f"against the reward model: {p_text(p)}"}
+    source = summary.get("rm/gold_source")
+    notes |= (
+        {"rm/gold_accuracy": f"{source} people" if source == "simulated" else str(source)} if source else {}
+    )
     return notes | ({"rm/accuracy": f"{plain(count)} held-out pairs"} if count else {})

@@ -15,12 +15,13 @@ from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import trust_gate
 from rlaif.stages.common.limits import pair_tokens, prompt_tokens, response_tokens
+from rlaif.stages.common.people import people_identity, people_options
 from rlaif.stages.common.policies import policy_top, sft_parent
 from rlaif.stages.common.sources import source
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import check_training, fit, make_trainer, optim_options
-from rlaif.stages.rm.data import RewardData, check_labels, label_source, reward_data
+from rlaif.stages.rm.data import RewardData, check_labels, gold_named, label_source, reward_data
 from rlaif.stages.rm.labels import for_loss
 from rlaif.stages.rm.measures import item_rows, measure_and_save, table_rows
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
@@ -75,12 +76,15 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         **rows.counts,
         "rm/best_val_loss": fmean(best.loss for best in module.best),
         "rm/epochs": module.epochs,
+        **gold_named(rows),
         **({"rm/pairs_per_s": trained / seconds} if fresh else {}),
     }
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    return {"rm": plain(ctx.options.rm), "model": ctx.model_identity, "encoding": ctx.encoding}
+    people = people_options(ctx) if label_source(ctx).needs_gold else {}
+    slices = {"rm": plain(ctx.options.rm), "model": ctx.model_identity, "encoding": ctx.encoding}
+    return slices | people_identity(ctx) | {f"people_{name}": value for name, value in people.items()}
 
 
 def _parents(ctx: Context) -> tuple[str, ...]:
@@ -108,7 +112,7 @@ def _check(ctx: Context) -> None:
 
 STAGE = Stage(
     "rm",
-    5,
+    6,
     "rm",
     _parents,
     _config,

@@ -64,7 +64,9 @@ def _direct(ctx: Context, parents: Parents) -> Reward:
     labeler = ctx.labeler("labeler", ctx.options.seeds.label, stored=True)
 
     def read(samples: Sequence[Sample]) -> list[float | None]:
-        readings = labeler.readings([(sample.prompt, sample.response) for sample in samples])
+        readings = labeler.readings(
+            [(sample.prompt, sample.response, sample.reference) for sample in samples]
+        )
         unread = Unread.of(readings, min_mass=labeler.min_mass)
         check_unread(ctx, "labeler", unread, "the scores that the reward is standardised on")
         return [reading.value for reading in readings]

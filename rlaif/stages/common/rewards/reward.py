@@ -140,7 +140,9 @@ class LabelerReward:
         return _of_both(self._scores, sides, judges=True)
 
     def _readings(self, samples: Sequence[Sample]) -> list[Reading]:
-        return self._labeler.readings([(sample.prompt, sample.response) for sample in samples])
+        return self._labeler.readings(
+            [(sample.prompt, sample.response, sample.reference) for sample in samples]
+        )
 
     def _scaled(self, reading: Reading) -> float | None:
         return None if reading.value is None else self.scale.apply(reading.value)
