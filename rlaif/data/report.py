@@ -15,6 +15,7 @@ NAMES = (
     "response_b",
     "label",
     "id",
+    "subset",
     "chosen",
     "rejected",
     "completion",

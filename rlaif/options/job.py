@@ -57,6 +57,7 @@ class ColumnOptions:
     response_b: str | None
     label: str | None
     id: str | None
+    subset: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,18 @@ def test_references_that_are_cut_are_counted(run, tmp_path, caplog) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["task.gold_fraction=1.0"], ["task.gold_fraction=1.0 holds out all 30 labelled pairs", "smaller"]),
+        *[
+            (
+                ["task.gold_fraction=1.0", *more],
+                ["task.gold_fraction=1.0 holds out all 30 labelled pairs", "smaller"],
+            )
+            for more in (
+                ["stage=rm"],
+                ["stage=rm", "rm.labels=gold"],
+                ["sample.source=policy"],
+                ["stage=sft"],
+            )
+        ],
         (["stage=eval", "task.test_fraction=0"], ["task.test_fraction=0.0 leaves task custom no prompt"]),
         (["task.test_fraction=-0.1"], ["task.test_fraction=-0.1 is out of range"]),
         (["task.gold_fraction=1.5"], ["task.gold_fraction=1.5 is out of range"]),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlaif.data.files.cells import text_of
 from rlaif.data.files.conversations import is_conversation, opening, prompt_text, response_text
+from rlaif.data.files.labels import probability, subset_of
 from rlaif.data.files.readers import HubPart, Row, columns_of, read_rows
 from rlaif.data.files.rows import Drops, Splitting, TaskRow, content_id, group_of, task_from_rows
 from rlaif.data.files.schemas import Schema, Source, recognise
@@ -17,10 +17,23 @@ from rlaif.data.report import columns_notes
 from rlaif.errors import UserError
 from rlaif.records import TaskData
 
-LOGICAL_COLUMNS = ("prompt", "reference", "response_a", "response_b", "label", "id")
+LOGICAL_COLUMNS = ("prompt", "reference", "response_a", "response_b", "label", "id", "subset")
 
 Columns = Mapping[str, str | None]
 """The file's column for each logical one."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A file's rows by logical column. `titles` are the file's names for these columns, for messages.
+
+    `schema` and `read` say in which schema the file is, and which of its columns were read.
+    """
+
+    rows: Sequence[Row]
+    titles: Columns
+    schema: str
+    read: Sequence[str]
 
 
 def load_custom(*, path: str, hub: HubPart, columns: Columns, splitting: Splitting) -> TaskData:
@@ -43,16 +56,12 @@ def load_custom(*, path: str, hub: HubPart, columns: Columns, splitting: Splitti
     schema = _schema(columns, present)
     if schema is None:
         _refuse_mixed(raw, columns, present, path)
-        resolved = _resolve_columns(columns, present, path)
-        read, name = [column for column in resolved.values() if column], "the task's own columns"
+        found = _own(raw, columns, present, path)
     else:
-        raw, read = _converted(schema, raw, columns, present, Source(path, None, splitting.seed), drops)
-        converted = columns_of(raw)
-        resolved = {name: name if name in converted else None for name in LOGICAL_COLUMNS}
-        name = schema.name
-    rows = _checked_rows(raw, resolved, path)
-    notes = columns_notes(name, present, read, [key for key, column in columns.items() if column is None])
-    return task_from_rows("custom", rows, splitting, drops=drops, notes=notes)
+        found = _converted(schema, raw, columns, present, Source(path, None, splitting.seed), drops)
+    left_out = [name for name, column in columns.items() if column is None]
+    notes = columns_notes(found.schema, present, found.read, left_out)
+    return task_from_rows("custom", _checked_rows(found, path), splitting, drops=drops, notes=notes)
 
 
 def _schema(columns: Columns, present: Sequence[str]) -> Schema | None:
@@ -88,26 +97,56 @@ def _prompt_column(columns: Columns, present: Sequence[str]) -> str | None:
     return wanted if wanted in present else None
 
 
+def _own(raw: Sequence[Row], columns: Columns, present: Sequence[str], path: str) -> _Found:
+    """Rows in the task's own columns."""
+    titles = _resolve_columns(columns, present, path)
+    read = {name: column for name, column in titles.items() if column is not None}
+    rows = [Row(row.place, {name: row.values.get(column) for name, column in read.items()}) for row in raw]
+    return _Found(rows, titles, "the task's own columns", [*read.values()])
+
+
 def _converted(
     schema: Schema, raw: Sequence[Row], columns: Columns, present: Sequence[str], source: Source, drops: Drops
-) -> tuple[list[Row], list[str]]:
-    """Rows in the task's own columns (with the file's id and reference, if any), and the columns read."""
+) -> _Found:
+    """Rows of a published schema, with the file's id, reference and subset, if any."""
     prompt, known = _prompt_column(columns, present), (*schema.columns, *schema.also)
-    converted = schema.read(raw, replace(source, prompt=prompt), drops)
-    read = [name for name in known if name in present and name != "prompt"]
-    if prompt and "prompt" in known:
-        read.append(prompt)
-    kept = {
-        name: column
-        for name in ("id", "reference")
-        if (column := columns.get(name, name)) in present and column not in read and column is not None
-    }
+    label = _label_column(schema, columns, present, source.path)
+    users = {"prompt": prompt, **({"label": label} if "label" in schema.also else {})}
+    read = [name for name in known if name in present and name not in users]
+    read += [column for name, column in users.items() if name in known and column in present and column]
+    kept = _kept(schema, columns, present, read, source.path)
     values_at = {row.place: row.values for row in raw}
     rows = []
-    for row in converted:
+    for row in schema.read(raw, replace(source, prompt=prompt, label=label), drops):
         own = {name: values_at[row.place].get(column) for name, column in kept.items()}
         rows.append(Row(row.place, {**own, **row.values}))
-    return rows, [*read, *kept.values()]
+    named = {"prompt": prompt or "prompt"} if "prompt" in known else {}
+    titles = {**dict.fromkeys(("id", "subset")), **named, **schema.named, **kept}
+    return _Found(rows, titles, schema.name, [*read, *kept.values()])
+
+
+def _label_column(schema: Schema, columns: Columns, present: Sequence[str], path: str) -> str | None:
+    """The column of a schema's verdicts, if it reads one; the user may name another or none."""
+    wanted = columns.get("label", "label")
+    if "label" in schema.also and wanted not in ("label", None) and wanted not in present:
+        raise UserError(_no_column("label", str(wanted), present, path))
+    return wanted
+
+
+def _kept(
+    schema: Schema, columns: Columns, present: Sequence[str], read: Sequence[str], path: str
+) -> dict[str, str]:
+    """The file's columns for what a published schema leaves to the file."""
+    kept: dict[str, str] = {}
+    for name in ("id", "reference", "subset"):
+        wanted = columns.get(name, name)
+        if wanted == name and name not in present:
+            wanted = schema.published.get(name)
+        elif wanted not in present and wanted not in (name, None):
+            raise UserError(_no_column(name, wanted, present, path))
+        if wanted is not None and wanted in present and wanted not in read:
+            kept[name] = wanted
+    return kept
 
 
 def _resolve_columns(columns: Columns, present: Sequence[str], path: str) -> dict[str, str | None]:
@@ -122,10 +161,7 @@ def _resolve_columns(columns: Columns, present: Sequence[str], path: str) -> dic
                 f"{', '.join(present)}."
             )
         if not found and (name == "prompt" or wanted not in (name, None)):
-            raise UserError(
-                f"{path} has no column '{wanted or name}' for {name} (it has: {', '.join(present)}); "
-                f"write task.columns.{name}=NAME with one of these."
-            )
+            raise UserError(_no_column(name, wanted or name, present, path))
         resolved[name] = wanted if found else None
     for name, other in (("response_a", "response_b"), ("response_b", "response_a")):
         if resolved[name] and not resolved[other]:
@@ -136,26 +172,42 @@ def _resolve_columns(columns: Columns, present: Sequence[str], path: str) -> dic
     return resolved
 
 
-def _checked_rows(raw: Iterable[Row], columns: Columns, path: str) -> list[TaskRow]:
+def _no_column(name: str, wanted: str, present: Sequence[str], path: str) -> str:
+    return (
+        f"{path} has no column '{wanted}' for {name} (it has: {', '.join(present)}); write "
+        f"task.columns.{name}=NAME with one of these."
+    )
+
+
+def _checked_rows(found: _Found, path: str) -> list[TaskRow]:
     checked: list[TaskRow] = []
     first_with_id: dict[str, str] = {}
     repeats: Counter[str] = Counter()
-    for row in raw:
-        values = {name: row.values.get(column) if column else None for name, column in columns.items()}
+    pairs_of = Counter(row.place for row in found.rows)  # a row of a published schema may hold several pairs
+    numbers: Counter[str] = Counter()
+    titles = {name: found.titles.get(name, name) for name in LOGICAL_COLUMNS}
+    for row in found.rows:
+        values = {name: row.values.get(name) for name in LOGICAL_COLUMNS}
         where = f"{path}, {row.place}"
-        prompt, reference, responses = _texts(values, columns, where)
-        label = _label(values["label"], columns, where) if responses else None
-        row_id = _explicit_id(values["id"], columns, where)
+        prompt, reference, responses = _texts(values, titles, where)
+        label = subset = None
+        if responses:
+            label = probability(values["label"], f"{where}: column '{titles['label']}'")
+            subset = subset_of(values["subset"], f"{where}: column '{titles['subset']}'")
+        row_id = _explicit_id(values["id"], titles, where)
         if row_id is None:
             row_id = content_id([prompt, reference, responses], repeats)
-        elif row_id in first_with_id:
-            first = first_with_id[row_id]
+        elif pairs_of[row.place] > 1:
+            numbers[row.place] += 1
+            row_id = f"{row_id}#{numbers[row.place]}"
+        if row_id in first_with_id:
             raise UserError(
-                f"{where}: id '{row_id}' in column '{columns['id']}' is that of {first}; ids must differ."
+                f"{where}: id '{row_id}' in column '{titles['id']}' is that of {first_with_id[row_id]}; ids must "
+                "differ: write others, or task.columns.id=null."
             )
         first_with_id[row_id] = row.place
         group, trusted = group_of(opening(prompt)), label is not None
-        checked.append(TaskRow(row_id, group, prompt, reference, responses, label, trusted, where))
+        checked.append(TaskRow(row_id, group, prompt, reference, responses, label, trusted, where, subset))
     return checked
 
 
@@ -179,21 +231,6 @@ def _texts(
         )
     reference = values["reference"] if (values["reference"] or "").strip() else None
     return prompt, reference, None if response_a is None else (response_a, response_b)
-
-
-def _label(value: Any, columns: Columns, where: str) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        label = float(value)
-    except (TypeError, ValueError, OverflowError):
-        label = math.nan
-    if not 0.0 <= label <= 1.0:  # false for NaN too
-        raise UserError(
-            f"{where}: column '{columns['label']}' is {value!r}, but a label is a number from 0 to 1, the "
-            "probability that response_a is better."
-        )
-    return label
 
 
 def _explicit_id(value: Any, columns: Columns, where: str) -> str | None:

@@ -54,7 +54,8 @@ class TaskRow:
     """A checked row: a prompt, possibly a reference, possibly two responses with a label.
 
     Rows that share `group` share a split. `label` is the probability that the first response is better;
-    `trusted` says whether it is certain enough to measure alignment on; `place` (file and row) is for messages.
+    `trusted` says whether it is certain enough to measure alignment on; `place` (file and row) is for messages;
+    `subset` names the part of the data set that the pair belongs to.
     """
 
     id: str
@@ -65,6 +66,7 @@ class TaskRow:
     label: float | None
     trusted: bool
     place: str = ""
+    subset: str | None = None
 
 
 def group_of(text: str) -> str:
@@ -170,4 +172,6 @@ def _pair(row: TaskRow, responses: tuple[str, str], prompt: Prompt) -> Pair:
         gold=row.label,
         gold_source=None if row.label is None else "human",
         group=prompt.group,
+        reference=prompt.reference if row.reference is None else row.reference,
+        subset=row.subset,
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from os.path import commonprefix
-from typing import Any
+from typing import Any, TypeGuard
 
 from rlaif.data.files.cells import kind_of, text_of
 from rlaif.data.files.conversations import is_conversation, prompt_text, response_text, shared_turns
 from rlaif.data.files.hh import ASSISTANT, sided, split_dialogue
+from rlaif.data.files.labels import lettered, numbered
 from rlaif.data.files.readers import Row
 from rlaif.data.files.rows import Drops
 from rlaif.data.files.tldr import comparison
@@ -20,11 +22,15 @@ from rlaif.io import stable_uniform
 
 @dataclass(frozen=True)
 class Source:
-    """What a schema's reader needs to know: the file's name, the prompt's column, the seed that assigns sides."""
+    """What a schema's reader needs to know: the file's name, the prompt's column, the seed that assigns sides.
+
+    `label` is the column of the verdicts in schemas that may have one; None if they are not wanted.
+    """
 
     path: str
     prompt: str | None
     seed: int
+    label: str | None = "label"
 
 
 Values = Mapping[str, Any]
@@ -33,12 +39,18 @@ Read = Callable[[Sequence[Row], Source, Drops], list[Row]]
 
 @dataclass(frozen=True)
 class Schema:
-    """A schema, recognised by its columns; `also` are columns that it reads if present."""
+    """A schema, recognised by its columns; `also` are columns that it reads if present.
+
+    `named` are its names for columns of the task, for messages. `published` are its columns for an id and a subset,
+    which are read unless the file or the user has others.
+    """
 
     name: str
     columns: tuple[str, ...]
     also: tuple[str, ...]
     read: Read
+    named: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
 
 
 def recognise(present: Sequence[str], prompt: str | None) -> Schema | None:
@@ -56,35 +68,44 @@ def _pair(row: Row, seed: int, *texts: str) -> Row:
 
 
 def _preferences(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]:
-    found = []
-    for row in rows:
-        where = f"{source.path}, {row.place}"
-        chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
-        prompt = row.values.get(source.prompt) if source.prompt else None
-        if is_conversation(chosen) and is_conversation(rejected):
-            texts = _conversations(prompt, chosen, rejected, where)
-        elif isinstance(chosen, str) and isinstance(rejected, str):
-            texts = _texts(prompt, chosen, rejected, where)
-        else:
-            held = f"chosen: {_held(chosen)}, rejected: {_held(rejected)}"
-            raise UserError(
-                f"{where}: columns 'chosen' and 'rejected' must both hold a dialogue as text, or both as messages "
-                f"({held})."
-            )
-        if isinstance(texts, str):
-            drops.add(texts, where)
-        elif prompt is None and isinstance(chosen, str):
-            # The same sides as under task=helpful and harmless.
-            is_a = stable_uniform("hh-side", source.seed, chosen, rejected) < 0.5
-            found.append(sided(row, is_a, *texts))
-        else:
-            found.append(_pair(row, source.seed, *texts))
+    found = [pair for row in rows for pair in _preferred(row, source, drops)]
     if not found:
         raise UserError(
             f"{source.path}: in no row do 'chosen' and 'rejected' share a dialogue up to its last {ASSISTANT!r}; "
             "if the prompt has a column of its own, write task.columns.prompt=NAME."
         )
     return found
+
+
+def _preferred(row: Row, source: Source, drops: Drops) -> list[Row]:
+    """The pairs of a row; none if it is dropped. Lists of texts give each chosen against each rejected one."""
+    where = f"{source.path}, {row.place}"
+    chosen, rejected = row.values.get("chosen"), row.values.get("rejected")
+    prompt = row.values.get(source.prompt) if source.prompt else None
+    if prompt is not None and _is_texts(chosen) and _is_texts(rejected):
+        sides = product(chosen, rejected)
+        return [_pair(row, source.seed, *_prompted(prompt, *pair, where)) for pair in sides]
+    if is_conversation(chosen) and is_conversation(rejected):
+        texts = _conversations(prompt, chosen, rejected, where)
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        texts = _texts(prompt, chosen, rejected, where)
+    else:
+        held = f"chosen: {_held(chosen)}, rejected: {_held(rejected)}"
+        raise UserError(
+            f"{where}: columns 'chosen' and 'rejected' must both hold a dialogue as text, or both as messages, or, "
+            f"beside a prompt, both a list of texts ({held})."
+        )
+    if isinstance(texts, str):
+        drops.add(texts, where)
+        return []
+    if prompt is None and isinstance(chosen, str):
+        # The same sides as under task=helpful and harmless.
+        return [sided(row, stable_uniform("hh-side", source.seed, chosen, rejected) < 0.5, *texts)]
+    return [_pair(row, source.seed, *texts)]
+
+
+def _is_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 
 def _held(value: Any) -> str:
@@ -98,9 +119,7 @@ Texts = tuple[str, str, str]
 def _texts(prompt: Any, chosen: str, rejected: str, where: str) -> Texts | str:
     """The texts, or why the row is dropped."""
     if prompt is not None:
-        at = f"{where}: column 'prompt'"
-        text = prompt_text(prompt, at) if is_conversation(prompt) else text_of(prompt, at)
-        return text, chosen.strip(), rejected.strip()
+        return _prompted(prompt, chosen, rejected, where)
     split = split_dialogue(chosen, rejected)
     if split is not None:
         return split.prompt, split.chosen.strip(), split.rejected.strip()
@@ -112,6 +131,12 @@ def _texts(prompt: Any, chosen: str, rejected: str, where: str) -> Texts | str:
     if not shared.strip():
         return "without_shared_prompt_dropped"
     return shared.strip(), chosen[len(shared) :].strip(), rejected[len(shared) :].strip()
+
+
+def _prompted(prompt: Any, chosen: str, rejected: str, where: str) -> Texts:
+    at = f"{where}: column 'prompt'"
+    text = prompt_text(prompt, at) if is_conversation(prompt) else text_of(prompt, at)
+    return text, chosen.strip(), rejected.strip()
 
 
 def _conversations(prompt: Any, chosen: list[Any], rejected: list[Any], where: str) -> Texts | str:
@@ -180,27 +205,29 @@ def _numbered(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]:
     found = []
     for row in rows:
         where, values = f"{source.path}, {row.place}", row.values
-        name = next((name for name in ("preference", "label") if name in values), None)
+        names = (source.label,) if source.label not in ("label", None) else ("preference", source.label)
+        name = next((name for name in names if name in values), None)
         prompt = _instruction(values, where)
         a, b = (_text(values, column, where) for column in ("output_1", "output_2"))
-        label = _numbered_label(values[name], f"{where}: column '{name}'") if name else None
+        label = numbered(values[name], f"{where}: column '{name}'") if name else None
         found.append(Row(row.place, {"prompt": prompt, "response_a": a, "response_b": b, "label": label}))
     return found
 
 
-def _numbered_label(value: Any, where: str) -> float | None:
-    """1 means the first output for certain, 2 the second, 1.5 (or 0, in older files) neither."""
-    if value is None or value == "":
-        return None
-    try:
-        number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = float("nan")
-    if number == 0:
-        return 0.5
-    if not 1 <= number <= 2:
-        raise UserError(f"{where} is {value!r}, but must be 1 or 2, the better output, or 1.5 for neither.")
-    return 2 - number
+def _judgebench(rows: Sequence[Row], source: Source, drops: Drops) -> list[Row]:
+    """JudgeBench's pairs, with its verdicts (`A>B`) if there are any."""
+    found = []
+    for row in rows:
+        where = f"{source.path}, {row.place}"
+        texts = [_text(row.values, name, where) for name in JUDGEBENCH]
+        verdict = row.values.get(source.label) if source.label else None
+        label = lettered(verdict, f"{where}: column '{source.label}'")
+        found.append(Row(row.place, {**dict(zip(PAIR, texts, strict=True)), "label": label}))
+    return found
+
+
+JUDGEBENCH = ("question", "response_A", "response_B")
+PAIR = ("prompt", "response_a", "response_b")
 
 
 def _targets(column: str) -> Read:
@@ -286,8 +313,23 @@ SCHEMAS = (
         ("instruction", "output_1", "output_2"),
         ("input", "preference", "label"),
         _numbered,
+        {"prompt": "instruction"},
     ),
-    Schema("LLMBar's annotations", ("input", "output_1", "output_2"), ("preference", "label"), _numbered),
+    Schema(
+        "LLMBar's annotations",
+        ("input", "output_1", "output_2"),
+        ("preference", "label"),
+        _numbered,
+        {"prompt": "input"},
+    ),
+    Schema(
+        "JudgeBench's pairs",
+        JUDGEBENCH,
+        ("label",),
+        _judgebench,
+        {"prompt": "question"},
+        {"id": "pair_id", "subset": "source"},
+    ),
     Schema("messages (TRL, OpenAI)", ("messages",), (), _messages),
     Schema("unpaired preferences (TRL)", ("prompt", "completion", "label"), (), _unpaired),
     Schema("prompt and completion (TRL)", ("prompt", "completion"), (), _targets("completion")),

@@ -24,13 +24,21 @@ def part_of(ctx: Context, cluster: str) -> Part:
 
 
 def source(ctx: Context) -> str:
-    """`dataset` or `policy`; auto takes the data set's pairs if it has any, as Lee et al. 2023 do."""
-    wanted = ctx.options.sample.source
-    if wanted == "dataset" and not ctx.task.pairs:
+    """`dataset` or `policy`; auto takes the data set's pairs if it has any, as Lee et al. 2023 do.
+
+    Pairs of the data set that all measure alignment count too: the question is then how good a labeler is on them.
+    """
+    wanted, own = ctx.options.sample.source, bool(ctx.task.pairs) or all_held_out(ctx) > 0
+    if wanted == "dataset" and not own:
         raise UserError(
             f"sample.source=dataset, but task {ctx.task.name} has no pairs: write sample.source=policy"
         )
-    return ("dataset" if ctx.task.pairs else "policy") if wanted == "auto" else wanted
+    return ("dataset" if own else "policy") if wanted == "auto" else wanted
+
+
+def all_held_out(ctx: Context) -> int:
+    """How many pairs people have labelled, if all of them are gold and no other pair is left to train on; else 0."""
+    return 0 if ctx.task.pairs else sum(pair.gold_source == "human" for pair in ctx.task.gold_pairs)
 
 
 def rl_prompts(ctx: Context, limit: int | None, cuts: Cuts) -> list[Prompt]:

@@ -15,7 +15,7 @@ from rlaif.stages.common.labeling import PREFERENCES_FILE
 from rlaif.stages.common.measures.joining import agreement
 from rlaif.stages.common.people import people_labels, simulates, with_gold
 from rlaif.stages.common.rows import encode_pairs, response_ids
-from rlaif.stages.common.sources import PAIRS_FILE, PARTS, Part, part_of, source
+from rlaif.stages.common.sources import PAIRS_FILE, PARTS, Part, all_held_out, part_of, source
 from rlaif.stages.common.stage import Parents
 from rlaif.stages.rm.bootstrap import bootstrap_counts
 from rlaif.stages.rm.labels import LabelSource, TrainingRows, labelled, training_rows
@@ -51,6 +51,13 @@ def label_source(ctx: Context) -> LabelSource:
 
 def check_labels(ctx: Context) -> None:
     """Raises UserError for labels that are not available, before anything is built."""
+    held = all_held_out(ctx)
+    if held and source(ctx) == "dataset":
+        raise UserError(
+            f"task.gold_fraction={ctx.options.task.gold_fraction} holds out all {held} labelled pairs to measure "
+            "alignment on, so none is left to train a reward model on: write a smaller task.gold_fraction, such as "
+            "0.2, or sample.source=policy"
+        )
     if not label_source(ctx).needs_gold:
         return
     policy = source(ctx) == "policy"

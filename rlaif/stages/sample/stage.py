@@ -17,7 +17,7 @@ from rlaif.records import Pair, Prompt, Sample, is_empty
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.limits import cut_metrics, no_pairs, prompt_tokens, response_tokens
 from rlaif.stages.common.policies import draw, policy_top, sft_parent, to_sample
-from rlaif.stages.common.sources import PAIRS_FILE, rl_prompts, source
+from rlaif.stages.common.sources import PAIRS_FILE, all_held_out, rl_prompts, source
 from rlaif.stages.common.stage import Parents, Stage, Work
 
 Slot = tuple[Prompt, int, str]
@@ -79,12 +79,14 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         cuts = Cuts()
         pairs = ctx.encoder.fitting(ctx.task.pairs, limit=ctx.options.sample.num_prompts, cuts=cuts)
         metrics = cut_metrics(ctx, "sample", cuts, "pairs")
-        if not pairs:
+        # Where the task holds out all its pairs, the gold pairs alone are labelled.
+        alone = all_held_out(ctx) and ctx.encoder.fitting(ctx.task.gold_pairs, cuts=cuts)
+        if not pairs and not alone:
             raise UserError(no_pairs(ctx, cuts))
     else:
         pairs, metrics = _draw_pairs(ctx, policy_top(ctx, parents).frozen_copy())
-    if not pairs:
-        raise UserError(_no_pairs(ctx, metrics))
+        if not pairs:
+            raise UserError(_no_pairs(ctx, metrics))
     write_records(folder / PAIRS_FILE, pairs)
     return {"sample/n": len(pairs), **metrics}
 

@@ -13,6 +13,7 @@ from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
 from rlaif.stages.common.rows import reference_rows
+from rlaif.stages.common.sources import all_held_out
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import check_training, fit, make_trainer, optim_options
@@ -31,8 +32,8 @@ def no_references(ctx: Context) -> str:
             f"other fractions than task.test_fraction={options.test_fraction} and "
             f"task.validation_fraction={options.validation_fraction}, or sft.enabled=false"
         )
-    held = sum(pair.gold_source == "human" for pair in task.gold_pairs)
-    if held and not task.pairs:
+    held = all_held_out(ctx)
+    if held:
         return (
             f"task.gold_fraction={options.gold_fraction} holds out all {held} labelled pairs, so none is left to "
             "label, and there are no references to fine-tune a policy on that could sample others: write a smaller "
