@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,7 +18,6 @@ from rlaif.inference.packing import SharedPrefix
 from rlaif.inference.scorer import sequence_logprobs
 from rlaif.io import digest, read_json, write_json
 from rlaif.models.load import LanguageModel
-from rlaif.models.split import Top
 from rlaif.ops import sft_loss
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.stage import Rates

@@ -13,6 +13,7 @@ from rlaif.data.datamodule import EncodedRow, PreferenceRow, TokenBatch, collate
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import Sampled
 from rlaif.io import read_records, write_records
 from rlaif.models.split import Top
 from rlaif.models.weights import load_top
@@ -59,7 +60,14 @@ def _responses(ctx: Context, top: Top, what: str, cuts: Cuts) -> list[Sample]:
     decoding = Decoding(ctx.options.task.max_response_tokens, options.temperature, options.top_k)
     # Both policies sample with the same noise: the comparison is of the policies, not of their luck.
     keys = [[ctx.options.seeds.eval, p.id] for p in prompts]
-    drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, options.max_rows, what)
+    with ctx.features.storing(ctx.model()) as store:
+        # Decoding computes what `encode_pairs` will read.
+        def keep(index: int, got: Sampled) -> None:
+            if store and got.features is not None:
+                store(ctx.encoder.prompt(prompts[index].prompt), got.ids, got.features)
+
+        more: dict[str, Any] = {"keep_features": store is not None, "receive": keep}
+        drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, options.max_rows, what, **more)
     return [to_sample(ctx, prompt, got) for prompt, got in zip(prompts, drawn, strict=True)]
 
 
