@@ -240,8 +240,12 @@ def _work(ctx: Context) -> Work:
     rows = 2 * min(ctx.options.eval.num_prompts, len(ctx.task.test))
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
     judged = filler_pairs(ctx, ctx.task.test[: ctx.options.eval.num_prompts])
-    judging = labeling_work(ctx, "judge", ctx.options.seeds.eval, judged)
-    return Work(forward=3 * rows * (prompt + response), decoded=rows * response, usd=judging.usd)
+    work = labeling_work(ctx, "judge", ctx.options.seeds.eval, judged)
+    if shows_proxy(ctx):
+        work += labeling_work(ctx, "labeler", ctx.options.seeds.eval, judged)
+    # Two policies' log-probabilities of one of them, and a reward model's scores of both.
+    scored = 2 * rows * (prompt + response)
+    return work + Work(forward=rows * prompt, decoded=rows * response, scored=scored)
 
 
 def _check(ctx: Context) -> None:

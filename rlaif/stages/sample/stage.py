@@ -180,8 +180,9 @@ def _work(ctx: Context) -> Work:
     if source(ctx) == "dataset":
         return Work()
     options = ctx.options.sample
-    rows = 2 * options.num_samples * min(options.num_prompts, len(ctx.task.train))
-    return Work(forward=rows * prompt_tokens(ctx), decoded=rows * response_tokens(ctx))
+    prompts = min(options.num_prompts, len(ctx.task.train))
+    rows = 2 * options.num_samples * prompts
+    return Work(forward=prompts * prompt_tokens(ctx), decoded=rows * response_tokens(ctx))
 
 
 def _check(ctx: Context) -> None:
