@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from rich.table import Table
 
-from rlaif.app.plan import matrix_rate
+from rlaif.app.plan.seconds import matrix_rate
 from rlaif.backends.base import Backend, Message
 from rlaif.backends.encoder import EncoderBackend
 from rlaif.backends.openai.backend import OpenAIBackend

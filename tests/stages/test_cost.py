@@ -128,7 +128,7 @@ def test_a_plan_tells_tokens_and_money(run, pipeline, capsys) -> None:
 
 
 def test_a_plan_without_a_price_says_so(run, pipeline, capsys) -> None:
-    from rlaif.app.plan import _usd
+    from rlaif.app.plan.seconds import _usd
     from rlaif.stages.common.stage import Work
 
     assert _usd([Work(usd=1.5), Work(usd=None)]) == "unknown"

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlaif.app import machine, plan
-from rlaif.app.plan import estimate_seconds, seconds_of, total_seconds
+from rlaif.app.plan import machine
+from rlaif.app.plan import seconds as plan
+from rlaif.app.plan.seconds import estimate_seconds, seconds_of, total_seconds
 from rlaif.stages.common.stage import Rates, Work
 from rlaif.stages.graph import Planned
 
@@ -52,6 +53,7 @@ def test_rates_are_those_of_a_clock(monkeypatch, tiny_model) -> None:
         return trunk(self, ids, *rest)
 
     monkeypatch.setattr(type(model.trunk), "forward", forward)
+
     def clock():
         now[0] += 1e-3  # the top's part of a run
         return now[0]

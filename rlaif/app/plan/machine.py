@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -23,26 +24,36 @@ from rlaif.stages.common.context import Context
 from rlaif.stages.common.stage import Rates
 from rlaif.stages.common.training.logprobs import response_logprobs
 
+logger = logging.getLogger(__name__)
+
 _VERSION = 1
 _PROMPT, _RESPONSE = 96, 16  # tokens of a typical row
 _ROWS = 64  # decoded at once
 _SHORT = 4  # tokens of a prompt to decode from
 _STEPS = (2, 8)  # two lengths, whose difference is decoding alone
+_ALONE = 0.6  # share of the processors' time that this process gets if no other wants it
 _ENOUGH = 0.4  # seconds: a measurement that took this long is not repeated with more rows
 
 
 def machine_rates(ctx: Context) -> Rates:
     """Tokens per second of the base model of `ctx`, measured once per machine and model and then remembered.
 
-    They are kept in the root's cache, so that all commands there choose the same sizes.
+    They are kept in the root's cache, so that all commands there choose the same sizes; those of a machine that had
+    other work meanwhile are not.
     """
     spec = ctx.model_spec
     key = [_VERSION, _machine(), torch.__version__, torch.get_num_threads(), *map(str, asdict(spec).values())]
     file = ctx.cache_dir / "machine" / f"{digest(key, 16)}.json"
     if not file.exists():
         model = ctx.model()
+        wall, own = time.perf_counter(), time.process_time()
         with ctx.progress.note("measuring this machine"):
-            write_json(file, asdict(measure(model)))
+            rates = measure(model)
+        share = (time.process_time() - own) / (time.perf_counter() - wall) / torch.get_num_threads()
+        if model.device == "cpu" and share < _ALONE:
+            logger.warning("the machine is busy with other work, so that estimates of time are too long")
+            return rates
+        write_json(file, asdict(rates))
     return Rates(**read_json(file))
 
 

@@ -11,13 +11,13 @@ from functools import cache
 import torch
 from rich.table import Table
 
-from rlaif.app.machine import machine_rates
+from rlaif.app.plan.machine import machine_rates
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.stage import Rates, Work
 from rlaif.stages.graph import Planned
 from rlaif.tracking.text import duration, plain
 
-_START = 1.0  # seconds in which a stage loads weights and opens files
+START = 1.0  # seconds in which a stage loads weights and opens files
 
 
 @cache
@@ -47,7 +47,7 @@ def estimate_seconds(ctx: Context, plan: Sequence[Planned]) -> dict[str, float]:
     if all(p.exists for p in plan):
         return {p.name: 0.0 for p in plan}
     rates = machine_rates(ctx)
-    return {p.name: 0.0 if p.exists else _START + seconds_of(p.work, rates) for p in plan}
+    return {p.name: 0.0 if p.exists else START + seconds_of(p.work, rates) for p in plan}
 
 
 def total_seconds(ctx: Context, plan: Sequence[Planned]) -> float:
