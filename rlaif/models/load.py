@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,26 @@ class LanguageModel:
         return self.eos_ids[0]
 
 
+# The devices of each `trainer.accelerator`, the first that is there; `gpu` is any GPU, as for Lightning.
+ACCELERATORS = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps"), "mps": ("mps",), "cpu": ("cpu",)}
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The kinds of GPU that torch can use here: `cuda`, `mps` (Apple's), or none."""
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return tuple(kind for kind, there in kinds.items() if there)
+
+
 def resolve_device(accelerator: str) -> str:
-    """`auto`, `cpu` or `gpu` as a torch device string."""
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu, but there is no CUDA device: write trainer.accelerator=cpu")
-    return "cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
+    """`auto`, `cpu`, `gpu` or `mps` as a torch device string. Raises UserError if there is no such device."""
+    there = (*visible_gpus(), "cpu")
+    for device in ACCELERATORS[accelerator]:
+        if device in there:
+            return device
+    missing = "no Apple GPU" if accelerator == "mps" else "no GPU, neither NVIDIA's nor Apple's,"
+    raise UserError(
+        f"trainer.accelerator={accelerator}, but there is {missing} that torch can use: write trainer.accelerator=cpu"
+    )
 
 
 DTYPES = {
@@ -107,11 +122,33 @@ def resolve_dtype(dtype: str, device: str, key: str = "model.dtype") -> str:
         )
     if wanted != "auto" and wanted not in DTYPES:
         raise UserError(f"{key}={dtype} is not known: write auto, bfloat16 or float32")
+    if device == "mps":
+        return _resolve_for_apple(wanted, key)
     if wanted != "auto":
         return DTYPES[wanted]
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16") else "float32"
+
+
+def _resolve_for_apple(wanted: str, key: str) -> str:
+    if wanted != "auto" and DTYPES[wanted] == "float32":
+        return "float32"
+    if _apple_multiplies_bf16():
+        return "bfloat16"
+    if wanted == "auto":
+        return "float32"
+    raise UserError(f"{key}={wanted}: this Apple GPU has no bfloat16, which needs macOS 14; write float32")
+
+
+@cache
+def _apple_multiplies_bf16() -> bool:
+    """Found by trying: torch has no other way to ask."""
+    try:
+        one = torch.ones(1, 1, dtype=torch.bfloat16, device="mps")
+        return (one @ one).item() == 1
+    except (RuntimeError, TypeError):
+        return False
 
 
 def _embedded_gguf() -> Path:
