@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -47,8 +48,13 @@ OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
 
 def prepare_torch(options: Options) -> None:
     """Threads, and the same arithmetic in every job of a multirun."""
-    torch.set_num_threads(options.trainer.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(options.trainer.threads or _cores())
     torch.manual_seed(0)
+
+
+def _cores() -> int:
+    """The cores that this process may use; macOS does not say which, so all."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Path | None:

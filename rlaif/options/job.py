@@ -149,7 +149,7 @@ class TrackingOptions:
 class TrainerOptions:
     """`trainer`: device, processes, threads, and how progress is shown."""
 
-    accelerator: Literal["auto", "cpu", "gpu"]
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Count
     strategy: Literal["auto", "ddp"]
     threads: Count | None

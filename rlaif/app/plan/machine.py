@@ -124,8 +124,8 @@ def _seconds(run: Callable[[int], None], device: str, sizes: tuple[int, ...] = (
     for rows in sizes:
         started = time.perf_counter()
         run(rows)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.accelerator.synchronize()
         seconds = time.perf_counter() - started
         if seconds > _ENOUGH:
             break

@@ -23,7 +23,7 @@ START = 1.0  # seconds in which a stage loads weights and opens files
 @cache
 def matrix_rate(dtype: str, device: str) -> float:
     """Measured matrix rate in FLOP/s at a layer-like shape that fills the device, from about 0.1 s of multiplying."""
-    rows, wide, deep = (8192, 8192, 4096) if device == "cuda" else (1024, 1536, 576)
+    rows, wide, deep = (8192, 8192, 4096) if device != "cpu" else (1024, 1536, 576)
     kind = getattr(torch, dtype)
     a, b = torch.randn(rows, deep, device=device).to(kind), torch.randn(wide, deep, device=device).to(kind)
     best = float("inf")
@@ -31,8 +31,8 @@ def matrix_rate(dtype: str, device: str) -> float:
         started = time.perf_counter()
         for _ in range(4):
             torch.nn.functional.linear(a, b)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.accelerator.synchronize()
         best = min(best, (time.perf_counter() - started) / 4)
     return 2 * rows * wide * deep / best
 

@@ -67,9 +67,9 @@ def _chunks(groups: Sequence[SharedPrefix], max_tokens: int) -> Iterator[list[Sh
 
 def _cache_bytes(device: torch.device) -> int:
     """On an accelerator total memory decides, not free memory: batches must not vary from run to run."""
-    return (
-        torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else CACHE_BYTES
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 8
+    return torch.mps.recommended_max_memory() // 8 if device.type == "mps" else CACHE_BYTES
 
 
 class _Batch:
