@@ -100,7 +100,7 @@ def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(run, pipeline, copied
 
 def _asked(record) -> int:
     """Judgements whose answer this run asked for: two orders a pair, but for those with an empty response."""
-    pairs = record.summary["label/n"] + record.summary["label/alignment_n"]
+    pairs = record.summary["label/n"] + record.summary["label/alignment_constructed_n"]
     asked = round(pairs * (1 - record.summary["label/empty_rate"]))
     return int(2 * asked - record.summary["label/reused"])
 

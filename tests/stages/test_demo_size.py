@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import pytest
 from jobs import job_context
@@ -48,7 +49,7 @@ def measured(monkeypatch):
 
 def test_sizes_grow(words) -> None:
     times = [seconds(words, size) for size in SIZES]
-    assert times == sorted(times) and times[-1] > 4 * times[0] and times[1] > 1.5 * times[0]
+    assert all(later > 1.2 * earlier for earlier, later in pairwise(times)), "few rows, of which none is left"
     double = Rates(**{name: 2 * rate for name, rate in asdict(RATES).items()})
     assert seconds(words, "small", double) < 0.6 * times[0]
 
@@ -87,7 +88,8 @@ def test_what_is_set_by_hand_stays(words, measured) -> None:
 )
 def test_nothing_else_is_measured_for(more, words, monkeypatch) -> None:
     monkeypatch.setattr(sizes, "machine_rates", None)
-    own, given = options([*words, *more]), [*words, *more]
+    given = [word for word in words if "packages" not in word] + more
+    own = options(given)
     found = chosen(given)
     assert found.options == replace(own, demo=replace(own.demo, size="full")) and found.words == tuple(given)
 
