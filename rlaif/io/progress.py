@@ -107,4 +107,5 @@ def _bar() -> RichProgress:
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        speed_estimate_period=900.0,  # steps of RL take half a minute: a short window would guess wildly
     )

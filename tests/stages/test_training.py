@@ -22,6 +22,7 @@ from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.common.training.trainer import (
     CHECKPOINT,
     PREVIOUS,
+    Advance,
     AtomicCheckpointIO,
     check_training,
     fit,
@@ -208,6 +209,21 @@ def _fitted(kind, tiny_model, folder, callback=None):
     trainer = _trainer(folder, callback=callback)
     fit(trainer, module, folder, data)
     return module, trainer
+
+
+@pytest.mark.parametrize("kind", ["sft", "rm"])
+def test_the_stages_bar_moves_with_each_step_and_ends_at_its_total(kind, tiny_model, tmp_path):
+    """Also after a resume, which begins where the killed fit was: the time that is left is then guessed rightly."""
+    moves: list[int] = []
+    module, data = _job(kind, tiny_model)
+    fit(_trainer(tmp_path), module, tmp_path, data, progress=Advance(moves.append, 600))
+    steps = [move for move in moves if move]
+    assert sum(moves) == 600 and all(move > 0 for move in steps) and len(steps) > EPOCHS
+    assert max(steps) <= 2 * min(steps) + 1, "no step stands for many"
+    again, data = _job(kind, tiny_model)
+    late: list[int] = []
+    fit(_trainer(tmp_path), again, tmp_path, data, progress=Advance(late.append, 600))
+    assert sum(late) == 600
 
 
 def _break(kind, tiny_model, folder, epoch):

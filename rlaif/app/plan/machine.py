@@ -26,13 +26,13 @@ from rlaif.stages.common.training.logprobs import response_logprobs
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _PROMPT, _RESPONSE = 96, 16  # tokens of a typical row
-_ROWS = 64  # decoded at once
+_ROWS = (4, 64)  # decoded at once: a step takes a time of its own, and one for each row
 _SHORT = 4  # tokens of a prompt to decode from
 _STEPS = (2, 8)  # two lengths, whose difference is decoding alone
 _ALONE = 0.6  # share of the processors' time that this process gets if no other wants it
-_ENOUGH = 0.4  # seconds: a measurement that took this long is not repeated with more rows
+_ENOUGH = 1.0  # seconds: a measurement that took this long is not repeated with more rows
 
 
 def machine_rates(ctx: Context) -> Rates:
@@ -98,13 +98,21 @@ def measure(model: LanguageModel) -> Rates:
         loss.backward()
         top.zero_grad(set_to_none=True)
 
-    short, long = (_seconds(decode(steps), model.device, (_ROWS,)) for steps in _STEPS)
+    one, many = (_decoding_step(decode, rows, model.device) for rows in _ROWS)
+    token = max(many - one, 1e-9) / (_ROWS[1] - _ROWS[0])
     return Rates(
-        forward=_PROMPT / _seconds(forward, model.device),
-        decoded=(_STEPS[1] - _STEPS[0]) / max(long - short, 1e-6),
+        forward=_PROMPT / _seconds(forward, model.device, (4, 8)),
+        decoded=1 / token,
+        steps=1 / max(one - _ROWS[0] * token, 1e-9),
         trained=(_PROMPT + _RESPONSE) / _seconds(train, model.device),
         scored=(_PROMPT + _RESPONSE) / _seconds(score, model.device),
     )
+
+
+def _decoding_step(decode: Callable[[int], Callable[[int], None]], rows: int, device: str) -> float:
+    """Seconds of one step of decoding `rows` rows."""
+    short, long = (rows * _seconds(decode(steps), device, (rows,)) for steps in _STEPS)
+    return max(long - short, 1e-9) / (_STEPS[1] - _STEPS[0])
 
 
 def _batch(model: LanguageModel, texts: list[tuple[int, ...]]) -> TokenBatch:

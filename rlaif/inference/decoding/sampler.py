@@ -65,7 +65,7 @@ def _chunks(groups: Sequence[SharedPrefix], max_tokens: int) -> Iterator[list[Sh
         yield chunk
 
 
-def _cache_bytes(device: torch.device) -> int:
+def cache_bytes(device: torch.device) -> int:
     """On an accelerator total memory decides, not free memory: batches must not vary from run to run."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 8
@@ -212,7 +212,7 @@ def sample(
     top = replays.twin(top) if replays else top
     order = length_buckets(
         [len(p) + decoding.max_new_tokens for p in prompts],
-        max_tokens=_cache_bytes(trunk.device) // KVCache.bytes_per_token(trunk.config, trunk.dtype),
+        max_tokens=cache_bytes(trunk.device) // KVCache.bytes_per_token(trunk.config, trunk.dtype),
         max_rows=max_rows,
     )
     for indices in order:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from rlaif.errors import UserError
+from rlaif.io import digest
 from rlaif.labelers import LabelerOptions, Unread, estimate
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context
@@ -123,8 +125,10 @@ def labeler_identity(ctx: Context, key: str, seed: int) -> dict[str, Any]:
 
 def filler_pairs(ctx: Context, prompts: Sequence[Prompt]) -> list[Pair]:
     """A pair of responses of the expected length for each prompt, for estimates before there are real ones."""
-    filler = "x" * int(response_tokens(ctx) * CHARS_PER_TOKEN)
-    return [Pair(p.id, p.id, p.prompt, filler, filler, "policy") for p in prompts]
+    size = int(response_tokens(ctx) * CHARS_PER_TOKEN)
+    # No two begin alike: what real responses do not share is not read once.
+    fillers = (digest(number, 16).ljust(size, "x")[:size] for number in count())
+    return [Pair(p.id, p.id, p.prompt, next(fillers), next(fillers), "policy") for p in prompts]
 
 
 def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:

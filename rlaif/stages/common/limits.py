@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
+import torch
+
 from rlaif.data.encode import Cuts
+from rlaif.inference.cache import KVCache
+from rlaif.inference.decoding.sampler import cache_bytes
 from rlaif.records import Pair
 from rlaif.stages.common.context import Context
+from rlaif.stages.common.stage import Work
 
 CHARS_PER_TOKEN = 3.3
 
@@ -63,6 +69,22 @@ def prompt_tokens(ctx: Context) -> float:
     overhead = len(own.prefix + own.suffix) / chars + (25 if own.chat else 0)
     sizes = [len(p.prompt) / chars + overhead for p in ctx.task.train[:400]]
     return fmean([min(size, own.max_prompt_tokens) for size in sizes] or [0.0])
+
+
+def drawing_work(ctx: Context, rows: float, max_rows: int, times: float = 1) -> Work:
+    """The work of drawing `rows` responses, each from a prompt of its own, `times` over."""
+    model, longest = ctx.model(), ctx.options.task.max_response_tokens
+    tokens = prompt_tokens(ctx) + longest
+    room = cache_bytes(torch.device(model.device)) / KVCache.bytes_per_token(
+        model.trunk.config, model.trunk.dtype
+    )
+    batches = math.ceil(rows / max(1, min(max_rows, room // tokens)))
+    drawn = times * rows
+    return Work(
+        forward=drawn * prompt_tokens(ctx),
+        decoded=drawn * response_tokens(ctx),
+        steps=times * batches * longest,
+    )
 
 
 def pair_tokens(ctx: Context, pairs: Sequence[Pair]) -> float:

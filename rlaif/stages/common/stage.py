@@ -16,10 +16,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens per second of each kind of `Work` on a machine."""
+    """How much of each kind of `Work` a machine does per second: tokens, and steps of decoding."""
 
     forward: float
     decoded: float
+    steps: float
     trained: float
     scored: float
 
@@ -28,13 +29,15 @@ class Rates:
 class Work:
     """What building an artifact takes, in tokens.
 
-    `forward` run through the whole model, `decoded` one after another, `trained` run forward and backward through the
+    `forward` run through the whole model, `decoded` one after another (in so many `steps`, each of a batch, whose time
+    does not shrink with its rows), `trained` run forward and backward through the
     top on the trunk's features, `scored` run through the top alone. `usd` is None if a price is unknown. `seconds`
     are those of work that these tokens do not stand for, such as a server's.
     """
 
     forward: float = 0.0
     decoded: float = 0.0
+    steps: float = 0.0
     trained: float = 0.0
     scored: float = 0.0
     usd: float | None = 0.0
@@ -42,7 +45,7 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         known = None if None in (self.usd, other.usd) else (self.usd or 0.0) + (other.usd or 0.0)
-        names = ("forward", "decoded", "trained", "scored", "seconds")
+        names = ("forward", "decoded", "steps", "trained", "scored", "seconds")
         return Work(**{name: getattr(self, name) + getattr(other, name) for name in names}, usd=known)
 
 

@@ -29,7 +29,7 @@ from rlaif.stages.common.labeling import (
     may_be_chance,
     warn,
 )
-from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
+from rlaif.stages.common.limits import cut_metrics, drawing_work, prompt_tokens, response_tokens
 from rlaif.stages.common.measures.joining import with_bounds
 from rlaif.stages.common.measures.text import text_report
 from rlaif.stages.common.measures.win_rate import (
@@ -245,7 +245,7 @@ def _work(ctx: Context) -> Work:
         work += labeling_work(ctx, "labeler", ctx.options.seeds.eval, judged)
     # Two policies' log-probabilities of one of them, and a reward model's scores of both.
     scored = 2 * rows * (prompt + response)
-    return work + Work(forward=rows * prompt, decoded=rows * response, scored=scored)
+    return work + drawing_work(ctx, rows / 2, ctx.options.eval.max_rows, times=2) + Work(scored=scored)
 
 
 def _check(ctx: Context) -> None:

@@ -16,7 +16,7 @@ from rlaif.models.split import Top
 from rlaif.ops import by_first
 from rlaif.records import Prompt
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.limits import prompt_tokens, response_tokens
+from rlaif.stages.common.limits import drawing_work, prompt_tokens, response_tokens
 from rlaif.stages.common.measures.joining import with_bounds
 from rlaif.stages.common.rewards.kinds import reward_parents
 from rlaif.stages.common.rewards.reward import Reward
@@ -118,8 +118,6 @@ def held_out_work(ctx: Context, iterations: int) -> Work:
     options, every = ctx.options.rl.held_out, _every(ctx)
     if every is None:
         return Work()
-    responses = min(options.num_prompts, len(ctx.task.validation)) * (-(-iterations // every) + 3)
-    prompt, response = prompt_tokens(ctx), response_tokens(ctx)
-    return Work(
-        forward=responses * prompt, decoded=responses * response, scored=responses * (prompt + response)
-    )
+    prompts, times = min(options.num_prompts, len(ctx.task.validation)), -(-iterations // every) + 3
+    scored = times * prompts * (prompt_tokens(ctx) + response_tokens(ctx))
+    return drawing_work(ctx, prompts, ctx.options.rl.max_rows, times) + Work(scored=scored)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,7 @@ from rlaif.models.weights import TOP_FILE, save_modules
 from rlaif.options.read import plain
 from rlaif.records import is_empty
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
+from rlaif.stages.common.limits import cut_metrics, drawing_work, prompt_tokens, response_tokens
 from rlaif.stages.common.measures.text import copy_rate, distinct_ngram_share
 from rlaif.stages.common.policies import policy_top, sft_parent
 from rlaif.stages.common.rewards.kinds import (
@@ -31,7 +32,7 @@ from rlaif.stages.common.rewards.reward import Reward
 from rlaif.stages.common.sources import rl_prompts
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
-from rlaif.stages.common.training.trainer import fit, make_trainer, optim_options
+from rlaif.stages.common.training.trainer import Advance, fit, make_trainer, optim_options
 from rlaif.stages.rl.alarms import HISTORY_FILE, raise_alarms, read_history, review_policy, write_history
 from rlaif.stages.rl.held_out import HeldOut, held_out_work, make_held_out
 from rlaif.stages.rl.module import PPOModule
@@ -127,8 +128,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     rollouts = ctx.options.rl.prompts_per_iteration * ctx.options.rl.samples_per_prompt
     task = ctx.progress.task("RL (rollouts)", count * rollouts)
     with task as advance, training_together(ctx, "rl", folder):
-        fit(trainer, module, folder / "work")
-        advance(count * rollouts)
+        fit(trainer, module, folder / "work", progress=Advance(advance, count * rollouts))
     history = module.history
     # The iteration at which `rl.max_kl` or the tracker stops has rollouts but no updates: a shorter row.
     updated = [row for row in history if "rl/ratio_first" in row]
@@ -193,13 +193,10 @@ def _work(ctx: Context) -> Work:
     rollouts = count * options.prompts_per_iteration * options.samples_per_prompt
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
     tokens = rollouts * (prompt + response)
-    prompts = count * options.prompts_per_iteration
-    own = Work(
-        forward=prompts * prompt,
-        decoded=rollouts * response,
-        trained=tokens * options.ppo_epochs,
-        scored=3 * tokens,  # by the policy, the reference and a reward model
-    )
+    drawn = drawing_work(ctx, rollouts / count, options.max_rows, count)
+    drawn = replace(drawn, forward=drawn.forward / options.samples_per_prompt)
+    # Scored by the policy, the reference and a reward model.
+    own = drawn + Work(trained=tokens * options.ppo_epochs, scored=3 * tokens)
     return own + reward_work(ctx, rollouts) + track_work(ctx, count) + held_out_work(ctx, count)
 
 

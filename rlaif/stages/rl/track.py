@@ -17,7 +17,7 @@ from rlaif.options.read import plain
 from rlaif.records import Pair, Prompt, Sample
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_identity, labeling_work
-from rlaif.stages.common.limits import prompt_tokens, response_tokens
+from rlaif.stages.common.limits import drawing_work, prompt_tokens, response_tokens
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items
 from rlaif.stages.common.rewards.kinds import reward_kind
@@ -88,9 +88,8 @@ def track_work(ctx: Context, iterations: int) -> Work:
     prompts, times = _candidates(ctx)[: options.num_prompts], -(-iterations // options.every) + 1
     if options.keep == "best":
         times += 2  # the kept policy and the start, on other prompts
-    prompt, response, responses = prompt_tokens(ctx), response_tokens(ctx), times * len(prompts)
-    scored = 3 * responses * (prompt + response)
-    work = Work(forward=responses * prompt, decoded=responses * response, scored=scored)
+    scored = 3 * times * len(prompts) * (prompt_tokens(ctx) + response_tokens(ctx))
+    work = drawing_work(ctx, len(prompts), ctx.options.rl.max_rows, times) + Work(scored=scored)
     if options.judge == "rouge":
         return work
     return work + labeling_work(ctx, "judge", ctx.options.seeds.eval, filler_pairs(ctx, prompts * times))

@@ -20,7 +20,7 @@ from rlaif.stages.common.policies import policy_top, sft_parent
 from rlaif.stages.common.sources import source
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
-from rlaif.stages.common.training.trainer import check_training, fit, make_trainer, optim_options
+from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
 from rlaif.stages.rm.data import RewardData, check_labels, gold_named, label_source, reward_data
 from rlaif.stages.rm.labels import for_loss
 from rlaif.stages.rm.measures import item_rows, measure_and_save, table_rows
@@ -66,9 +66,8 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     task = ctx.progress.task("reward model (pairs)", planned)
     with task as advance, training_together(ctx, "rm", folder):
         fresh, started = not (folder / "work" / "checkpoints").exists(), time.perf_counter()
-        fit(trainer, module, folder / "work", data)
+        fit(trainer, module, folder / "work", data, progress=Advance(advance, planned))
         seconds = time.perf_counter() - started
-        advance(planned)
     trained = sum(len(rows.phases[epoch // options.num_epochs]) for epoch in range(module.epochs))
     module.eval().to(ctx.model().device)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,7 +21,7 @@ from rlaif.models.split import Top
 from rlaif.options.read import plain
 from rlaif.records import Pair, Prompt, Sample, is_empty
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.limits import cut_metrics, no_pairs, prompt_tokens, response_tokens
+from rlaif.stages.common.limits import cut_metrics, drawing_work, no_pairs, prompt_tokens
 from rlaif.stages.common.policies import draw, policy_top, sft_parent, to_sample
 from rlaif.stages.common.sources import PAIRS_FILE, all_held_out, rl_prompts, source
 from rlaif.stages.common.stage import Parents, Stage, Work
@@ -182,7 +183,8 @@ def _work(ctx: Context) -> Work:
     options = ctx.options.sample
     prompts = min(options.num_prompts, len(ctx.task.train))
     rows = 2 * options.num_samples * prompts
-    return Work(forward=prompts * prompt_tokens(ctx), decoded=rows * response_tokens(ctx))
+    # The responses to a prompt share its pass.
+    return replace(drawing_work(ctx, rows, options.max_rows), forward=prompts * prompt_tokens(ctx))
 
 
 def _check(ctx: Context) -> None:

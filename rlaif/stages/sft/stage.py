@@ -16,7 +16,7 @@ from rlaif.stages.common.rows import reference_rows
 from rlaif.stages.common.sources import all_held_out
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
-from rlaif.stages.common.training.trainer import check_training, fit, make_trainer, optim_options
+from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
 from rlaif.stages.sft.module import SFTModule
 
 
@@ -59,10 +59,10 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     steps = options.num_epochs * -(-len(train) // options.batch_size)
     module = SFTModule(model.trunk.new_top(), optim_options(options, steps))
     trainer = make_trainer(ctx, folder / "work", max_epochs=options.num_epochs, log_every=5, limit_val=True)
-    task = ctx.progress.task("SFT (rows)", len(train) * options.num_epochs)
+    planned = len(train) * options.num_epochs
+    task = ctx.progress.task("SFT (rows)", planned)
     with task as advance, training_together(ctx, "sft", folder):
-        fit(trainer, module, folder / "work", data)
-        advance(len(train) * options.num_epochs)
+        fit(trainer, module, folder / "work", data, progress=Advance(advance, planned))
     save_modules(folder / TOP_FILE, {"top": module.top})
     metrics = {name: module.metrics[name] for name in ("sft/loss", "sft/val_loss")}
     return {**metrics, **cut, "sft/rows": len(train)}

@@ -6,13 +6,14 @@ import logging
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from rlaif.errors import UserError
 from rlaif.io import release_free_memory
@@ -85,6 +86,27 @@ class ReleaseMemory(pl.Callback):
             release_free_memory()
 
 
+class Advance(pl.Callback):
+    """Moves the stage's own bar, of `total` items over all epochs, with each step, also of a resumed fit."""
+
+    def __init__(self, advance: Callable[[int], None], total: int) -> None:
+        self._advance, self._total, self._done = advance, total, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        assert trainer.max_epochs is not None
+        within = (index + 1) / float(trainer.num_training_batches)
+        self._to(int(self._total * (trainer.current_epoch + within) / trainer.max_epochs))
+
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._to(self._total)
+
+    def _to(self, done: int) -> None:
+        self._advance(done - self._done)
+        self._done = done
+
+
 def quiet_lightning() -> None:
     """Silence Lightning's tips and hardware lines, which are noise in a pipeline of several fits."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
@@ -113,8 +135,6 @@ def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, l
             work / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False
         )
         callbacks = [at_epochs, KeepCurve(), *callbacks]
-    if ctx.progress.bars:
-        callbacks.append(RichProgressBar(leave=False))
     return pl.Trainer(
         accelerator=ctx.model_spec.device,
         devices=1,
@@ -126,7 +146,7 @@ def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, l
         enable_checkpointing=not follows(),
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if limit_val else 0,
-        enable_progress_bar=ctx.progress.bars,
+        enable_progress_bar=False,  # its bars are of single epochs
         enable_model_summary=False,
         log_every_n_steps=log_every,
         default_root_dir=str(work),
@@ -138,9 +158,13 @@ def fit(
     module: pl.LightningModule,
     work: Path,
     datamodule: pl.LightningDataModule | None = None,
+    *,
+    progress: Advance | None = None,
 ) -> None:
     """Fit, resuming from the newest complete checkpoint in `work`. Ctrl-C raises KeyboardInterrupt."""
     module.train()
+    if progress is not None:
+        trainer.callbacks.append(progress)  # type: ignore[attr-defined]
     checkpoint = _newest_checkpoint(work / "checkpoints")
     if checkpoint:
         logger.info("continuing from the last whole epoch")
