@@ -26,7 +26,7 @@ from rlaif.stages.common.training.logprobs import response_logprobs
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _PROMPT, _RESPONSE = 96, 16  # tokens of a typical row
 _ROWS = (4, 64)  # decoded at once: a step takes a time of its own, and one for each row
 _SHORT = 4  # tokens of a prompt to decode from
@@ -78,7 +78,10 @@ def measure(model: LanguageModel) -> Rates:
         return [tuple(row) for row in drawn.tolist()]
 
     def forward(rows: int) -> None:
-        sequence_logprobs(frozen, [SharedPrefix(text[:-1], (text[-1:],)) for text in texts(rows, _PROMPT)])
+        # As labelers and reward models read a pair: its prompt once, and both responses after it.
+        pairs = [(text[: -2 * _RESPONSE], text[-2 * _RESPONSE :]) for text in texts(rows, _PROMPT)]
+        groups = [SharedPrefix(p, (both[:_RESPONSE], both[_RESPONSE:])) for p, both in pairs]
+        sequence_logprobs(frozen, groups)
 
     def decode(steps: int) -> Callable[[int], None]:
         def run(rows: int) -> None:

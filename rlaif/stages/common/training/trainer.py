@@ -164,7 +164,7 @@ def fit(
     """Fit, resuming from the newest complete checkpoint in `work`. Ctrl-C raises KeyboardInterrupt."""
     module.train()
     if progress is not None:
-        trainer.callbacks.append(progress)  # type: ignore[attr-defined]
+        trainer.callbacks.append(progress)
     checkpoint = _newest_checkpoint(work / "checkpoints")
     if checkpoint:
         logger.info("continuing from the last whole epoch")
