@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("RLAIF_ROOT", str(Path(__file__).resolve().parent))
 
-from rlaif.app.command.main import main
+from rlaif.app.command.start import main
 
 if __name__ == "__main__":
     main()

@@ -120,8 +120,11 @@ def test_help_names_every_option_and_no_other_file() -> None:
 
 
 def test_judge_is_the_labeler_unless_it_is_chosen(composed) -> None:
-    same = _plain(composed("labeler=cot"))
+    same = _plain(composed("labeler=cot", "task=helpful"))
     assert same["judge"] == same["labeler"] and same["judge"]["name"] == "cot"
+    # Where the author's sentence is known, it judges; an experiment or the command line may choose another.
+    assert _plain(composed("labeler=cot"))["judge"]["name"] == "reference"
+    assert _plain(composed("experiments=label_vs_length"))["judge"]["name"] == "likelihood"
     apart = _plain(composed("labeler=cot", "judge=base", "judge.order=first"))
     assert (apart["labeler"]["name"], apart["judge"]["name"]) == ("cot", "base")
     assert (apart["labeler"]["order"], apart["judge"]["order"]) == ("both", "first")

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from rich.table import Table
 
-from rlaif.app.plan import matrix_rate
+from rlaif.app.plan.seconds import matrix_rate
 from rlaif.backends.base import Backend, Message
 from rlaif.backends.encoder import EncoderBackend
 from rlaif.backends.openai.backend import OpenAIBackend
@@ -20,6 +20,7 @@ from rlaif.errors import UserError
 from rlaif.io.terminal import console
 from rlaif.labelers.answers import checked
 from rlaif.labelers.prompts import CHOICES
+from rlaif.models.load import visible_gpus
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import low_mass_hints
 from rlaif.stages.label.injection import ATTACKS, injection_report
@@ -38,8 +39,15 @@ def _device(ctx: Context) -> str:
     rates = ", ".join(
         f"{name} {matrix_rate(name, spec.device) / 1e9:,.0f} GFLOP/s" for name in ("bfloat16", "float32")
     )
-    name = torch.cuda.get_device_name() if spec.device == "cuda" else "CPU"
-    return f"{name}; computes in {spec.dtype} ({rates})"
+    gpus = ", ".join(map(device_name, visible_gpus())) or "none"
+    return f"{device_name(spec.device)}; computes in {spec.dtype} ({rates}); GPUs: {gpus}"
+
+
+def device_name(device: str) -> str:
+    """What people call the hardware behind a torch device."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{torch.backends.mps.get_name()} (trainer=mps)" if device == "mps" else "CPU"
 
 
 def _model(ctx: Context) -> str:

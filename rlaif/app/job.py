@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,8 @@ from rlaif.app.compose import arm_composer, read_options
 from rlaif.app.disk import written_below
 from rlaif.app.doctor import doctor
 from rlaif.app.export import export_model
-from rlaif.app.plan import merge_plans, plan_table, total_seconds
+from rlaif.app.plan.seconds import merge_plans, plan_table, total_seconds
+from rlaif.app.plan.sizes import Sized, sized
 from rlaif.app.report import choose_runs, write_comparison, write_report
 from rlaif.errors import UserError
 from rlaif.io.terminal import console
@@ -46,8 +48,13 @@ OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
 
 def prepare_torch(options: Options) -> None:
     """Threads, and the same arithmetic in every job of a multirun."""
-    torch.set_num_threads(options.trainer.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(options.trainer.threads or _cores())
     torch.manual_seed(0)
+
+
+def _cores() -> int:
+    """The cores that this process may use; macOS does not say which, so all."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Path | None:
@@ -58,10 +65,11 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
     _check(options)
     prepare_torch(options)
     with written_below(options.paths.root):
-        return _run(options, overrides, group)
+        return _run(sized(options, overrides), group)
 
 
-def _run(options: Options, overrides: Sequence[str], group: str | None) -> Path | None:
+def _run(job: Sized, group: str | None) -> Path | None:
+    options, overrides = job.options, job.words
     compose = arm_composer(overrides)
     if options.plan and options.stage != "clean":
         print_plan(Context(options, None, compose))
@@ -82,6 +90,8 @@ def _run(options: Options, overrides: Sequence[str], group: str | None) -> Path 
         ctx = Context(options, run, compose)
         with closing(ctx.progress):
             _dispatch(ctx, run)
+            if job.why:
+                run.summary({"demo/size": options.demo.size, "demo/why": job.why})
     return _finish(ctx, run, group)
 
 
@@ -98,7 +108,7 @@ def _check(options: Options) -> None:
 
 
 def _job_name(stage: str, overrides: Sequence[str]) -> str:
-    told = [o for o in overrides if not o.startswith(("stage=", "paths.", "tracking."))]
+    told = [o for o in overrides if not o.startswith(("stage=", "paths.", "tracking.", "size=", "demo."))]
     return " ".join([stage, *told])[:120]
 
 

@@ -2,6 +2,9 @@
 
 A prompt's activations are kept once and each response's separately, under digests of the tokens that determine
 them. So whatever set of texts is requested, only what no earlier set contained is computed.
+
+Decoding computes the same activations token by token; what it has computed can be stored here (`storing`). It differs
+from a packed pass by rounding, so the last bits of what is read depend on which of the two stored a text first.
 """
 
 from __future__ import annotations
@@ -188,6 +191,40 @@ class _Shards:
             lock.release()
 
 
+class _Decoded:
+    """Parts that decoding has computed, on their way to the shards: at most one shard of them is in memory.
+
+    Once they would take more than the cache may, further ones are left out.
+    """
+
+    def __init__(self, cache: FeatureCache, shards: _Shards) -> None:
+        self._cache, self._shards, self._room = cache, shards, cache.max_bytes
+        self._open: dict[str, Tensor] = {}
+        shards.folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, prompt: Sequence[int], response: Sequence[int], features: Tensor) -> None:
+        keys = _keys(SharedPrefix(tuple(prompt), (tuple(response),)))
+        for key, part in zip(keys, features.split((len(prompt), len(response))), strict=True):
+            if key not in self._open and key not in self._shards.parts and part.nbytes <= self._room:
+                self._room -= part.nbytes
+                self._open[key] = part.to("cpu", copy=True)  # a view would keep the whole text's features
+        if sum(part.nbytes for part in self._open.values()) >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what no shard has yet."""
+        self._shards.find(self._open.keys())
+        new = {key: part for key, part in self._open.items() if key not in self._shards.parts}
+        if new:
+            self._shards.write([(key, len(part)) for key, part in new.items()], list(new.values()))
+            self._cache.evict(keep=self._shards.used)
+        self._open = {}
+
+
+Store = Callable[[Sequence[int], Sequence[int], Tensor], None]
+"""`store(prompt, response, features)`: keep the features (P + R, D) of a prompt and its response, given as ids."""
+
+
 @dataclass(frozen=True)
 class FeatureCache:
     """Features on disk, in shards per (model, split, dtype); the least recently used are removed first.
@@ -228,6 +265,21 @@ class FeatureCache:
             for prefix, *suffixes in ([shards.parts[name] for name in names] for names in keys)
         ]
 
+    @contextmanager
+    def storing(self, model: LanguageModel) -> Iterator[Store | None]:
+        """Store features that decoding has computed, so that `get` finds them; None if none would be kept.
+
+        None would be with `max_bytes` 0, and for a model without a trunk. What would not fit into `max_bytes` is left
+        out, for `get` to compute, and what is on disk already is not stored again. At most one shard is in memory;
+        it is lost if the block raises.
+        """
+        if model.trunk.full or not self.max_bytes:
+            yield None
+            return
+        decoded = _Decoded(self, _Shards(self._folder(model)))
+        yield decoded.add
+        decoded.flush()
+
     def _folder(self, model: LanguageModel) -> Path:
         trunk = model.trunk
         return self.directory / digest([VERSION, model.identity, trunk.top_layers, str(trunk.dtype)], 24)
@@ -250,13 +302,14 @@ class FeatureCache:
                 progress(len(chosen))
             if sum(block.nbytes for block in features) >= SHARD_BYTES:
                 shards.write(parts, features)
-                self._evict(keep=shards.used)
+                self.evict(keep=shards.used)
                 parts, features = [], []
         if parts:
             shards.write(parts, features)
-            self._evict(keep=shards.used)
+            self.evict(keep=shards.used)
 
-    def _evict(self, keep: Set[Path]) -> None:
+    def evict(self, keep: Set[Path]) -> None:
+        """Remove the least recently used shards above `max_bytes`, except those in `keep`."""
         files = []
         for path in self.directory.rglob("*.*"):
             with suppress(FileNotFoundError):

@@ -39,7 +39,7 @@ def _sums(top: Top, groups: Sequence[SharedPrefix]) -> list[float]:
     token = torch.tensor([t for g in groups for s in g.suffixes for t in s], device=device)
     lengths = [len(s) for g in groups for s in g.suffixes]
     scores = top.logprobs(hidden[row, column], token)
-    return [float(part.double().sum()) for part in scores.split(lengths)]
+    return [float(part.sum()) for part in scores.cpu().double().split(lengths)]  # Apple's GPUs lack float64
 
 
 @torch.inference_mode()

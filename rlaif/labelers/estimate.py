@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 from rlaif.backends.base import Message
 from rlaif.labelers.aggregate import orders_of
@@ -17,11 +18,32 @@ _CHARS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Backend calls and tokens (characters / 4) of a labeling, not counting reuse."""
+    """Backend calls and tokens (characters / 4) of a labeling, not counting reuse.
+
+    `tokens_run` are those of `tokens_in` that an engine reads which computes what neighbouring prompts share once.
+    """
 
     calls: int
     tokens_in: int
     tokens_out: int
+    tokens_run: int
+
+
+class _Reader:
+    """Counts the tokens of texts, and of what each does not share with the beginning of the one before it."""
+
+    def __init__(self) -> None:
+        self.calls = self.tokens = self.run = 0
+        self._last = ""
+
+    def read(self, message: Message, continuation: str = "", times: int = 1, *, grown: int = 0) -> None:
+        """`times` equal prompts, each longer by `grown` tokens that are not written yet."""
+        text = message.user + message.assistant + continuation
+        size = _tokens(len(text)) + grown
+        self.calls += times
+        self.tokens += times * size
+        self.run += size - _tokens(len(commonprefix([text, self._last]))) + (times - 1) * grown
+        self._last = text
 
 
 def estimate(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOptions) -> Estimate:
@@ -30,35 +52,37 @@ def estimate(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOpti
     if options.readout.pointwise:
         return _estimate_points(pairs, templates, options)
     strategy = PromptStrategy(templates, options.preamble, options.exemplars, options.cot)
-    calls = tokens_in = tokens_out = 0
+    reader, written, samples = _Reader(), 0, options.samples
     for pair in pairs:
         for order in orders_of(options.order, seed=options.seed, pair_id=pair.id):
-            verdict = _size(strategy.verdict(pair, order, "" if options.cot else None))
-            calls += options.samples
-            tokens_in += options.samples * verdict
-            if options.readout.kind == "text":
-                tokens_out += options.samples * options.readout.max_tokens
             if options.cot:
-                calls += options.samples
-                rationale, written = _size(strategy.rationale(pair, order)), options.max_rationale_tokens
-                tokens_in += options.samples * (rationale + written)
-                tokens_out += options.samples * written
-    return Estimate(calls, tokens_in, tokens_out)
+                reader.read(strategy.rationale(pair, order), times=samples)
+                written += samples * options.max_rationale_tokens
+            if options.readout.kind == "text":
+                written += samples * options.readout.max_tokens
+            grown = options.max_rationale_tokens if options.cot else 0
+            verdict = strategy.verdict(pair, order, "" if options.cot else None)
+            reader.read(verdict, times=samples, grown=grown)
+    return Estimate(reader.calls, reader.tokens, written, reader.run)
 
 
 def _estimate_points(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOptions) -> Estimate:
-    sizes: list[int] = []
+    readers = [_Reader()]
     for pair in pairs:
         for response in (pair.response_a, pair.response_b):
             if options.readout.kind == "reference":
-                sizes.append(2 * _size(Message(response)))  # the reference is as long, on average
+                readers[0].read(Message(response), response)  # the reference is as long, on average
             elif options.readout.kind == "score":
-                sizes.append(_size(score_message(templates, options.preamble, pair.prompt, response)))
+                readers[0].read(score_message(templates, options.preamble, pair.prompt, response))
             else:
                 render = forward_items if options.readout.direction == "forward" else reverse_items
-                sizes += [_size(message, text) for message, text in render(templates, pair.prompt, response)]
-    return Estimate(len(sizes), sum(sizes), 0)
+                parts = render(templates, pair.prompt, response)
+                readers += [_Reader() for _ in parts[len(readers) :]]  # sequences of one kind are neighbours
+                for reader, (message, text) in zip(readers, parts, strict=True):
+                    reader.read(message, text)
+    calls, tokens, run = (sum(getattr(one, name) for one in readers) for name in ("calls", "tokens", "run"))
+    return Estimate(calls, tokens, 0, run)
 
 
-def _size(message: Message, continuation: str = "") -> int:
-    return -(-len(message.user + message.assistant + continuation) // _CHARS_PER_TOKEN)
+def _tokens(characters: int) -> int:
+    return -(-characters // _CHARS_PER_TOKEN)

@@ -112,6 +112,17 @@ def _folded_bias(seen: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return bias if len(bias) == 1 else bias.repeat_interleave(key.shape[1], dim=0)
 
 
+# Here attention and normalisation are plain products. torch's fused kernels are slow for a CPU's gradients. Those for
+# Apple's GPUs have none: with gradients torch takes another path there, which rounds otherwise, and PPO's first ratio
+# is 1 only if both round alike.
+PLAIN = ("cpu", "mps")
+
+
+def is_plain(device: torch.device) -> bool:
+    """Whether models use plain products on `device`, with and without gradients."""
+    return device.type in PLAIN
+
+
 def causal_attention(device: torch.device) -> AttendRows:
     """Plain causal attention for training that suits `device`."""
-    return DenseCausal() if device.type == "cpu" else Causal()
+    return DenseCausal() if is_plain(device) else Causal()

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlaif.errors import UserError
-from rlaif.models.attention import Attend, AttendRows
+from rlaif.models.attention import Attend, AttendRows, is_plain
 
 SUPPORTED = ("llama", "mistral", "qwen2")
 SILU = ("silu", "swish")
@@ -116,7 +116,7 @@ class Norm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         weight = self.weight.to(hidden.dtype)
-        if hidden.device.type == "cpu":
+        if is_plain(hidden.device):
             return _RMSNorm.apply(hidden, weight, self.eps)
         return F.rms_norm(hidden, weight.shape, weight, self.eps)
 

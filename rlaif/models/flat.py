@@ -50,8 +50,9 @@ def _flat(top: Top, features: Tensor, reads: Tensor) -> Tensor:
 
 
 def _padded(top: Top, features: Tensor, reads: Tensor) -> Tensor:
-    counts = reads.sum(dim=1)
-    # A row's positions first, then others that make all rows equally long.
-    rows = reads.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
+    counts, length = reads.sum(dim=1), reads.shape[1]
+    # A row's positions first, then others that make all rows equally long. Keys differ: not every device sorts stably.
+    places = torch.arange(length, device=reads.device)
+    rows = torch.where(reads, places, places + length).argsort(dim=1)[:, : int(counts.max())]
     read = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
     return top(features, rows=rows)[read]

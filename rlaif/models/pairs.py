@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from rlaif.models.attention import AttendRows, Rows, _folded_bias, masked_attention
+from rlaif.models.attention import AttendRows, Rows, _folded_bias, is_plain, masked_attention
 
 FEW = 2  # queries per pair up to which one masked product for all pairs costs less than many small ones
 
@@ -159,7 +159,7 @@ LONG_PAIR = 2048
 
 def pair_attention(spans: Spans, device: torch.device) -> AttendRows:
     """The pattern for a packed row of pairs that suits `device`."""
-    if device.type == "cpu":
+    if is_plain(device):
         return PairCausal(spans)
     long = max(end - start for start, *_, end in spans) > LONG_PAIR
     return FlexPairs(spans) if long else PaddedPairs(spans, device)

@@ -41,6 +41,14 @@ class TinyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """`demo`: the sizes of a run on the embedded task, and the minutes that `auto` has for it."""
+
+    size: Literal["auto", "small", "medium", "large", "full"]
+    minutes: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
     """`doctor`: how many gold pairs are attacked with injected text."""
 
@@ -141,7 +149,7 @@ class TrackingOptions:
 class TrainerOptions:
     """`trainer`: device, processes, threads, and how progress is shown."""
 
-    accelerator: Literal["auto", "cpu", "gpu"]
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]
     devices: Count
     strategy: Literal["auto", "ddp"]
     threads: Count | None
@@ -160,6 +168,7 @@ class Options:
     force: Any
     export: Name | None
     models: TinyOptions
+    demo: DemoOptions
     task: TaskOptions
     model: ModelOptions
     backend: BackendOptions

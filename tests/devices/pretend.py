@@ -1,8 +1,9 @@
 """A device that is not there: tensors that say they lie on `pretend:0`, while the processor computes them.
 
-What an accelerator refuses, this one refuses: an operation on tensors of both sides. So a machine without an
-accelerator finds the tensor that was left behind, and the paths that are taken beside the processor's. Of an
-accelerator's own kernels, their rounding and their speed it says nothing.
+What an accelerator refuses, this one refuses: an operation on tensors of both sides and, as on Apple's GPUs, float64.
+So a machine without an accelerator finds the tensor that was left behind, and the paths that are taken beside the
+processor's. Of an accelerator's own kernels, their rounding and their speed it says nothing; but it notes which
+operations it ran.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _ATEN = torch.ops.aten
 # As on a GPU: copies cross the border, and positions to look up may lie on the processor.
 _COPIES = {_ATEN._to_copy.default, _ATEN.copy_.default}
 _LOOKUPS = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default}
-# Made of others, but without views among their results: computed whole, as by an accelerator's own kernels.
+# Made of others, but without views among their results: computed whole, which takes half the time. Not where each of the
+# others must be noted.
 _WHOLE = {
     _ATEN.linear.default,
     _ATEN.matmul.default,
@@ -39,6 +41,9 @@ _PRODUCTS = {
     *(_ATEN.mm.default, _ATEN.bmm.default, _ATEN.addmm.default, _ATEN.baddbmm.default),
     *(_ATEN.linear.default, _ATEN.matmul.default, _ATEN.scaled_dot_product_attention.default),
 }
+_WIDE = (torch.float64, torch.complex128)
+
+OPERATIONS: set[str] = set()  # the names of all that ran on the device
 
 
 class PretendTensor(Tensor):
@@ -134,8 +139,10 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     options = {**kwargs, "device": torch.device("cpu")} if arrives else kwargs
     inner_args, inner_kwargs = _replaced((args, options), PretendTensor, attrgetter("inner"))
     result = func(*inner_args, **inner_kwargs)
+    OPERATIONS.add(str(func))
     if leaves or (func is _ATEN.copy_.default and not isinstance(args[0], PretendTensor)):
         return result
+    _refuse_wide(func, result)
     return return_and_correct_aliasing(func, args, kwargs, _replaced(result, Tensor, PretendTensor))
 
 
@@ -150,6 +157,13 @@ def _refuse_mixture(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
             f"Expected all tensors to be on the same device: {func} of {[tuple(x.shape) for x in away]} on "
             f"{NAME}:0 and {[tuple(x.shape) for x in left]} on the processor"
         )
+
+
+def _refuse_wide(func: Any, result: Any) -> None:
+    """Raise TypeError, as torch does on an Apple GPU, if `result` has a type that such a device lacks."""
+    for x in _tensors(result):
+        if x.dtype in _WIDE:
+            raise TypeError(f"Cannot convert a {NAME} tensor to {x.dtype}, which the device lacks: {func}")
 
 
 class PretendAccelerator(Accelerator):
@@ -183,8 +197,12 @@ class PretendAccelerator(Accelerator):
         return NAME
 
 
-def install() -> None:
-    """Make the device known to torch, Lightning and rlaif; in a process of its own, since nothing takes it back."""
+def install(*, apple: bool = False) -> None:
+    """Make the device known to torch, Lightning and rlaif; in a process of its own, since nothing takes it back.
+
+    With `apple`, models take the paths of an Apple GPU on it.
+    """
+    import rlaif.models.attention
     import rlaif.stages.common.context
     import rlaif.stages.common.engines
     import rlaif.stages.common.rewards.classifier
@@ -196,6 +214,9 @@ def install() -> None:
     common = rlaif.stages.common
     for module in (common.context, common.engines, common.rewards.classifier):
         module.resolve_device = lambda _: NAME
+    if apple:
+        _WHOLE.clear()
+        rlaif.models.attention.PLAIN += (NAME,)
 
 
 def summary_of(words: Sequence[str]) -> dict[str, Any]:
@@ -205,13 +226,13 @@ def summary_of(words: Sequence[str]) -> dict[str, Any]:
     return record.summary
 
 
-def run_jobs(jobs: Sequence[Sequence[str]], answer: Any) -> None:
-    """Puts (summary, products on the device, products on the processor) of each job, or what went wrong."""
-    install()
+def run_jobs(jobs: Sequence[Sequence[str]], apple: bool, answer: Any) -> None:
+    """Puts (summary, products on the device, those on the processor, operations so far) of each job, or its error."""
+    install(apple=apple)
     for words in jobs:
         with PretendDevice() as device:
             try:
-                answer.put((summary_of(words), device.away.total(), device.left.total()))
+                answer.put((summary_of(words), device.away.total(), device.left.total(), set(OPERATIONS)))
             except Exception:
                 answer.put(traceback.format_exc())
 
@@ -224,7 +245,7 @@ def mixtures(answer: Any) -> None:
     def attempt(name: str, action: Callable[[], Tensor]) -> None:
         try:
             found[name] = str(action().device)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             found[name] = str(error)
 
     with PretendDevice():
@@ -235,6 +256,10 @@ def mixtures(answer: Any) -> None:
         attempt("lookup here", lambda: left[torch.zeros(2, dtype=torch.long, device=NAME)])
         attempt("lookup there", lambda: away[torch.zeros(2, dtype=torch.long)])
         attempt("number", lambda: away * torch.tensor(2.0))
+        attempt("float64 there", lambda: away.double())
+        attempt("float64 sent", lambda: torch.ones(2, dtype=torch.float64).to(NAME))
+        attempt("float64 made", lambda: torch.ones(2, dtype=torch.float64, device=NAME))
+        attempt("float64 back", lambda: away.cpu().double())
         attempt("back", lambda: away.cpu() + left)
         attempt("forth", lambda: away + left.to(NAME))
     answer.put(found)

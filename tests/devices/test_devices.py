@@ -1,5 +1,6 @@
 """The whole path on a device that is not the processor, whose tensors do not mix with the processor's."""
 
+import apple
 import pretend
 import processes
 import pytest
@@ -33,8 +34,10 @@ JOBS = {
         "reward.name={classifier}",
         "reward.dtype=float32",
     ),
+    "apple": ("stage=pipeline", "labeler=likelihood"),
     "lora": ("stage=pipeline", "model.trainable=lora:2", "rl=grpo", "labeler=score", "reward=direct"),
 }
+APPLE = ("apple",)  # take the paths of an Apple GPU
 # Clocks, and counts that the last bit of a tie decides.
 LOOSE = ("seconds", "_per_s", "usd", "gib", "win_rate", "p_value")
 
@@ -71,18 +74,24 @@ def words(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def elsewhere(words):
-    """By job: its summary on the device, its matrix products there, and those that the processor made."""
-    found = answers(pretend.run_jobs, [words(name) for name in JOBS], count=len(JOBS))
-    for row in found:
+    """By job: its summary on the device, its matrix products there, those of the processor, and operations there."""
+    found = {}
+    for names in ([name for name in JOBS if name not in APPLE], APPLE):
+        jobs = [words(name) for name in names]
+        found |= zip(names, answers(pretend.run_jobs, jobs, names == APPLE, count=len(names)), strict=True)
+    for row in found.values():
         assert not isinstance(row, str), row
-    return dict(zip(JOBS, found, strict=True))
+    return found
 
 
 def test_the_device_refuses_what_an_accelerator_refuses():
     (found,) = answers(pretend.mixtures)
     for name in ("sum", "product", "mask", "lookup here"):
         assert "same device" in found.pop(name)
+    for name in ("float64 there", "float64 sent", "float64 made"):
+        assert "Cannot convert" in found.pop(name)
     assert found == {
+        "float64 back": "cpu",
         "lookup there": "pretend:0",
         "number": "pretend:0",
         "back": "cpu",
@@ -92,7 +101,7 @@ def test_the_device_refuses_what_an_accelerator_refuses():
 
 @pytest.mark.parametrize("name", JOBS)
 def test_every_product_is_made_on_the_device(elsewhere, name):
-    _, away, left = elsewhere[name]
+    _, away, left, _ = elsewhere[name]
     assert away > 1000 and left == 0
 
 
@@ -108,3 +117,12 @@ def test_the_results_are_those_of_the_processor(elsewhere, name, words):
     assert len(numbers) > 20
     for key in numbers:
         assert summary[key] == pytest.approx(here[key], rel=2e-3, abs=2e-4, nan_ok=True), key
+
+
+def test_an_apple_gpu_has_a_kernel_for_every_operation(elsewhere):
+    """By torch's own table; that none of them makes a float64 tensor, the device itself has seen."""
+    *_, operations = elsewhere["apple"]
+    assert len(operations) > 100 and "aten.baddbmm.default" in operations
+    assert apple.without_kernel(operations) == []
+    lacking = ["aten._fused_rms_norm_backward.default", "aten.linalg_eig.default"]
+    assert apple.without_kernel([*operations, *lacking]) == lacking

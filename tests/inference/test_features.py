@@ -19,6 +19,8 @@ from rlaif.data.datamodule import collate_preferences
 from rlaif.inference import batches as batches_module
 from rlaif.inference import features as module
 from rlaif.inference.batches import length_buckets
+from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.features import FeatureCache
 from rlaif.inference.packing import SharedPrefix
 from rlaif.models.load import ModelSpec, load_model
@@ -228,6 +230,98 @@ def test_pairs_are_collated_out_of_the_cache(tiny_model, cache):
         expected = torch.cat((one, other[len(group.prefix) :]))
         torch.testing.assert_close(batch.features[0, start:end], expected, rtol=0, atol=1e-5)
         assert b - start == len(one)
+
+
+# What decoding has computed.
+
+
+def _decoded(model, count=6, new=9, temperature=1.0):
+    """(prompt, response) texts that the model wrote, each twice over a prompt, with their features."""
+    random = Random(5)
+    prompts = [_tokens(random, 1, 30) for _ in range(count) for _ in range(2)]
+    prompts[1::2] = prompts[::2]
+    drawn = sample(
+        model.trunk.new_top(),
+        prompts,
+        range(2 * count),
+        Decoding(new, temperature),
+        eos_ids=range(200, 250),
+        max_rows=5,
+        keep_features=True,
+    )
+    assert {one.finished for one in drawn} == {True, False}
+    return [(prompt, one.ids, one.features) for prompt, one in zip(prompts, drawn, strict=True)]
+
+
+def _store(cache, model, decoded):
+    with cache.storing(model) as store:
+        for text in decoded:
+            store(*text)
+
+
+def _pairs(decoded):
+    return [
+        SharedPrefix(prompt, (a, b))
+        for (prompt, a, _), (_, b, _) in zip(decoded[::2], decoded[1::2], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("trainable", ["top:1", "top:2"])
+def test_what_decoding_computed_is_found_and_is_that_of_a_fresh_pass(tiny_model, cache, computed, trainable):
+    model = tiny_model(trainable)
+    decoded = _decoded(model)
+    _store(cache, model, decoded)
+    pairs = _pairs(decoded)
+    got = cache.get(model, pairs)
+    assert not computed
+    _check(model, pairs, got)
+    for group, own in zip(pairs, got, strict=True):
+        for suffix, features in zip(group.suffixes, own.suffixes, strict=True):
+            fresh = model.trunk(torch.tensor([[*group.prefix, *suffix]]))[0]
+            gap = torch.linalg.vector_norm(torch.cat((own.prefix, features)) - fresh, dim=-1)
+            assert (gap <= 1e-5 * torch.linalg.vector_norm(fresh, dim=-1)).all()
+    # Only under these very ids: a response without its last token is another one.
+    cache.get(model, [SharedPrefix(g.prefix, tuple(s[:-1] or (3,) for s in g.suffixes)) for g in pairs])
+    assert computed
+
+
+def test_decoded_features_are_stored_once_in_bounded_shards(tiny_model, cache, small_shards, computed):
+    model = tiny_model("top:1")
+    decoded = _decoded(model, count=30)
+    pairs = _pairs(decoded)
+    cache.get(model, pairs[:3])
+    held = _stored_tokens(cache)
+    computed.clear()
+    _store(cache, model, decoded)
+    distinct = {(g.prefix, s) for g in pairs for s in g.suffixes}
+    whole = sum(map(len, {g.prefix for g in pairs})) + sum(len(s) for _, s in distinct)
+    assert held < _stored_tokens(cache) == whole
+    sizes = [load_file(path)["features"].nbytes for path in _shards(cache)]
+    assert len(sizes) > 8
+    assert max(sizes) <= 4096 + 64 * 32 * 4
+    _store(cache, model, decoded)
+    assert _stored_tokens(cache) == whole
+    _check(model, pairs, cache.get(model, pairs))
+    assert not computed
+
+
+def test_decoded_features_beyond_the_cap_are_left_out(tiny_model, cache, small_shards, computed):
+    model = tiny_model("top:1")
+    cache.get(model, _groups(9, seed=1))
+    decoded = _decoded(model, count=20)
+    tight = FeatureCache(cache.directory, 9000)
+    _store(tight, model, decoded)
+    assert 4096 < sum(load_file(path)["features"].nbytes for path in _shards(cache)) <= 9000
+    pairs = _pairs(decoded)
+    _check(model, pairs, tight.get(model, pairs))
+    assert sum(map(len, computed)) > 0
+
+
+@pytest.mark.parametrize(("trainable", "max_bytes"), [("top:1", 0), ("full", PLENTY), ("lora:2", PLENTY)])
+def test_where_nothing_is_kept_decoding_need_not_keep_it_either(tiny_model, tmp_path, trainable, max_bytes):
+    with FeatureCache(tmp_path / "trunk", max_bytes).storing(tiny_model(trainable)) as store:
+        assert store is None
+    assert not (tmp_path / "trunk").exists()
 
 
 # Shards, and what a killed process leaves.

@@ -217,7 +217,7 @@ def test_a_score_is_refused_after_one_call_where_ten_is_hidden(tmp_path, how):
             if how == "label":
                 one.label(pairs(5))
             else:
-                one.scores([(p.prompt, p.response_a) for p in pairs(5)])
+                one.scores([(p.prompt, p.response_a, None) for p in pairs(5)])
     assert backend.calls == 1
 
 

@@ -231,7 +231,9 @@ def test_direct_rewards_are_bounded_too():
     clock = Clock()
     one = labeler(None, clock, bounds=meter(clock, budget_usd=0.005), readout_kind="score")
     with pytest.raises(UserError, match="4 of 12 scores are done"):
-        one.scores([(p.prompt, response) for p in pairs(6) for response in (p.response_a, p.response_b)])
+        one.scores(
+            [(p.prompt, response, None) for p in pairs(6) for response in (p.response_a, p.response_b)]
+        )
 
 
 def test_one_meter_bounds_all_that_its_labeler_is_asked(tmp_path):

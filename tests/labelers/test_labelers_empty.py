@@ -70,7 +70,7 @@ def test_both_orders_are_told_with_the_reason():
 
 
 def test_it_gets_the_least_score():
-    items = [("prompt", "A text."), ("prompt", ""), ("prompt", " \n")]
+    items = [("prompt", text, None) for text in ("A text.", "", " \n")]
     assert labeler(scripted(), readout_kind="score").scores(items)[1:] == [1.0, 1.0]
     assert labeler(scripted(rule="shorter"), readout_kind="score").scores(items)[0] > 1.0
 
@@ -78,11 +78,11 @@ def test_it_gets_the_least_score():
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_it_gets_no_more_likelihood_than_the_worst_text(direction):
     one = labeler(scripted(), readout_kind="likelihood", readout_direction=direction)
-    items = [(p.prompt, p.response_a) for p in pairs(4)]
+    items = [(p.prompt, p.response_a, None) for p in pairs(4)]
     texts = one.scores(items)
-    with_empty = one.scores([*items, (items[0][0], "")])
+    with_empty = one.scores([*items, (items[0][0], "", None)])
     assert with_empty[:4] == texts and with_empty[4] <= min(texts)
-    alone = one.scores([(items[0][0], "")])[0]
+    alone = one.scores([(items[0][0], "", None)])[0]
     assert alone == 0.0 if direction == "forward" else alone < 0.0
 
 

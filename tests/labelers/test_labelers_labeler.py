@@ -88,7 +88,7 @@ def test_polarity_worse_mirrors_choice_text_and_score_once(tmp_path, monkeypatch
             assert other.p_a == pytest.approx(1.0 - one.p_a, abs=1e-12)
             assert one.p_a != pytest.approx(0.5, abs=1e-3)
     # 11 - s for direct scores; the likelihood asks nothing, so nothing is inverted.
-    items = [(pair(0).prompt, pair(0).response_a)]
+    items = [(pair(0).prompt, pair(0).response_a, None)]
     scored = [
         Labeler(backend, texts, options(readout_kind="score"), store=None, progress=None).scores(items)[0]
         for texts in (templates(), asked_worse)
@@ -344,7 +344,7 @@ def test_scores_for_direct_rlaif_agree_with_the_pair_and_are_cached(tmp_path):
         )
         p_a = labeler.label([pair(0)]).preferences[0].p_a
         asked = backend.calls
-        items = [(pair(0).prompt, pair(0).response_a), (pair(0).prompt, pair(0).response_b)]
+        items = [(pair(0).prompt, text, None) for text in (pair(0).response_a, pair(0).response_b)]
         a, b = labeler.scores(items)
     assert backend.calls == asked == 2
     assert p_a == pytest.approx(sigmoid((a - b) / 2.0), abs=1e-12)

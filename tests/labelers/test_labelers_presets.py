@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from labeler_cases import CONF, options, pairs, templates
 from omegaconf import OmegaConf
 
+from rlaif.backends.encoder import EncoderBackend
 from rlaif.backends.scripted import ScriptedBackend
 from rlaif.errors import UserError
 from rlaif.labelers import Labeler, LabelerOptions
@@ -25,6 +26,7 @@ PRESETS = [
     "self_consistency",
     "score",
     "likelihood",
+    "reference",
     "scripted",
 ]
 
@@ -44,7 +46,10 @@ def test_a_preset_names_every_option_and_is_the_same_at_judge(name):
     built = LabelerOptions.of(node, seed=3)
     assert built.seed == 3 and built.exemplars == values["exemplars"]
     backend = ScriptedBackend(**values["scripted"])
-    result = Labeler(backend, templates(), built, store=None, progress=None).label(pairs(2))
+    if name == "reference":
+        backend = EncoderBackend(**values["encoder"], device="cpu")
+    asked = [dataclasses.replace(pair, reference="Return the sum of all items.") for pair in pairs(2)]
+    result = Labeler(backend, templates(), built, store=None, progress=None).label(asked)
     assert [preference.state for preference in result.preferences] == ["ok", "ok"]
 
 
@@ -67,7 +72,8 @@ def test_presets_differ_from_each_other_as_named():
     assert built["cot_fewshot"] == dataclasses.replace(built["base"], cot=True, exemplars=2)
     assert built["self_consistency"].samples == 4 and built["self_consistency"].cot
     assert built["scripted"] == built["base"]
-    assert (built["score"].readout.kind, built["likelihood"].readout.kind) == ("score", "likelihood")
+    kinds = {name: built[name].readout.kind for name in ("score", "likelihood", "reference")}
+    assert kinds == {name: name for name in kinds} and built["reference"].readout.temperature == 0.1
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(run, pipeline, copied
 
 def _asked(record) -> int:
     """Judgements whose answer this run asked for: two orders a pair, but for those with an empty response."""
-    pairs = record.summary["label/n"] + record.summary["label/alignment_n"]
+    pairs = record.summary["label/n"] + record.summary["label/alignment_constructed_n"]
     asked = round(pairs * (1 - record.summary["label/empty_rate"]))
     return int(2 * asked - record.summary["label/reused"])
 
@@ -128,7 +128,7 @@ def test_a_plan_tells_tokens_and_money(run, pipeline, capsys) -> None:
 
 
 def test_a_plan_without_a_price_says_so(run, pipeline, capsys) -> None:
-    from rlaif.app.plan import _usd
+    from rlaif.app.plan.seconds import _usd
     from rlaif.stages.common.stage import Work
 
     assert _usd([Work(usd=1.5), Work(usd=None)]) == "unknown"

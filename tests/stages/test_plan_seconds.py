@@ -1,44 +1,73 @@
 """What the plan says of time, against the arithmetic by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from rlaif.app import plan
-from rlaif.app.plan import estimate_seconds, seconds_of, total_seconds
-from rlaif.stages.common.stage import Work
+from rlaif.app.plan import machine
+from rlaif.app.plan import seconds as plan
+from rlaif.app.plan.seconds import estimate_seconds, seconds_of, total_seconds
+from rlaif.stages.common.stage import Rates, Work
 from rlaif.stages.graph import Planned
+
+RATES = Rates(forward=500.0, decoded=200.0, trained=1000.0, scored=4000.0)
 
 
 def test_seconds_by_hand() -> None:
-    """A machine of 1e9 FLOP/s, 1e6 weights of which 2e5 are trained; products run at 30%, 10% and 20% of the rate."""
-    each = {
-        "forward": 2 * 1e6 * 300 / (1e9 * 0.3),
-        "decoded": 2 * 1e6 * 50 / (1e9 * 0.1),
-        "trained": 6 * 2e5 * 100 / (1e9 * 0.2),
-    }
-    assert list(each.values()) == pytest.approx([2.0, 1.0, 0.6])
+    each = {"forward": 1000 / 500, "decoded": 1000 / 200, "trained": 1000 / 1000, "scored": 1000 / 4000}
     for kind, seconds in each.items():
-        tokens = {"forward": 300, "decoded": 50, "trained": 100}[kind]
-        assert seconds_of(Work(**{kind: tokens}), 1e9, 1e6, 2e5) == pytest.approx(seconds)
-    assert seconds_of(Work(300, 50, 100), 1e9, 1e6, 2e5) == pytest.approx(3.6)
-    # Twice as fast a machine takes half the time; twice the weights, twice the time.
-    assert seconds_of(Work(300), 2e9, 1e6, 2e5) == pytest.approx(1.0)
-    assert seconds_of(Work(300), 1e9, 2e6, 2e5) == pytest.approx(4.0)
+        assert seconds_of(Work(**{kind: 1000}), RATES) == pytest.approx(seconds)
+        assert seconds_of(Work(**{kind: 1000}), replace(RATES, **{kind: 50.0})) == pytest.approx(20.0)
+    assert seconds_of(Work(1000, 1000, 1000, 1000, seconds=7.0), RATES) == pytest.approx(15.25)
+
+
+def test_work_adds_up_and_an_unknown_price_stays_unknown() -> None:
+    both = Work(1, 2, 3, 4, usd=0.5, seconds=6.0) + Work(10, 20, 30, 40, usd=0.25, seconds=60.0)
+    assert both == Work(11, 22, 33, 44, usd=0.75, seconds=66.0)
+    assert (Work() + Work(usd=None)).usd is None and (Work(usd=None) + Work()).usd is None
 
 
 def test_what_exists_costs_nothing_and_what_waits_for_others_takes_their_time(monkeypatch) -> None:
-    monkeypatch.setattr(plan, "matrix_rate", lambda dtype, device: 1e9)
-    monkeypatch.setattr(plan, "parameters", lambda ctx: (1e6, 2e5))
-    ctx = SimpleNamespace(
-        model_spec=SimpleNamespace(dtype="float32", device="cpu"),
-        options=SimpleNamespace(models=SimpleNamespace(tiny=False)),
-    )
+    monkeypatch.setattr(plan, "machine_rates", lambda ctx: RATES)
+    ctx = SimpleNamespace()
     planned = [
         Planned("sft", "sft-1", True, Work(forward=1e9)),
-        Planned("sample", "sample-1", False, Work(decoded=50)),
-        Planned("label", "label-1", False, Work(forward=300, seconds=40.0)),
+        Planned("sample", "sample-1", False, Work(decoded=600)),
+        Planned("label", "label-1", False, Work(seconds=40.0)),
     ]
-    # Three seconds to start each; 1 s of decoding; a server's 40 s whatever this machine would take.
-    assert estimate_seconds(ctx, planned) == pytest.approx({"sft-1": 0.0, "sample-1": 4.0, "label-1": 43.0})
-    assert total_seconds(ctx, planned) == pytest.approx(47.0)
+    # A second to start each; three of decoding; a server's 40 s whatever this machine would take.
+    assert estimate_seconds(ctx, planned) == pytest.approx({"sft-1": 0.0, "sample-1": 4.0, "label-1": 41.0})
+    assert total_seconds(ctx, planned) == pytest.approx(45.0)
+    monkeypatch.setattr(plan, "machine_rates", None)
+    assert total_seconds(ctx, planned[:1]) == 0.0, "what exists needs no measurement"
+
+
+def test_rates_are_those_of_a_clock(monkeypatch, tiny_model) -> None:
+    """With a clock that counts the tokens that the model really runs, a rate is one over the cost of a token."""
+    model = tiny_model("top:1")
+    now, trunk = [0.0], type(model.trunk).forward
+
+    def forward(self, ids, *rest):
+        now[0] += 0.01 * ids.numel()
+        return trunk(self, ids, *rest)
+
+    monkeypatch.setattr(type(model.trunk), "forward", forward)
+
+    def clock():
+        now[0] += 1e-3  # the top's part of a run
+        return now[0]
+
+    monkeypatch.setattr(machine.time, "perf_counter", clock)
+    rates = machine.measure(model)
+    assert rates.forward == pytest.approx(100.0, rel=0.05) and rates.decoded == pytest.approx(100.0, rel=0.05)
+    # Nothing that the top runs on is computed by the trunk: its rows take one tick of this clock.
+    assert rates.trained == pytest.approx(112 * 16 / 1e-3) and rates.scored == rates.trained
+
+
+def test_a_machine_is_measured_once(monkeypatch, context) -> None:
+    ctx, calls = context(), []
+    monkeypatch.setattr(machine, "measure", lambda model: calls.append(model) or RATES)
+    assert machine.machine_rates(ctx) == machine.machine_rates(ctx) == RATES and len(calls) == 1
+    monkeypatch.setattr(machine, "_machine", lambda: ["another"])
+    assert machine.machine_rates(ctx) == RATES and len(calls) == 2

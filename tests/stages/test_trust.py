@@ -33,7 +33,7 @@ def test_the_label_report_is_in_summary_tables_and_page(run, pipeline, warm_root
     for row in bins:
         for column in ("n", "alignment", "flip_n", "flip_rate", "flip_rate_ci_high"):
             assert summary.get(f"label/confidence_{row['bin']}_{column}") == row[column]
-    pairs = summary["label/n"] + summary["label/alignment_n"]
+    pairs = summary["label/n"] + summary["label/alignment_constructed_n"]
     assert sum(row["flip_n"] for row in bins) == pairs
     flips = sum(row["flip_n"] * row["flip_rate"] for row in bins) / pairs
     assert flips == pytest.approx(summary["label/same_position_rate"]) and flips > 0.1

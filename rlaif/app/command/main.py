@@ -49,6 +49,8 @@ def job(cfg: DictConfig) -> None:
 def main() -> None:
     """Exits with 0, or with 2 after one sentence on stderr."""
     os.environ |= {"HYDRA_FULL_ERROR": "1", "RLAIF_JOB": uuid.uuid4().hex[:8]}
+    # What an Apple GPU has no kernel for runs on the CPU, with a warning; torch reads this when it is imported.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     sys.argv[1:] = arranged(sys.argv[1:])
     program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "rlaif"
     OmegaConf.register_new_resolver("rlaif_help", lambda: help_text(CODE, program), replace=True)

@@ -6,7 +6,7 @@ On a CPU, finished rows are dropped; on an accelerator, one captured step is rep
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class Sampled:
     features: Tensor | None = None
 
 
+Receive = Callable[[int, Sampled], None]
+"""Takes a prompt's index and its response."""
+
+
 def _chunks(groups: Sequence[SharedPrefix], max_tokens: int) -> Iterator[list[SharedPrefix]]:
     """Consecutive groups whose padded rows have at most `max_tokens` tokens (but at least one group)."""
     chunk: list[SharedPrefix] = []
@@ -63,9 +67,9 @@ def _chunks(groups: Sequence[SharedPrefix], max_tokens: int) -> Iterator[list[Sh
 
 def _cache_bytes(device: torch.device) -> int:
     """On an accelerator total memory decides, not free memory: batches must not vary from run to run."""
-    return (
-        torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else CACHE_BYTES
-    )
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 8
+    return torch.mps.recommended_max_memory() // 8 if device.type == "mps" else CACHE_BYTES
 
 
 class _Batch:
@@ -182,6 +186,7 @@ def sample(
     max_rows: int,
     prefill_tokens: int | None = None,
     keep_features: bool = False,
+    receive: Receive | None = None,
     warm: WarmPrompts | None = None,
     progress: Callable[[int], None] | None = None,
     replay: bool | None = None,
@@ -194,6 +199,8 @@ def sample(
         max_rows: most rows decoded at once; fewer if their keys and values would take too much memory.
         prefill_tokens: prompt tokens that run at once; by default what suits the device.
         keep_features: return the trunk's activations of prompt and response.
+        receive: takes each response, with its features if kept, as soon as its batch is done. Those returned then
+            have no features: thousands of them would fill the memory.
         warm: receives the prompts' keys and values, for calls that extend them.
         progress: called after each batch with its number of rows.
         replay: decode in static shapes; by default on accelerators only.
@@ -229,7 +236,10 @@ def sample(
             features = None
             if decoded.features is not None:
                 features = decoded.features[row, : len(chosen[row]) + len(decoded.responses[row])].clone()
-            results[index] = Sampled(tuple(decoded.responses[row]), decoded.finished[row], features)
+            drawn = Sampled(tuple(decoded.responses[row]), decoded.finished[row], features)
+            if receive:
+                receive(index, drawn)
+            results[index] = replace(drawn, features=None) if receive else drawn
         if progress:
             progress(len(indices))
     return [result for result in results if result is not None]

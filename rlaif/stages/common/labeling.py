@@ -10,7 +10,7 @@ from rlaif.labelers import LabelerOptions, Unread, estimate
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.engines import ENGINES, seconds_elsewhere
-from rlaif.stages.common.limits import CHARS_PER_TOKEN, response_tokens
+from rlaif.stages.common.limits import CHARS_PER_TOKEN, chars_per_token, response_tokens
 from rlaif.stages.common.stage import Work
 
 PREFERENCES_FILE = "preferences.jsonl"
@@ -131,9 +131,10 @@ def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> W
     """What the labeler at `key` would read, write and cost for `pairs` if no answer were stored."""
     options, price = ctx.options.asked(key), ctx.price(key)
     guess = estimate(pairs, ctx.templates, LabelerOptions.of(options, seed=seed))
-    return Work(
-        forward=guess.tokens_in * (2.0 if ctx.options.models.tiny else 1.0),
-        decoded=guess.tokens_out,
-        usd=None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0),
-        seconds=seconds_elsewhere(options.engine, ctx.options.backend, guess),
-    )
+    usd = None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0)
+    elsewhere = seconds_elsewhere(options.engine, ctx.options.backend, guess)
+    if elsewhere is not None:
+        return Work(usd=usd, seconds=elsewhere)
+    # The labeler's estimate, at 4 characters per token, is for prices.
+    tokens = guess.tokens_run * 4.0 / chars_per_token(ctx)
+    return Work(forward=tokens, decoded=guess.tokens_out, usd=usd)

@@ -52,20 +52,23 @@ def no_pairs(ctx: Context, cuts: Cuts) -> str:
     )
 
 
+def chars_per_token(ctx: Context) -> float:
+    """About how many characters a token of the base model stands for."""
+    return 1.0 if ctx.options.models.tiny else CHARS_PER_TOKEN
+
+
 def prompt_tokens(ctx: Context) -> float:
-    """Mean tokens of an encoded prompt that fits."""
-    chars_per_token = 1.0 if ctx.options.models.tiny else CHARS_PER_TOKEN
-    own = ctx.options.task
-    overhead = len(own.prefix + own.suffix) / chars_per_token + (25 if own.chat else 0)
-    sizes = [len(p.prompt) / chars_per_token + overhead for p in ctx.task.train[:400]]
+    """Mean tokens of an encoded prompt that fits; one that does not fit is dropped or cut."""
+    own, chars = ctx.options.task, chars_per_token(ctx)
+    overhead = len(own.prefix + own.suffix) / chars + (25 if own.chat else 0)
+    sizes = [len(p.prompt) / chars + overhead for p in ctx.task.train[:400]]
     return fmean([min(size, own.max_prompt_tokens) for size in sizes] or [0.0])
 
 
 def pair_tokens(ctx: Context, pairs: Sequence[Pair]) -> float:
     """Mean tokens of a pair's prompt and two responses."""
-    chars_per_token = 1.0 if ctx.options.models.tiny else CHARS_PER_TOKEN
     texts = [len(p.prompt) + len(p.response_a) + len(p.response_b) for p in pairs]
-    return fmean(texts) / chars_per_token if texts else 0.0
+    return fmean(texts) / chars_per_token(ctx) if texts else 0.0
 
 
 def response_tokens(ctx: Context) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlaif.inference.decoding.drawing import Decoding
-from rlaif.inference.decoding.sampler import Sampled, sample
+from rlaif.inference.decoding.sampler import Receive, Sampled, sample
 from rlaif.io import digest
 from rlaif.models.split import Top
 from rlaif.models.weights import load_top
@@ -23,13 +23,24 @@ def draw(
     decoding: Decoding,
     max_rows: int,
     what: str,
+    *,
+    keep_features: bool = False,
+    receive: Receive | None = None,
 ) -> list[Sampled]:
-    """One response per prompt; `keys[i]` determines its noise."""
+    """One response per prompt; `keys[i]` determines its noise. `sample` says what the last two are."""
     seeds = [int(digest(key, 15), 16) for key in keys]
     encoded = [ctx.encoder.prompt(p.prompt) for p in prompts]
     with ctx.progress.task(f"sampling ({what})", len(prompts)) as advance:
         return sample(
-            top, encoded, seeds, decoding, eos_ids=ctx.model().eos_ids, max_rows=max_rows, progress=advance
+            top,
+            encoded,
+            seeds,
+            decoding,
+            eos_ids=ctx.model().eos_ids,
+            max_rows=max_rows,
+            keep_features=keep_features,
+            receive=receive,
+            progress=advance,
         )
 
 

@@ -15,17 +15,35 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Work:
-    """What building an artifact takes: tokens run forward, decoded, and trained on (forward and backward).
+class Rates:
+    """Tokens per second of each kind of `Work` on a machine."""
 
-    `usd` is None if a price is unknown. `seconds` is given if the work is not done by this machine.
+    forward: float
+    decoded: float
+    trained: float
+    scored: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What building an artifact takes, in tokens.
+
+    `forward` run through the whole model, `decoded` one after another, `trained` run forward and backward through the
+    top on the trunk's features, `scored` run through the top alone. `usd` is None if a price is unknown. `seconds`
+    are those of work that these tokens do not stand for, such as a server's.
     """
 
     forward: float = 0.0
     decoded: float = 0.0
     trained: float = 0.0
+    scored: float = 0.0
     usd: float | None = 0.0
-    seconds: float | None = None
+    seconds: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        known = None if None in (self.usd, other.usd) else (self.usd or 0.0) + (other.usd or 0.0)
+        names = ("forward", "decoded", "trained", "scored", "seconds")
+        return Work(**{name: getattr(self, name) + getattr(other, name) for name in names}, usd=known)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rlaif.data.datamodule import EncodedRow, PreferenceRow, TokenBatch, collate
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import Sampled
 from rlaif.io import read_records, write_records
 from rlaif.models.split import Top
 from rlaif.models.weights import load_top
@@ -59,7 +60,14 @@ def _responses(ctx: Context, top: Top, what: str, cuts: Cuts) -> list[Sample]:
     decoding = Decoding(ctx.options.task.max_response_tokens, options.temperature, options.top_k)
     # Both policies sample with the same noise: the comparison is of the policies, not of their luck.
     keys = [[ctx.options.seeds.eval, p.id] for p in prompts]
-    drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, options.max_rows, what)
+    with ctx.features.storing(ctx.model()) as store:
+        # Decoding computes what `encode_pairs` will read.
+        def keep(index: int, got: Sampled) -> None:
+            if store and got.features is not None:
+                store(ctx.encoder.prompt(prompts[index].prompt), got.ids, got.features)
+
+        more: dict[str, Any] = {"keep_features": store is not None, "receive": keep}
+        drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, options.max_rows, what, **more)
     return [to_sample(ctx, prompt, got) for prompt, got in zip(prompts, drawn, strict=True)]
 
 
@@ -232,8 +240,12 @@ def _work(ctx: Context) -> Work:
     rows = 2 * min(ctx.options.eval.num_prompts, len(ctx.task.test))
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
     judged = filler_pairs(ctx, ctx.task.test[: ctx.options.eval.num_prompts])
-    judging = labeling_work(ctx, "judge", ctx.options.seeds.eval, judged)
-    return Work(forward=3 * rows * (prompt + response), decoded=rows * response, usd=judging.usd)
+    work = labeling_work(ctx, "judge", ctx.options.seeds.eval, judged)
+    if shows_proxy(ctx):
+        work += labeling_work(ctx, "labeler", ctx.options.seeds.eval, judged)
+    # Two policies' log-probabilities of one of them, and a reward model's scores of both.
+    scored = 2 * rows * (prompt + response)
+    return work + Work(forward=rows * prompt, decoded=rows * response, scored=scored)
 
 
 def _check(ctx: Context) -> None:

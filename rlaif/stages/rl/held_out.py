@@ -119,5 +119,7 @@ def held_out_work(ctx: Context, iterations: int) -> Work:
     if every is None:
         return Work()
     responses = min(options.num_prompts, len(ctx.task.validation)) * (-(-iterations // every) + 3)
-    tokens = response_tokens(ctx)
-    return Work(forward=responses * (prompt_tokens(ctx) + tokens), decoded=responses * tokens)
+    prompt, response = prompt_tokens(ctx), response_tokens(ctx)
+    return Work(
+        forward=responses * prompt, decoded=responses * response, scored=responses * (prompt + response)
+    )

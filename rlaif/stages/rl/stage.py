@@ -192,20 +192,15 @@ def _work(ctx: Context) -> Work:
     count = iterations(ctx, min(options.num_prompts, len(ctx.task.train)))
     rollouts = count * options.prompts_per_iteration * options.samples_per_prompt
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
-    passes = options.ppo_epochs + 1  # scoring by policy, reference and reward model costs about one update
-    scoring, tracking, held_out = (
-        reward_work(ctx, rollouts),
-        track_work(ctx, count),
-        held_out_work(ctx, count),
+    tokens = rollouts * (prompt + response)
+    prompts = count * options.prompts_per_iteration
+    own = Work(
+        forward=prompts * prompt,
+        decoded=rollouts * response,
+        trained=tokens * options.ppo_epochs,
+        scored=3 * tokens,  # by the policy, the reference and a reward model
     )
-    usd = None if None in (scoring.usd, tracking.usd) else (scoring.usd or 0.0) + (tracking.usd or 0.0)
-    local = scoring.forward if scoring.seconds is None else 0.0
-    return Work(
-        forward=rollouts * prompt + local + tracking.forward + held_out.forward,
-        decoded=rollouts * response + tracking.decoded + held_out.decoded,
-        trained=rollouts * (prompt + response) * passes,
-        usd=usd,
-    )
+    return own + reward_work(ctx, rollouts) + track_work(ctx, count) + held_out_work(ctx, count)
 
 
 STAGE = Stage(

@@ -88,13 +88,12 @@ def track_work(ctx: Context, iterations: int) -> Work:
     prompts, times = _candidates(ctx)[: options.num_prompts], -(-iterations // options.every) + 1
     if options.keep == "best":
         times += 2  # the kept policy and the start, on other prompts
-    tokens, responses = prompt_tokens(ctx) + response_tokens(ctx), times * len(prompts)
-    work = Work(forward=3 * responses * tokens, decoded=responses * response_tokens(ctx))
+    prompt, response, responses = prompt_tokens(ctx), response_tokens(ctx), times * len(prompts)
+    scored = 3 * responses * (prompt + response)
+    work = Work(forward=responses * prompt, decoded=responses * response, scored=scored)
     if options.judge == "rouge":
         return work
-    judging = labeling_work(ctx, "judge", ctx.options.seeds.eval, filler_pairs(ctx, prompts * times))
-    local = judging.forward if judging.seconds is None else 0.0
-    return Work(forward=work.forward + local, decoded=work.decoded, usd=judging.usd)
+    return work + labeling_work(ctx, "judge", ctx.options.seeds.eval, filler_pairs(ctx, prompts * times))
 
 
 @dataclass(frozen=True)

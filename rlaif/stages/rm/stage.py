@@ -94,6 +94,7 @@ def _parents(ctx: Context) -> tuple[str, ...]:
 
 def _work(ctx: Context) -> Work:
     options, sample = ctx.options.rm, ctx.options.sample
+    reference_tokens = prompt_tokens(ctx) + response_tokens(ctx)
     if source(ctx) == "policy":
         pairs = sample.num_prompts * sample.num_samples
         tokens = prompt_tokens(ctx) + 2 * response_tokens(ctx)
@@ -101,7 +102,16 @@ def _work(ctx: Context) -> Work:
         own = ctx.task.pairs[: sample.num_prompts]
         pairs, tokens = len(own), pair_tokens(ctx, own)
     trained = min(options.n or pairs, pairs * (1 - options.validation_fraction - options.test_fraction))
-    return Work(forward=pairs * tokens, trained=trained * tokens * options.num_epochs * options.ensemble)
+    passes = options.num_epochs * options.ensemble
+    measured = options.validation_fraction * (passes + 1) + options.test_fraction
+    references = min(options.normalize_rows, len(ctx.task.validation)) * reference_tokens
+    # Sampling has kept what the trunk makes of its responses.
+    new = 0.0 if source(ctx) == "policy" and ctx.options.model.trunk_cache_gb else pairs * tokens
+    return Work(
+        forward=new + references,
+        trained=trained * tokens * passes,
+        scored=pairs * measured * tokens + references,
+    )
 
 
 def _check(ctx: Context) -> None:

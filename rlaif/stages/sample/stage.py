@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.inference.decoding.drawing import Decoding
+from rlaif.inference.decoding.sampler import Sampled
+from rlaif.inference.features import Store
 from rlaif.io import write_records
 from rlaif.models.split import Top
 from rlaif.options.read import plain
@@ -23,6 +28,59 @@ from rlaif.stages.common.stage import Parents, Stage, Work
 Slot = tuple[Prompt, int, str]
 """A response to be drawn: its prompt, which of the prompt's pairs it is in, and the side, a or b."""
 
+Place = tuple[str, int, str]
+"""A slot by its prompt's id."""
+
+
+class _Draws:
+    """The responses drawn so far. The trunk's features of a pair are stored as soon as it is settled and kept.
+
+    Until then those of its responses that stay wait here, so that none of what is redrawn or dropped is stored.
+    """
+
+    def __init__(self, ctx: Context, top: Top, store: Store | None) -> None:
+        self._ctx, self._top, self._store = ctx, top, store
+        self.samples: dict[Place, Sample] = {}
+        self._waiting: dict[Place, Tensor] = {}
+
+    def draw(self, pending: Sequence[Slot], attempt: int, *, last: bool) -> None:
+        """Draw responses, which replace those of earlier attempts; after the `last` one no pair is redrawn."""
+        options, seed = self._ctx.options.sample, self._ctx.options.seeds.sample
+        decoding = Decoding(self._ctx.options.task.max_response_tokens, options.temperature, options.top_k)
+        keys = [[seed, p.id, n, side, attempt] for p, n, side in pending]
+        due = Counter((p.id, n) for p, n, _ in pending)
+
+        def receive(index: int, one: Sampled) -> None:
+            prompt, n, side = pending[index]
+            self.samples[prompt.id, n, side] = to_sample(self._ctx, prompt, one)
+            if one.features is not None:
+                self._waiting[prompt.id, n, side] = one.features
+            due[prompt.id, n] -= 1
+            if self._store and not due[prompt.id, n]:
+                self._settle(self._store, prompt, n, [] if last else _again(prompt, n, self.samples))
+
+        draw(
+            self._ctx,
+            self._top,
+            [p for p, _, _ in pending],
+            keys,
+            decoding,
+            options.max_rows,
+            "pairs",
+            keep_features=self._store is not None,
+            receive=receive,
+        )
+
+    def _settle(self, store: Store, prompt: Prompt, n: int, again: Sequence[Slot]) -> None:
+        """Store the features of a pair that is kept; drop those of what is redrawn, or of a pair that is not."""
+        both = [(prompt.id, n, side) for side in "ab"]
+        if not again and not _equal(*(self.samples[place].response for place in both)):
+            ids = self._ctx.encoder.prompt(prompt.prompt)
+            for place in both:
+                store(ids, self.samples[place].ids or (), self._waiting[place])
+        for place in [(p.id, n, side) for p, n, side in again] or both:
+            del self._waiting[place]
+
 
 def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
     """Pairs of different responses.
@@ -30,22 +88,21 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
     Equal and empty responses are redrawn up to `max_redraws` times. Pairs that are still equal are dropped and
     counted; an empty response beside a text is kept, as the bad answer that it is.
     """
-    options, seed, cuts = ctx.options.sample, ctx.options.seeds.sample, Cuts()
+    options, cuts = ctx.options.sample, Cuts()
     prompts = rl_prompts(ctx, options.num_prompts, cuts)
-    decoding = Decoding(ctx.options.task.max_response_tokens, options.temperature, options.top_k)
     places = [(p, n) for p in prompts for n in range(options.num_samples)]
-    drawn: dict[tuple[str, int, str], Sample] = {}
     pending: list[Slot] = [(p, n, side) for p, n in places for side in "ab"]
     redrawn = 0
-    for attempt in range(options.max_redraws + 1):
-        keys = [[seed, p.id, n, side, attempt] for p, n, side in pending]
-        got = draw(ctx, top, [p for p, _, _ in pending], keys, decoding, options.max_rows, "pairs")
-        for (prompt, n, side), one in zip(pending, got, strict=True):
-            drawn[prompt.id, n, side] = to_sample(ctx, prompt, one)
-        pending = [slot for p, n in places for slot in _again(p, n, drawn)]
-        if not pending or attempt == options.max_redraws:
-            break
-        redrawn += len(pending)
+    with ctx.features.storing(ctx.model()) as store:
+        draws = _Draws(ctx, top, store)
+        for attempt in range(options.max_redraws + 1):
+            last = attempt == options.max_redraws
+            draws.draw(pending, attempt, last=last)
+            pending = [slot for p, n in places for slot in _again(p, n, draws.samples)]
+            if not pending or last:
+                break
+            redrawn += len(pending)
+    drawn = draws.samples
     pairs = [Pair.between(drawn[p.id, n, "a"], drawn[p.id, n, "b"], f"{p.id}#{n}") for p, n in places]
     kept = [pair for pair in pairs if not _equal(pair.response_a, pair.response_b)]
     every = list(drawn.values())
@@ -59,7 +116,7 @@ def _draw_pairs(ctx: Context, top: Top) -> tuple[list[Pair], dict[str, Any]]:
     return kept, metrics | cut_metrics(ctx, "sample", cuts, "prompts")
 
 
-def _again(prompt: Prompt, n: int, drawn: Mapping[tuple[str, int, str], Sample]) -> list[Slot]:
+def _again(prompt: Prompt, n: int, drawn: Mapping[Place, Sample]) -> list[Slot]:
     """The sides of a pair to draw again."""
     a, b = (drawn[prompt.id, n, side].response for side in "ab")
     empty = [(prompt, n, side) for side, text in (("a", a), ("b", b)) if is_empty(text)]
@@ -123,8 +180,9 @@ def _work(ctx: Context) -> Work:
     if source(ctx) == "dataset":
         return Work()
     options = ctx.options.sample
-    rows = 2 * options.num_samples * min(options.num_prompts, len(ctx.task.train))
-    return Work(forward=rows * prompt_tokens(ctx), decoded=rows * response_tokens(ctx))
+    prompts = min(options.num_prompts, len(ctx.task.train))
+    rows = 2 * options.num_samples * prompts
+    return Work(forward=prompts * prompt_tokens(ctx), decoded=rows * response_tokens(ctx))
 
 
 def _check(ctx: Context) -> None:

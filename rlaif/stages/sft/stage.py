@@ -84,7 +84,8 @@ def _config(ctx: Context) -> dict[str, Any]:
 def _work(ctx: Context) -> Work:
     rows = min(ctx.options.sft.num_rows or len(ctx.task.train), len(ctx.task.train))
     tokens = rows * (prompt_tokens(ctx) + response_tokens(ctx))
-    return Work(forward=tokens * 1.1, trained=tokens * ctx.options.sft.num_epochs)
+    epochs, validation = ctx.options.sft.num_epochs, tokens / 8
+    return Work(forward=tokens + validation, trained=tokens * epochs, scored=validation * epochs)
 
 
 def _check(ctx: Context) -> None:

@@ -63,6 +63,11 @@ def check_devices(ctx: Context, key: str, rows: int) -> None:
             f"trainer.devices={options.devices} would leave processes without a row of {key}={rows}: write "
             f"trainer.devices={rows} or fewer, or a larger {key}"
         )
+    if ctx.model_spec.device == "mps" and options.devices > 1:
+        raise UserError(
+            f"trainer.devices={options.devices}, but an Apple GPU is one device, which processes do not share: write "
+            "trainer.devices=1, or trainer.accelerator=cpu"
+        )
     if ctx.model_spec.device == "cuda" and options.devices > torch.cuda.device_count():
         raise UserError(
             f"trainer.devices={options.devices}, but visible GPUs: {torch.cuda.device_count()}; write "

@@ -5,26 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 import torch
 from rich.table import Table
 
+from rlaif.app.plan.machine import machine_rates
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.stage import Work
+from rlaif.stages.common.stage import Rates, Work
 from rlaif.stages.graph import Planned
 from rlaif.tracking.text import duration, plain
 
-# Share of the machine's matrix rate that each kind of work reaches, as seen on 2 cores with the embedded model.
-# An estimate needs no more than the right order of magnitude.
-EFFICIENCY = {"forward": 0.3, "decoded": 0.1, "trained": 0.2}
+START = 1.0  # seconds in which a stage loads weights and opens files
 
 
 @cache
 def matrix_rate(dtype: str, device: str) -> float:
     """Measured matrix rate in FLOP/s at a layer-like shape that fills the device, from about 0.1 s of multiplying."""
-    rows, wide, deep = (8192, 8192, 4096) if device == "cuda" else (1024, 1536, 576)
+    rows, wide, deep = (8192, 8192, 4096) if device != "cpu" else (1024, 1536, 576)
     kind = getattr(torch, dtype)
     a, b = torch.randn(rows, deep, device=device).to(kind), torch.randn(wide, deep, device=device).to(kind)
     best = float("inf")
@@ -32,41 +31,23 @@ def matrix_rate(dtype: str, device: str) -> float:
         started = time.perf_counter()
         for _ in range(4):
             torch.nn.functional.linear(a, b)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            torch.accelerator.synchronize()
         best = min(best, (time.perf_counter() - started) / 4)
     return 2 * rows * wide * deep / best
 
 
-def parameters(ctx: Context) -> tuple[float, float]:
-    """(all, trainable) layer parameters of the base model, from its config alone."""
-    from rlaif.models.load import model_sizes
-
-    return model_sizes(ctx.model_spec)
-
-
-def seconds_of(work: Work, rate: float, total: float, trainable: float) -> float:
-    """Seconds of `work`: 2 FLOPs per parameter and token forward, 4 more for the trained part backward."""
-    flops = {
-        "forward": 2 * total * work.forward,
-        "decoded": 2 * total * work.decoded,
-        "trained": 6 * trainable * work.trained,
-    }
-    return sum(flops[kind] / (rate * EFFICIENCY[kind]) for kind in flops)
+def seconds_of(work: Work, rates: Rates) -> float:
+    """Seconds of `work` at these rates (tokens per second)."""
+    return work.seconds + math.fsum(getattr(work, name) / rate for name, rate in asdict(rates).items())
 
 
 def estimate_seconds(ctx: Context, plan: Sequence[Planned]) -> dict[str, float]:
-    """Estimated seconds of each artifact that would be built, by its name."""
-    spec = ctx.model_spec
-    rate, (total, trainable) = matrix_rate(spec.dtype, spec.device), parameters(ctx)
-    overhead = 0.5 if ctx.options.models.tiny else 3.0
-    return {
-        p.name: 0.0
-        if p.exists
-        else overhead
-        + (seconds_of(p.work, rate, total, trainable) if p.work.seconds is None else p.work.seconds)
-        for p in plan
-    }
+    """Estimated seconds of each artifact that would be built, by its name; the machine is measured for it."""
+    if all(p.exists for p in plan):
+        return {p.name: 0.0 for p in plan}
+    rates = machine_rates(ctx)
+    return {p.name: 0.0 if p.exists else START + seconds_of(p.work, rates) for p in plan}
 
 
 def total_seconds(ctx: Context, plan: Sequence[Planned]) -> float:

@@ -1,0 +1,1 @@
+"""What a command would do and cost on this machine, before it does it."""
