@@ -128,7 +128,8 @@ class Labeler:
     def label(self, pairs: Sequence[Pair | Mapping[str, str]]) -> list[Preference]:
         """The preference for each pair, in order: `p_a` in [0, 1], or None if no verdict could be read.
 
-        A pair is a `Pair`, or a mapping with `prompt`, `response_a`, `response_b` and, if you like, `id`.
+        A pair is a `Pair`, or a mapping with `prompt`, `response_a`, `response_b` and, if you like, `id` and
+        the author's `reference` (which the preset `reference` compares with, and no other reads).
         """
         return list(self._labeler.label([_pair(index, one) for index, one in enumerate(pairs)]).preferences)
 
@@ -140,7 +141,8 @@ def _pair(index: int, one: Pair | Mapping[str, str]) -> Pair:
     if missing:
         raise UserError(f"pairs[{index}] has no text {missing[0]}: give prompt, response_a and response_b")
     name = str(one.get("id", index))
-    return Pair(name, name, one["prompt"], one["response_a"], one["response_b"], "dataset")
+    pair = Pair(name, name, one["prompt"], one["response_a"], one["response_b"], "dataset")
+    return replace(pair, reference=one.get("reference"))
 
 
 class _OfRun:

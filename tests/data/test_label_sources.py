@@ -46,9 +46,9 @@ def own_labels(
     pairs: list[Pair], preferences: dict[str, Preference], chosen: LabelSource
 ) -> dict[str, float]:
     """The source's own labels by pair id, in order."""
-    return {
-        row.pair.id: row.p_a for row in labelled(label_rows(pairs, [None] * len(pairs)), preferences, chosen)
-    }
+    people = {pair.id: pair.gold for pair in pairs if pair.gold is not None}
+    rows = label_rows(pairs, [None] * len(pairs))
+    return {row.pair.id: row.p_a for row in labelled(rows, preferences, people, chosen)}
 
 
 def training_labels(own: dict[str, float], chosen: LabelSource) -> TrainingRows:

@@ -29,8 +29,8 @@ _ATEN = torch.ops.aten
 # As on a GPU: copies cross the border, and positions to look up may lie on the processor.
 _COPIES = {_ATEN._to_copy.default, _ATEN.copy_.default}
 _LOOKUPS = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default}
-# Made of others, but without views among their results: computed whole, which takes half the time. Not where each of the
-# others must be noted.
+# Made of others, but without views among their results: computed whole, which takes half the time. Not where each of
+# the others must be noted.
 _WHOLE = {
     _ATEN.linear.default,
     _ATEN.matmul.default,

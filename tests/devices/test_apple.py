@@ -13,7 +13,7 @@ from jobs import CODE, job_context
 from rlaif.app.doctor import _device
 from rlaif.app.job import _cores
 from rlaif.errors import UserError
-from rlaif.inference.decoding.sampler import _cache_bytes
+from rlaif.inference.decoding.sampler import cache_bytes
 from rlaif.models import load
 from rlaif.models.attention import DenseCausal, causal_attention, is_plain
 from rlaif.models.load import resolve_device, resolve_dtype
@@ -94,7 +94,7 @@ def test_models_use_products_that_round_alike_with_and_without_gradients() -> No
 
 def test_its_memory_bounds_the_rows_decoded_at_once(monkeypatch) -> None:
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 16 * 2**30)
-    assert _cache_bytes(APPLE) == 2 * 2**30
+    assert cache_bytes(APPLE) == 2 * 2**30
 
 
 def test_the_doctor_names_it(machine, monkeypatch) -> None:

@@ -102,7 +102,7 @@ def test_constructions_are_reported_apart() -> None:
         ("3", "truncated", 0.1),
         ("4", "truncated", None),
     ]
-    pairs = [pair(n, 1.0, c) for n, c, _ in made]
+    pairs = [dataclasses.replace(pair(n, 1.0, c), gold_source="constructed") for n, c, _ in made]
     report = alignment_report(pairs, [preference(n, p) for n, _, p in made], [])
     assert report["label/alignment"] == pytest.approx(2 / 3)
     assert report["label/alignment_mismatched"] == 1.0 and report["label/alignment_mismatched_n"] == 2

@@ -65,7 +65,7 @@ def test_each_job_has_a_wandb_run_and_the_sweep_a_report(ablation) -> None:
         for name in ("base", "cot", "fewshot")
         for order in ("first", "both")
     )
-    assert f"sweep report: {page}" in done.stdout and "Tested on RM accuracy, on the same" in text
+    assert f"sweep report: {page}" in done.stdout and "Tested on RM gold accuracy, on the same" in text
 
 
 def test_the_output_is_readable_in_a_file(ablation) -> None:

@@ -227,7 +227,7 @@ def test_plan_of_an_experiment(run, capsys, pipeline) -> None:
 def test_a_diagnosis_holds_four_rewards_side_by_side(run, records, pipeline, warm_root, capsys) -> None:
     record = records["diagnose"] if "diagnose" in records else run("experiments=diagnose")
     rows = record.table("diagnosis")
-    assert [row["part"] for row in rows] == ["SFT"] * 2 + ["RL"] * 2 + ["reward"] * 5
+    assert [row["part"] for row in rows] == ["SFT"] * 2 + ["RL"] * 2 + ["reward"] * 4
     assert {row["state"] for row in rows} <= {"yes", "no", "failed", "open"}
     arms = {row["arm"]: row for row in record.table("arms")}
     assert arms["oracle"]["eval/rouge_l_policy"] - arms["oracle"]["eval/rouge_l_baseline"] == pytest.approx(

@@ -14,7 +14,7 @@ from rlaif.app.plan.sizes import FOR_STAGES, SIZES, path_seconds, sized
 from rlaif.options.read import plain
 from rlaif.stages.common.stage import Rates
 
-RATES = Rates(forward=500.0, decoded=250.0, trained=1000.0, scored=3000.0)
+RATES = Rates(forward=500.0, decoded=250.0, steps=10.0, trained=1000.0, scored=3000.0)
 # The demo's sizes with smoke's few rows, so that nothing large is read.
 FEW = ["task.packages=[jinja2,rich,click]", "tracking=none", "model.dtype=float32"]
 
@@ -49,7 +49,7 @@ def measured(monkeypatch):
 
 def test_sizes_grow(words) -> None:
     times = [seconds(words, size) for size in SIZES]
-    assert all(later > 1.2 * earlier for earlier, later in pairwise(times)), "few rows, of which none is left"
+    assert all(earlier < later for earlier, later in pairwise(times)) and times[-1] > 1.8 * times[0]
     double = Rates(**{name: 2 * rate for name, rate in asdict(RATES).items()})
     assert seconds(words, "small", double) < 0.6 * times[0]
 

@@ -157,10 +157,10 @@ def test_gold_labels_that_are_not_there(name, run, warm_root, tmp_path) -> None:
     """Pairs of the policy's own responses, and a file without labels."""
     before = {folder.name for folder in (warm_root / "artifacts").glob("*-*")}
     with pytest.raises(UserError) as caught:
-        run("stage=rm", f"rm.labels={name}")
+        run("stage=rm", f"rm.labels={name}", "people.simulated=never")
     said = str(caught.value)
     assert f"rm.labels={name} trains on gold labels, but pairs sampled from the policy have none" in said
-    assert "write rm.labels=ai, or" in said and "harmless" in said and "custom" in said
+    assert "write rm.labels=ai, people.simulated=always" in said and "harmless" in said and "custom" in said
     rows = [{"prompt": f"Say {i}.", "response_a": f"{i}!", "response_b": f"{i}?"} for i in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["task=custom", f"task.path={tmp_path / 'rows.jsonl'}", "sft.enabled=false"]

@@ -1,5 +1,6 @@
 """What the plan says of time, against the arithmetic by hand."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,20 +12,26 @@ from rlaif.app.plan.seconds import estimate_seconds, seconds_of, total_seconds
 from rlaif.stages.common.stage import Rates, Work
 from rlaif.stages.graph import Planned
 
-RATES = Rates(forward=500.0, decoded=200.0, trained=1000.0, scored=4000.0)
+RATES = Rates(forward=500.0, decoded=200.0, steps=10.0, trained=1000.0, scored=4000.0)
 
 
 def test_seconds_by_hand() -> None:
-    each = {"forward": 1000 / 500, "decoded": 1000 / 200, "trained": 1000 / 1000, "scored": 1000 / 4000}
+    each = {
+        "forward": 1000 / 500,
+        "decoded": 1000 / 200,
+        "steps": 1000 / 10,
+        "trained": 1.0,
+        "scored": 1000 / 4000,
+    }
     for kind, seconds in each.items():
         assert seconds_of(Work(**{kind: 1000}), RATES) == pytest.approx(seconds)
         assert seconds_of(Work(**{kind: 1000}), replace(RATES, **{kind: 50.0})) == pytest.approx(20.0)
-    assert seconds_of(Work(1000, 1000, 1000, 1000, seconds=7.0), RATES) == pytest.approx(15.25)
+    assert seconds_of(Work(1000, 1000, 30, 1000, 1000, seconds=7.0), RATES) == pytest.approx(18.25)
 
 
 def test_work_adds_up_and_an_unknown_price_stays_unknown() -> None:
-    both = Work(1, 2, 3, 4, usd=0.5, seconds=6.0) + Work(10, 20, 30, 40, usd=0.25, seconds=60.0)
-    assert both == Work(11, 22, 33, 44, usd=0.75, seconds=66.0)
+    both = Work(1, 2, 3, 4, 5, usd=0.5, seconds=6.0) + Work(10, 20, 30, 40, 50, usd=0.25, seconds=60.0)
+    assert both == Work(11, 22, 33, 44, 55, usd=0.75, seconds=66.0)
     assert (Work() + Work(usd=None)).usd is None and (Work(usd=None) + Work()).usd is None
 
 
@@ -65,9 +72,12 @@ def test_rates_are_those_of_a_clock(monkeypatch, tiny_model) -> None:
     assert rates.trained == pytest.approx(112 * 16 / 1e-3) and rates.scored == rates.trained
 
 
-def test_a_machine_is_measured_once(monkeypatch, context) -> None:
-    ctx, calls = context(), []
+def test_a_machine_is_measured_once_if_nothing_else_kept_it_busy(monkeypatch, context, tmp_path) -> None:
+    ctx, calls = context(f"paths.root={tmp_path}"), []
     monkeypatch.setattr(machine, "measure", lambda model: calls.append(model) or RATES)
-    assert machine.machine_rates(ctx) == machine.machine_rates(ctx) == RATES and len(calls) == 1
+    monkeypatch.setattr(machine, "_ALONE", math.inf)
+    assert machine.machine_rates(ctx) == machine.machine_rates(ctx) == RATES and len(calls) == 2
+    monkeypatch.setattr(machine, "_ALONE", 0.0)
+    assert machine.machine_rates(ctx) == machine.machine_rates(ctx) == RATES and len(calls) == 3
     monkeypatch.setattr(machine, "_machine", lambda: ["another"])
-    assert machine.machine_rates(ctx) == RATES and len(calls) == 2
+    assert machine.machine_rates(ctx) == RATES and len(calls) == 4

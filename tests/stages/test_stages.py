@@ -170,7 +170,9 @@ def test_every_other_preset_labels_the_same_pairs(preset, pipeline, run) -> None
     record = run("stage=label", f"labeler={preset}", *SMALLER.get(preset, []))
     parents = {row.kind: row.digest for row in record.lineage if row.kind != "label"}
     assert parents == {row.kind: row.digest for row in pipeline.lineage if row.kind in ("sft", "sample")}
-    assert record.summary["label/unparsed_rate"] == 0 and record.summary["label/alignment_n"] == 16
+    assert (
+        record.summary["label/unparsed_rate"] == 0 and record.summary["label/alignment_constructed_n"] == 16
+    )
 
 
 @pytest.mark.parametrize("file", sorted((CODE / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)

@@ -13,7 +13,9 @@ from rlaif.io import read_jsonl
 from rlaif.stages.common.labeling import trust_gate
 from rlaif.tracking.glossary import unknown
 
-GUESSING = ["labeler=scripted", "labeler.scripted.rule=hash"]
+# Constructed pairs alone: easy enough for a rule, and few.
+EASY = "people.simulated=never"
+GUESSING = ["labeler=scripted", "labeler.scripted.rule=hash", EASY]
 BIASED = [*GUESSING, "labeler.scripted.position_bias=1.0"]
 
 
@@ -92,7 +94,7 @@ def test_another_judge_is_not_blamed(run, pipeline) -> None:
 
 def test_a_labeler_above_chance_is_not_warned_of(run, pipeline) -> None:
     # Four gold prompts, as the profile has, prove nothing of any labeler.
-    record = run("stage=rm", "labeler=scripted", "task.gold_pairs_per_construction=16")
+    record = run("stage=rm", "labeler=scripted", "task.gold_pairs_per_construction=16", EASY)
     assert record.summary["label/alignment_ci_low"] >= 0.5, (
         "the rule must be good for this test to say anything"
     )
@@ -106,7 +108,11 @@ def test_min_alignment_stops_every_later_stage(stage, run, pipeline, warm_root) 
     with pytest.raises(UserError) as caught:
         run(f"stage={stage}", *GUESSING, "labeler.min_alignment=0.95")
     said = str(caught.value)
-    assert "labeler.min_alignment=0.95" in said and "alignment is" in said and "16 gold pairs" in said
+    assert (
+        "labeler.min_alignment=0.95" in said
+        and "alignment is" in said
+        and "16 constructed gold pairs" in said
+    )
     assert {folder.name for folder in (warm_root / "artifacts").iterdir()} == before
     assert run("stage=label", *GUESSING, "labeler.min_alignment=0.95").state == "finished"
 
@@ -153,7 +159,7 @@ def test_labelers_of_a_comparison_are_tested_pair_by_pair(run, pipeline, warm_ro
         "overlap": ["labeler=scripted"],
         "again": ["labeler=scripted", "rm.lr=0.001"],
     }
-    record = run("experiments=labelers", *(_arm(name, overrides) for name, overrides in arms.items()))
+    record = run("experiments=labelers", EASY, *(_arm(name, overrides) for name, overrides in arms.items()))
     ranking, tests = record.table("labelers"), record.table("labeler_tests")
     assert {row["labeler"] for row in ranking} == {"likelihood", "base", "guess", "overlap, again"}
     assert len(tests) == 6
@@ -171,7 +177,7 @@ def test_labelers_of_a_comparison_are_tested_pair_by_pair(run, pipeline, warm_ro
 
 def test_a_sweep_compares_its_labelers(run, pipeline, warm_root, capsys) -> None:
     for rule in ("hash", "overlap"):
-        run("stage=rm", "labeler=scripted", f"labeler.scripted.rule={rule}", group="two-rules")
+        run("stage=rm", "labeler=scripted", f"labeler.scripted.rule={rule}", EASY, group="two-rules")
     shown = " ".join(capsys.readouterr().out.split())
     assert "On the same 16 gold pairs" in shown
     page = (warm_root / "reports" / "sweep-two-rules.html").read_text(encoding="utf-8")

@@ -34,7 +34,9 @@ def help_text(root: Path, program: str) -> str:
     for name, folder in groups.items():
         options = [file for file in sorted(folder.glob("*.yaml")) if not file.stem.startswith("_")]
         if name == "judge":
-            shown.append("judge=   as labeler=; without it, the labeler judges")
+            shown.append(
+                "judge=   as labeler=; without it, the task's choice (docs: reference) or the labeler"
+            )
         elif [file.stem for file in options] == ["default"]:
             keys.append(f"{name}.KEY")
         elif options:

@@ -135,8 +135,8 @@ def _seconds(run: Callable[[int], None], device: str, sizes: tuple[int, ...] = (
     for rows in sizes:
         started = time.perf_counter()
         run(rows)
-        if device != "cpu":
-            torch.accelerator.synchronize()
+        if device in ("cuda", "mps"):
+            getattr(torch, device).synchronize()
         seconds = time.perf_counter() - started
         if seconds > _ENOUGH:
             break

@@ -31,8 +31,8 @@ def matrix_rate(dtype: str, device: str) -> float:
         started = time.perf_counter()
         for _ in range(4):
             torch.nn.functional.linear(a, b)
-        if device != "cpu":
-            torch.accelerator.synchronize()
+        if device in ("cuda", "mps"):
+            getattr(torch, device).synchronize()
         best = min(best, (time.perf_counter() - started) / 4)
     return 2 * rows * wide * deep / best
 
@@ -67,6 +67,11 @@ def _usd(works: Sequence[Work]) -> str:
     return plain(math.fsum(known)) if len(known) == len(works) else "unknown"
 
 
+def _shown(work: Work) -> tuple[float, float, float]:
+    """Tokens read, generated and trained on."""
+    return work.forward + work.read, work.decoded + work.written, work.trained
+
+
 def plan_table(ctx: Context, plan: Sequence[Planned], title: str) -> Table:
     """The plan as a table for the terminal."""
     seconds = estimate_seconds(ctx, plan)
@@ -74,7 +79,7 @@ def plan_table(ctx: Context, plan: Sequence[Planned], title: str) -> Table:
     for name in ("stage", "artifact", "what", "tokens read", "generated", "trained on", "about", "USD"):
         table.add_column(name, justify="left" if name in ("stage", "artifact", "what") else "right")
     for p in plan:
-        counts = (f"{n:,.0f}" if n else "" for n in (p.work.forward, p.work.decoded, p.work.trained))
+        counts = (f"{n:,.0f}" if n else "" for n in _shown(p.work))
         table.add_row(
             p.kind,
             p.name,

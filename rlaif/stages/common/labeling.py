@@ -138,7 +138,7 @@ def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> W
     usd = None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0)
     elsewhere = seconds_elsewhere(options.engine, ctx.options.backend, guess)
     if elsewhere is not None:
-        return Work(usd=usd, seconds=elsewhere)
+        return Work(usd=usd, seconds=elsewhere, read=guess.tokens_in, written=guess.tokens_out)
     # The labeler's estimate, at 4 characters per token, is for prices.
     tokens = guess.tokens_run * 4.0 / chars_per_token(ctx)
     return Work(forward=tokens, decoded=guess.tokens_out, usd=usd)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class Work:
 
     `forward` run through the whole model, `decoded` one after another (in so many `steps`, each of a batch, whose time
     does not shrink with its rows), `trained` run forward and backward through the
-    top on the trunk's features, `scored` run through the top alone. `usd` is None if a price is unknown. `seconds`
-    are those of work that these tokens do not stand for, such as a server's.
+    top on the trunk's features, `scored` run through the top alone. `usd` is None if a price is unknown. What
+    this machine does not compute, such as a server's work, takes `seconds`; its tokens are `read` and `written`.
     """
 
     forward: float = 0.0
@@ -42,10 +42,12 @@ class Work:
     scored: float = 0.0
     usd: float | None = 0.0
     seconds: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         known = None if None in (self.usd, other.usd) else (self.usd or 0.0) + (other.usd or 0.0)
-        names = ("forward", "decoded", "steps", "trained", "scored", "seconds")
+        names = [field.name for field in fields(self) if field.name != "usd"]
         return Work(**{name: getattr(self, name) + getattr(other, name) for name in names}, usd=known)
 
 

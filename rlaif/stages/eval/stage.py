@@ -93,8 +93,8 @@ def _judge(
 
 def shows_proxy(ctx: Context) -> bool:
     """Whether the labeler judges too: only if the policy was trained to please it, and it is not the judge."""
-    pleased = KINDS[ctx.options.reward.kind].pleases_labeler(ctx.options.rm.labels)
-    if not (ctx.options.eval.labeler_verdict and pleased):
+    kind = KINDS.get(ctx.options.reward.kind)
+    if kind is None or not (ctx.options.eval.labeler_verdict and kind.pleases_labeler(ctx.options.rm.labels)):
         return False
     return labeler_identity(ctx, "judge", 0) != labeler_identity(ctx, "labeler", 0)
 

@@ -86,7 +86,7 @@ def _notes(summary: Summary) -> dict[str, str]:
     if worst is not None and best is not None and worst < best:
         unread = f"; {metric_range('label/alignment', worst, best)} if all unread ones were wrong or right"
     return {
-        "label/alignment": f"{plain(of('alignment_n'))} pairs, {gold_words(summary)}{unread}",
+        "label/alignment": f"{plain(of('alignment_n'))} gold pairs{_by_whom(summary)}{unread}",
         "label/alignment_constructed": "a check of competence: one response was made to be worse",
         "label/first_position_rate": "50% is no bias" + ("" if p is None else f"; binomial {p_text(p)}"),
         "label/longer_rate": f"gold: {percent(of('gold_longer_rate'))} of the same {plain(of('verbosity_n'))} pairs",
@@ -140,6 +140,10 @@ _GOLD = {
     "simulated": "against simulated people",
     "constructed": "against how the pairs were made",
 }
+
+
+def _by_whom(summary: Summary) -> str:
+    return f", {gold_words(summary)}" if summary.get("label/gold_source") else ""
 
 
 def gold_words(summary: Summary, stage: str = "label") -> str:
