@@ -96,8 +96,7 @@ def measure(model: LanguageModel) -> Rates:
 
     def train(rows: int) -> None:
         batch = _batch(model, texts(rows, _PROMPT + _RESPONSE))
-        with torch.autocast(model.device, torch.bfloat16, enabled=model.trunk.dtype == torch.bfloat16):
-            loss, _ = sft_loss(response_logprobs(top, batch), batch.response_mask)
+        loss, _ = sft_loss(response_logprobs(top, batch), batch.response_mask)
         loss.backward()
         top.zero_grad(set_to_none=True)
 
