@@ -16,12 +16,6 @@ SMOKE = (
     "rm.test_fraction=0.3",
     "rl.num_prompts=8",
     "eval.num_prompts=4",
-    # Gold that no last bit decides: a random model's preferences are ties but for rounding, and their calibration
-    # against the graded verdicts of simulated people jumps with it.
-    "people.simulated=never",
-    # Features of one and the same pass on both sides: those that decoding keeps differ by the rounding of another kernel
-    # each, which a reward model's first steps (AdamW on gradients near zero) enlarge.
-    "model.trunk_cache_gb=0",
 )
 JOBS = {
     "top": ("stage=pipeline",),

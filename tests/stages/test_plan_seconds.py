@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from rlaif.app.plan import machine
 from rlaif.app.plan import seconds as plan
@@ -66,7 +67,9 @@ def test_rates_are_those_of_a_clock(monkeypatch, tiny_model) -> None:
         return now[0]
 
     monkeypatch.setattr(machine.time, "perf_counter", clock)
+    state = torch.get_rng_state()
     rates = machine.measure(model)
+    assert torch.equal(torch.get_rng_state(), state), "the clock decides how much is drawn"
     assert rates.forward == pytest.approx(100.0, rel=0.05) and rates.decoded == pytest.approx(100.0, rel=0.05)
     # Nothing that the top runs on is computed by the trunk: its rows take one tick of this clock.
     assert rates.trained == pytest.approx(112 * 16 / 1e-3) and rates.scored == rates.trained

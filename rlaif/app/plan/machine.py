@@ -123,7 +123,9 @@ def _batch(model: LanguageModel, texts: list[tuple[int, ...]]) -> TokenBatch:
     for text in texts:
         ids = torch.tensor(text)
         shape = (len(text), model.trunk.config.hidden_size)
-        features = ids if model.trunk.full else torch.randn(shape).to(model.trunk.dtype)
+        # Drawn by a generator of its own: how much is measured depends on the clock, and no stage's draws may.
+        own = torch.Generator().manual_seed(len(rows))
+        features = ids if model.trunk.full else torch.randn(shape, generator=own).to(model.trunk.dtype)
         rows.append(EncodedRow(ids, features[:_PROMPT], features[_PROMPT:]))
     return collate_sequences(rows).to(model.device)
 
