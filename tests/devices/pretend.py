@@ -29,19 +29,9 @@ _ATEN = torch.ops.aten
 # As on a GPU: copies cross the border, and positions to look up may lie on the processor.
 _COPIES = {_ATEN._to_copy.default, _ATEN.copy_.default}
 _LOOKUPS = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default}
-# Made of others, but without views among their results: computed whole, which takes half the time. Not where each of
-# the others must be noted.
-_WHOLE = {
-    _ATEN.linear.default,
-    _ATEN.matmul.default,
-    _ATEN.rms_norm.default,
-    _ATEN.scaled_dot_product_attention.default,
-}
-_PRODUCTS = {
-    *(_ATEN.mm.default, _ATEN.bmm.default, _ATEN.addmm.default, _ATEN.baddbmm.default),
-    *(_ATEN.linear.default, _ATEN.matmul.default, _ATEN.scaled_dot_product_attention.default),
-}
 _WIDE = (torch.float64, torch.complex128)
+_PRODUCTS = {_ATEN.mm.default, _ATEN.bmm.default, _ATEN.addmm.default, _ATEN.baddbmm.default}
+
 
 OPERATIONS: set[str] = set()  # the names of all that ran on the device
 
@@ -54,15 +44,14 @@ class PretendTensor(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> PretendTensor:
-        with torch.inference_mode(inner.is_inference()):  # a view of a model's buffer is none of inference's
-            return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-                cls,
-                inner.shape,
-                strides=inner.stride(),
-                storage_offset=inner.storage_offset(),
-                dtype=inner.dtype,
-                device=torch.device(NAME, 0),
-            )
+        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=torch.device(NAME, 0),
+        )
 
     def __init__(self, inner: Tensor) -> None:
         self.inner = inner
@@ -93,7 +82,7 @@ class PretendDevice(TorchDispatchMode):
             (self.away if here else self.left)[str(func)] += 1
         if not here:
             return func(*args, **kwargs)
-        if func in _WHOLE or not _is_composite(func):
+        if not _is_composite(func):
             return _compute(func, args, kwargs)
         with self:  # in inference mode an operation made of others comes whole
             return func.decompose(*args, **kwargs)
@@ -204,18 +193,15 @@ def install(*, apple: bool = False) -> None:
     """
     import rlaif.models.attention
     import rlaif.stages.common.context
-    import rlaif.stages.common.engines
     import rlaif.stages.common.rewards.classifier
 
     _setup_privateuseone_for_python_backend(NAME)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) passes the mode too
     AcceleratorRegistry.register(NAME, PretendAccelerator, description="a device that is not there")
     _AcceleratorConnector._choose_strategy = lambda _: SingleDeviceStrategy(torch.device(NAME, 0))
-    common = rlaif.stages.common
-    for module in (common.context, common.engines, common.rewards.classifier):
+    for module in (rlaif.stages.common.context, rlaif.stages.common.rewards.classifier):
         module.resolve_device = lambda _: NAME
     if apple:
-        _WHOLE.clear()
         rlaif.models.attention.PLAIN += (NAME,)
 
 
