@@ -56,6 +56,16 @@ class PretendTensor(Tensor):
     def __init__(self, inner: Tensor) -> None:
         self.inner = inner
 
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: PretendTensor) -> None:
+        """As `Tensor.data`, which knows nothing of `inner`: a weight made a view of another one follows it."""
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.inner = value.inner
+
     def tolist(self) -> list:
         return self.inner.tolist()
 
@@ -248,4 +258,8 @@ def mixtures(answer: Any) -> None:
         attempt("float64 back", lambda: away.cpu().double())
         attempt("back", lambda: away.cpu() + left)
         attempt("forth", lambda: away + left.to(NAME))
+        joined, weight = torch.zeros(4, 3, device=NAME), torch.nn.Parameter(away)
+        weight.data = joined[:2]
+        weight.detach().copy_(torch.full((2, 3), 5.0))
+        found["written into a view"] = str(joined.sum().item())
     answer.put(found)

@@ -119,7 +119,7 @@ def _decoding_step(decode: Callable[[int], Callable[[int], None]], rows: int, de
 
 def _batch(model: LanguageModel, texts: list[tuple[int, ...]]) -> TokenBatch:
     """Rows with random features, or ids if the model is trained as a whole."""
-    rows = []
+    rows: list[EncodedRow] = []
     for text in texts:
         ids = torch.tensor(text)
         shape = (len(text), model.trunk.config.hidden_size)
