@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from rlaif.app.job import prepare_torch
+from rlaif.io import from_yaml
 from rlaif.options.job import Options
 from rlaif.options.read import read
 from rlaif.stages.common.context import Context
@@ -24,7 +23,7 @@ from rlaif.stages.registry import STAGES
 def main(words: Sequence[str]) -> None:
     """Build what the leader builds, up to the end of its fit."""
     config, kind, folder, *place = words
-    values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    values = from_yaml(Path(config).read_text(encoding="utf-8"))
     options = read(Options, values)
     options = replace(options, trainer=replace(options.trainer, progress=False))
     prepare_torch(options)

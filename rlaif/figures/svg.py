@@ -51,6 +51,10 @@ def svg(draw: Callable[[Figure], None], width: float, height: float, alt: str) -
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
+        figure.set_layout_engine(None)  # already done: with an engine, saving draws the whole figure twice
         stream = io.StringIO()
         empty: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(stream, format="svg", metadata=empty, transparent=True)

@@ -1,7 +1,8 @@
-"""Digests, atomic writes and JSON lines: nothing here is half-written after kill -9."""
+"""Digests, atomic writes, JSON lines and YAML: nothing here is half-written after kill -9."""
 
 from rlaif.io.files import (
     append_jsonl,
+    from_yaml,
     read_json,
     read_jsonl,
     read_records,
@@ -17,6 +18,7 @@ from rlaif.io.memory import release_free_memory
 __all__ = [
     "append_jsonl",
     "digest",
+    "from_yaml",
     "read_json",
     "read_jsonl",
     "read_records",

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from rlaif.errors import UserError
 from rlaif.records import from_dict, to_dict
 
@@ -40,6 +42,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def from_yaml(text: str) -> Any:
+    """What a YAML text says, by the parser in C where it is installed. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

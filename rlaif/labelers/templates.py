@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rlaif.backends.fencing import fence, neutralise
 from rlaif.errors import UserError
-from rlaif.io import digest
+from rlaif.io import digest, from_yaml
 
 Polarity = Literal["better", "worse"]
 
@@ -93,17 +94,9 @@ class TemplateSet:
                 f"task.templates={directory.name}: there is no folder {directory}; make it, with the texts that differ"
                 f" from {directory.parent / COMMON}"
             )
-        preambles = _preambles(directory)
-        pieces = [f"{name}.j2" for name in (*VARIABLES, *preambles)]
-        texts = {name: _read(_place(directory, name)) for name in (*pieces, "task.yaml", "exemplars.yaml")}
-        return cls(
-            directory=directory,
-            **_task(_place(directory, "task.yaml"), texts["task.yaml"]),
-            exemplars=_exemplars(_place(directory, "exemplars.yaml"), texts["exemplars.yaml"]),
-            preambles=preambles,
-            texts=texts,
-            templates=_compile(directory, {name: texts[name] for name in pieces}),
-        )
+        names = _preambles(directory)
+        files = [*(f"{name}.j2" for name in (*VARIABLES, *names)), "task.yaml", "exemplars.yaml"]
+        return _loaded(directory, names, tuple((file, _read(_place(directory, file))) for file in files))
 
     def identity(self, preamble: str) -> str:
         """A digest of every text that may appear in prompts with this preamble."""
@@ -141,6 +134,20 @@ def toward_better(value: float, low: float, high: float, polarity: Polarity) -> 
     is) is answered on the mirrored scale. The function is its own inverse.
     """
     return value if polarity == "better" else low + high - value
+
+
+@cache
+def _loaded(directory: Path, preambles: tuple[str, ...], texts: tuple[tuple[str, str], ...]) -> TemplateSet:
+    """The set of these texts, which a job asks for at every stage: parsed and compiled once."""
+    given = dict(texts)
+    return TemplateSet(
+        directory=directory,
+        **_task(_place(directory, "task.yaml"), given["task.yaml"]),
+        exemplars=_exemplars(_place(directory, "exemplars.yaml"), given["exemplars.yaml"]),
+        preambles=preambles,
+        texts=given,
+        templates=_compile(directory, {file: text for file, text in texts if file.endswith(".j2")}),
+    )
 
 
 def _place(directory: Path, name: str) -> Path:
@@ -185,7 +192,7 @@ def _compile(directory: Path, texts: Mapping[str, str]) -> dict[str, jinja2.Temp
 
 def _yaml(path: Path, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return from_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,8 @@ class Content:
     glossary: Mapping[str, str]
 
 
-def render_report(runs: Sequence[RunRecord], output: Path, *, title: str) -> Path:
-    """Write the report on one path or on many arms to `output`, which is returned.
-
-    Runs of different stages are one path; otherwise they are arms to compare. Raises UserError without runs.
-    """
-    if not runs:
-        raise UserError("report: no finished run was found; run a stage first, or widen the selection")
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -84,7 +80,17 @@ def render_report(runs: Sequence[RunRecord], output: Path, *, title: str) -> Pat
         lstrip_blocks=True,
     )
     environment.globals.update(text=text, node_width=NODE_WIDTH, node_height=NODE_HEIGHT)
-    write_text(output, environment.get_template("page.html.j2").render(page=_content(runs, title)))
+    return environment.get_template("page.html.j2")
+
+
+def render_report(runs: Sequence[RunRecord], output: Path, *, title: str) -> Path:
+    """Write the report on one path or on many arms to `output`, which is returned.
+
+    Runs of different stages are one path; otherwise they are arms to compare. Raises UserError without runs.
+    """
+    if not runs:
+        raise UserError("report: no finished run was found; run a stage first, or widen the selection")
+    write_text(output, _template().render(page=_content(runs, title)))
     return output
 
 

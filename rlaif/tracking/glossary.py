@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
+from rlaif.io import from_yaml
 
 FILE = Path(__file__).with_name("glossary.yaml")
 
@@ -110,7 +110,7 @@ def registry() -> Registry:
 
 def read_registry(file: Path) -> Registry:
     """Read a file like `glossary.yaml`. Raises ValueError for a table with a metric that is not in it."""
-    loaded = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loaded = from_yaml(file.read_text(encoding="utf-8"))
     metrics = {name: Metric(name, **fields) for name, fields in loaded["metrics"].items()}
     tables = {name: tuple(_shown(metrics, name, "", node)) for name, node in loaded["tables"].items()}
     return Registry(metrics, tables, loaded["arm"])

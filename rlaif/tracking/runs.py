@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from rlaif.errors import UserError
+from rlaif.io import from_yaml
 from rlaif.io.lineage import LINEAGE_FILE, LineageRow, read_lineage
 from rlaif.stats import Interval
 
@@ -148,7 +149,7 @@ def _mapping(file: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         text = file.read_text(encoding="utf-8")
-        value = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+        value = from_yaml(text) if file.suffix == ".yaml" else json.loads(text)
     except (ValueError, yaml.YAMLError):
         problems.append(f"{file.name} is not readable")
         return {}

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
 import pytest
 from jobs import CODE
 
@@ -30,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """`installed("profile=smoke", cwd=...)`: the command `rlaif` of the wheel, beside this environment's packages."""
+    """`installed("profile=smoke", cwd=...)`: the wheel's command `rlaif`, beside this environment's packages."""
     place = tmp_path_factory.mktemp("site")
     pip = [
         sys.executable,
@@ -45,16 +46,14 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
     ]
     subprocess.run([*pip, str(wheel)], check=True, capture_output=True, timeout=120)
 
-    def start(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    def start(*words: str, cwd: Path, fresh: bool = False) -> subprocess.CompletedProcess[str]:
         own = {k: v for k, v in os.environ.items() if not k.startswith(("RLAIF_", "WANDB_"))}
         own |= {"PYTHONPATH": str(place), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+        script = place / "bin" / "rlaif"
+        if not fresh:  # other packages are imported already
+            return processes.run_command(words, cwd=cwd, env=own, script=script, site=place)
         return subprocess.run(
-            [str(place / "bin" / "rlaif"), *words],
-            cwd=cwd,
-            env=own,
-            capture_output=True,
-            text=True,
-            timeout=300,
+            [str(script), *words], cwd=cwd, env=own, capture_output=True, text=True, timeout=300
         )
 
     return start
@@ -90,7 +89,7 @@ def test_the_first_pages_commands_run_word_for_word_below_the_current_folder(ins
 
 
 def test_the_installed_command_has_the_commands_help_and_sentences(installed, tmp_path) -> None:
-    wrong = installed("stage=rm", "labeler=nobody", cwd=tmp_path)
+    wrong = installed("stage=rm", "labeler=nobody", cwd=tmp_path, fresh=True)
     assert wrong.returncode == 2 and "labeler=nobody is not an option of labeler" in wrong.stderr
     shown = installed("--help", cwd=tmp_path)
     assert "rlaif stage=rm labeler=cot" in shown.stdout and "experiments=" in shown.stdout

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import local_server
 import nbformat
+import processes
 import pytest
 from jobs import CODE, start_job
 from local_server import LocalServer
@@ -55,9 +54,9 @@ def _run(words: list[str], server: LocalServer) -> None:
     more = ["models.tiny=false"] if OWN_MODEL in words else []
     if {"--config-dir", "--help"} & set(words):  # Hydra's own flags
         flags = words[:2] if words[0] == "--config-dir" else []
-        line = [sys.executable, str(CODE / "train.py"), *flags, *SMALL, *words[len(flags) :]]
         environment = {**os.environ, "RLAIF_ROOT": ".", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+        line = [*flags, *SMALL, *words[len(flags) :]]
+        done = processes.run_command(line, cwd=Path.cwd(), env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
     elif "-m" in words:
         for job in _combinations([word for word in words if word != "-m"]):

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -172,8 +173,7 @@ def test_the_reference_has_every_metric_and_no_other(site: Path) -> None:
 
 
 def test_the_reference_has_what_the_help_prints(site: Path) -> None:
-    line = [sys.executable, str(CODE / "train.py"), "--help"]
-    shown = subprocess.run(line, capture_output=True, text=True, check=True, cwd=CODE, timeout=120).stdout
+    shown = processes.run_command(["--help"], cwd=CODE, env=os.environ).stdout
     page = html.unescape(re.sub(r"<[^>]+>", "", (site / "reference" / "cli" / "index.html").read_text()))
     words = [line.strip().replace("python train.py", "rlaif") for line in shown.splitlines() if line.strip()]
     assert len(words) > 60 and [line for line in words if line not in page] == []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 from jobs import CODE, job_context, start_job
 
@@ -60,34 +61,20 @@ def copied_root(warm_root: Path, pipeline: RunRecord, tmp_path: Path) -> Callabl
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`command("stage=rm", ..., cwd=...)`: train.py as a user starts it."""
-    import os
 
-    def start(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(CODE / "train.py"), *words],
-            cwd=cwd or CODE,
-            env={**_clean_environment(os.environ), **OFFLINE, **env},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def start(*words: str, cwd: Path = CODE, **env: str) -> subprocess.CompletedProcess[str]:
+        return processes.run_command(words, cwd=cwd, env={**_clean_environment(os.environ), **OFFLINE, **env})
 
     return start
 
 
 @pytest.fixture(scope="session")
-def start_process() -> Callable[..., subprocess.Popen[Any]]:
+def start_process() -> Callable[..., processes.Command]:
     """`start_process("stage=rl", ...)`: train.py in the background, to be killed."""
-    import os
 
-    def start(*words: str) -> subprocess.Popen[Any]:
-        return subprocess.Popen(
-            [sys.executable, str(CODE / "train.py"), *words],
-            cwd=CODE,
-            env={**_clean_environment(os.environ), **OFFLINE},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def start(*words: str) -> processes.Command:
+        env = {**_clean_environment(os.environ), **OFFLINE}
+        return processes.Command(words, cwd=CODE, env=env, folder=None)
 
     return start
 

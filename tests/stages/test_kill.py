@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from processes import Command
 from safetensors.torch import load_file
 
 from rlaif.io import sha256_file
@@ -21,7 +21,7 @@ from rlaif.tracking.runs import RunRecord, find_runs
 PATIENCE = 120.0
 
 
-def _kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+def _kill_when(process: Command, reached: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not reached():
         assert process.poll() is None, "the run ended before it could be killed"
@@ -134,6 +134,9 @@ def test_a_killed_label_run_loses_and_repeats_nothing(
 ) -> None:
     root = copied_root(["sft", "sample"])
     options = ["stage=label", "labeler=cot", "labeler.batch_size=4", "labeler.max_rationale_tokens=3"]
+    options += [
+        "people.simulated=never"
+    ]  # whose answers are stored too, but are not counted as the labeler's
     other = root / "uninterrupted"
     other.mkdir()
     for name in ("artifacts", "cache"):

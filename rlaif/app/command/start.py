@@ -21,6 +21,7 @@ DEPENDENCIES = {
     "aiolimiter": "aiolimiter",
     "datasets": "datasets",
     "filelock": "filelock",
+    "joblib": "joblib",
     "gguf": "gguf",
     "httpx": "httpx",
     "hydra": "hydra-core",
