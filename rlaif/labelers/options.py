@@ -96,4 +96,6 @@ class LabelerOptions:
             values["min_mass"] = float(self.min_mass)
         if readout.kind == "likelihood":
             values |= {"direction": readout.direction, "normalize": readout.normalize}
+            if readout.direction == "forward" and readout.prior_weight != 1:
+                values["prior_weight"] = float(readout.prior_weight)
         return values

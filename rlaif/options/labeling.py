@@ -21,12 +21,14 @@ class ReadoutOptions:
 
     `temperature` divides the choices' log-probabilities (`choice`) or the difference between the two
     responses' scores (`score`, `likelihood`, `reference`) before the softmax or sigmoid that gives `p_a`.
-    `direction` and `normalize` belong to `likelihood`, `max_tokens` (new tokens of a verdict) to `text`.
+    `direction`, `prior_weight` and `normalize` belong to `likelihood`, `max_tokens` (new tokens of a verdict) to
+    `text`.
     """
 
     kind: ReadoutKind
     temperature: Positive
     direction: Direction
+    prior_weight: From0
     normalize: Normalize
     max_tokens: Count
 

@@ -146,6 +146,18 @@ def test_seed_changes_the_draw(load):
     assert {row.id for row in load(max_rows=60).train} != {row.id for row in load(max_rows=60, seed=1).train}
 
 
+def test_a_lower_limit_chooses_among_the_rows_of_one_index(load, tmp_path):
+    every = _all(load(max_prompt_chars=360))
+    limit = sorted(len(row.prompt) for row in every)[len(every) // 2]
+    fewer = _all(load(max_prompt_chars=limit))
+    assert 0 < len(fewer) < len(every)
+    kept = [row for row in every if len(row.prompt) <= limit]
+    assert {(row.id, row.prompt, row.group) for row in fewer} == {(x.id, x.prompt, x.group) for x in kept}
+    assert len(list(tmp_path.glob("docs-*.jsonl"))) == 1
+    with pytest.raises(UserError, match="none of the .* functions indexed"):
+        load(max_prompt_chars=5)
+
+
 def test_cache_is_read_again_and_a_changed_source_is_indexed_anew(load, tree, tmp_path, monkeypatch):
     first = load()
     assert len(list(tmp_path.glob("docs-*.jsonl"))) == 1

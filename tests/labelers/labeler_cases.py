@@ -26,7 +26,7 @@ def copy_texts(folder: Path, task: Path = DOCS) -> Path:
 
 
 READOUT = ReadoutOptions(
-    kind="choice", temperature=1.0, direction="forward", normalize="tokens", max_tokens=8
+    kind="choice", temperature=1.0, direction="forward", prior_weight=1.0, normalize="tokens", max_tokens=8
 )
 OPTIONS = LabelerOptions(
     preamble="base",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from labeler_cases import READOUT, logs
@@ -142,10 +143,9 @@ def test_score_of_a_server_with_missing_numbers():
     assert read_score(ChoiceScores((None,) * 10, 1, error="no"), min_mass=0.0).state == "failed"
 
 
-def likelihood(direction: str, normalize: str):
-    return type(READOUT)(
-        kind="likelihood", temperature=1.0, direction=direction, normalize=normalize, max_tokens=8
-    )
+def likelihood(direction: str, normalize: str, prior_weight: float = 1.0):
+    given = {"direction": direction, "normalize": normalize, "prior_weight": prior_weight}
+    return replace(READOUT, kind="likelihood", temperature=1.0, **given)
 
 
 def test_likelihood_forward_is_pointwise_mutual_information():
@@ -154,6 +154,15 @@ def test_likelihood_forward_is_pointwise_mutual_information():
     answers = [SequenceScore(-12.0, 4, 30), SequenceScore(-20.0, 5, 9)]
     assert read_likelihood(answers, likelihood("forward", "none")).value == 8.0
     assert read_likelihood(answers, likelihood("forward", "tokens")).value == 2.0
+
+
+def test_a_prior_weight_takes_less_of_the_unconditional_off():
+    # -12 + 0.75 * 20 = 3 nats, 0.75 per token; the reverse direction has no prior.
+    answers = [SequenceScore(-12.0, 4, 30), SequenceScore(-20.0, 5, 9)]
+    assert read_likelihood(answers, likelihood("forward", "none", 0.75)).value == 3.0
+    assert read_likelihood(answers, likelihood("forward", "tokens", 0.75)).value == 0.75
+    assert read_likelihood(answers, likelihood("forward", "none", 0.0)).value == -12.0
+    assert read_likelihood(answers[:1], likelihood("reverse", "none", 0.0)).value == -12.0
 
 
 def test_likelihood_reverse_is_the_contexts_log_probability():

@@ -21,9 +21,18 @@ OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1
 
 
 @pytest.fixture(scope="session")
-def warm_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root that tests share: what one has built, the next reuses. Tests must not break it."""
-    return tmp_path_factory.mktemp("warm")
+def warm_root(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The root that tests share: what one has built, the next reuses. Tests must not break it.
+
+    All processes share the embedded model's converted file.
+    """
+    root = tmp_path_factory.mktemp("warm")
+    assert pytestconfig.cache is not None
+    models = pytestconfig.cache.mkdir("embedded-model") / "models"
+    models.mkdir(exist_ok=True)
+    (root / "cache").mkdir()
+    (root / "cache" / "models").symlink_to(models)
+    return root
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +61,7 @@ def copied_root(warm_root: Path, pipeline: RunRecord, tmp_path: Path) -> Callabl
         for row in pipeline.lineage:
             if row.kind in kinds:
                 shutil.copytree(warm_root / "artifacts" / row.name, tmp_path / "artifacts" / row.name)
-        shutil.copytree(warm_root / "cache", tmp_path / "cache")
+        shutil.copytree(warm_root / "cache", tmp_path / "cache", symlinks=True)
         return tmp_path
 
     return copy

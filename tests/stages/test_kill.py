@@ -140,7 +140,7 @@ def test_a_killed_label_run_loses_and_repeats_nothing(
     other = root / "uninterrupted"
     other.mkdir()
     for name in ("artifacts", "cache"):
-        shutil.copytree(root / name, other / name)
+        shutil.copytree(root / name, other / name, symlinks=True)
     whole = run(*options, root=other)
     assert whole.summary["label/reused"] == 0
     words = [*options, "profile=smoke", "tracking=none", f"paths.root={root}"]

@@ -99,14 +99,17 @@ def read_score(scores: ChoiceScores, *, min_mass: float = 0.0) -> Reading:
 def read_likelihood(answers: Sequence[SequenceScore], options: ReadoutOptions) -> Reading:
     """How well a response and its context explain each other, in nats (per token if normalised).
 
-    `forward`: log p(response | context) - log p(response | empty context), over the response's tokens.
+    `forward`: log p(response | context) - w log p(response | empty context), over the response's tokens. With the
+    weight w = `prior_weight` at 1 this is pointwise mutual information, whose sum over many tokens favours long
+    responses; a smaller weight takes less of what is said without the context off.
     `reverse`: log p(context | response), over the context's tokens (the same for both responses).
     Without a token to score (an empty response, forward) there is no value.
     """
     errors = [answer.error for answer in answers if answer.error is not None]
     if errors:
         return Reading(None, "failed", "likelihood", note=errors[0])
-    value = answers[0].logprob - (answers[1].logprob if options.direction == "forward" else 0.0)
+    prior = options.prior_weight * answers[1].logprob if options.direction == "forward" else 0.0
+    value = answers[0].logprob - prior
     if answers[0].tokens == 0 or not math.isfinite(value):
         return Reading(None, "unparsed", "likelihood")
     return Reading(value / answers[0].tokens if options.normalize == "tokens" else value, "ok", "likelihood")
