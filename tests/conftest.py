@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 for name in ("RLAIF_ROOT", "RLAIF_CODE"):
     os.environ.setdefault(name, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Inherited from the process that distributes the tests; what is printed here goes to a pipe.
 os.environ.pop("COLUMNS", None)
+
+# How long an example takes says something of the machine, not of the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 
 from rlaif.data.docs import task as docs
 from rlaif.data.docs.constructed import corrupt, truncate
-from rlaif.data.docs.docstrings import content_words
+from rlaif.data.docs.docstrings import SentenceFilter, content_words
 from rlaif.data.splits import split_of
 from rlaif.errors import UserError
 from rlaif.records import Prompt
@@ -330,6 +330,16 @@ def test_nothing_is_imported(tmp_path):
         "assert 'hostile' not in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_several_processes_read_the_same_rows(tree, monkeypatch):
+    """One file at a time, so that a few files are enough for processes."""
+    files = list(docs.source_files(None, [tree]))
+    limits = SentenceFilter(450, 4, 20)
+    here = list(docs._read_rows(files, limits))
+    monkeypatch.setattr(docs, "_FILES_AT_ONCE", 1)
+    assert len(files) >= docs._PARTS_FOR_PROCESSES and len(here) > 100
+    assert list(docs._read_rows(files, limits)) == here
 
 
 def test_no_rows_is_a_user_error(tmp_path, load):

@@ -273,3 +273,13 @@ def test_a_preamble_is_any_text_that_is_no_piece_of_a_prompt(tmp_path):
         PromptStrategy(loaded, "lax", 0, False)
     with pytest.raises(UserError, match=r"labeler\.preamble=score is not known"):
         PromptStrategy(loaded, "score", 0, False)
+
+
+def test_a_text_that_was_edited_is_read_anew(tmp_path):
+    folder = copy_texts(tmp_path / "docs")
+    before = TemplateSet.load(folder)
+    assert TemplateSet.load(folder) == before
+    text = (folder / "question.j2").read_text()
+    (folder / "question.j2").write_text(text.replace("?", "??") + "x")
+    after = TemplateSet.load(folder)
+    assert after.texts["question.j2"].endswith("x") and after.identity("base") != before.identity("base")
