@@ -13,7 +13,7 @@ from rlaif.backends.base import ChoiceScores, Generation, Message, SequenceScore
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.decoding.warm import WarmPrompts, warm_next_token_logprobs
-from rlaif.inference.packing import SharedPrefix, portions
+from rlaif.inference.packing import SharedPrefix, portions, shared_tokens
 from rlaif.inference.scorer import next_token_logprobs, sequence_logprobs
 from rlaif.io import release_free_memory
 from rlaif.models.load import LanguageModel
@@ -61,6 +61,20 @@ def _sequence_rows(
 ) -> list[list[float]]:
     groups = [SharedPrefix(tuple(ids), suffixes) for ids in prompts]
     return [list(row) for row in sequence_logprobs(top, groups)]
+
+
+def _behind_gap(
+    top: Top, prompts: Sequence[list[int]], spaced: tuple[tuple[int, ...], ...], opening: Sequence[float]
+) -> list[list[float]]:
+    """Log-probabilities of the choices behind a space, whose own are `opening`."""
+    if not prompts:
+        return []
+    if any(len(ids) > 2 for ids in spaced):
+        return _sequence_rows(top, prompts, spaced)
+    # What the prompts share runs once more, not each prompt as a whole.
+    longer, tokens = [[*ids, spaced[0][0]] for ids in prompts], [ids[1] for ids in spaced]
+    rows, _ = next_token_logprobs(top, longer, tokens)
+    return [[first + each for each in row] for first, row in zip(opening, rows, strict=True)]
 
 
 def _nested(tokens: Sequence[tuple[int, ...]]) -> list[list[bool]]:
@@ -183,13 +197,14 @@ class TransformersBackend:
             known = warm_next_token_logprobs(top, prompts, tokens, warm)
             rows, saved = known or next_token_logprobs(top, prompts, tokens)
         else:
-            rows, saved = _sequence_rows(top, prompts, first), 0
+            rows = _sequence_rows(top, prompts, first)
+            saved = shared_tokens(prompts) * (len(prompts) - 1)
         if gap is None:
             return [_added(row[:size], row[size:]) if spaced else row for row in rows], saved
         scores = [row[:size] for row in rows]
         # A second pass only if the model might really write the space first.
         opening = [i for i, row in enumerate(rows) if row[size] > LEAST_GAP]
-        behind = _sequence_rows(top, [prompts[i] for i in opening], spaced) if opening else []
+        behind = _behind_gap(top, [prompts[i] for i in opening], spaced, [rows[i][size] for i in opening])
         for i, row in zip(opening, behind, strict=True):
             scores[i] = _added(scores[i], row)
         return scores, saved

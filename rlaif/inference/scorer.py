@@ -29,9 +29,9 @@ def _hidden(top: Top, groups: Sequence[SharedPrefix], before: KVCache | None) ->
     return top(features, packed.attend, packed.positions, packed.max_position)
 
 
-def _sums(top: Top, groups: Sequence[SharedPrefix]) -> list[float]:
+def _sums(top: Top, groups: Sequence[SharedPrefix], before: KVCache | None) -> list[float]:
     """Sum of log-probabilities of every suffix."""
-    device, hidden = _device(top), _hidden(top, groups, None)
+    device, hidden = _device(top), _hidden(top, groups, before)
     row = torch.tensor([i for i, g in enumerate(groups) for s in g.suffixes for _ in s], device=device)
     # The outputs that predict a suffix are at the prefix's end and at all its own tokens but the last.
     spans = [(len(g.prefix) - 1, span) for g in groups for span in g.spans()]
@@ -46,11 +46,17 @@ def _sums(top: Top, groups: Sequence[SharedPrefix]) -> list[float]:
 def sequence_logprobs(
     top: Top, groups: Sequence[SharedPrefix], progress: Callable[[int], None] | None = None
 ) -> list[tuple[float, ...]]:
-    """Sum of log-probabilities (nats) of every suffix given its prefix, group by group."""
+    """Sum of log-probabilities (nats) of every suffix given its prefix, group by group.
+
+    The beginning that all prefixes share (preamble, exemplars) runs once.
+    """
+    shared = shared_tokens([group.prefix for group in groups])
+    before = run_prefix(top, groups[0].prefix[:shared])[0] if shared else None
+    groups = [SharedPrefix(group.prefix[shared:], group.suffixes) for group in groups]
     results: list[tuple[float, ...]] = [()] * len(groups)
     for indices in forward_batches(list(map(len, groups)), _device(top)):
         chosen = [groups[i] for i in indices]
-        sums = iter(_sums(top, chosen))
+        sums = iter(_sums(top, chosen, before))
         for index, group in zip(indices, chosen, strict=True):
             results[index] = tuple(next(sums) for _ in group.suffixes)
         if progress:
