@@ -121,6 +121,25 @@ def test_sequence_logprobs_equal_plain_passes(tiny_model):
         assert only[0][0] == pytest.approx(_plain_logprobs(model, top, (5,), (6, 7)), abs=1e-4)
 
 
+def test_sequence_logprobs_run_a_shared_beginning_once(tiny_model, monkeypatch):
+    model = tiny_model("top:1")
+    top, start, rows = model.trunk.new_top(), list(range(10, 50)), []
+    texts = _prompts(12, seed=4)
+    groups = [
+        SharedPrefix((*start, *texts[i]), (tuple(texts[i + 1]), tuple(texts[i + 2]))) for i in range(0, 12, 3)
+    ]
+    forward = top.trunk.forward
+    monkeypatch.setattr(
+        top.trunk, "forward", lambda ids, *more: (rows.append(ids.numel()), forward(ids, *more))[1]
+    )
+    with torch.no_grad():
+        found = sequence_logprobs(top, groups)
+        assert sum(rows) < sum(map(len, groups)) - 2 * len(start), "not four times"
+        for group, scores in zip(groups, found, strict=True):
+            for suffix, score in zip(group.suffixes, scores, strict=True):
+                assert score == pytest.approx(_plain_logprobs(model, top, group.prefix, suffix), abs=1e-4)
+
+
 @pytest.mark.parametrize("shared", [0, 30])
 def test_next_token_logprobs_equal_plain_passes(tiny_model, shared):
     model = tiny_model("full")

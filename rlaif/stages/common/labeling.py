@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
+from rlaif.backends.transformers import Spellings
 from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers import LabelerOptions, Unread, estimate
+from rlaif.options.labeling import LabelingOptions
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.engines import ENGINES, seconds_elsewhere
@@ -131,6 +133,13 @@ def filler_pairs(ctx: Context, prompts: Sequence[Prompt]) -> list[Pair]:
     return [Pair(p.id, p.id, p.prompt, next(fillers), next(fillers), "policy") for p in prompts]
 
 
+def _readings(ctx: Context, options: LabelingOptions) -> int:
+    """How often prompts are read: again behind a space, if the tokenizer keeps it apart and a model may write it."""
+    if options.readout.kind not in ("choice", "score") or ctx.options.models.tiny:
+        return 1
+    return 1 if Spellings.of(ctx.model().tokenizer, ("1", "2")).gap is None else 2
+
+
 def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:
     """What the labeler at `key` would read, write and cost for `pairs` if no answer were stored."""
     options, price = ctx.options.asked(key), ctx.price(key)
@@ -140,5 +149,5 @@ def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> W
     if elsewhere is not None:
         return Work(usd=usd, seconds=elsewhere, read=guess.tokens_in, written=guess.tokens_out)
     # The labeler's estimate, at 4 characters per token, is for prices.
-    tokens = guess.tokens_run * 4.0 / chars_per_token(ctx)
+    tokens = guess.tokens_run * 4.0 / chars_per_token(ctx) * _readings(ctx, options)
     return Work(forward=tokens, decoded=guess.tokens_out, usd=usd)
