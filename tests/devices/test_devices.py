@@ -12,7 +12,6 @@ SMOKE = (
     "profile=smoke",
     "tracking=none",
     "model.dtype=float32",
-    "task.max_response_tokens=12",  # each token of a response is a step of its own
     "sample.num_prompts=10",
     "rm.test_fraction=0.3",
     "rl.num_prompts=8",

@@ -174,7 +174,7 @@ def test_rl_maximises_what_becomes_of_the_members_rewards(how, run, opened) -> N
     """In rollouts (from the policy's own features) and in stage=eval (from the cache's)."""
     chosen = ["reward=ensemble", f"reward.how={how}", "reward.coefficient=3"] if how else []
     ctx, rm = opened(*ENSEMBLE, *chosen)
-    pairs = list(pairs_by_id(ctx).values())[:5]
+    pairs = list(pairs_by_id(ctx).values())[:12]
     reward, rollout = make_reward(ctx, {"rm": rm}), _rollout(ctx, pairs)
     sides = [rewards_one_by_one(ctx, rm, texts) for texts in _texts(pairs)]
     (a, b) = ([RULES[how or "mean"](x, y) for x, y in zip(*side, strict=True)] for side in sides)
