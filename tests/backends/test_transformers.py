@@ -283,6 +283,7 @@ def test_an_answer_behind_a_space_is_read_where_it_was_said(engine, choices):
             return model, top
 
     prompt = [Message("Which one?", "Answer=")]
+    others = [Message(f"Which one? {text}", "Answer=") for text in ("this", "or that, then")]
     before = Spaced({}, lambda: model, max_rows=3).choice_logprobs(prompt, choices)[0]
     with torch.no_grad():
         hidden = top(model.trunk(torch.tensor([_ids(model, prompt[0])])))[0, -1]
@@ -297,3 +298,8 @@ def test_an_answer_behind_a_space_is_read_where_it_was_said(engine, choices):
         "more than half of it stands behind the space"
     )
     assert before.logprobs != pytest.approx(after.logprobs, abs=1e-2)
+    together = Spaced({}, lambda: model, max_rows=3).choice_logprobs([*prompt, *others], choices)
+    with torch.no_grad():
+        for message, scores in zip([*prompt, *others], together, strict=True):
+            each = [_choice_logprob(model, top, message, choice) for choice in choices]
+            assert scores.logprobs == pytest.approx(each, abs=1e-4)

@@ -11,7 +11,10 @@ from jobs import job_context
 from rlaif.app.compose import composed, read_options
 from rlaif.app.plan import sizes
 from rlaif.app.plan.sizes import FOR_STAGES, SIZES, path_seconds, sized
+from rlaif.labelers import LabelerOptions, estimate
 from rlaif.options.read import plain
+from rlaif.stages.common.labeling import filler_pairs, labeling_work
+from rlaif.stages.common.limits import CHARS_PER_TOKEN
 from rlaif.stages.common.stage import Rates
 
 RATES = Rates(forward=500.0, decoded=250.0, steps=10.0, trained=1000.0, scored=3000.0)
@@ -64,6 +67,16 @@ def test_the_largest_that_fits_is_chosen(wanted, words, measured, monkeypatch) -
     monkeypatch.setattr(sizes, "machine_rates", None)
     again = chosen(list(found.words))
     assert numbers(again.options) == numbers(found.options) and again.why == ""
+
+
+@pytest.mark.parametrize(("labeler", "times"), [("likelihood", 1), ("detailed", 2), ("score", 2)])
+def test_a_plan_counts_that_choices_behind_a_space_are_read_again(labeler, times, words) -> None:
+    """The embedded model's tokenizer keeps a space apart from the digit after it."""
+    ctx = job_context([*words, f"labeler={labeler}"])
+    pairs = filler_pairs(ctx, ctx.task.train[:8])
+    guess = estimate(pairs, ctx.templates, LabelerOptions.of(ctx.options.labeler, seed=0))
+    work = labeling_work(ctx, "labeler", 0, pairs)
+    assert work.forward == pytest.approx(times * guess.tokens_run * 4 / CHARS_PER_TOKEN)
 
 
 def test_less_time_than_the_smallest_needs_is_said(words, measured) -> None:

@@ -134,9 +134,8 @@ def test_a_killed_label_run_loses_and_repeats_nothing(
 ) -> None:
     root = copied_root(["sft", "sample"])
     options = ["stage=label", "labeler=cot", "labeler.batch_size=4", "labeler.max_rationale_tokens=3"]
-    options += [
-        "people.simulated=never"
-    ]  # whose answers are stored too, but are not counted as the labeler's
+    # People's answers are stored too, but are not counted as the labeler's.
+    options.append("people.simulated=never")
     other = root / "uninterrupted"
     other.mkdir()
     for name in ("artifacts", "cache"):

@@ -10,6 +10,7 @@ from rlaif.backends.transformers import Spellings
 from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers import LabelerOptions, Unread, estimate
+from rlaif.models.load import load_tokenizer
 from rlaif.options.labeling import LabelingOptions
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context
@@ -137,7 +138,8 @@ def _readings(ctx: Context, options: LabelingOptions) -> int:
     """How often prompts are read: again behind a space, if the tokenizer keeps it apart and a model may write it."""
     if options.readout.kind not in ("choice", "score") or ctx.options.models.tiny:
         return 1
-    return 1 if Spellings.of(ctx.model().tokenizer, ("1", "2")).gap is None else 2
+    tokenizer = load_tokenizer(ctx.labeler_spec, ctx.cache_dir)
+    return 1 if Spellings.of(tokenizer, ("1", "2")).gap is None else 2
 
 
 def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:
