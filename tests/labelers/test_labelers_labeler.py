@@ -448,6 +448,10 @@ def test_identity_holds_what_matters_and_nothing_else():
     assert identity(order="random", seed=1) != identity(order="random", seed=2)
     assert identity(readout_kind="score", order="first") == identity(readout_kind="score", order="both")
     assert identity(cot=True, temperature=0.5, seed=1) != identity(cot=True, temperature=0.5, seed=2)
+    for direction, matters in (("forward", True), ("reverse", False)):
+        own = {"readout_kind": "likelihood", "readout_direction": direction}
+        assert (identity(**own, readout_prior_weight=0.9) != identity(**own)) == matters
+    assert identity(readout_prior_weight=0.9) == base
 
 
 def test_too_many_exemplars_are_refused_before_any_call():
