@@ -181,7 +181,7 @@ class Policy(_OfRun):
             [int(digest([seed, text, place], 15), 16) for place, text in enumerate(prompts)],
             Decoding(length, temperature),
             eos_ids=self._model.eos_ids,
-            max_rows=self._ctx.options.rl.max_rows,
+            max_rows=self._ctx.options.eval.max_rows,
         )
         return [self._encoder.decode(one.ids) for one in drawn]
 

@@ -40,7 +40,7 @@ from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.scorer import next_token_logprobs
 from rlaif.models.split import Top, Trunk
 from rlaif.stages.common.training.optim import OptimOptions
-from rlaif.stages.rl.module import PPOModule
+from rlaif.stages.rl.online.module import PPOModule
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 from rlaif.stages.sft.module import SFTModule
 

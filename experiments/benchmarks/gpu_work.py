@@ -22,7 +22,7 @@ from rlaif.models.split import ScalarHead, Trunk, parse_trainable
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.scoring import sequence_scores
 from rlaif.stages.common.training.optim import OptimOptions
-from rlaif.stages.rl.module import PPOModule, PPOOptions
+from rlaif.stages.rl.online.module import PPOModule, PPOOptions
 
 CONF = Path(__file__).parents[2] / "conf" / "rl"
 # layers, hidden size, width of the feed-forward block, heads, key/value heads, tied

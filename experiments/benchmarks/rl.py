@@ -54,8 +54,8 @@ from rlaif.stages.common.scoring import sequence_scores
 from rlaif.stages.common.training.logprobs import response_hidden, response_logprobs
 from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.common.training.trainer import ReleaseMemory, quiet_lightning
-from rlaif.stages.rl.module import PPOModule, PPOOptions
-from rlaif.stages.rl.options import rl_options
+from rlaif.stages.rl.online.module import PPOModule, PPOOptions
+from rlaif.stages.rl.online.options import rl_options
 
 CONF = Path(__file__).parents[2] / "conf"
 SIDES = ("full/separate", "full/shared", "top:4/shared", "lora:8/shared")

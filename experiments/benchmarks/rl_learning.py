@@ -27,7 +27,7 @@ import pytorch_lightning as pl
 import torch
 from rl import SIDES, build_side, here, peer, resolve_dtype, train, write_inputs
 
-from rlaif.stages.rl.module import PPOModule
+from rlaif.stages.rl.online.module import PPOModule
 
 WINDOW = 3
 RATES = {"full": 1.0, "top:4": 3.0, "lora:8": 10.0}

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlaif.io import write_text
 from rlaif.models.weights import export_policy, export_reward, load_reward, load_top
-from rlaif.ops import ALGORITHMS
+from rlaif.ops import algorithm_title
 from rlaif.report.card import ModelCard, TextFormat, model_card
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.rewards.kinds import KINDS
@@ -33,7 +33,7 @@ def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, 
     for rule in ("too_long", "too_long_responses"):
         encoding.pop(rule)
     reward = KINDS[ctx.options.reward.kind] if artifact.kind == "rl" else None
-    labels = ctx.options.rm.labels if artifact.kind == "rm" or (reward and "rm" in reward.parents) else None
+    labels = ctx.options.rm.labels if artifact.kind == "rm" or (reward and reward.from_labels) else None
     labelled = labels not in (None, "gold") or (reward is not None and reward.by_labeler)
     return ModelCard(
         stage=artifact.kind,  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def _card(ctx: Context, artifact: Artifact, members: int, metrics: Mapping[str, 
         task=ctx.options.task.name,
         labels=labels,
         labeler=ctx.options.labeler.name if labelled else None,
-        algorithm=ALGORITHMS[ctx.options.rl.algorithm].title if reward else None,
+        algorithm=algorithm_title(ctx.options.rl.algorithm, ctx.options.rl.loss) if reward else None,
         reward=reward.words if reward else None,
         members=members,
         text=TextFormat(eos_id=ctx.model().eos_id, **encoding),

@@ -17,6 +17,14 @@ from rlaif.ops.losses import (
     sft_loss,
 )
 from rlaif.ops.masks import last_index, masked_mean, masked_sum, masked_var, whiten, zero_masked
+from rlaif.ops.preference import (
+    PREFERENCE_LOSSES,
+    PairLogprobs,
+    PointLoss,
+    PreferenceKnobs,
+    algorithm_title,
+    preference_loss,
+)
 from rlaif.ops.ranks import by_first, joined, own_share, rank, ranks, total
 from rlaif.ops.rewards import combine_members, empty_last, length_reward
 
@@ -24,9 +32,14 @@ __all__ = [
     "ALGORITHMS",
     "LOSS_MEANS",
     "POLICY_LOSSES",
+    "PREFERENCE_LOSSES",
     "Horizon",
     "KLKind",
+    "PairLogprobs",
+    "PointLoss",
+    "PreferenceKnobs",
     "adapted_beta",
+    "algorithm_title",
     "bradley_terry_loss",
     "by_advantage",
     "by_first",
@@ -49,6 +62,7 @@ __all__ = [
     "penalised_scores",
     "ppo_policy_loss",
     "ppo_value_loss",
+    "preference_loss",
     "rank",
     "ranks",
     "reinforce_loss",

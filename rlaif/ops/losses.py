@@ -22,7 +22,7 @@ Metrics = dict[str, Tensor]
 Normalizer = Tensor | float | None
 
 
-def _normalise(total: Tensor, count: Tensor, normalizer: Normalizer) -> Tensor:
+def normalise(total: Tensor, count: Tensor, normalizer: Normalizer) -> Tensor:
     # A part that counts nothing adds nothing, hence the floor.
     floor = torch.where(count > 0, count, torch.ones_like(count))
     return total / (floor if normalizer is None else normalizer)
@@ -63,12 +63,12 @@ def _mean_loss(each: Tensor, mask: Tensor, mean: str, normalizer: Normalizer) ->
     if mean not in LOSS_MEANS:
         raise ValueError(f"mean must be one of {', '.join(LOSS_MEANS)}, got {mean!r}")
     chosen = LOSS_MEANS[mean]
-    return _normalise(chosen.total(each, mask), chosen.count(mask, mask.shape[1]), normalizer)
+    return normalise(chosen.total(each, mask), chosen.count(mask, mask.shape[1]), normalizer)
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, *, normalizer: Normalizer = None) -> tuple[Tensor, Metrics]:
     """Negative log-likelihood in nats per counted token of `logprobs` (B, T). Metrics: `perplexity`, `tokens`."""
-    loss = _normalise(-masked_sum(logprobs, mask), mask.sum(), normalizer)
+    loss = normalise(-masked_sum(logprobs, mask), mask.sum(), normalizer)
     mean = masked_mean(logprobs.detach(), mask)
     return loss, {"perplexity": torch.exp(-mean), "tokens": mask.sum().float()}
 
@@ -130,7 +130,7 @@ def bradley_terry_loss(
     each = -(p * F.logsigmoid(difference - margin) + (1 - p) * F.logsigmoid(-difference - margin))
     each = each + centering * (reward_a + reward_b) ** 2
     weight = torch.ones_like(each) if weight is None else weight.to(each.dtype)
-    loss = _normalise((weight * each).sum(), weight.sum(), normalizer)
+    loss = normalise((weight * each).sum(), weight.sum(), normalizer)
     with torch.no_grad():
         decided = p_a != 0.5
         signed = difference * torch.where(p_a > 0.5, 1.0, -1.0)
@@ -243,7 +243,7 @@ def ppo_value_loss(
     if clip > 0:
         clipped = old_values + (values - old_values).clamp(-clip, clip)
         error = torch.maximum(error, (clipped - returns) ** 2)
-    loss = _normalise(0.5 * masked_sum(error, mask), mask.sum(), normalizer)
+    loss = normalise(0.5 * masked_sum(error, mask), mask.sum(), normalizer)
     with torch.no_grad():
         spread = masked_var(returns, mask)
         explained = 1 - masked_var(returns - values, mask) / spread

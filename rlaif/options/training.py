@@ -10,6 +10,8 @@ from rlaif.options.rules import ABSENT, Count, Count0, Finite, From0, Name, Numb
 Schedule = Literal["constant", "linear", "cosine"]
 Labels = Literal["ai", "gold", "mixed", "ai_then_gold", "shuffled"]
 Between = Annotated[float, Number(0, 1, above=True, below=True)]
+# At a half no preference would be left.
+Smoothing = Annotated[float, Number(0, 0.5, below=True)]
 AtLeast2 = Annotated[int, Number(2, whole=True)]
 
 
@@ -68,8 +70,7 @@ class RMOptions:
     confidence_weight: From0
     hard_labels: bool
     margin: From0
-    # At a half no preference would be left.
-    label_smoothing: Annotated[float, Number(0, 0.5, below=True)]
+    label_smoothing: Smoothing
     label_temperature: Positive
     centering: From0
     validation_fraction: Part
@@ -99,10 +100,13 @@ class RewardOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutOptions:
-    """`rl.held_out`: the reward on prompts that no reward model was trained on."""
+    """`rl.held_out`: the reward on prompts that no reward model was trained on.
 
-    every: Count | None
+    Profiles set the number of prompts for every algorithm; one that draws no rollouts has nothing else of it.
+    """
+
     num_prompts: Count
+    every: Count | None = ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,46 +138,62 @@ class AlarmLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class RLOptions:
-    """`rl`: the algorithm, its settings, and what watches it. The presets are in conf/rl/, with their sources."""
+    """`rl`: the algorithm, its settings, and what watches it. The presets are in conf/rl/, with their sources.
+
+    Fields with a default belong to one of the two families: preference optimisation on labelled pairs (`ON_PAIRS`), and
+    RL on the policy's own rollouts (the others).
+    """
 
     algorithm: str
-    advantage: str
     loss: str
-    loss_mean: str
     num_epochs: Positive
-    num_prompts: Count
-    prompts_per_iteration: Count
-    samples_per_prompt: Count
-    minibatch_rollouts: Count
-    ppo_epochs: Count
-    temperature: Positive
     lr: Positive
-    value_lr_factor: From0
     weight_decay: From0
     eps: Positive
     schedule: Schedule
     warmup_fraction: Share
     gradient_clip: From0
     beta: From0
-    kl: Literal["reward", "loss"]
-    kl_estimator: Literal["k1", "k2", "k3"]
-    kl_controller: Literal["fixed", "adaptive"]
-    kl_target: Positive
-    kl_horizon: Positive
-    convex_kl: bool
-    gamma: Share
-    lam: Share
-    clip: Positive
-    value_clip: From0
-    value_coefficient: From0
-    value: Literal["shared", "separate", "none"]
-    whiten_rewards: bool
-    whiten_advantages: bool
-    missing_eos_penalty: From0
-    missing_eos_score: Finite | None
-    length_penalty: From0
-    max_kl: Positive | None
     max_rows: Count
-    held_out: HeldOutOptions
-    track: PolicyTrackOptions
-    alarms: AlarmLimits
+    # on labelled pairs
+    batch_size: Count = ABSENT
+    micro_batch_size: Count | None = ABSENT
+    margin: From0 = ABSENT
+    label_smoothing: Smoothing = ABSENT
+    length_normalized: bool = ABSENT
+    nll_weight: From0 = ABSENT
+    # on rollouts
+    advantage: str = ABSENT
+    loss_mean: str = ABSENT
+    num_prompts: Count = ABSENT
+    prompts_per_iteration: Count = ABSENT
+    samples_per_prompt: Count = ABSENT
+    minibatch_rollouts: Count = ABSENT
+    ppo_epochs: Count = ABSENT
+    temperature: Positive = ABSENT
+    value_lr_factor: From0 = ABSENT
+    kl: Literal["reward", "loss"] = ABSENT
+    kl_estimator: Literal["k1", "k2", "k3"] = ABSENT
+    kl_controller: Literal["fixed", "adaptive"] = ABSENT
+    kl_target: Positive = ABSENT
+    kl_horizon: Positive = ABSENT
+    convex_kl: bool = ABSENT
+    gamma: Share = ABSENT
+    lam: Share = ABSENT
+    clip: Positive = ABSENT
+    value_clip: From0 = ABSENT
+    value_coefficient: From0 = ABSENT
+    value: Literal["shared", "separate", "none"] = ABSENT
+    whiten_rewards: bool = ABSENT
+    whiten_advantages: bool = ABSENT
+    missing_eos_penalty: From0 = ABSENT
+    missing_eos_score: Finite | None = ABSENT
+    length_penalty: From0 = ABSENT
+    max_kl: Positive | None = ABSENT
+    held_out: HeldOutOptions = ABSENT
+    track: PolicyTrackOptions = ABSENT
+    alarms: AlarmLimits = ABSENT
+
+
+ON_PAIRS = ("batch_size", "micro_batch_size", "margin", "label_smoothing", "length_normalized", "nll_weight")
+"""Keys of `rl` that only preference optimisation reads."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.figures.rows import LENGTH, ROUGE, both_sides
-from rlaif.ops import ALGORITHMS
+from rlaif.ops import algorithm_title
 from rlaif.stages.eval.section import same_judge
 from rlaif.stats import ALPHA, Interval
 from rlaif.study.verdict import Tone, Verdict
@@ -37,8 +37,8 @@ def _tone(summary: Mapping[str, Scalar]) -> Tone:
 def _policy_name(config: Mapping[str, Any]) -> str:
     rl = config.get("rl")
     name = rl.get("algorithm") or rl.get("name") if isinstance(rl, Mapping) else rl
-    algorithm = ALGORITHMS.get(str(name).split("_")[0].lower())
-    return f"{algorithm.title if algorithm else 'RL'} policy"
+    loss = rl.get("loss") if isinstance(rl, Mapping) else None
+    return f"{algorithm_title(str(name).split('_')[0].lower(), str(loss)) or 'RL'} policy"
 
 
 def _judged(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: Tone) -> str:

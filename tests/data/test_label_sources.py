@@ -14,7 +14,7 @@ from rlaif.errors import UserError
 from rlaif.io import stable_uniform
 from rlaif.options.training import Labels
 from rlaif.records import Pair, Preference
-from rlaif.stages.rm.labels import LabelSource, TrainingRows, labelled, training_rows
+from rlaif.stages.common.preferences.labels import LabelSource, TrainingRows, labelled, training_rows
 
 SIZE = 600
 SOURCES = get_args(Labels)

@@ -17,10 +17,10 @@ from rlaif.data.files.rows import Splitting
 from rlaif.models.weights import Normalization
 from rlaif.records import Pair, Preference, Sample
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items, win_rate_report
+from rlaif.stages.common.preferences.data import _split
 from rlaif.stages.eval.stage import judge_policies
 from rlaif.stages.label.alignment import alignment_items, alignment_report
 from rlaif.stages.rm.accuracy import reward_report
-from rlaif.stages.rm.data import _split
 from rlaif.stages.rm.scored_pairs import scored_pairs
 from rlaif.stats import paired_test, proportion_interval
 from rlaif.study.items import seed_scores

@@ -17,7 +17,7 @@ from rlaif.stages.common.labeling import filler_pairs, labeling_work
 from rlaif.stages.common.limits import CHARS_PER_TOKEN
 from rlaif.stages.common.stage import Rates
 
-RATES = Rates(forward=500.0, decoded=250.0, steps=10.0, trained=1000.0, scored=3000.0)
+RATES = Rates(forward=500.0, decoded=250.0, steps=10.0, trained=1000.0, scored=3000.0, ranked=2000.0)
 # The demo's sizes with smoke's few rows, so that nothing large is read.
 FEW = ["task.packages=[jinja2,rich,click]", "tracking=none", "model.dtype=float32"]
 

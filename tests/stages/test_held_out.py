@@ -21,7 +21,7 @@ from rlaif.stages.common.policies import policy_top
 from rlaif.stages.common.sources import part_of
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
-from rlaif.stages.rl.held_out import make_held_out, unseen
+from rlaif.stages.rl.online.held_out import make_held_out, unseen
 from rlaif.stats import mean_interval
 from rlaif.tracking.glossary import unknown
 

@@ -14,11 +14,12 @@ from jobs import job_context
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl, stable_uniform
 from rlaif.options.training import Labels
+from rlaif.stages.common.preferences.data import label_source
+from rlaif.stages.common.preferences.labels import for_loss
 from rlaif.stages.common.rows import encode_pairs
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
-from rlaif.stages.rm.data import label_source, reward_data
-from rlaif.stages.rm.labels import for_loss
+from rlaif.stages.rm.data import reward_data
 from rlaif.tracking.glossary import unknown
 
 ROOT = Path(__file__).resolve().parents[2]

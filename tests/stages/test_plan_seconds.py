@@ -13,7 +13,7 @@ from rlaif.app.plan.seconds import estimate_seconds, seconds_of, total_seconds
 from rlaif.stages.common.stage import Rates, Work
 from rlaif.stages.graph import Planned
 
-RATES = Rates(forward=500.0, decoded=200.0, steps=10.0, trained=1000.0, scored=4000.0)
+RATES = Rates(forward=500.0, decoded=200.0, steps=10.0, trained=1000.0, scored=4000.0, ranked=2000.0)
 
 
 def test_seconds_by_hand() -> None:
@@ -23,6 +23,7 @@ def test_seconds_by_hand() -> None:
         "steps": 1000 / 10,
         "trained": 1.0,
         "scored": 1000 / 4000,
+        "ranked": 1000 / 2000,
     }
     for kind, seconds in each.items():
         assert seconds_of(Work(**{kind: 1000}), RATES) == pytest.approx(seconds)
@@ -72,7 +73,7 @@ def test_rates_are_those_of_a_clock(monkeypatch, tiny_model) -> None:
     assert torch.equal(torch.get_rng_state(), state), "the clock decides how much is drawn"
     assert rates.forward == pytest.approx(100.0, rel=0.05) and rates.decoded == pytest.approx(100.0, rel=0.05)
     # Nothing that the top runs on is computed by the trunk: its rows take one tick of this clock.
-    assert rates.trained == pytest.approx(112 * 16 / 1e-3) and rates.scored == rates.trained
+    assert rates.trained == pytest.approx(112 * 16 / 1e-3) and rates.scored == rates.ranked == rates.trained
 
 
 def test_a_machine_is_measured_once_if_nothing_else_kept_it_busy(monkeypatch, context, tmp_path) -> None:

@@ -14,24 +14,35 @@ from rlaif.errors import UserError
 from rlaif.ops import ALGORITHMS
 from rlaif.options.read import read
 from rlaif.options.training import RLOptions
-from rlaif.stages.rl.options import check_rl
+from rlaif.stages.rl.online.options import check_rl
+from rlaif.stages.rl.stage import family
 from rlaif.tracking.glossary import unknown
 from rlaif.tracking.runs import RunRecord
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-PRESETS = sorted(file.stem for file in (CONF / "rl").glob("[!_]*.yaml"))
+EVERY = sorted(file.stem for file in (CONF / "rl").glob("[!_]*.yaml"))
+PRESETS = [name for name in EVERY if name != "dpo"]
 
 
 @pytest.fixture(scope="module")
 def node() -> Callable[..., Any]:
     """`node("rloo", beta=0.1)`: the preset's options with these changed, as a job reads them."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = {name: resolved(compose("config", overrides=[f"rl={name}"]).rl) for name in PRESETS}
+        composed = {name: resolved(compose("config", overrides=[f"rl={name}"]).rl) for name in EVERY}
     return lambda preset, **changes: read(RLOptions, composed[preset] | changes, "rl")
 
 
 def test_the_presets_are_those_of_the_interface() -> None:
-    assert PRESETS == ["drgrpo", "grpo", "ppo", "ppo_huang2024", "reinforce", "reinforce_lee2023", "rloo"]
+    assert EVERY == [
+        "dpo",
+        "drgrpo",
+        "grpo",
+        "ppo",
+        "ppo_huang2024",
+        "reinforce",
+        "reinforce_lee2023",
+        "rloo",
+    ]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -69,7 +80,6 @@ def test_presets_of_one_size_use_equally_many_responses(node) -> None:
 @pytest.mark.parametrize(
     ("preset", "changes", "words"),
     [
-        ("ppo", {"algorithm": "a2c"}, "rl.algorithm=a2c .*: write ppo, reinforce, rloo, grpo or drgrpo"),
         ("ppo", {"algorithm": "rloo"}, "rl.algorithm=rloo .* rl.advantage=gae: write rl=rloo"),
         ("ppo", {"advantage": "grpo"}, "rl.algorithm=ppo .* rl.advantage=grpo: write rl=ppo"),
         ("ppo", {"value": "both"}, "rl.value=both .*: write shared, separate or none"),
@@ -117,6 +127,14 @@ def test_what_makes_no_sense_is_refused(node, preset: str, changes: dict[str, An
     check_rl(node(preset))
     with pytest.raises(UserError, match=words):
         check_rl(node(preset, **changes))
+
+
+def test_an_unknown_algorithm_is_named() -> None:
+    with pytest.raises(
+        UserError, match="rl.algorithm=a2c .*: write ppo, reinforce, rloo, grpo, drgrpo or dpo"
+    ):
+        family("a2c")
+    assert family("ppo") is not family("dpo")
 
 
 def test_a_refusal_comes_before_anything_is_built(run, tmp_path: Path) -> None:

@@ -20,15 +20,21 @@ from omegaconf import open_dict
 from rlaif.inference.rollouts import RolloutCollector
 from rlaif.io import sha256_file
 from rlaif.stages.common.training.trainer import CHECKPOINT, AtomicCheckpointIO
-from rlaif.stages.rl.module import PPOModule
+from rlaif.stages.rl.offline.module import PreferenceModule
+from rlaif.stages.rl.online.module import PPOModule
 from rlaif.tracking.runs import RunRecord
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ITERATIONS = 3
 COMMON = ["stage=rl", "rl.num_epochs=1.5", "rl.lr=0.003"]
+OFFLINE = {"dpo": ["stage=rl", "rl=dpo", "rl.loss=kto", "rl.num_epochs=3", "rl.batch_size=8"]}
 ADAPTIVE = ["rl.kl_controller=adaptive", "rl.kl_target=0.01", "rl.kl_horizon=50"]
 JOBS = {
-    **{file.stem: [f"rl={file.stem}"] for file in sorted((CONF / "rl").glob("[!_]*.yaml"))},
+    **{
+        file.stem: [f"rl={file.stem}"]
+        for file in sorted((CONF / "rl").glob("[!_]*.yaml"))
+        if file.stem not in OFFLINE
+    },
     "adaptive": ["rl=ppo", *ADAPTIVE],
 }
 # What a run is killed at: the start of an iteration, in the middle of one, and before its checkpoint is written.
@@ -110,3 +116,21 @@ def test_a_killed_run_ends_bit_identical(pipeline, run, copied_root, caplog, nam
     assert len(whole[1]) == ITERATIONS and len({row["rl/kl"] for row in whole[1]}) == ITERATIONS
     coefficients = {row["rl/kl_coefficient"] for row in whole[1]}
     assert len(coefficients) == (ITERATIONS if name == "adaptive" else 1)
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_killed_preference_run_ends_bit_identical(pipeline, run, copied_root, caplog, name: str) -> None:
+    words = OFFLINE[name]
+    whole = _results(run(*words))
+    epoch = len(whole[1]) // 3
+    root = copied_root(["sft", "sample", "label"])
+    elsewhere = [*words, "profile=smoke", "tracking=none", f"paths.root={root}"]
+    # In the second epoch, and before the third one's checkpoint is written.
+    for moment, call, kept in (((PreferenceModule, "training_step"), epoch + 2, 0), (SAVING, 2, 1)):
+        _kill(elsewhere, moment, call)
+        assert _checkpoint(root)["epoch"] == kept
+    with caplog.at_level(logging.INFO, logger="rlaif"):
+        ended = _results(run(*words, root=root))
+    assert "continuing from the last whole epoch" in caplog.text
+    assert ended == whole
+    assert len({row["rl/loss"] for row in whole[1]}) == 3 * epoch > 3

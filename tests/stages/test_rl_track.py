@@ -19,7 +19,7 @@ from rlaif.models.weights import load_top
 from rlaif.stages.common.policies import policy_top
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
-from rlaif.stages.rl.track import _tracked_prompts, check_track
+from rlaif.stages.rl.online.track import _tracked_prompts, check_track
 from rlaif.tracking.glossary import unknown
 
 TRACKED = ["stage=rl", "rl.lr=0.03", "rl.num_epochs=2", "rl.track.every=2", "rl.track.num_prompts=4"]

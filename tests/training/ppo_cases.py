@@ -16,7 +16,7 @@ from rlaif.models.split import ScalarHead
 from rlaif.records import Prompt
 from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.common.training.trainer import fit, make_trainer
-from rlaif.stages.rl.module import PPOModule, PPOOptions
+from rlaif.stages.rl.online.module import PPOModule, PPOOptions
 
 OPTIONS = PPOOptions(
     advantage="gae",

@@ -10,7 +10,7 @@ from ppo_cases import equal, letter_share, make_module, policy_top, random_rollo
 
 from rlaif.stages.common.training.logprobs import mean_log_ratio
 from rlaif.stages.common.training.trainer import CHECKPOINT
-from rlaif.stages.rl.tracker import Point, Tracker, TrackOptions, best_point, over_optimised
+from rlaif.stages.rl.online.tracker import Point, Tracker, TrackOptions, best_point, over_optimised
 
 PROMPTS = 16
 

@@ -19,14 +19,16 @@ from rlaif.inference.packing import SharedPrefix
 from rlaif.inference.scorer import sequence_logprobs
 from rlaif.io import digest, read_json, write_json
 from rlaif.models.load import LanguageModel
+from rlaif.models.split import ScalarHead
 from rlaif.ops import sft_loss
 from rlaif.stages.common.context import Context
+from rlaif.stages.common.scoring import sequence_scores
 from rlaif.stages.common.stage import Rates
 from rlaif.stages.common.training.logprobs import response_logprobs
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 _PROMPT, _RESPONSE = 96, 16  # tokens of a typical row
 _ROWS = (4, 64)  # decoded at once: a step takes a time of its own, and one for each row
 _SHORT = 4  # tokens of a prompt to decode from
@@ -68,8 +70,9 @@ def _lines(file: Path) -> list[str]:
 
 
 def measure(model: LanguageModel) -> Rates:
-    """Rates of the four kinds of work on rows of typical length, after a first run of each that is not counted."""
-    top = model.trunk.new_top()
+    """Rates of all kinds of work on rows of typical length, after a first run of each that is not counted."""
+    top, head = model.trunk.new_top(), ScalarHead(model.trunk.config.hidden_size).to(model.device)
+    head.init_normal(torch.Generator().manual_seed(0))
     frozen = top.frozen_copy()
     tokens = torch.Generator().manual_seed(0)
 
@@ -100,6 +103,11 @@ def measure(model: LanguageModel) -> Rates:
         loss.backward()
         top.zero_grad(set_to_none=True)
 
+    def rank(rows: int) -> None:
+        batch = _batch(model, texts(rows, _PROMPT + _RESPONSE))
+        sequence_scores(top, head, batch.features, batch.last).sum().backward()
+        top.zero_grad(set_to_none=True)
+
     one, many = (_decoding_step(decode, rows, model.device) for rows in _ROWS)
     token = max(many - one, 1e-9) / (_ROWS[1] - _ROWS[0])
     return Rates(
@@ -108,6 +116,7 @@ def measure(model: LanguageModel) -> Rates:
         steps=1 / max(one - _ROWS[0] * token, 1e-9),
         trained=(_PROMPT + _RESPONSE) / _seconds(train, model.device),
         scored=(_PROMPT + _RESPONSE) / _seconds(score, model.device),
+        ranked=(_PROMPT + _RESPONSE) / _seconds(rank, model.device),
     )
 
 

@@ -69,7 +69,7 @@ def _usd(works: Sequence[Work]) -> str:
 
 def _shown(work: Work) -> tuple[float, float, float]:
     """Tokens read, generated and trained on."""
-    return work.forward + work.read, work.decoded + work.written, work.trained
+    return work.forward + work.read, work.decoded + work.written, work.trained + work.ranked
 
 
 def plan_table(ctx: Context, plan: Sequence[Planned], title: str) -> Table:

@@ -23,6 +23,7 @@ class Rates:
     steps: float
     trained: float
     scored: float
+    ranked: float
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Work:
     """What building an artifact takes, in tokens.
 
     `forward` run through the whole model, `decoded` one after another (in so many `steps`, each of a batch, whose time
-    does not shrink with its rows), `trained` run forward and backward through the
-    top on the trunk's features, `scored` run through the top alone. `usd` is None if a price is unknown. What
-    this machine does not compute, such as a server's work, takes `seconds`; its tokens are `read` and `written`.
+    does not shrink with its rows), `trained` run forward and backward through the top on the trunk's features, `ranked`
+    the same for a reward model, which needs no vocabulary, `scored` run through the top alone. `usd` is None if a price
+    is unknown. What this machine does not compute, such as a server's work, takes `seconds`; its tokens are `read` and
+    `written`.
     """
 
     forward: float = 0.0
@@ -40,6 +42,7 @@ class Work:
     steps: float = 0.0
     trained: float = 0.0
     scored: float = 0.0
+    ranked: float = 0.0
     usd: float | None = 0.0
     seconds: float = 0.0
     read: float = 0.0

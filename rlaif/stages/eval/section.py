@@ -76,7 +76,7 @@ def _pleases_simulated_people(summary: Mapping[str, Scalar], config: Mapping[str
     labels = rm.get("labels", "ai") if isinstance(rm, Mapping) else "ai"
     readout = judge.get("readout")
     by_reference = isinstance(readout, Mapping) and readout.get("kind") == "reference"
-    learnt = labels != "ai" and labels != "shuffled" and "rm" in KINDS[str(reward.get("kind", "rm"))].parents
+    learnt = labels != "ai" and labels != "shuffled" and KINDS[str(reward.get("kind", "rm"))].from_labels
     return by_reference and learnt and summary.get("rm/gold_source") == "simulated"
 
 

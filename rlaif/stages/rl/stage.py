@@ -1,214 +1,42 @@
-"""stage=rl: RL fine-tuning of the SFT policy on the configured reward."""
+"""stage=rl: the policy, by RL on its own rollouts or by preference optimisation on the labelled pairs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from statistics import fmean
-from typing import Any
-
-from rlaif.data.datamodule import PromptCursor
-from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
-from rlaif.inference.rollouts import Rollout
-from rlaif.models.split import ScalarHead
-from rlaif.models.weights import TOP_FILE, save_modules
-from rlaif.options.read import plain
-from rlaif.records import is_empty
+from rlaif.ops import ALGORITHMS
+from rlaif.ops.preference import DPO
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.limits import cut_metrics, drawing_work, prompt_tokens, response_tokens
-from rlaif.stages.common.measures.text import copy_rate, distinct_ngram_share
-from rlaif.stages.common.policies import policy_top, sft_parent
-from rlaif.stages.common.rewards.kinds import (
-    check_reward,
-    make_reward,
-    reward_config,
-    reward_parents,
-    reward_work,
-)
-from rlaif.stages.common.rewards.reward import Reward
-from rlaif.stages.common.sources import rl_prompts
-from rlaif.stages.common.stage import Parents, Stage, Work
-from rlaif.stages.common.training.ranks import check_devices, training_together
-from rlaif.stages.common.training.trainer import Advance, fit, make_trainer, optim_options
-from rlaif.stages.rl.alarms import HISTORY_FILE, raise_alarms, read_history, review_policy, write_history
-from rlaif.stages.rl.held_out import HeldOut, held_out_work, make_held_out
-from rlaif.stages.rl.module import PPOModule
-from rlaif.stages.rl.options import check_rl, rl_collector, rl_options
-from rlaif.stages.rl.track import check_track, kept_metrics, make_tracker, track_config, track_work
-from rlaif.stages.rl.tracker import Tracker
-
-FLAT = 0.98  # of the entropy of a uniform distribution
-LAST = 3  # iterations averaged for the final figures
+from rlaif.stages.common.stage import Stage
+from rlaif.stages.rl.alarms import read_history
+from rlaif.stages.rl.family import Family
+from rlaif.stages.rl.offline.build import OFFLINE
+from rlaif.stages.rl.online.build import ONLINE
 
 
-def iterations(ctx: Context, prompts: int) -> int:
-    """Iterations for the configured passes over the prompts (at least one)."""
-    options = ctx.options.rl
-    return max(1, int(options.num_epochs * prompts) // options.prompts_per_iteration)
+def family(algorithm: str) -> Family:
+    """The family of `rl.algorithm=algorithm`. Raises UserError if there is no such algorithm."""
+    if algorithm == DPO:
+        return OFFLINE
+    if algorithm not in ALGORITHMS:
+        *first, last = (*ALGORITHMS, DPO)
+        raise UserError(f"rl.algorithm={algorithm} is not known: write {', '.join(first)} or {last}")
+    return ONLINE
 
 
-def _copy_rate(rollout: Rollout) -> float:
-    pairs = zip(rollout.responses, rollout.prompts, strict=True)
-    return fmean(copy_rate(response, prompt.prompt) for response, prompt in pairs)
-
-
-RESPONSE_METRICS: dict[str, Callable[[Rollout], float]] = {
-    "rl/copy_rate": _copy_rate,
-    "rl/distinct_3": lambda rollout: distinct_ngram_share(rollout.responses, 3),
-    "rl/empty_rate": lambda rollout: fmean(map(is_empty, rollout.responses)),
-}
-"""Measures of each iteration's responses."""
-
-
-def _check(ctx: Context) -> None:
-    check_rl(ctx.options.rl)
-    check_devices(ctx, "rl.minibatch_rollouts", ctx.options.rl.minibatch_rollouts)
-    check_reward(ctx)
-    check_track(ctx)
-
-
-def _module(
-    ctx: Context, parents: Parents, cuts: Cuts, reward: Reward
-) -> tuple[PPOModule, Tracker | None, HeldOut | None, int]:
-    """The PPO module, what measures it on held-out prompts, and the number of iterations."""
-    options, model = ctx.options.rl, ctx.model()
-    prompts = rl_prompts(ctx, options.num_prompts, cuts)
-    if not prompts:
-        raise UserError("no prompt fits task.max_prompt_tokens: write a higher limit")
-    count = iterations(ctx, len(prompts))
-    rollouts = options.prompts_per_iteration * options.samples_per_prompt
-    collector = rl_collector(ctx, prompts, samples_per_prompt=options.samples_per_prompt)
-    cursor = PromptCursor(len(prompts), options.prompts_per_iteration, ctx.options.seeds.rl)
-    policy, reference = policy_top(ctx, parents), policy_top(ctx, parents).frozen_copy()
-    tracker = make_tracker(ctx, policy, reference, reward)
-    held_out = make_held_out(ctx, policy, reference, reward, count)
-    current = [0]
-
-    def collect(iteration: int) -> Rollout:
-        current[0] = iteration
-        # A copy in the compute dtype decodes without casting the master weights at every token.
-        return collector.collect(policy.frozen_copy(), cursor.indices(iteration), iteration)
-
-    def diagnose(rollout: Rollout) -> dict[str, float]:
-        own = {name: measure(rollout) for name, measure in RESPONSE_METRICS.items()}
-        own |= reward.measures  # before the reward scores the held-out responses
-        return own | (held_out.at(current[0]) if held_out is not None else {})
-
-    module = PPOModule(
-        policy,
-        None if options.value == "none" else ScalarHead(model.trunk.config.hidden_size),
-        policy_top(ctx, parents) if options.value == "separate" else None,
-        reference,
-        collect=collect,
-        reward=reward,
-        diagnose=diagnose,
-        watch=lambda history: raise_alarms(ctx, history),
-        tracker=tracker,
-        rollouts_per_iteration=rollouts,
-        options=rl_options(ctx),
-        optim=optim_options(options, count * options.ppo_epochs * rollouts // options.minibatch_rollouts),
-    )
-    return module, tracker, held_out, count
-
-
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every metric that all rows have."""
-    names = [name for name in rows[-1] if all(name in row for row in rows)]
-    return {name: fmean(row[name] for row in rows) for name in names}
-
-
-def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    cuts, reward = Cuts(), make_reward(ctx, parents)
-    module, tracker, held_out, count = _module(ctx, parents, cuts, reward)
-    cut = cut_metrics(ctx, "rl", cuts, "prompts")
-    trainer = make_trainer(ctx, folder / "work", max_epochs=count, log_every=1, limit_val=False)
-    rollouts = ctx.options.rl.prompts_per_iteration * ctx.options.rl.samples_per_prompt
-    task = ctx.progress.task("RL (rollouts)", count * rollouts)
-    with task as advance, training_together(ctx, "rl", folder):
-        fit(trainer, module, folder / "work", progress=Advance(advance, count * rollouts))
-    history = module.history
-    # The iteration at which `rl.max_kl` or the tracker stops has rollouts but no updates: a shorter row.
-    updated = [row for row in history if "rl/ratio_first" in row]
-    rows: list[dict[str, Any]] = [{"step": i, **row} for i, row in enumerate(history)]
-    tracked: dict[str, Any] = {}
-    if tracker is not None:
-        rows += _measured_end(ctx, tracker, len(updated))
-        tracked = kept_metrics(tracker)
-    if held_out is not None:
-        tracked |= held_out.told()  # on the policy that is kept
-    save_modules(folder / TOP_FILE, {"top": module.policy})
-    write_history(folder / HISTORY_FILE, rows)
-    metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:]), **tracked}
-    metrics["rl/ratio_first"] = max(row["rl/ratio_first"] for row in updated)
-    metrics["rl/reward_start"] = history[0]["rl/reward"]
-    metrics["rl/iterations"] = len(history)
-    if "rl/usd" in metrics:
-        metrics["rl/usd"] = sum(row["rl/usd"] for row in history)
-    _say_flat(ctx, history[0]["rl/entropy"])
-    if reward.scale.problem:
-        ctx.warn("reward without a scale", reward.scale.problem)
-    return metrics | reward.scale.metrics() | cut
-
-
-def _say_flat(ctx: Context, entropy: float) -> None:
-    """Warn of a policy, such as that of profile=smoke, that can show nothing about RL."""
-    most = math.log(ctx.model().trunk.config.vocab_size)
-    if entropy > FLAT * most:
-        ctx.warn(
-            "a policy that cannot learn",
-            f"the policy samples tokens almost uniformly (entropy {entropy:.2f} of at most {most:.2f} nats per token), "
-            "as a random model does: this run shows that the commands work, but no reward can be expected to rise; "
-            "write profile=demo, or another model, to see it learn",
-        )
-
-
-def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str, Any]]:
-    """The history's row for the policy after its last update, unless the run stopped at a measurement of it."""
-    if tracker.points[-1].iteration == updates:
-        return []
-    measured = tracker.measure(updates)
-    if ctx.run is not None:
-        ctx.run.log(measured, step=updates)
-    return [{"step": updates, **measured}]
-
-
-def _config(ctx: Context) -> dict[str, Any]:
-    options = plain(ctx.options.rl)
-    for key in ("max_rows", "alarms", "track"):  # the first two do not change what is trained
-        options.pop(key)
-    return {
-        "rl": options | track_config(ctx),
-        "reward": reward_config(ctx),
-        "model": ctx.model_identity,
-        "encoding": ctx.encoding,
-    }
-
-
-def _work(ctx: Context) -> Work:
-    options = ctx.options.rl
-    count = iterations(ctx, min(options.num_prompts, len(ctx.task.train)))
-    rollouts = count * options.prompts_per_iteration * options.samples_per_prompt
-    prompt, response = prompt_tokens(ctx), response_tokens(ctx)
-    tokens = rollouts * (prompt + response)
-    drawn = drawing_work(ctx, rollouts / count, options.max_rows, count)
-    drawn = replace(drawn, forward=drawn.forward / options.samples_per_prompt)
-    # Scored by the policy, the reference and a reward model.
-    own = drawn + Work(trained=tokens * options.ppo_epochs, scored=3 * tokens)
-    return own + reward_work(ctx, rollouts) + track_work(ctx, count) + held_out_work(ctx, count)
+def _family(ctx: Context) -> Family:
+    return family(ctx.options.rl.algorithm)
 
 
 STAGE = Stage(
     "rl",
     6,
     "rl",
-    lambda ctx: (*reward_parents(ctx), *sft_parent(ctx)),
-    _config,
-    _build,
-    _work,
-    _check,
-    review=review_policy,
+    lambda ctx: _family(ctx).parents(ctx),
+    lambda ctx: _family(ctx).config(ctx),
+    lambda ctx, folder, parents: _family(ctx).build(ctx, folder, parents),
+    lambda ctx: _family(ctx).work(ctx),
+    lambda ctx: _family(ctx).check(ctx),
+    lambda ctx, built: _family(ctx).gate(ctx, built),
+    review=lambda ctx, policy: _family(ctx).review(ctx, policy),
     history=read_history,
 )

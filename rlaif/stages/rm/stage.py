@@ -14,22 +14,30 @@ from rlaif.models.split import ScalarHead
 from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import trust_gate
-from rlaif.stages.common.limits import pair_tokens, prompt_tokens, response_tokens
-from rlaif.stages.common.people import people_identity, people_options
+from rlaif.stages.common.limits import prompt_tokens, response_tokens
 from rlaif.stages.common.policies import policy_top, sft_parent
-from rlaif.stages.common.sources import source
+from rlaif.stages.common.preferences.data import (
+    REWARD_MODEL,
+    PreferenceData,
+    check_labels,
+    label_identity,
+    label_parents,
+    label_source,
+    pairs_work,
+    trained_pairs,
+)
+from rlaif.stages.common.preferences.labels import for_loss
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
-from rlaif.stages.rm.data import RewardData, check_labels, gold_named, label_source, reward_data
-from rlaif.stages.rm.labels import for_loss
+from rlaif.stages.rm.data import gold_named, reward_data
 from rlaif.stages.rm.measures import item_rows, measure_and_save, table_rows
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 
 MEMBER_SEEDS = 1_000_003  # between the seeds of two members' heads
 
 
-def _module(ctx: Context, parents: Parents, rows: RewardData) -> RewardModule:
+def _module(ctx: Context, parents: Parents, rows: PreferenceData) -> RewardModule:
     """The members, which differ in their heads' initial weights; member 0 is the model of an ensemble of one."""
     options, seed = ctx.options.rm, ctx.options.seeds.rm
     size, start = ctx.model().trunk.config.hidden_size, parents if options.init == "sft" else {}
@@ -81,34 +89,24 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    people = people_options(ctx) if label_source(ctx).needs_gold else {}
     slices = {"rm": plain(ctx.options.rm), "model": ctx.model_identity, "encoding": ctx.encoding}
-    return slices | people_identity(ctx) | {f"people_{name}": value for name, value in people.items()}
+    return slices | label_identity(ctx)
 
 
 def _parents(ctx: Context) -> tuple[str, ...]:
-    labels = ("label",) if label_source(ctx).needs_ai else ()
-    return ("sample", *labels, *(sft_parent(ctx) if ctx.options.rm.init == "sft" else ()))
+    return (*label_parents(ctx), *(sft_parent(ctx) if ctx.options.rm.init == "sft" else ()))
 
 
 def _work(ctx: Context) -> Work:
-    options, sample = ctx.options.rm, ctx.options.sample
-    reference_tokens = prompt_tokens(ctx) + response_tokens(ctx)
-    if source(ctx) == "policy":
-        pairs = sample.num_prompts * sample.num_samples
-        tokens = prompt_tokens(ctx) + 2 * response_tokens(ctx)
-    else:
-        own = ctx.task.pairs[: sample.num_prompts]
-        pairs, tokens = len(own), pair_tokens(ctx, own)
-    trained = min(options.n or pairs, pairs * (1 - options.validation_fraction - options.test_fraction))
+    options = ctx.options.rm
+    pairs, tokens, trunk = pairs_work(ctx)
     passes = options.num_epochs * options.ensemble
     measured = options.validation_fraction * (passes + 1) + options.test_fraction
+    reference_tokens = prompt_tokens(ctx) + response_tokens(ctx)
     references = min(options.normalize_rows, len(ctx.task.validation)) * reference_tokens
-    # Sampling has kept what the trunk makes of its responses.
-    new = 0.0 if source(ctx) == "policy" and ctx.options.model.trunk_cache_gb else pairs * tokens
-    return Work(
-        forward=new + references,
-        trained=trained * tokens * passes,
+    return trunk + Work(
+        forward=references,
+        ranked=trained_pairs(ctx, pairs) * tokens * passes,
         scored=pairs * measured * tokens + references,
     )
 
@@ -116,7 +114,7 @@ def _work(ctx: Context) -> Work:
 def _check(ctx: Context) -> None:
     check_training("rm", ctx.options.rm)
     check_devices(ctx, "rm.batch_size", ctx.options.rm.batch_size)
-    check_labels(ctx)
+    check_labels(ctx, REWARD_MODEL)
 
 
 STAGE = Stage(

@@ -13,8 +13,11 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rlaif.data.datamodule import PreferenceRow
 from rlaif.errors import UserError
+from rlaif.inference.rollouts import Rollout
 from rlaif.io import stable_uniform
 from rlaif.labelers import Unread
 from rlaif.models.weights import load_reward
@@ -25,7 +28,14 @@ from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import check_unread, filler_pairs, labeler_identity, labeling_work
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stages.common.rewards.classifier import check_classifier, classifier_identity, text_scorer
-from rlaif.stages.common.rewards.reward import LabelerReward, ModelReward, Reward, RuleReward
+from rlaif.stages.common.rewards.reward import (
+    LabelerReward,
+    ModelReward,
+    Reward,
+    RuleReward,
+    SideRewards,
+    Sides,
+)
 from rlaif.stages.common.rewards.scale import UNIT, RewardScale, anchor_count, check_scale, standardised
 from rlaif.stages.common.stage import Parents, Work
 
@@ -155,13 +165,29 @@ def _random(ctx: Context, parents: Parents) -> Reward:
     return RuleReward(rule, RewardScale("noise of mean 0 and standard deviation 1", sd=math.sqrt(1 / 3)))
 
 
+class _NoReward:
+    """For policies that learn from preferences themselves: no pair of responses has rewards."""
+
+    measures: dict[str, float] = {}
+    scale = RewardScale("no reward")
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        raise UserError(NO_REWARD)
+
+    def of_pairs(self, sides: Sides, rows: Sequence[PreferenceRow]) -> SideRewards:
+        return [None] * len(rows)
+
+
+NO_REWARD = "reward=none gives RL on rollouts nothing to maximise: write reward=rm, or rl=dpo, which learns from pairs"
+
+
 @dataclass(frozen=True)
 class RewardKind:
     """A reward in words, how it is created, the stages whose artifacts it reads, and what its options must be.
 
     `needs`: the keys of `reward` that it reads. `identity` is what it depends on besides those artifacts.
     `by_labeler`: it is the labeler's own judgement, and costs as much. `references`: prompts without a reference have
-    no reward.
+    no reward. `from_labels`: the policy learns from labelled pairs, by a reward model or by itself.
     """
 
     words: str
@@ -172,23 +198,31 @@ class RewardKind:
     needs: tuple[str, ...] = ()
     by_labeler: bool = False
     references: bool = False
+    from_labels: bool = False
 
     def pleases_labeler(self, labels: str) -> bool:
-        """Whether the labeler's verdicts are behind it, if reward models learn from `rm.labels=labels`."""
-        return self.by_labeler or ("rm" in self.parents and labels in ("ai", "mixed", "ai_then_gold"))
+        """Whether the labeler's verdicts are behind it, if pairs carry the labels of `rm.labels=labels`."""
+        return self.by_labeler or (self.from_labels and labels in ("ai", "mixed", "ai_then_gold"))
 
 
 _MODEL = "the score of a reward model that learnt from pairwise preferences"
 _MODELS = "a cautious score of several reward models that learnt from pairwise preferences"
 _ELSEWHERE = "the score of a reward model that was trained elsewhere"
 _DIRECT, _ROUGE_L = "a labeler's own score of each response", "ROUGE-L against the task's references"
+_NONE = "no reward: the policy learnt from labelled pairs"
 _SCALED = ("normalize_rows",)
 _CLASSIFIER = ("name", "revision", "format", "max_tokens", "dtype", "trust_remote_code", "normalize_rows")
 KINDS: dict[str, RewardKind] = {
-    "rm": RewardKind(_MODEL, _model, parents=("rm",)),
+    "rm": RewardKind(_MODEL, _model, parents=("rm",), from_labels=True),
     "ensemble": RewardKind(
-        _MODELS, _ensemble, parents=("rm",), check=_check_ensemble, needs=("how", "coefficient")
+        _MODELS,
+        _ensemble,
+        parents=("rm",),
+        check=_check_ensemble,
+        needs=("how", "coefficient"),
+        from_labels=True,
     ),
+    "none": RewardKind(_NONE, lambda ctx, parents: _NoReward(), from_labels=True),
     "hub": RewardKind(_ELSEWHERE, _hub, check=_check_hub, identity=classifier_identity, needs=_CLASSIFIER),
     "direct": RewardKind(
         _DIRECT, _direct, check=_check_direct, identity=_direct_identity, needs=_SCALED, by_labeler=True

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from rlaif.data.datamodule import TokenBatch
+from rlaif.data.policy_pairs import PolicyPairBatch
 from rlaif.models.flat import hidden_at
+from rlaif.models.pairs import pair_attention
 from rlaif.models.split import Top
 
 
@@ -45,3 +47,16 @@ def mean_log_ratio(policy: Top, reference: Top, batches: Iterable[TokenBatch], t
         summed += float((new - old).sum())
         count += len(batch.ids)
     return summed / count
+
+
+def pair_logprobs(top: Top, batch: PolicyPairBatch) -> Tensor:
+    """Log-probabilities (B, 2) of both responses of each pair, summed over their tokens (nats).
+
+    A pair's prompt runs once, and the last layer and the vocabulary head only where a response token is predicted.
+    """
+    pairs = batch.pairs
+    attend = pair_attention(pairs.spans, pairs.features.device)
+    hidden = top(pairs.features, attend, pairs.positions, rows=batch.reads)[0]
+    logprobs = top.logprobs(hidden, batch.ids)
+    summed = torch.zeros(2 * len(batch), dtype=logprobs.dtype, device=logprobs.device)
+    return summed.index_add(0, batch.owners, logprobs).view(-1, 2)

@@ -212,7 +212,7 @@ def optim_options(options: SFTOptions | RMOptions | RLOptions, total_steps: int)
     )
 
 
-def check_training(key: str, options: SFTOptions | RMOptions) -> None:
+def check_training(key: str, options: SFTOptions | RMOptions | RLOptions) -> None:
     """Raises UserError for impossible numbers under `key` (a stage's configuration)."""
     size, micro = options.batch_size, options.micro_batch_size
     if micro is not None and micro > size:

@@ -22,7 +22,7 @@ from rlaif.stages.common.rewards.kinds import reward_parents
 from rlaif.stages.common.rewards.reward import Reward
 from rlaif.stages.common.sources import part_of, source
 from rlaif.stages.common.stage import Work
-from rlaif.stages.rl.options import rl_collector
+from rlaif.stages.rl.online.options import rl_collector
 from rlaif.stats import paired_test
 
 NAME = "rl/reward_held_out"

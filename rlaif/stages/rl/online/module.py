@@ -53,7 +53,7 @@ from rlaif.stages.common.training.optim import (
     require_finite,
     sum_gradients,
 )
-from rlaif.stages.rl.tracker import Tracker
+from rlaif.stages.rl.online.tracker import Tracker
 
 ENTROPY_ROWS = 128  # rows whose logits exist at once on a CPU; 16 times as many on an accelerator
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

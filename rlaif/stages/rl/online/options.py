@@ -10,10 +10,11 @@ from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.rollouts import RolloutCollector
 from rlaif.ops import ALGORITHMS, LOSS_MEANS, POLICY_LOSSES
 from rlaif.ops.advantages import Algorithm
-from rlaif.options.training import RLOptions
+from rlaif.options.read import need
+from rlaif.options.training import ON_PAIRS, RLOptions
 from rlaif.records import Prompt
 from rlaif.stages.common.context import Context
-from rlaif.stages.rl.module import PPOOptions
+from rlaif.stages.rl.online.module import PPOOptions
 
 
 def rl_options(ctx: Context) -> PPOOptions:
@@ -28,8 +29,10 @@ def rl_options(ctx: Context) -> PPOOptions:
 
 def check_rl(options: RLOptions) -> None:
     """Raises UserError for unknown values of `rl`, and for values that make no sense together."""
+    algorithm = ALGORITHMS[options.algorithm]
+    own = [field.name for field in fields(options) if field.name not in ON_PAIRS]
+    need(options, "rl", own, f"rl={options.algorithm}")
     known: Mapping[str, Collection[str]] = {
-        "algorithm": ALGORITHMS,
         "loss": POLICY_LOSSES,
         "loss_mean": LOSS_MEANS,
     }
@@ -38,7 +41,6 @@ def check_rl(options: RLOptions) -> None:
         if found not in values:
             *first, last = values
             raise UserError(f"rl.{key}={found} is not known: write {', '.join(first)} or {last}")
-    algorithm = ALGORITHMS[options.algorithm]
     if algorithm.advantage != options.advantage:
         raise UserError(
             f"rl.algorithm={options.algorithm} does not go with rl.advantage={options.advantage}: "

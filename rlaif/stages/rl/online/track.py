@@ -24,9 +24,9 @@ from rlaif.stages.common.rewards.kinds import reward_kind
 from rlaif.stages.common.rewards.reward import CHUNK, Reward
 from rlaif.stages.common.stage import Work
 from rlaif.stages.common.training.logprobs import mean_log_ratio
-from rlaif.stages.rl.held_out import unseen
-from rlaif.stages.rl.options import rl_collector
-from rlaif.stages.rl.tracker import Measured, Tracker, TrackOptions, point_metrics
+from rlaif.stages.rl.online.held_out import unseen
+from rlaif.stages.rl.online.options import rl_collector
+from rlaif.stages.rl.online.tracker import Measured, Tracker, TrackOptions, point_metrics
 
 _ONE = (
     "rl.track.keep=best measures the policy that it keeps again on other validation prompts, but there is only one: "
