@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlaif.errors import UserError
 from rlaif.io import write_text
 from rlaif.models.weights import export_policy, export_reward, load_reward, load_top
 from rlaif.ops import algorithm_title
 from rlaif.report.card import ModelCard, TextFormat, model_card
 from rlaif.stages.common.context import Context
+from rlaif.stages.common.policies import best_of
 from rlaif.stages.common.rewards.kinds import KINDS
 from rlaif.store import Artifact
 
@@ -18,6 +20,10 @@ from rlaif.store import Artifact
 def export_model(ctx: Context, artifact: Artifact, target: Path, metrics: Mapping[str, Any]) -> Path:
     """Write the model and README.md into `target` and return it; `metrics` are the artifact's and its ancestors'."""
     members = 1
+    if best_of(artifact.path) > 1:
+        raise UserError(
+            "export: rl=best_of_n has no weights of its own; write stage=sft, whose responses it chooses from"
+        )
     if artifact.kind == "rm":
         ensemble = load_reward(ctx.model(), artifact.path)
         export_reward(target, ctx.model(), ensemble)

@@ -155,12 +155,12 @@ PREFERENCE_LOSSES: dict[str, PairLoss | PointLoss] = {
 }
 """By `rl.loss` of `rl=dpo`."""
 
-DPO = "dpo"  # the `rl.algorithm` of all of them
-
 
 def algorithm_title(algorithm: str, loss: str) -> str | None:
     """What reports call the algorithm of `rl.algorithm` and `rl.loss`; None if there is none of that name."""
-    if algorithm == DPO:
+    if algorithm == "best_of_n":
+        return "best-of-n"
+    if algorithm == "dpo":
         return PREFERENCE_LOSSES[loss].title if loss in PREFERENCE_LOSSES else None
     return ALGORITHMS[algorithm].title if algorithm in ALGORITHMS else None
 

@@ -140,21 +140,23 @@ class AlarmLimits:
 class RLOptions:
     """`rl`: the algorithm, its settings, and what watches it. The presets are in conf/rl/, with their sources.
 
-    Fields with a default belong to one of the two families: preference optimisation on labelled pairs (`ON_PAIRS`), and
-    RL on the policy's own rollouts (the others).
+    Fields with a default belong to some of the families: RL on the policy's own rollouts, preference optimisation on
+    labelled pairs (`ON_PAIRS`), and best of n, which trains nothing.
     """
 
     algorithm: str
-    loss: str
-    num_epochs: Positive
-    lr: Positive
-    weight_decay: From0
-    eps: Positive
-    schedule: Schedule
-    warmup_fraction: Share
-    gradient_clip: From0
-    beta: From0
     max_rows: Count
+    best_of: AtLeast2 = ABSENT
+    # what is trained
+    loss: str = ABSENT
+    num_epochs: Positive = ABSENT
+    lr: Positive = ABSENT
+    weight_decay: From0 = ABSENT
+    eps: Positive = ABSENT
+    schedule: Schedule = ABSENT
+    warmup_fraction: Share = ABSENT
+    gradient_clip: From0 = ABSENT
+    beta: From0 = ABSENT
     # on labelled pairs
     batch_size: Count = ABSENT
     micro_batch_size: Count | None = ABSENT

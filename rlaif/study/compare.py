@@ -16,10 +16,10 @@ from typing import Any
 
 from rlaif.errors import UserError
 from rlaif.io.lineage import LineageRow
-from rlaif.models.weights import load_top
 from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
+from rlaif.stages.eval.answers import load_policy
 from rlaif.stages.eval.section import same_judge
 from rlaif.stages.eval.stage import comparison_rows, eval_config, judge_gate, judge_policies
 from rlaif.stages.graph import Graph
@@ -176,8 +176,8 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
     )
 
     def build(folder: Path) -> dict[str, Any]:
-        policies = [load_top(meeting.model(), artifact.path) for artifact in (first, second)]
-        return judge_policies(meeting, folder, policies[0], policies[1], make_reward(meeting, x.built))
+        one, two = (load_policy(_meeting(ctx, arm), arm.built) for arm in (x, y))
+        return judge_policies(meeting, folder, one, two, make_reward(meeting, x.built))
 
     return ctx.store.get_or_build(spec, build)
 

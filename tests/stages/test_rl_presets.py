@@ -21,7 +21,7 @@ from rlaif.tracking.runs import RunRecord
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 EVERY = sorted(file.stem for file in (CONF / "rl").glob("[!_]*.yaml"))
-PRESETS = [name for name in EVERY if name != "dpo"]
+PRESETS = [name for name in EVERY if name not in ("best_of_n", "dpo")]
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def node() -> Callable[..., Any]:
 
 def test_the_presets_are_those_of_the_interface() -> None:
     assert EVERY == [
+        "best_of_n",
         "dpo",
         "drgrpo",
         "grpo",
@@ -131,7 +132,7 @@ def test_what_makes_no_sense_is_refused(node, preset: str, changes: dict[str, An
 
 def test_an_unknown_algorithm_is_named() -> None:
     with pytest.raises(
-        UserError, match="rl.algorithm=a2c .*: write ppo, reinforce, rloo, grpo, drgrpo or dpo"
+        UserError, match="rl.algorithm=a2c .*: write ppo, reinforce, rloo, grpo, drgrpo, dpo or best_of_n"
     ):
         family("a2c")
     assert family("ppo") is not family("dpo")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import Receive, Sampled, sample
-from rlaif.io import digest
+from rlaif.io import digest, read_json, write_json
 from rlaif.models.split import Top
 from rlaif.models.weights import load_top
 from rlaif.records import Prompt, Sample
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.stage import Parents
+
+BEST_OF_FILE = "best_of.json"
 
 
 def draw(
@@ -56,6 +59,17 @@ def to_sample(ctx: Context, prompt: Prompt, drawn: Sampled) -> Sample:
         prompt.group,
         tuple(drawn.ids),
     )
+
+
+def write_best_of(folder: Path, count: int) -> None:
+    """Mark the policy in `folder` as one of whose responses the best of `count` is given."""
+    write_json(folder / BEST_OF_FILE, {"best_of": count})
+
+
+def best_of(folder: Path) -> int:
+    """Of how many responses of the policy in `folder` the best is given: 1 for all but best of n."""
+    file = folder / BEST_OF_FILE
+    return int(read_json(file)["best_of"]) if file.exists() else 1
 
 
 def sft_parent(ctx: Context) -> tuple[str, ...]:

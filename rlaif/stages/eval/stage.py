@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,7 @@ import torch
 from rlaif.data.datamodule import EncodedRow, PreferenceRow, TokenBatch, collate_sequences
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
-from rlaif.inference.decoding.drawing import Decoding
-from rlaif.inference.decoding.sampler import Sampled
 from rlaif.io import read_records, write_records
-from rlaif.models.split import Top
-from rlaif.models.weights import load_top
 from rlaif.options.read import plain
 from rlaif.records import Comparison, Pair, Sample
 from rlaif.stages.common.context import Context
@@ -40,35 +37,19 @@ from rlaif.stages.common.measures.win_rate import (
     win_rate_report,
 )
 from rlaif.stages.common.people import need_references
-from rlaif.stages.common.policies import draw, policy_top, sft_parent, to_sample
+from rlaif.stages.common.policies import policy_top, sft_parent
 from rlaif.stages.common.rewards.kinds import KINDS, make_reward, reward_parents
 from rlaif.stages.common.rewards.reward import CHUNK, Reward, SideRewards
 from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
 from rlaif.stages.common.training.logprobs import mean_log_ratio
+from rlaif.stages.eval.answers import Policy, answers, load_policy
 from rlaif.stats import paired_test, proportion_interval
 from rlaif.store import Artifact
 
 logger = logging.getLogger(__name__)
 
 COMPARISONS_FILE = "comparisons.jsonl"
-
-
-def _responses(ctx: Context, top: Top, what: str, cuts: Cuts) -> list[Sample]:
-    options = ctx.options.eval
-    prompts = ctx.encoder.fitting(ctx.task.test, limit=options.num_prompts, cuts=cuts)
-    decoding = Decoding(ctx.options.task.max_response_tokens, options.temperature, options.top_k)
-    # Both policies sample with the same noise: the comparison is of the policies, not of their luck.
-    keys = [[ctx.options.seeds.eval, p.id] for p in prompts]
-    with ctx.features.storing(ctx.model()) as store:
-        # Decoding computes what `encode_pairs` will read.
-        def keep(index: int, got: Sampled) -> None:
-            if store and got.features is not None:
-                store(ctx.encoder.prompt(prompts[index].prompt), got.ids, got.features)
-
-        more: dict[str, Any] = {"keep_features": store is not None, "receive": keep}
-        drawn = draw(ctx, top.frozen_copy(), prompts, keys, decoding, options.max_rows, what, **more)
-    return [to_sample(ctx, prompt, got) for prompt, got in zip(prompts, drawn, strict=True)]
 
 
 def _judge(
@@ -130,6 +111,23 @@ def _divergence_name(ctx: Context) -> str:
     return "eval/kl" if whole else "eval/log_ratio"
 
 
+def _divergence(
+    ctx: Context, policy: Policy, baseline: Policy, rows: Sequence[PreferenceRow]
+) -> dict[str, float]:
+    """How far the policy is from the baseline, nats per response; of best of n, a bound on it.
+
+    A best response is not drawn from a distribution whose probabilities are known: its KL to the policy that it is
+    drawn from is at most log n - (n - 1) / n (Beirami et al. 2024, arXiv:2401.01879).
+    """
+    if policy.best_of > 1:
+        return {"eval/kl_bound": math.log(policy.best_of) - (policy.best_of - 1) / policy.best_of}
+    if baseline.best_of > 1:
+        return {}
+    temperature = ctx.options.eval.temperature or 1.0
+    ratio = mean_log_ratio(policy.top, baseline.top, _own_responses(ctx, rows), temperature)
+    return {_divergence_name(ctx): ratio}
+
+
 def _own_responses(ctx: Context, rows: Sequence[PreferenceRow]) -> Iterator[TokenBatch]:
     """The policy's own responses (the pairs' a) as batches."""
     encoded = [
@@ -144,10 +142,12 @@ def _own_responses(ctx: Context, rows: Sequence[PreferenceRow]) -> Iterator[Toke
         yield collate_sequences(encoded[start : start + CHUNK]).to(ctx.model().device)
 
 
-def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, reward: Reward) -> dict[str, Any]:
+def judge_policies(
+    ctx: Context, folder: Path, policy: Policy, baseline: Policy, reward: Reward
+) -> dict[str, Any]:
     """Head-to-head of two policies with every measure in the result table; writes the comparisons."""
     cuts = Cuts()
-    new, old = _responses(ctx, policy, "policy", cuts), _responses(ctx, baseline, "baseline", Cuts())
+    new, old = answers(ctx, policy, "policy", cuts), answers(ctx, baseline, "baseline", Cuts())
     comparisons, cost = _judge(ctx, new, old)
     write_records(folder / COMPARISONS_FILE, comparisons)
     metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.options.seeds.eval) | cost
@@ -162,9 +162,8 @@ def judge_policies(ctx: Context, folder: Path, policy: Top, baseline: Top, rewar
                 base, low, bound = measure.partition("_ci_")
                 metrics[f"eval/{base}_{who}{low}{bound}"] = value
     pairs = [Pair.between(p, b) for p, b in zip(new, old, strict=True)]
-    rows, temperature = encode_pairs(ctx, pairs, "evaluation"), ctx.options.eval.temperature or 1.0
-    ratio = mean_log_ratio(policy, baseline, _own_responses(ctx, rows), temperature)
-    metrics[_divergence_name(ctx)] = ratio
+    rows = encode_pairs(ctx, pairs, "evaluation")
+    metrics |= _divergence(ctx, policy, baseline, rows)
     metrics |= _rewards(reward.of_pairs((new, old), rows), [pair.cluster for pair in pairs])
     return {**metrics, "eval/judge": str(ctx.options.judge.name)}
 
@@ -205,8 +204,8 @@ def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[s
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    policy = load_top(ctx.model(), parents["rl"].path)
-    return judge_policies(ctx, folder, policy, policy_top(ctx, parents), make_reward(ctx, parents))
+    baseline = Policy(policy_top(ctx, parents))
+    return judge_policies(ctx, folder, load_policy(ctx, parents), baseline, make_reward(ctx, parents))
 
 
 def eval_config(ctx: Context) -> dict[str, Any]:
@@ -245,7 +244,11 @@ def _work(ctx: Context) -> Work:
         work += labeling_work(ctx, "labeler", ctx.options.seeds.eval, judged)
     # Two policies' log-probabilities of one of them, and a reward model's scores of both.
     scored = 2 * rows * (prompt + response)
-    return work + drawing_work(ctx, rows / 2, ctx.options.eval.max_rows, times=2) + Work(scored=scored)
+    best_of = ctx.options.rl.best_of if ctx.options.rl.algorithm == "best_of_n" else 1
+    drawn = drawing_work(ctx, rows / 2, ctx.options.eval.max_rows, times=1 + best_of)
+    return (
+        work + drawn + Work(scored=scored + (rows / 2 * best_of * (prompt + response) if best_of > 1 else 0))
+    )
 
 
 def _check(ctx: Context) -> None:

@@ -1,26 +1,25 @@
-"""stage=rl: the policy, by RL on its own rollouts or by preference optimisation on the labelled pairs."""
+"""stage=rl: the policy, by RL on its own rollouts, preference optimisation on labelled pairs, or best of n."""
 
 from __future__ import annotations
 
 from rlaif.errors import UserError
 from rlaif.ops import ALGORITHMS
-from rlaif.ops.preference import DPO
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.stage import Stage
 from rlaif.stages.rl.alarms import read_history
 from rlaif.stages.rl.family import Family
 from rlaif.stages.rl.offline.build import OFFLINE
 from rlaif.stages.rl.online.build import ONLINE
+from rlaif.stages.rl.reranking import RERANKING
 
 
 def family(algorithm: str) -> Family:
     """The family of `rl.algorithm=algorithm`. Raises UserError if there is no such algorithm."""
-    if algorithm == DPO:
-        return OFFLINE
-    if algorithm not in ALGORITHMS:
-        *first, last = (*ALGORITHMS, DPO)
+    families = {**dict.fromkeys(ALGORITHMS, ONLINE), "dpo": OFFLINE, "best_of_n": RERANKING}
+    if algorithm not in families:
+        *first, last = families
         raise UserError(f"rl.algorithm={algorithm} is not known: write {', '.join(first)} or {last}")
-    return ONLINE
+    return families[algorithm]
 
 
 def _family(ctx: Context) -> Family:

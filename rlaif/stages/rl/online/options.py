@@ -30,7 +30,7 @@ def rl_options(ctx: Context) -> PPOOptions:
 def check_rl(options: RLOptions) -> None:
     """Raises UserError for unknown values of `rl`, and for values that make no sense together."""
     algorithm = ALGORITHMS[options.algorithm]
-    own = [field.name for field in fields(options) if field.name not in ON_PAIRS]
+    own = [field.name for field in fields(options) if field.name not in (*ON_PAIRS, "best_of")]
     need(options, "rl", own, f"rl={options.algorithm}")
     known: Mapping[str, Collection[str]] = {
         "loss": POLICY_LOSSES,
