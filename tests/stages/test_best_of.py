@@ -15,7 +15,7 @@ from rlaif.io import read_jsonl
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stages.common.policies import policy_top
 from rlaif.stages.common.rewards.kinds import make_reward
-from rlaif.stages.eval.answers import Policy, _drawn, _rewards, answers, load_policy
+from rlaif.stages.eval.answers import Policy, _drawn, _given, _rewards, answers, load_baseline, load_policy
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
 from rlaif.tracking.runs import RunRecord
@@ -52,7 +52,7 @@ def test_the_best_response_is_given(built, count: int) -> None:
         assert sample == draws[scores.index(max(scores))][i]
         different += sample != draws[0][i]
     # The first draw is the one that a policy without a choice gives.
-    alone = answers(ctx, Policy(policy_top(ctx, artifacts)), "policy", Cuts())
+    alone = answers(ctx, load_baseline(ctx, artifacts), "policy", Cuts())
     assert alone == draws[0]
     assert len({draw[0].response for draw in draws}) > 1, "draws of one prompt differ"
     assert different or all(not rouge_l(s.response, s.reference or "") for s in given)
@@ -83,8 +83,8 @@ def test_the_unreadable_is_never_the_best(built) -> None:
             half = len(rows) // 2
             return [None if i < half else (0.0, 1.0) for i in range(len(rows))]
 
-    given = answers(ctx, Policy(policy.top, 2, Deaf()), "policy", Cuts())
     prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.options.eval.num_prompts)
+    given = _given(ctx, Policy(policy.top, (), 2, Deaf()), prompts, "policy")
     draws = [_drawn(ctx, policy.top, [(prompt, n) for prompt in prompts], "draws") for n in range(2)]
     half = len(prompts) // 2
     assert given == [*draws[0][:half], *draws[1][half:]]

@@ -1,40 +1,60 @@
-"""What a policy answers to the evaluation's prompts: one response each, or the best of several by a reward."""
+"""What a policy answers to the evaluation's prompts: one response each, or the best of several by a reward.
+
+Answers are artifacts: whatever compares a policy with another reads the ones that it has given before.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlaif.data.encode import Cuts
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import Sampled
+from rlaif.io import read_records, write_records
 from rlaif.models.split import Top
 from rlaif.models.weights import load_top
 from rlaif.records import Pair, Prompt, Sample
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.policies import best_of, draw, to_sample
-from rlaif.stages.common.rewards.kinds import make_reward
+from rlaif.stages.common.policies import best_of, draw, policy_top, sft_parent, to_sample
+from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
 from rlaif.stages.common.rewards.reward import Reward
 from rlaif.stages.common.rows import encode_pairs
-from rlaif.store import Artifact
+from rlaif.store import Artifact, ArtifactSpec
+
+ANSWERS_FILE = "answers.jsonl"
+VERSION = 1
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What answers prompts: `top`, or the best of `best_of` of its responses by `reward`."""
+    """What answers prompts: `top`, or the best of `best_of` of its responses by `reward`.
+
+    `sources` are the artifacts that hold them; none for the base model.
+    """
 
     top: Top
+    sources: tuple[Artifact, ...] = ()
     best_of: int = 1
     reward: Reward | None = None
 
 
 def load_policy(ctx: Context, built: Mapping[str, Artifact]) -> Policy:
     """The policy of the artifact `rl` in `built`, which has those that its reward reads beside it."""
-    folder = built["rl"].path
-    count = best_of(folder)
-    return Policy(load_top(ctx.model(), folder), count, make_reward(ctx, built) if count > 1 else None)
+    own = built["rl"]
+    top, count = load_top(ctx.model(), own.path), best_of(own.path)
+    if count == 1:
+        return Policy(top, (own,))
+    read = (built[kind] for kind in reward_parents(ctx))
+    return Policy(top, (own, *read), count, make_reward(ctx, built))
+
+
+def load_baseline(ctx: Context, built: Mapping[str, Artifact]) -> Policy:
+    """The SFT policy, or the base model if it is passed through."""
+    return Policy(policy_top(ctx, built), tuple(built[kind] for kind in sft_parent(ctx)))
 
 
 def answers(ctx: Context, policy: Policy, what: str, cuts: Cuts) -> list[Sample]:
@@ -43,8 +63,35 @@ def answers(ctx: Context, policy: Policy, what: str, cuts: Cuts) -> list[Sample]
     All policies sample with the same noise: a comparison is of the policies, not of their luck. Of several responses,
     the first is the one that a single draw gives.
     """
+    prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.options.eval.num_prompts, cuts=cuts)
+
+    def build(folder: Path) -> dict[str, Any]:
+        write_records(folder / ANSWERS_FILE, _given(ctx, policy, prompts, what))
+        return {}
+
+    kept = ctx.store.get_or_build(_spec(ctx, policy), build, force=ctx.options.force == "all")
+    return read_records(kept.file(ANSWERS_FILE), Sample)
+
+
+def _spec(ctx: Context, policy: Policy) -> ArtifactSpec:
+    """The identity of a policy's answers: what it is made of by content, since a rebuilt artifact keeps its name."""
     options = ctx.options.eval
-    prompts = ctx.encoder.fitting(ctx.task.test, limit=options.num_prompts, cuts=cuts)
+    return ArtifactSpec(
+        kind="answers",
+        config={
+            "eval": {name: getattr(options, name) for name in ("num_prompts", "temperature", "top_k")},
+            "files": [source.manifest["files"] for source in policy.sources],
+            "model": ctx.model_identity,
+            "encoding": ctx.encoding,
+        },
+        parents=policy.sources,
+        seed=ctx.options.seeds.eval,
+        version=VERSION,
+        data_hash=ctx.task.fingerprint,
+    )
+
+
+def _given(ctx: Context, policy: Policy, prompts: Sequence[Prompt], what: str) -> list[Sample]:
     drawn = _drawn(ctx, policy.top, [(prompt, n) for n in range(policy.best_of) for prompt in prompts], what)
     every = [drawn[i : i + len(prompts)] for i in range(0, len(drawn), len(prompts))]
     if policy.reward is None:

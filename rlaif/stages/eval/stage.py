@@ -37,13 +37,13 @@ from rlaif.stages.common.measures.win_rate import (
     win_rate_report,
 )
 from rlaif.stages.common.people import need_references
-from rlaif.stages.common.policies import policy_top, sft_parent
+from rlaif.stages.common.policies import sft_parent
 from rlaif.stages.common.rewards.kinds import KINDS, make_reward, reward_parents
 from rlaif.stages.common.rewards.reward import CHUNK, Reward, SideRewards
 from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
 from rlaif.stages.common.training.logprobs import mean_log_ratio
-from rlaif.stages.eval.answers import Policy, answers, load_policy
+from rlaif.stages.eval.answers import Policy, answers, load_baseline, load_policy
 from rlaif.stats import paired_test, proportion_interval
 from rlaif.store import Artifact
 
@@ -204,8 +204,8 @@ def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[s
 
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    baseline = Policy(policy_top(ctx, parents))
-    return judge_policies(ctx, folder, load_policy(ctx, parents), baseline, make_reward(ctx, parents))
+    policy, baseline = load_policy(ctx, parents), load_baseline(ctx, parents)
+    return judge_policies(ctx, folder, policy, baseline, make_reward(ctx, parents))
 
 
 def eval_config(ctx: Context) -> dict[str, Any]:
