@@ -13,6 +13,7 @@ from rlaif.stats.intervals import Interval, wilson_interval
 from rlaif.stats.length_control import length_controlled_win_rate
 from rlaif.stats.means import mean_interval, paired_difference, proportion_interval
 from rlaif.stats.significance import ALPHA, binomial_test, clustered_sign_test, holm, mcnemar_test, sign_test
+from rlaif.stats.strengths import Strengths, bradley_terry
 from rlaif.stats.trends import linear_trend
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "Interval",
     "PairedTest",
     "ReliabilityBin",
+    "Strengths",
     "arm_interval",
     "binomial_test",
+    "bradley_terry",
     "brier_score",
     "clustered_sign_test",
     "cohen_kappa",

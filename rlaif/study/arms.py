@@ -13,10 +13,12 @@ from rlaif.options.job import Options, SeedOptions
 from rlaif.options.read import plain, read
 from rlaif.options.rules import shown
 from rlaif.stages.common.context import Context
+from rlaif.stages.eval.round_robin import BASELINE
 from rlaif.study.controls import CONTROLS
 from rlaif.study.diagnosis import ROLES
 from rlaif.tracking.glossary import unknown
 
+ALL = "all"  # of `compare:`: every policy against every other
 _BARE = re.compile(r"[\w./:+-]+")
 
 
@@ -109,10 +111,31 @@ def _check(ctx: Context, arms: Sequence[str], repeats: Sequence[Mapping[str, int
                 f"seed={ctx.options.seed} has no effect on an experiment that repeats its arms: "
                 f"write 'repeat={{{key}:[{ctx.options.seed}]}}' to choose their seeds"
             )
+    if pairs == ALL:
+        _check_all(ctx, arms, until)
+        return
+    if not isinstance(pairs, list):
+        raise UserError(
+            f"compare={shown(pairs)} is neither a list of pairs of arms nor all: write one of them"
+        )
     for pair in pairs:
         _check_pair(pair, arms, until)
     if pairs and len(repeats) > 1:
-        raise UserError("compare takes a single policy of each arm: drop compare, or drop repeat")
+        raise UserError(
+            "compare takes a single policy of each arm in a pair: write compare: all, drop compare, or drop repeat"
+        )
+
+
+def _check_all(ctx: Context, arms: Sequence[str], until: str) -> None:
+    """Raises UserError unless every arm's policy can meet every other's."""
+    if until not in ("rl", "eval"):
+        raise UserError(f"compare: all needs policies, but until={until}: write until: eval, or drop compare")
+    if not ctx.task.test:
+        raise UserError("compare: all needs test prompts to meet on: write a larger task.test_fraction")
+    if BASELINE in arms:
+        raise UserError(
+            f"compare: all has the SFT policy play as {BASELINE}: name the arm {BASELINE} otherwise"
+        )
 
 
 def _check_pair(pair: Sequence[str], arms: Sequence[str], until: str) -> None:

@@ -4,7 +4,8 @@ An experiment file (`experiments/NAME.yaml`) gives `arms: {name: [overrides]}` o
 `repeat:` the seeds that each arm runs with, `until:` the last stage of each, `test:` the metrics of single items
 that arms are tested on, `curve:` a plot over the arms, `diagnose:` the arms of a diagnosis by role, `controls:`
 arms that must have worked before anything is concluded from them, and `compare:` pairs of arms whose policies
-meet. Arms are composed in process, so whatever two of them have in common is built once.
+meet, or `all`: every policy meets every other and the SFT policy. Arms are composed in process, so whatever two of them
+have in common is built once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from rlaif.io.lineage import LineageRow
 from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
-from rlaif.stages.eval.answers import load_policy
+from rlaif.stages.common.stage import Row
+from rlaif.stages.eval.answers import load_baseline, load_policy
+from rlaif.stages.eval.round_robin import (
+    BASELINE,
+    meeting_rows,
+    read_meetings,
+    round_robin,
+    strength_items,
+    strength_metrics,
+)
 from rlaif.stages.eval.section import same_judge
 from rlaif.stages.eval.stage import comparison_rows, eval_config, judge_gate, judge_policies
 from rlaif.stages.graph import Graph
@@ -27,7 +37,17 @@ from rlaif.stages.registry import STAGES
 from rlaif.stages.rl.alarms import read_history
 from rlaif.store import Artifact, ArtifactSpec
 from rlaif.study.arm_table import compare_items, curve_rows, mean_summary, standing
-from rlaif.study.arms import Arm, Curve, read_arms, read_controls, read_curve, read_roles, read_tests, setting
+from rlaif.study.arms import (
+    ALL,
+    Arm,
+    Curve,
+    read_arms,
+    read_controls,
+    read_curve,
+    read_roles,
+    read_tests,
+    setting,
+)
 from rlaif.study.diagnosis import control_row, diagnose
 from rlaif.study.diagnosis_table import diagnosis_table
 from rlaif.study.labelers import compare_labelers
@@ -52,9 +72,15 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     roles, controls = read_roles(ctx, arms), read_controls(ctx, arms)
     graphs = _built(ctx, arms)
     firsts = {name: group[0] for name, group in graphs.items()}
-    duels = {(x, y): _head_to_head(ctx, firsts[x], firsts[y]) for x, y in plain(ctx.options.compare)}
+    pairs = [] if ctx.options.compare == ALL else plain(ctx.options.compare)
+    duels = {(x, y): _head_to_head(ctx, firsts[x], firsts[y]) for x, y in pairs}
     items = {name: [graph.items() for graph in group] for name, group in graphs.items()}
     runs = {name: [graph.summary() for graph in group] for name, group in graphs.items()}
+    robins = _round_robins(ctx, graphs) if ctx.options.compare == ALL else []
+    for index, meetings in enumerate(robins):
+        for name, own in strength_items(meetings).items():
+            items[name][index] += own
+            runs[name][index] |= strength_metrics(own)
     summaries = {name: mean_summary(own, items[name]) for name, own in runs.items()}
     tests = compare_items(items, metrics)
     rows = _arm_rows(ctx, arms, curve, summaries, standing(tests))
@@ -70,7 +96,8 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
         "verdicts": [
             {"first": x, "second": y, **{short: duel.metrics.get(name) for short, name in VERDICT.items()}}
             for (x, y), duel in duels.items()
-        ],
+        ]
+        + (meeting_rows(robins) if robins else []),
         "diagnosis": _diagnosis(roles, summaries, items),
         "controls": [
             control_row(name, kind, summaries[name], items[name]) for name, kind in controls.items()
@@ -97,9 +124,26 @@ def _built(ctx: Context, arms: Sequence[Arm]) -> dict[str, list[Graph]]:
     every = [graph for group in graphs.values() for graph in group]
     for graph in every:
         graph.check(ctx.options.until)
+    if ctx.options.compare == ALL:
+        _check_start(every)
     for graph in every:
         graph.get(ctx.options.until)
     return graphs
+
+
+def _check_start(graphs: Sequence[Graph]) -> None:
+    """Raises UserError unless all policies start from one, which their strengths are relative to."""
+
+    def start(graph: Graph) -> tuple[Any, ...]:
+        ctx = graph.ctx
+        sft = STAGES["sft"].spec(ctx, {}).name if ctx.options.sft.enabled else None
+        return ctx.model_identity, ctx.encoding, sft
+
+    if any(start(graph) != start(graphs[0]) for graph in graphs):
+        raise UserError(
+            "compare: all needs arms with the same model, prompt format and SFT policy, which strengths are relative "
+            "to: name the pairs that shall meet, as in compare: [[first, second]]"
+        )
 
 
 def _arm_rows(
@@ -180,6 +224,17 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
         return judge_policies(meeting, folder, one, two, make_reward(meeting, x.built))
 
     return ctx.store.get_or_build(spec, build)
+
+
+def _round_robins(ctx: Context, graphs: Mapping[str, Sequence[Graph]]) -> list[list[Row]]:
+    """For each seed, the verdicts on every pair of the arms' policies, the SFT policy among them."""
+    first = next(iter(graphs.values()))[0]
+    found = []
+    for seed in range(len(next(iter(graphs.values())))):
+        players = {name: load_policy(group[seed].ctx, group[seed].built) for name, group in graphs.items()}
+        players[BASELINE] = load_baseline(first.ctx, first.built)
+        found.append(read_meetings(round_robin(_meeting(ctx, first), players)))
+    return found
 
 
 def _meeting(ctx: Context, arm: Graph) -> Context:
