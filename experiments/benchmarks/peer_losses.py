@@ -1,4 +1,4 @@
-"""TRL's preference losses on given log-probabilities: the other side of `preference.py`, in its own environment.
+"""TRL's preference losses on given log-probabilities: the other side of `preference_losses.py`, in its own environment.
 
     python peer_losses.py FILE
 

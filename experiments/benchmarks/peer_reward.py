@@ -1,8 +1,8 @@
-"""TRL's RewardTrainer or SFTTrainer on given rows: the other side of `reward.py`, in its own environment.
+"""TRL's RewardTrainer, DPOTrainer or SFTTrainer on given rows: the other side of `reward.py`, in its own environment.
 
-    python peer_reward.py rm|sft FOLDER --batch 8 --dtype bfloat16
+    python peer_reward.py rm|dpo|sft FOLDER --batch 8 --dtype bfloat16
 
-FOLDER is what `reward.py` wrote: the models `rm/` and `sft/`, and `rows.json` with token ids. Rows are taken in
+FOLDER is what `reward.py` wrote: the models `rm/`, `sft/` and `ref/`, and `rows.json` with token ids. Rows are taken in
 order, the first batch twice: the first time is a warm-up. The learning rate is zero, which does not change the work
 but lets the losses of both sides be compared. Prints JSON with the seconds and the loss of each step.
 """
@@ -21,7 +21,7 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
-from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 
 class Clock(TrainerCallback):
@@ -39,9 +39,16 @@ class Clock(TrainerCallback):
             self.losses.append(float(logs["loss"]))
 
 
+class TokenisedDPO(DPOTrainer):
+    """A DPOTrainer whose rows are token ids already."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
+        return dataset
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("rm", "sft"))
+    parser.add_argument("what", choices=("rm", "dpo", "sft"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--dtype", required=True)
@@ -54,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = json.loads((args.folder / "rows.json").read_text())
     rows = rows[: args.batch] + rows
-    source, clock = args.folder / args.what, Clock()
+    source, clock = args.folder / ("rm" if args.what == "rm" else "sft"), Clock()
     tokenizer = AutoTokenizer.from_pretrained(source)
     common = {
         "output_dir": str(args.folder / "trl"),
@@ -81,6 +88,19 @@ def main() -> None:
         trainer = RewardTrainer(
             model=model,
             args=RewardConfig(**common),
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list(pairs),
+            callbacks=[clock],
+        )
+    elif args.what == "dpo":
+        model, reference = (
+            AutoModelForCausalLM.from_pretrained(args.folder / name, dtype=dtype) for name in ("sft", "ref")
+        )
+        pairs = [{f"{part}_ids": r[part] for part in ("prompt", "chosen", "rejected")} for r in rows]
+        trainer = TokenisedDPO(
+            model=model,
+            ref_model=reference,
+            args=DPOConfig(**common, beta=0.1, precompute_ref_log_probs=True),
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(pairs),
             callbacks=[clock],

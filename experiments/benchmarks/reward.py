@@ -1,8 +1,8 @@
-"""Pairs/s of reward-model training and rows/s of SFT, against TRL on the same rows.
+"""Pairs/s of reward-model training and of DPO, and rows/s of SFT, against TRL on the same rows.
 
     python experiments/benchmarks/reward.py --pairs hh_harmless.jsonl.gz --peer-python PEER_ENV/bin/python
 
-The peer has its own environment: `pip install torch==2.13.0 trl==1.12.0 accelerate datasets`. Both sides get
+The peer has its own environment: `pip install torch==2.13.0 trl==1.16.0 accelerate datasets`. Both sides get
 the same weights (including the score head's), token ids, batch size and number of threads, in separate processes
 that take turns (A-B-A-B); a figure is the median over the turns. TRL keeps its weights in the dtype that is
 compared; ours computes in it and keeps fp32 masters.
@@ -10,7 +10,9 @@ compared; ours computes in it and keeps fp32 masters.
 The time is that of an epoch's steps after a warm-up; for `top:K` the first epoch adds the pass through the frozen
 trunk. `another arm` is a second reward model on the same pairs with other labels, from the trunk's stored
 activations: an arm of a labeler ablation. The learning rate is zero, which does not change the work, so that
-losses can be compared batch by batch in the same order of rows.
+losses can be compared batch by batch in the same order of rows. DPO's reference differs from its policy (in the last
+norm's weights), since the loss of two equal ones is log 2 whatever the rows; both sides compute its log-probabilities
+before the first step, which only our first epoch counts.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -39,16 +42,18 @@ from rlaif.data.datamodule import (
 )
 from rlaif.data.files.hh import split_dialogue
 from rlaif.data.files.readers import HubPart, read_rows
+from rlaif.data.policy_pairs import PolicyPair, collate_policy_pairs, policy_pairs_view
 from rlaif.inference.features import FeatureCache, GroupFeatures
 from rlaif.inference.packing import SharedPrefix
 from rlaif.models.load import LanguageModel, ModelSpec, load_model, resolve_dtype
-from rlaif.models.split import ScalarHead
+from rlaif.models.split import ScalarHead, Top
 from rlaif.models.weights import Normalization, RewardMember, export_policy, export_reward
-from rlaif.ops import bradley_terry_loss, sft_loss
+from rlaif.ops import PairLogprobs, PreferenceKnobs, bradley_terry_loss, preference_loss, sft_loss
 from rlaif.records import Pair
 from rlaif.stages.common.scoring import pair_scores
-from rlaif.stages.common.training.logprobs import response_logprobs
+from rlaif.stages.common.training.logprobs import pair_logprobs, response_logprobs
 from rlaif.stages.common.training.optim import OptimOptions
+from rlaif.stages.rl.offline.module import PreferenceModule
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 from rlaif.stages.sft.module import SFTModule
 
@@ -56,6 +61,9 @@ MAX_PROMPT, MAX_RESPONSE = 384, 128
 PAIR = Pair("pair", "prompt", "", "", "", "dataset")  # for rows whose texts are not read
 SIDES = ("full", "top:4")
 PLAIN_LOSS = PreferenceLossOptions(margin=0.0, label_smoothing=0.0, temperature=1.0, centering=0.0)
+
+
+KNOBS = PreferenceKnobs(beta=0.1)
 
 
 def spec(trainable: str, dtype: str) -> ModelSpec:
@@ -85,11 +93,20 @@ def score_head(model: LanguageModel) -> ScalarHead:
     return ScalarHead(model.trunk.config.hidden_size).init_normal(torch.Generator().manual_seed(0))
 
 
+def reference(model: LanguageModel) -> Top:
+    """A policy that is not quite the base model."""
+    top = model.trunk.new_top()
+    with torch.no_grad():
+        top.norm.weight.mul_(1.02)
+    return top
+
+
 def write_inputs(folder: Path, args: argparse.Namespace, dtype: str) -> None:
     """Rows and models for both sides."""
     model = load_model(spec("full", dtype), Path(args.cache))
     top = model.trunk.new_top()
     export_policy(folder / "sft", model, top)
+    export_policy(folder / "ref", model, reference(model))
     export_reward(folder / "rm", model, [RewardMember(top, score_head(model), Normalization(1.0, 0.0))])
     (folder / "rows.json").write_text(json.dumps(token_rows(args.pairs, model, args.rows)))
 
@@ -129,13 +146,13 @@ def epochs(module: pl.LightningModule, data: TextDataModule, count: int) -> list
 
 
 class Ours:
-    """One side: `rm` or `sft`, `full` or `top:4`."""
+    """One side: `rm`, `dpo` or `sft`, `full` or `top:4`."""
 
     def __init__(self, what: str, model: LanguageModel, batch: int) -> None:
         self.what, self.model, self.batch = what, model, batch
 
     def features(self, rows: Sequence[dict[str, list[int]]], cache: Path) -> list[GroupFeatures]:
-        texts = ("chosen", "rejected") if self.what == "rm" else ("chosen",)
+        texts = ("chosen",) if self.what == "sft" else ("chosen", "rejected")
         groups = [SharedPrefix(tuple(r["prompt"]), tuple(tuple(r[text]) for text in texts)) for r in rows]
         return FeatureCache(cache, 2**34).get(self.model, groups)
 
@@ -144,16 +161,38 @@ class Ours:
     ) -> list[Any]:
         if self.what == "rm":
             return [PreferenceRow(PAIR, f.prefix, f.suffixes[0], f.suffixes[1], p_a) for f in features]
+        if self.what == "dpo":
+            return self.pairs(rows, features, p_a)
         return [
             EncodedRow(torch.tensor(r["prompt"] + r["chosen"]), f.prefix, f.suffixes[0])
             for r, f in zip(rows, features, strict=True)
         ]
+
+    @torch.no_grad()
+    def pairs(
+        self, rows: Sequence[dict[str, list[int]]], features: list[GroupFeatures], p_a: float
+    ) -> list[PolicyPair]:
+        """Pairs with the reference's log-probabilities."""
+        made = [
+            PolicyPair(
+                PreferenceRow(PAIR, f.prefix, f.suffixes[0], f.suffixes[1], p_a),
+                torch.tensor(r["chosen"]),
+                torch.tensor(r["rejected"]),
+            )
+            for r, f in zip(rows, features, strict=True)
+        ]
+        frozen, known = reference(self.model).frozen_copy(), []
+        for start in range(0, len(made), self.batch):
+            known += pair_logprobs(frozen, collate_policy_pairs(made[start : start + self.batch])).tolist()
+        return [replace(pair, reference=(a, b)) for pair, (a, b) in zip(made, known, strict=True)]
 
     def module(self, steps: int) -> pl.LightningModule:
         optim = OptimOptions(0.0, 0.0, 1e-8, "constant", 0.0, steps, 1.0)
         top = self.model.trunk.new_top()
         if self.what == "sft":
             return SFTModule(top, optim)
+        if self.what == "dpo":
+            return PreferenceModule(top, "sigmoid", KNOBS, optim)
         members = [(top, score_head(self.model))]
         return RewardModule(members, optim, PLAIN_LOSS, head_lr_factor=1.0, patience=None, choose_from=0)
 
@@ -161,6 +200,8 @@ class Ours:
         sizes = {"batch_size": self.batch, "micro_batch_size": self.batch, "seed": 0}
         if self.what == "sft":
             return TextDataModule.sft_view(rows, [], **sizes)
+        if self.what == "dpo":
+            return policy_pairs_view([rows], [], epochs_per_phase=2, **sizes)
         return TextDataModule.preference_view([rows], [], epochs_per_phase=2, **sizes)
 
     @torch.no_grad()
@@ -175,6 +216,10 @@ class Ours:
                 loss, _ = bradley_terry_loss(
                     *pair_scores(top, head, batch), batch.p_a, weight=None, **options
                 )
+            elif self.what == "dpo":
+                pairs = collate_policy_pairs(chosen)
+                known = PairLogprobs(pair_logprobs(top, pairs), pairs.reference, pairs.tokens)
+                loss, _ = preference_loss("sigmoid", known, pairs.pairs.p_a, KNOBS)
             else:
                 tokens = collate_sequences(chosen)
                 loss, _ = sft_loss(response_logprobs(top, tokens), tokens.response_mask)

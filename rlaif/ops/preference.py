@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlaif.ops.advantages import ALGORITHMS
-from rlaif.ops.losses import Metrics, Normalizer, normalise
+from rlaif.ops.losses import Metrics, Normalizer, harden, normalise
 from rlaif.ops.masks import masked_mean
 
 
@@ -90,6 +90,10 @@ def _weighted_sigmoid(ahead: Tensor, knobs: PreferenceKnobs) -> Tensor:
     return knobs.beta * F.softplus(knobs.margin - ahead)
 
 
+def _nothing(ahead: Tensor, knobs: PreferenceKnobs) -> Tensor:
+    return torch.zeros_like(ahead)
+
+
 @dataclass(frozen=True)
 class PairLoss:
     """A loss of how far the preferred response's score is ahead of the other's.
@@ -99,12 +103,14 @@ class PairLoss:
         scores: (pairs, knobs) -> scores (N, 2).
         ahead: (score of the preferred minus that of the other (N,), knobs) -> losses (N,).
         corrects: `label_smoothing` is the labels' known noise, whose bias is removed.
+        chooses: labels only choose a response, so they are rounded.
     """
 
     title: str
     scores: Callable[[PairLogprobs, PreferenceKnobs], Tensor]
     ahead: Callable[[Tensor, PreferenceKnobs], Tensor]
     corrects: bool = False
+    chooses: bool = False
 
     def each(self, pairs: PairLogprobs, p: Tensor, knobs: PreferenceKnobs) -> Tensor:
         """Losses (N,) under the labels p (N,)."""
@@ -124,6 +130,7 @@ class PointLoss:
     scores: Callable[[PairLogprobs, PreferenceKnobs], Tensor]
     desirable: Callable[[Tensor], Tensor]
     corrects: bool = False
+    chooses: bool = False
 
     def each(self, pairs: PairLogprobs, p: Tensor, knobs: PreferenceKnobs) -> Tensor:
         """Losses (N,) under the labels p (N,). Raises ValueError without `pairs.mismatch`."""
@@ -152,6 +159,8 @@ PREFERENCE_LOSSES: dict[str, PairLoss | PointLoss] = {
     "orpo": PairLoss("ORPO", _log_odds, _weighted_sigmoid),
     # Ethayarajh et al. 2024 (arXiv:2402.01306), equation 8, with equal weights of desirable and undesirable responses.
     "kto": PointLoss("KTO", _log_ratio_scores, lambda above: torch.sigmoid(-above)),
+    # Fine-tuning on the preferred responses (Sharma et al. 2024, arXiv:2402.12366): `nll_weight` is all of it.
+    "sft": PairLoss("SFT on preferred responses", _mean_logprob_scores, _nothing, chooses=True),
 }
 """By `rl.loss` of `rl=dpo`."""
 
@@ -195,7 +204,8 @@ def preference_loss(
     """
     loss = PREFERENCE_LOSSES[name]
     p_a = p_a.to(pairs.policy.dtype)
-    p = believed(p_a, knobs.label_smoothing, corrects=loss.corrects)
+    chosen = harden(p_a) if loss.chooses else p_a
+    p = believed(chosen, knobs.label_smoothing, corrects=loss.corrects)
     each = loss.each(pairs, p, knobs)
     if knobs.nll_weight:
         nll = -pairs.policy / pairs.tokens

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlaif.ops import PREFERENCE_LOSSES, PairLogprobs, PreferenceKnobs, preference_loss
 from rlaif.ops.preference import algorithm_title, believed
 
-NAMES = list(PREFERENCE_LOSSES)
+NAMES = [name for name in PREFERENCE_LOSSES if name != "sft"]
 
 
 def log_sigmoid(x: float) -> float:
@@ -229,3 +229,20 @@ def test_labels_and_titles() -> None:
         believed(p, 0.5, corrects=True)
     assert algorithm_title("dpo", "ipo") == "IPO" and algorithm_title("grpo", "clip") == "GRPO"
     assert algorithm_title("dpo", "clip") is None and algorithm_title("none", "clip") is None
+
+
+def test_sft_is_the_likelihood_of_the_preferred_response_alone() -> None:
+    pairs, p_a, weight = drawn(11)
+    loss, metrics = preference_loss("sft", pairs, p_a, PreferenceKnobs(0.1, nll_weight=1.0), weight=weight)
+    each = []
+    for policy, tokens, p in zip(pairs.policy.tolist(), pairs.tokens.tolist(), p_a.tolist(), strict=True):
+        nll = [-x / n for x, n in zip(policy, tokens, strict=True)]
+        each.append((nll[0] + nll[1]) / 2 if p == 0.5 else nll[p < 0.5])
+    wanted = sum(w * x for w, x in zip(weight.tolist(), each, strict=True)) / float(weight.sum())
+    assert float(loss) == pytest.approx(wanted, rel=1e-12)
+    # What the labels are sure of does not matter, nor does the reference.
+    sure = torch.where(p_a == 0.5, p_a, (p_a > 0.5).double())
+    other = PairLogprobs(pairs.policy, pairs.reference + 1, pairs.tokens)
+    again, _ = preference_loss("sft", other, sure, PreferenceKnobs(0.7, nll_weight=1.0), weight=weight)
+    assert float(again) == pytest.approx(float(loss), rel=1e-12)
+    assert 0 <= float(metrics["accuracy"]) <= 1

@@ -16,14 +16,14 @@ from rlaif.stages.registry import STAGES
 from rlaif.tracking.glossary import unknown
 from rlaif.tracking.runs import RunRecord
 
-KTO_AND_CO = {"robust": ["rl.label_smoothing=0.1"], "orpo": ["rl.nll_weight=1"]}
+OWN = {"robust": ["rl.label_smoothing=0.1"], "orpo": ["rl.nll_weight=1"], "sft": ["rl.nll_weight=1"]}
 
 
 @pytest.mark.parametrize("loss", list(PREFERENCE_LOSSES))
 def test_every_loss_trains_on_the_reward_models_pairs(
     pipeline: RunRecord, run: Callable[..., RunRecord], loss: str
 ) -> None:
-    record = run("stage=rl", "rl=dpo", f"rl.loss={loss}", *KTO_AND_CO.get(loss, []))
+    record = run("stage=rl", "rl=dpo", f"rl.loss={loss}", *OWN.get(loss, []))
     summary = record.summary
     assert [row.kind for row in record.lineage] == ["rl", "sample", "label", "sft"]
     assert [row.reused for row in record.lineage] == [False, True, True, True], "no reward model is built"
@@ -82,9 +82,10 @@ def test_what_reward_models_alone_read_changes_nothing(warm_root: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rl.loss=clip"], "rl.loss=clip is not one of rl=dpo: write sigmoid, ipo, .* or kto"),
+        (["rl.loss=clip"], "rl.loss=clip is not one of rl=dpo: write sigmoid, ipo, .* or sft"),
         (["rl.num_epochs=0.5"], "rl.num_epochs=0.5 must be a whole number"),
         (["rl.beta=0"], "rl.beta=0 weighs nothing"),
+        (["rl.loss=sft"], "rl.nll_weight=0 leaves nothing: write 1"),
         (["rl.micro_batch_size=64"], "rl.micro_batch_size=64 is larger than rl.batch_size=32"),
         (["rl.label_smoothing=0.5"], "rl.label_smoothing=0.5 .*below 0.5"),
         (["reward=rouge"], "reward=rouge has no meaning: write reward=none, or reward=rm"),

@@ -21,7 +21,7 @@ from rlaif.tracking.runs import RunRecord
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 EVERY = sorted(file.stem for file in (CONF / "rl").glob("[!_]*.yaml"))
-PRESETS = [name for name in EVERY if name not in ("best_of_n", "dpo")]
+PRESETS = [name for name in EVERY if name not in ("best_of_n", "dpo", "sft_preferred")]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def test_the_presets_are_those_of_the_interface() -> None:
         "reinforce",
         "reinforce_lee2023",
         "rloo",
+        "sft_preferred",
     ]
 
 

@@ -33,7 +33,7 @@ JOBS = {
     **{
         file.stem: [f"rl={file.stem}"]
         for file in sorted((CONF / "rl").glob("[!_]*.yaml"))
-        if file.stem not in (*OFFLINE, "best_of_n")
+        if file.stem not in (*OFFLINE, "best_of_n", "sft_preferred")
     },
     "adaptive": ["rl=ppo", *ADAPTIVE],
 }

@@ -72,6 +72,10 @@ def _check(ctx: Context) -> None:
         raise UserError(
             f"rl.num_epochs={options.num_epochs:g} must be a whole number of passes over the pairs"
         )
+    if options.loss == "sft" and not options.nll_weight:
+        raise UserError(
+            "rl.loss=sft is the likelihood of the preferred responses, so rl.nll_weight=0 leaves nothing: write 1"
+        )
     if not options.beta:
         raise UserError("rl.beta=0 weighs nothing in rl=dpo: write a number above 0, such as 0.1")
     if reward_kind(ctx).parents != ("rm",) and ctx.options.reward.kind != "none":
