@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from rlaif.figures.svg import INK, PALETTE, colours, legend, percent_axis, shorten, svg
+from rlaif.figures.svg import INK, PALETTE, colours, drawn_once, legend, percent_axis, shorten, svg
 from rlaif.tracking.runs import Row, number, series
 from rlaif.tracking.text import is_percent, metric_label
 
@@ -62,6 +62,7 @@ def _panel(axes: Axes, histories: Mapping[str, Sequence[Row]], name: str) -> Non
         percent_axis(axes.yaxis)
 
 
+@drawn_once
 def learning_curves(histories: Mapping[str, Sequence[Row]], names: Sequence[str], *, title: str) -> str:
     """Small multiples, one panel per metric over its steps; one colour per run (`histories`: label to rows)."""
     shown = [name for name in names if any(series(rows, name)[0] for rows in histories.values())]
@@ -85,6 +86,7 @@ def learning_curves(histories: Mapping[str, Sequence[Row]], names: Sequence[str]
     return svg(draw, 10.6, 1.85 * lines + 0.25 + extra, title)
 
 
+@drawn_once
 def curves(
     panels: Mapping[str, Mapping[str, Sequence[CurvePoint]]], *, x_label: str, x_percent: bool, title: str
 ) -> str:
@@ -143,6 +145,7 @@ def _log_axis(axes: Axes, places: Sequence[float]) -> None:
     axes.set_xticks(ticks, [f"{tick:,.4g}" for tick in ticks])
 
 
+@drawn_once
 def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPoint], *, title: str) -> str:
     """Proxy reward over sqrt(KL) beside the judge's win rate over the same axis (Gao et al. 2022, figure 1).
 
@@ -179,6 +182,7 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
     return svg(draw, 9.4, 3.0 + (0.25 if len(tracks) + len(usable) > 2 else 0), title)
 
 
+@drawn_once
 def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
     """What a tracker measured on fixed prompts over sqrt(KL): proxy reward beside the held-out measure.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from rlaif.figures.svg import INK, MUTED, PALETTE, percent_axis, shorten, svg
+from rlaif.figures.svg import INK, MUTED, PALETTE, drawn_once, percent_axis, shorten, svg
 from rlaif.tracking.runs import Row
 
 
@@ -25,6 +25,7 @@ class ForestRow:
     mark: str = ""
 
 
+@drawn_once
 def forest_plot(
     rows: Sequence[ForestRow],
     *,
@@ -61,6 +62,7 @@ def forest_plot(
     return svg(draw, width, 0.9 + 0.34 * len(rows), title)
 
 
+@drawn_once
 def rates_by_bin(
     bins: Sequence[str], lines: Mapping[str, Sequence[ForestRow]], *, title: str, axis_label: str
 ) -> str:
@@ -90,6 +92,7 @@ def rates_by_bin(
     return svg(draw, 4.2, 3.4, title)
 
 
+@drawn_once
 def reliability_plot(curves: Mapping[str, Sequence[Row]], *, title: str) -> str:
     """Observed frequency over predicted probability; a point's area grows with its bin's count.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from html import escape
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -43,6 +45,34 @@ _STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
 }
+
+
+_KEPT = 64  # drawn figures that a process remembers
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
+Plot = TypeVar("Plot", bound=Callable[..., str])
+
+
+def drawn_once(plot: Plot) -> Plot:
+    """A plot that draws the same data once in a process.
+
+    A sweep's page, and the pages of an experiment's arms, show most of their figures again and again. What the data are
+    is told by their `repr`; a value that has none but its address is drawn each time.
+    """
+    kept: OrderedDict[str, str] = OrderedDict()
+
+    @wraps(plot)
+    def shown(*arguments: Any, **options: Any) -> str:
+        key = repr((arguments, options))
+        if _ADDRESS.search(key):
+            return plot(*arguments, **options)
+        if key not in kept:
+            kept[key] = plot(*arguments, **options)
+            if len(kept) > _KEPT:
+                kept.popitem(last=False)
+        kept.move_to_end(key)
+        return kept[key]
+
+    return cast(Plot, shown)
 
 
 def svg(draw: Callable[[Figure], None], width: float, height: float, alt: str) -> str:
