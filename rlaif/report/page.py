@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from rlaif.errors import UserError
 from rlaif.figures import curves, plots
-from rlaif.figures.rows import latest_table
+from rlaif.figures.rows import latest_table, rate_texts
 from rlaif.io import write_text
 from rlaif.report.comparison import ArmsTable, arms_verdict, recorded_arms, sweep_table
 from rlaif.report.curve import CurveTable, curve_figure, curve_table
@@ -59,6 +59,7 @@ class Content:
     labeler: LabelerSection | None
     labelers: LabelersTable | None
     reward_model: RewardModelSection | None
+    by_length: Sequence[tuple[str, str, str, str]]
     samples: Mapping[str, Sequence[Row]]
     judgements: Sequence[Row]
     lineage: Graph | None
@@ -133,6 +134,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         labeler=labeler_section(shown, summary),
         labelers=labelers_table(*labelers_of(runs)),
         reward_model=reward_model_section(shown, summary),
+        by_length=_by_length(shown),
         samples=_samples(shown),
         judgements=[row for run in shown for row in run.table("judgements")][:_MAX_JUDGEMENTS],
         lineage=lineage_graph(runs, shown),
@@ -229,6 +231,12 @@ def _proxy(judged: Judged, histories: Histories) -> str:
             ends = (number(summary, f"eval/win_rate_ci_{end}") for end in ("low", "high"))
             points.append(curves.JudgedPoint(label, max(kl, 0.0), number(summary, "rl/reward"), rate, *ends))
     return curves.proxy_vs_judge(histories, points, title="Proxy reward and judge over the square root of KL")
+
+
+def _by_length(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, str]]:
+    """How the policy's response compares in length, the number of comparisons, the win rate and its interval."""
+    rows = latest_table(runs, "win_rate_by_length")
+    return [(str(row["bin"]), *rate_texts(row, "n", "win_rate")) for row in rows]
 
 
 def _samples(runs: Sequence[RunRecord]) -> dict[str, list[Row]]:

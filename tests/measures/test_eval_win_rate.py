@@ -10,7 +10,13 @@ from scipy.special import expit
 from scipy.stats import ttest_rel
 
 from rlaif.records import Comparison, Pair, Preference
-from rlaif.stages.common.measures.win_rate import compare, outcome_of, text_gains, win_rate_report
+from rlaif.stages.common.measures.win_rate import (
+    compare,
+    outcome_of,
+    text_gains,
+    win_rate_by_length,
+    win_rate_report,
+)
 from rlaif.stats import length_controlled_win_rate, proportion_interval, sign_test
 
 
@@ -164,3 +170,19 @@ def test_gains_are_policy_minus_baseline_on_the_same_prompts() -> None:
     rouge = ttest_rel([1, 1, 0], [0, 0, 1]).confidence_interval(0.95)
     assert found["eval/rouge_l_gain_ci_low"] == pytest.approx(rouge.low)
     assert "eval/rouge_l_gain" not in text_gains(made[3:]) and text_gains([]) == {}
+
+
+def test_win_rate_by_length_by_hand() -> None:
+    # Tokens of policy and baseline: 10 against 20 is shorter, 19 and 22 against 20 similar (2 of 22), 40 longer.
+    lengths = [(10, 20), (19, 20), (22, 20), (40, 20), (40, 20), (10, 20), (5, 5)]
+    pairs, preferences = make([0.9, 0.1, 0.5, 0.9, 0.2, None, 0.9])
+    rows = win_rate_by_length(compare(pairs, preferences, lengths, tie_margin=0.05))
+    found = [(row["bin"], row["n"], row["win_rate"]) for row in rows]
+    assert found == [("shorter", 1, 1.0), ("similar", 3, 0.5), ("longer", 2, 0.5)], (
+        "the unread one counts nowhere"
+    )
+    wanted = proportion_interval([0.0, 0.5, 1.0], ["a", "b", "c"])
+    assert (rows[1]["win_rate_ci_low"], rows[1]["win_rate_ci_high"]) == pytest.approx(
+        (wanted.low, wanted.high)
+    )
+    assert win_rate_by_length([]) == []

@@ -33,6 +33,7 @@ from rlaif.stages.common.measures.win_rate import (
     compare,
     text_gains,
     text_items,
+    win_rate_by_length,
     win_rate_items,
     win_rate_report,
 )
@@ -268,6 +269,12 @@ def _items(ctx: Context, built: Parents) -> list[Row]:
     return [row | verdicts.get(row["id"], {}) for row in text_items(comparisons)]
 
 
+def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
+    """Samples to read, and the win rate by how long the policy's responses are."""
+    comparisons = read_records(built["eval"].file(COMPARISONS_FILE), Comparison)
+    return {"samples": comparison_rows(built["eval"]), "win_rate_by_length": win_rate_by_length(comparisons)}
+
+
 STAGE = Stage(
     "eval",
     7,
@@ -280,5 +287,5 @@ STAGE = Stage(
     lambda ctx, built: judge_gate(ctx, built.get("label")),
     again=lambda ctx: ctx.options.judge.retry is not None,
     items=_items,
-    tables=lambda ctx, built: {"samples": comparison_rows(built["eval"])},
+    tables=_tables,
 )

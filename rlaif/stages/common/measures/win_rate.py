@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.records import Comparison, Outcome, Pair, Preference, is_empty
+from rlaif.stages.common.measures.bins import LENGTHS, length_bin, rate
 from rlaif.stages.common.measures.joining import by_pair, with_bounds
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stats import (
@@ -82,6 +83,20 @@ def _of(x: Comparison) -> dict[str, Any]:
 def win_rate_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """A row per comparison with a verdict; the mean of `eval/win_rate` is the report's."""
     return [{**_of(x), "eval/win_rate": _VALUE[x.outcome]} for x in comparisons if x.outcome in _VALUE]
+
+
+def win_rate_by_length(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The win rate where the policy's response is shorter than the baseline's, of similar length, or longer.
+
+    A row (`bin`, `n`, `win_rate` with its interval) for each that occurs; lengths in tokens, similar ones within a
+    tenth of the longer. A judge that likes length shows as a rate that rises from row to row.
+    """
+    found: dict[str, list[tuple[str, float]]] = {}
+    for x in comparisons:
+        if x.outcome in _VALUE:
+            name = length_bin(x.policy_tokens, x.baseline_tokens)
+            found.setdefault(name, []).append((x.cluster, _VALUE[x.outcome]))
+    return [{"bin": name} | rate("n", "win_rate", found[name]) for name in LENGTHS if name in found]
 
 
 def text_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
