@@ -150,15 +150,19 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
     """Proxy reward over sqrt(KL) beside the judge's win rate over the same axis (Gao et al. 2022, figure 1).
 
     `paths`: label to history rows with `rl/kl` and `rl/reward`; `points`: judged policies. Empty if neither has a
-    KL. The dashed line is the proxy on prompts that the reward model was not trained on.
+    KL. The dashed line is the proxy on prompts that the reward model was not trained on. Without any proxy, as of
+    policies that learnt from preferences, the judge stands alone.
     """
     tracks = {label: track for label, rows in paths.items() if len(track := _track(rows)) > 1}
     usable = [point for point in points if point.kl >= 0]
     if not tracks and not usable:
         return ""
 
+    rewarded = bool(tracks) or any(point.reward is not None for point in usable)
+
     def draw(figure: Figure) -> None:
-        top, bottom = figure.subplots(1, 2, sharex=True)
+        panels = figure.subplots(1, 2 if rewarded else 1, sharex=True, squeeze=False)[0]
+        top, bottom = panels[0], panels[-1]
         shade = colours([*tracks, *(point.label for point in usable)])
         for label, track in tracks.items():
             top.plot(*zip(*track, strict=True), color=shade[label], label=label)
@@ -169,17 +173,19 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
         bottom.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 3)))
         measured = any(_track(paths[label], "rl/reward_held_out") for label in tracks)
         dashed = " (dashed: on held-out prompts)" if measured else ""
-        top.set_title(f"proxy: reward, before penalties and KL{dashed}")
+        if rewarded:
+            top.set_title(f"proxy: reward, before penalties and KL{dashed}")
         bottom.margins(y=0.15)
         bottom.set_title("judge: win rate over the baseline")
         percent_axis(bottom.yaxis)
-        for axes in (top, bottom):
+        for axes in panels:
             axes.set_xlabel("√KL from the reference (√nats)")
             axes.set_xlim(left=0)
             axes.margins(0.06)
         legend(figure, shade)
 
-    return svg(draw, 9.4, 3.0 + (0.25 if len(tracks) + len(usable) > 2 else 0), title)
+    width = 9.4 if rewarded else 4.9
+    return svg(draw, width, 3.0 + (0.25 if len(tracks) + len(usable) > 2 else 0), title)
 
 
 @drawn_once
