@@ -9,19 +9,28 @@ from rlaif.io.lineage import LINEAGE_FILE, read_lineage
 from rlaif.store.artifacts import PARTIAL_PREFIX, TRASH_PREFIX, ArtifactStore, artifact_name
 from rlaif.store.manifest import Artifact
 
+BESIDE = "answers"
+"""The kind that no run names: what a policy has answered, kept to be read again."""
+
 
 def unneeded(store: ArtifactStore, runs_root: Path) -> list[Artifact]:
     """Artifacts that neither a kept run's `lineage.json` nor a build in progress needs, oldest first.
 
-    Ancestors of a needed artifact are needed. Raises UserError for a `lineage.json` that cannot be read: treating it
-    as empty would delete what its run needs.
+    Ancestors of a needed artifact are needed, and a policy's answers as long as the policy is. Raises UserError for a
+    `lineage.json` that cannot be read: treating it as empty would delete what its run needs.
     """
     artifacts = {artifact.name: artifact for artifact in store.all()}
     needed = _named_by_runs(runs_root)
     for name, holder in store.holders().items():
         needed |= {name, *holder.get("parents", [])}
     ancestors = {row.name for name in needed & artifacts.keys() for row in store.lineage(artifacts[name])}
-    return [artifact for name, artifact in artifacts.items() if name not in needed | ancestors]
+    kept = needed | ancestors
+    kept |= {name for name, one in artifacts.items() if one.kind == BESIDE and _parents(one) <= kept}
+    return [artifact for name, artifact in artifacts.items() if name not in kept]
+
+
+def _parents(artifact: Artifact) -> set[str]:
+    return {f"{parent['kind']}-{parent['digest']}" for parent in artifact.manifest["parents"]}
 
 
 def stale_partials(store: ArtifactStore) -> list[Path]:

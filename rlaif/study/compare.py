@@ -20,7 +20,6 @@ from rlaif.io.lineage import LineageRow
 from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
-from rlaif.stages.common.stage import Row
 from rlaif.stages.eval.answers import load_baseline, load_policy
 from rlaif.stages.eval.round_robin import (
     BASELINE,
@@ -77,7 +76,8 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     items = {name: [graph.items() for graph in group] for name, group in graphs.items()}
     runs = {name: [graph.summary() for graph in group] for name, group in graphs.items()}
     robins = _round_robins(ctx, graphs) if ctx.options.compare == ALL else []
-    for index, meetings in enumerate(robins):
+    met = [read_meetings(robin) for robin in robins]
+    for index, meetings in enumerate(met):
         for name, own in strength_items(meetings).items():
             items[name][index] += own
             runs[name][index] |= strength_metrics(own)
@@ -97,14 +97,14 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
             {"first": x, "second": y, **{short: duel.metrics.get(name) for short, name in VERDICT.items()}}
             for (x, y), duel in duels.items()
         ]
-        + (meeting_rows(robins) if robins else []),
+        + (meeting_rows(met) if met else []),
         "diagnosis": _diagnosis(roles, summaries, items),
         "controls": [
             control_row(name, kind, summaries[name], items[name]) for name, kind in controls.items()
         ],
     }
     _labelers(ctx, graphs)
-    _record(ctx, graphs, duels, tables)
+    _record(ctx, graphs, duels, robins, tables)
     for arm in arms:
         judged = same_judge(summaries[arm.name], plain(arm.first.options))
         summaries[arm.name] |= {"judge/warning": judged} if judged else {}
@@ -226,14 +226,14 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
     return ctx.store.get_or_build(spec, build)
 
 
-def _round_robins(ctx: Context, graphs: Mapping[str, Sequence[Graph]]) -> list[list[Row]]:
+def _round_robins(ctx: Context, graphs: Mapping[str, Sequence[Graph]]) -> list[Artifact]:
     """For each seed, the verdicts on every pair of the arms' policies, the SFT policy among them."""
     first = next(iter(graphs.values()))[0]
     found = []
     for seed in range(len(next(iter(graphs.values())))):
         players = {name: load_policy(group[seed].ctx, group[seed].built) for name, group in graphs.items()}
         players[BASELINE] = load_baseline(first.ctx, first.built)
-        found.append(read_meetings(round_robin(_meeting(ctx, first), players)))
+        found.append(round_robin(_meeting(ctx, first), players))
     return found
 
 
@@ -260,6 +260,7 @@ def _record(
     ctx: Context,
     graphs: Mapping[str, Sequence[Graph]],
     duels: Mapping[tuple[str, str], Artifact],
+    robins: Sequence[Artifact],
     tables: Mapping[str, list[dict[str, Any]]],
 ) -> None:
     if ctx.run is None:
@@ -275,4 +276,5 @@ def _record(
     for (x, y), duel in duels.items():
         lineage[duel.name] = ctx.store.lineage(duel)[0]
         ctx.run.table(f"samples_{x}_vs_{y}", comparison_rows(duel, ctx.options.report.samples))
+    lineage |= {robin.name: ctx.store.lineage(robin)[0] for robin in robins}
     ctx.run.lineage(list(lineage.values()))

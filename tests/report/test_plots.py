@@ -51,7 +51,12 @@ def test_proxy_axis_is_the_root_of_kl():
     svg = proxy_vs_judge({"a": rows}, [JudgedPoint("a", 4.0, 2.0, 0.6, 0.5, 0.7)], title="t")
     assert "judge: win rate over the baseline" in texts(svg)
     alone = proxy_vs_judge({}, [JudgedPoint("a", 4.0, None, 0.6, 0.5, 0.7)], title="t")
-    assert "judge: win rate" in svg and "proxy: reward" in svg and "proxy" not in alone and "judge: win rate" in alone
+    assert (
+        "judge: win rate" in svg
+        and "proxy: reward" in svg
+        and "proxy" not in alone
+        and "judge: win rate" in alone
+    )
     assert alone.count("KL from the reference") == 1 < svg.count("KL from the reference")
     assert proxy_vs_judge({}, [], title="t") == ""
 

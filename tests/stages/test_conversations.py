@@ -18,6 +18,7 @@ from rlaif.models.weights import Normalization
 from rlaif.records import Pair, Preference, Sample
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items, win_rate_report
 from rlaif.stages.common.preferences.data import _split
+from rlaif.stages.eval.answers import Policy
 from rlaif.stages.eval.stage import judge_policies
 from rlaif.stages.label.alignment import alignment_items, alignment_report
 from rlaif.stages.rm.accuracy import reward_report
@@ -171,12 +172,12 @@ def test_an_evaluation_resamples_the_rewards_of_a_conversation_together(
         Sample(f"p{i}", f"Question {i}", f"Answer {i}", 2, True, group=f"c{i // 4}", ids=(5 + i, 6))
         for i in range(12)
     ]
-    monkeypatch.setattr("rlaif.stages.eval.stage._responses", lambda *rest: samples)
-    top = ctx.model().trunk.new_top().frozen_copy()
+    monkeypatch.setattr("rlaif.stages.eval.stage.answers", lambda *rest: samples)
+    policy = Policy(ctx.model().trunk.new_top().frozen_copy())
     for left_out in (set(), {5}):
         rewards = [None if i in left_out else (float(i // 4), 0.0) for i in range(12)]
         reward = SimpleNamespace(of_pairs=lambda sides, rows, rewards=rewards: rewards)
-        found = judge_policies(ctx, tmp_path, top, top, reward)
+        found = judge_policies(ctx, tmp_path, policy, policy, reward)
         kept = [i for i in range(12) if i not in left_out]
         gains = [float(i // 4) for i in kept]
         wanted, _ = paired_test(gains, [0.0] * len(kept), [f"c{i // 4}" for i in kept])
@@ -185,4 +186,4 @@ def test_an_evaluation_resamples_the_rewards_of_a_conversation_together(
         assert found["eval/reward_gain_ci_high"] == wanted.high
         assert wanted.high - wanted.low > 1.5 * (apart.high - apart.low) > 0
     silent = SimpleNamespace(of_pairs=lambda sides, rows: [None] * 12)
-    assert "eval/reward_gain" not in judge_policies(ctx, tmp_path, top, top, silent)
+    assert "eval/reward_gain" not in judge_policies(ctx, tmp_path, policy, policy, silent)

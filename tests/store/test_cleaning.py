@@ -40,6 +40,18 @@ def test_unneeded_keeps_what_runs_and_their_ancestors_need(tmp_path: Path) -> No
     assert kinds(unneeded(store, runs)) == ["data", "sft", "label", "rm"]
 
 
+def test_answers_stay_as_long_as_their_policy(tmp_path: Path) -> None:
+    """No run names them. Those by a policy and a reward model need both."""
+    store, runs = ArtifactStore(tmp_path / "artifacts"), tmp_path / "runs"
+    sft, rm = make(store, "sft"), make(store, "rm")
+    alone, chosen = make(store, "answers", (sft,), seed=1), make(store, "answers", (sft, rm), seed=2)
+    run = runs / "eval" / "20240101T000000Z-00000000"
+    write_lineage(run, store.lineage(sft))
+    assert {one.name for one in unneeded(store, runs)} == {rm.name, chosen.name}
+    write_lineage(run, store.lineage(rm))
+    assert {one.name for one in unneeded(store, runs)} == {sft.name, alone.name, chosen.name}
+
+
 def test_unneeded_keeps_the_parents_of_a_build_in_progress(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "artifacts")
     data = make(store, "data")

@@ -25,7 +25,7 @@ from rlaif.ops import by_first, joined, own_share, rank, ranks, total
 from rlaif.stages.common.training import optim as optim_module
 from rlaif.stages.common.training.optim import OptimOptions, sum_gradients
 from rlaif.stages.common.training.trainer import quiet_lightning
-from rlaif.stages.rl import module as ppo_module
+from rlaif.stages.rl.online import module as ppo_module
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 from rlaif.stages.sft import module as sft_module
 from rlaif.stages.sft.module import SFTModule
