@@ -11,6 +11,7 @@ from jobs import job_context
 
 from rlaif.errors import UserError
 from rlaif.ops import PREFERENCE_LOSSES
+from rlaif.stages.eval.section import same_judge
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
 from rlaif.tracking.glossary import unknown
@@ -86,6 +87,7 @@ def test_what_reward_models_alone_read_changes_nothing(warm_root: Path) -> None:
         (["rl.loss=clip"], "rl.loss=clip is not one of rl=dpo: write sigmoid, ipo, .* or sft"),
         (["rl.num_epochs=0.5"], "rl.num_epochs=0.5 must be a whole number"),
         (["rl.beta=0"], "rl.beta=0 weighs nothing"),
+        (["rl.loss=robust"], "rl.label_smoothing=0, which is rl.loss=sigmoid: write how many are"),
         (["rl.loss=sft"], "rl.nll_weight=0 leaves nothing: write 1"),
         (["rl.micro_batch_size=64"], "rl.micro_batch_size=64 is larger than rl.batch_size=32"),
         (["rl.label_smoothing=0.5"], "rl.label_smoothing=0.5 .*below 0.5"),
@@ -115,7 +117,10 @@ def test_rollouts_need_a_reward(run: Callable[..., RunRecord], tmp_path: Path) -
 def test_a_policy_is_evaluated_without_a_reward_model(
     pipeline: RunRecord, run: Callable[..., RunRecord]
 ) -> None:
-    summary = run("stage=eval", "rl=dpo", "rm.labels=gold").summary
+    record = run("stage=eval", "rl=dpo", "rm.labels=gold")
+    summary = record.summary
+    told = same_judge(summary, record.config)
+    assert told and "what the simulated people preferred" in told, "judge and people read one encoder"
     assert "eval/win_rate" in summary and "eval/reward_gain" not in summary and "rm/accuracy" not in summary
     beside = run("stage=eval", "rl=dpo", "rm.labels=gold", "reward=rm").summary
     assert "eval/reward_gain" in beside and beside["eval/win_rate"] == summary["eval/win_rate"]

@@ -77,7 +77,11 @@ def _pleases_simulated_people(summary: Mapping[str, Scalar], config: Mapping[str
     readout = judge.get("readout")
     by_reference = isinstance(readout, Mapping) and readout.get("kind") == "reference"
     learnt = labels != "ai" and labels != "shuffled" and KINDS[str(reward.get("kind", "rm"))].from_labels
-    return by_reference and learnt and summary.get("rm/gold_source") == "simulated"
+    return (
+        by_reference
+        and learnt
+        and "simulated" in (summary.get("rm/gold_source"), summary.get("rl/gold_source"))
+    )
 
 
 def _identity(options: Any) -> dict[str, Any]:

@@ -17,12 +17,6 @@ def reward_data(ctx: Context, parents: Parents) -> PreferenceData:
     return replace(data, phases=[[_drawn(ctx, row) for row in phase] for phase in data.phases])
 
 
-def gold_named(data: PreferenceData) -> dict[str, str]:
-    """`rm/gold_source`: whose verdicts the gold of the test pairs is."""
-    sources = sorted({str(row.pair.gold_source) for row in data.test if row.pair.gold is not None})
-    return {"rm/gold_source": ", ".join(sources)} if sources else {}
-
-
 def _drawn(ctx: Context, row: PreferenceRow) -> PreferenceRow:
     """The row, with a weight per member if an ensemble's members draw their own bootstrap samples."""
     weight = row.weight

@@ -20,6 +20,7 @@ from rlaif.stages.common.preferences.data import (
     REWARD_MODEL,
     PreferenceData,
     check_labels,
+    gold_named,
     label_identity,
     label_parents,
     label_source,
@@ -30,7 +31,7 @@ from rlaif.stages.common.preferences.labels import for_loss
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
-from rlaif.stages.rm.data import gold_named, reward_data
+from rlaif.stages.rm.data import reward_data
 from rlaif.stages.rm.measures import item_rows, measure_and_save, table_rows
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
 
@@ -83,7 +84,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         **rows.counts,
         "rm/best_val_loss": fmean(best.loss for best in module.best),
         "rm/epochs": module.epochs,
-        **gold_named(rows),
+        **gold_named(rows, REWARD_MODEL),
         **({"rm/pairs_per_s": trained / seconds} if fresh else {}),
     }
 

@@ -112,6 +112,12 @@ def preference_data(ctx: Context, parents: Parents, learner: Learner) -> Prefere
     return PreferenceData(phases, parts["validation"], parts["test"], counts)
 
 
+def gold_named(data: PreferenceData, learner: Learner) -> dict[str, str]:
+    """`stage/gold_source`: whose verdicts the gold of the test pairs is."""
+    sources = sorted({str(row.pair.gold_source) for row in data.test if row.pair.gold is not None})
+    return {f"{learner.stage}/gold_source": ", ".join(sources)} if sources else {}
+
+
 def pairs_work(ctx: Context) -> tuple[float, float, Work]:
     """(labelled pairs, tokens of one, the trunk's pass over all of them) that a stage has to expect."""
     sample = ctx.options.sample

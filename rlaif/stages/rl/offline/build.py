@@ -28,6 +28,7 @@ from rlaif.stages.common.policies import policy_top, sft_parent
 from rlaif.stages.common.preferences.data import (
     POLICY,
     check_labels,
+    gold_named,
     label_identity,
     label_parents,
     label_source,
@@ -71,6 +72,11 @@ def _check(ctx: Context) -> None:
     if options.num_epochs != int(options.num_epochs):
         raise UserError(
             f"rl.num_epochs={options.num_epochs:g} must be a whole number of passes over the pairs"
+        )
+    if options.loss == "robust" and not options.label_smoothing:
+        raise UserError(
+            "rl.loss=robust corrects for labels that are wrong with probability rl.label_smoothing=0, which is "
+            "rl.loss=sigmoid: write how many are, such as rl.label_smoothing=0.1"
         )
     if options.loss == "sft" and not options.nll_weight:
         raise UserError(
@@ -177,6 +183,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     return {
         **_told(module.history),
         **rows.counts,
+        **gold_named(rows, POLICY),
         **({"rl/pairs_per_s": planned / seconds} if fresh else {}),
     }
 
