@@ -12,10 +12,12 @@ from typing import cast
 import torch
 from rich.table import Table
 
+from rlaif.app.plan.power import power_plan
 from rlaif.app.plan.seconds import matrix_rate
 from rlaif.backends.base import Backend, Message
 from rlaif.backends.encoder import EncoderBackend
 from rlaif.backends.openai.backend import OpenAIBackend
+from rlaif.backends.scripted import ScriptedBackend
 from rlaif.errors import UserError
 from rlaif.io.terminal import console
 from rlaif.labelers.answers import checked
@@ -82,8 +84,8 @@ def _server(ctx: Context) -> str:
 def _choices(ctx: Context) -> str:
     """Whether the labeler's model puts its mass on the two choice tokens at all."""
     backend = ctx.labeler("labeler", 0, stored=False).backend
-    if isinstance(backend, EncoderBackend):
-        return f"none: labeler={ctx.options.labeler.name} compares meanings and is asked no question"
+    if isinstance(backend, EncoderBackend | ScriptedBackend):
+        return f"none: labeler={ctx.options.labeler.name} answers by a rule and is asked no question"
     question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
     (scores,) = cast(Backend, backend).choice_logprobs([question], CHOICES)
     answer = checked(scores, choices=len(CHOICES))
@@ -143,7 +145,8 @@ def doctor(ctx: Context) -> None:
     table.add_column("check")
     table.add_column("finding", overflow="fold")
     failed = []
-    for name, check in CHECKS.items():
+    planned = {} if ctx.options.planner.effect is None else {"planner": power_plan}
+    for name, check in {**CHECKS, **planned}.items():
         if check in (_choices, _injection) and "labeler's server" in failed:
             table.add_row(f"-- {name}", "not checked: the labeler's server failed")
             continue

@@ -20,7 +20,7 @@ from rlaif.app.doctor import doctor
 from rlaif.app.export import export_model
 from rlaif.app.plan.seconds import merge_plans, plan_table, total_seconds
 from rlaif.app.plan.sizes import Sized, sized
-from rlaif.app.report import choose_runs, write_comparison, write_report
+from rlaif.app.report import choose_runs, write_comparison, write_ledger, write_report
 from rlaif.errors import UserError
 from rlaif.io.terminal import console
 from rlaif.options.job import Options
@@ -33,6 +33,8 @@ from rlaif.stages.graph import Graph, Planned
 from rlaif.stages.label.section import subset_table
 from rlaif.stages.registry import STAGES
 from rlaif.study.arms import Arm, read_arms
+from rlaif.study.claims.claim import missing, read_claim
+from rlaif.study.claims.measure import CLAIM, unmet_row
 from rlaif.study.compare import compare_arms
 from rlaif.study.labelers import labelers_of, labelers_table, terminal_labelers
 from rlaif.study.sweeps import sweep
@@ -145,6 +147,10 @@ def print_plan(ctx: Context) -> None:
     """What the stage, or each arm of a comparison, would reuse and build."""
     stage = ctx.options.stage
     target = {"pipeline": "eval", "compare": ctx.options.until}.get(stage, stage)
+    claim = read_claim(ctx) if stage == "compare" else None
+    if claim is not None and (needs := missing(ctx, claim)):
+        console().print(unmet_row(claim, needs)["sentence"])
+        return
     if target not in STAGES:
         raise UserError(f"plan=true plans {', '.join(STAGES)}, compare and pipeline, not stage={stage}")
     arms = read_arms(ctx) if stage == "compare" else [Arm("", {"": ctx})]
@@ -216,12 +222,16 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
     if stage == "compare":
         for part in terminal_comparison(record):
             console().print(part)
+        for claim in record.table(CLAIM):
+            console().print(f"{claim['id']}: {claim['sentence']}", markup=False, highlight=False)
     if stage in ("label", "rm", "pipeline", "eval", "compare"):
         name = f"{stage}-{record.path.name}"
         print(f"report: {write_report(ctx, [record], name, f'{stage}: {record.name}')}")
         if stage == "compare":
             print(f"tables: {write_comparison(ctx, record, name)}")
-    if group:
+    if record.table(CLAIM):
+        print(f"ledger: {write_ledger(ctx)}")
+    elif group:
         _sweep_report(ctx, group)
     return run.summary_path
 

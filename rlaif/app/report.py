@@ -9,6 +9,8 @@ from filelock import FileLock
 
 from rlaif.errors import UserError
 from rlaif.io import write_text
+from rlaif.report.ledger.entries import ledger_entries
+from rlaif.report.ledger.page import ledger_markdown, ledger_page
 from rlaif.report.markdown import comparison_markdown
 from rlaif.report.page import render_report
 from rlaif.stages.common.context import Context
@@ -46,4 +48,15 @@ def write_comparison(ctx: Context, run: RunRecord, name: str) -> Path:
     """Write the tables of a comparison to `outputs/reports/<name>.md`."""
     output = ctx.root / "reports" / f"{name}.md"
     write_text(output, comparison_markdown(run))
+    return output
+
+
+def write_ledger(ctx: Context) -> Path:
+    """Render the claims ledger of all finished runs to `outputs/reports/ledger.html` and `.md`, under a lock."""
+    output = ctx.root / "reports" / "ledger.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(output) + ".lock"):
+        entries = ledger_entries(find_runs(ctx.root, stage="compare"))
+        write_text(output.with_suffix(".md"), ledger_markdown(entries))
+        write_text(output, ledger_page(entries))
     return output

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rlaif.options.labeling import BackendOptions, EvalOptions, LabelingOptions, PeopleOptions
-from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Positive, Share
+from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Number, Positive, Share
 from rlaif.options.training import RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
 
 TooLong = Literal["error", "truncate", "drop"]
@@ -53,6 +53,25 @@ class DoctorOptions:
     """`doctor`: how many gold pairs are attacked with injected text."""
 
     injection_pairs: Count0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannerOptions:
+    """`planner`: the size of difference that stage=doctor plans for, of which metric, at which power."""
+
+    effect: Positive | None
+    metric: Name
+    power: Annotated[float, Number(0.5, 1, below=True)]
+    seeds: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerOptions:
+    """`ledger`: the models and data that some claims need and that do not come with the package."""
+
+    small_labeler: Name | None
+    large_labeler: Name | None
+    harmless: Name | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,16 +205,20 @@ class Options:
     tracking: TrackingOptions
     prices: Any
     doctor: DoctorOptions = ABSENT
+    planner: PlannerOptions = ABSENT
+    ledger: LedgerOptions
     # stage=compare
     arms: Any
     grid: Any
     repeat: Any
+    repeats: Count | None
     until: Literal["sft", "sample", "label", "rm", "rl", "eval"]
     test: tuple[str, ...] | None
     curve: Any
     diagnose: Any
     controls: Any
     compare: Any
+    claim: Any
 
     def asked(self, key: str) -> LabelingOptions:
         """The labeler composed at `key`, `labeler` or `judge`, or simulated `people` as one."""

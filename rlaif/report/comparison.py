@@ -340,10 +340,11 @@ def recorded_arms(runs: Sequence[RunRecord]) -> ArmsTable:
 
 def terminal_comparison(run: RunRecord) -> list[RichTable]:
     """All tables of a comparison's run: arms, head-to-heads, curve, diagnosis, labelers."""
+    arms = recorded_arms([run])
     curve, diagnosis = curve_table(run.table("curve")), diagnosis_table(run.table("diagnosis"))
     labelers = labelers_table(*labelers_of([run]))
     return [
-        *terminal_arms(recorded_arms([run])),
+        *(terminal_arms(arms) if arms else []),
         *([terminal_curve(curve)] if curve else []),
         *([terminal_diagnosis(diagnosis)] if diagnosis else []),
         *([terminal_labelers(labelers)] if labelers else []),

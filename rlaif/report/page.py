@@ -24,6 +24,7 @@ from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.verdict import verdict
 from rlaif.stages.label.section import LabelerSection, labeler_section
 from rlaif.stages.rm.section import RewardModelSection, reward_model_section
+from rlaif.study.claims.measure import CLAIM, claim_verdict
 from rlaif.study.diagnosis_table import DiagnosisTable, diagnosis_table
 from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table
 from rlaif.study.sweeps import Sweep, sweep
@@ -48,6 +49,7 @@ class Content:
     results: Sequence[Any]
     sweep: bool
     arms: ArmsTable
+    claim: Row | None
     diagnosis: DiagnosisTable | None
     curve: Markup
     curve_table: CurveTable | None
@@ -111,7 +113,10 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
     heads, rows = _config(runs, groups, single)
     diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
     first = verdict(summary, config)
-    if single and diagnosis:
+    claim = next(iter(latest_table(runs, CLAIM)), None)
+    if single and claim:
+        first = replace(claim_verdict(claim), warnings=first.warnings)
+    elif single and diagnosis:
         first = diagnosis.verdict
     elif arms or not single:
         first = replace(arms_verdict(arms) or UNTESTED, warnings=first.warnings)
@@ -123,6 +128,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         results=result_rows(summary, history),
         sweep=found is not None,
         arms=arms,
+        claim=claim,
         diagnosis=diagnosis,
         curve=Markup(curve_figure(points)),
         curve_table=curve_table(points),

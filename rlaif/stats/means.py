@@ -81,7 +81,7 @@ class MeanError:
 
 
 @dataclass(frozen=True)
-class _Pseudo:
+class Pseudo:
     """Clusters of average size, `count` (possibly fractional) at each of `values`, that stabilise a variance.
 
     Without them, values that happen to be equal would look certain. They do not count as knowledge of the mean (the
@@ -93,12 +93,12 @@ class _Pseudo:
 
 
 # A win and a loss, where Agresti and Coull (1998) add two of each; here they change only the variance.
-_PROPORTION = _Pseudo((1.0, 0.0), 1.0)
+PROPORTION = Pseudo((1.0, 0.0), 1.0)
 # Half a pair that differs each way, as Agresti and Min (2005) add to a table of pairs.
-_DIFFERENCE = _Pseudo((1.0, -1.0), 0.5)
+DIFFERENCE = Pseudo((1.0, -1.0), 0.5)
 
 
-def _items(table: FloatArray, clusters: Clusters, pseudo: _Pseudo | None) -> tuple[Part, float]:
+def _items(table: FloatArray, clusters: Clusters, pseudo: Pseudo | None) -> tuple[Part, float]:
     """The items' part, and the mean with the pseudo clusters.
 
     A cluster-robust variance with the CR2 correction of Bell and McCaffrey (2002), which for a mean divides each
@@ -134,8 +134,8 @@ def _cells(table: FloatArray, clusters: Clusters) -> float:
 _LEAST_SCATTER = 0.05
 
 
-def _error(
-    table: FloatArray, clusters: Clusters, pseudo: _Pseudo | None, scatter: Part | None = None
+def mean_error(
+    table: FloatArray, clusters: Clusters, pseudo: Pseudo | None, scatter: Part | None = None
 ) -> tuple[MeanError, float]:
     """The parts of the mean's error (scatter of the seeds' means, and of items beyond the cells'), and the mean.
 
@@ -182,7 +182,7 @@ def mean_interval(values: Values, clusters: Clusters, *, level: float = 0.95) ->
     mean = float(table.mean())
     if cluster_codes(clusters)[1] < 2:
         return Interval(mean, math.nan, math.nan, n)
-    half = _error(table, clusters, None)[0].half(1 - level)
+    half = mean_error(table, clusters, None)[0].half(1 - level)
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -207,7 +207,7 @@ def proportion_interval(values: Values, clusters: Clusters, *, level: float = 0.
     mean = float(table.mean())
     if cluster_codes(clusters)[1] < 2:
         return Interval(mean, *wilson_bounds(mean, 1.0, -float(stdtrit(1, (1 - level) / 2))), n)
-    error, steadied = _error(table, clusters, _PROPORTION)
+    error, steadied = mean_error(table, clusters, PROPORTION)
     trials = steadied * (1 - steadied) / error.variance
     quantile = error.half(1 - level) / math.sqrt(error.variance)
     return Interval(mean, *wilson_bounds(mean, trials, quantile), n)
@@ -242,7 +242,7 @@ def paired_difference(
     if count < 2:
         return Interval(mean, math.nan, math.nan, n), 1.0
     outcomes = are_outcomes(first, second) if outcomes is None else outcomes
-    error, _ = _error(difference, clusters, _DIFFERENCE if outcomes else None, scatter)
+    error, _ = mean_error(difference, clusters, DIFFERENCE if outcomes else None, scatter)
     half = error.half(1 - level)
     differing = int((np.bincount(codes, weights=np.abs(difference).sum(axis=0), minlength=count) > 0).sum())
     p = 1.0 if not differing else min(1.0, max(error.p_value(mean), 2.0 ** (1 - differing)))

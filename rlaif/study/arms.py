@@ -51,9 +51,22 @@ class Curve:
 def read_arms(ctx: Context) -> list[Arm]:
     """The experiment's arms, in its order. Raises UserError for an experiment that cannot be run."""
     arms = arm_overrides(plain(ctx.options.arms), plain(ctx.options.grid))
-    repeats = combinations("repeat", plain(ctx.options.repeat))
+    repeats = combinations("repeat", _repeat(ctx.options))
     _check(ctx, list(arms), repeats)
     return [Arm(name, _runs(ctx, overrides, repeats)) for name, overrides in arms.items()]
+
+
+def _repeat(options: Options) -> dict[str, Any]:
+    """The seeds of `repeat:`, each key with `repeats` of them if that is given."""
+    own: dict[str, Any] = plain(options.repeat)
+    if options.repeats is None:
+        return own
+    if not own:
+        raise UserError(
+            f"repeats={options.repeats} has no meaning, since the experiment repeats nothing: write "
+            "'repeat={seeds.rl: [0, 1]}' instead"
+        )
+    return dict.fromkeys(own, list(range(options.repeats)))
 
 
 def arm_overrides(arms: Mapping[str, list[str]], grid: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -212,7 +225,7 @@ def _check_metrics(key: str, names: Sequence[str]) -> None:
 
 def setting(arm: Context, key: str) -> Any:
     """The arm's value of a configuration key, for a group the name of its option; None if it has none."""
-    value = _node(arm.options, key)
+    value = node_of(arm.options, key)
     if not isinstance(value, dict):
         return value
     return next((value[key] for key in ("name", "kind", "algorithm") if key in value), value)
@@ -220,11 +233,11 @@ def setting(arm: Context, key: str) -> Any:
 
 def _has(options: Options, key: str) -> bool:
     parent, _, name = key.rpartition(".")
-    value = _node(options, parent)
+    value = node_of(options, parent)
     return isinstance(value, dict) and name in value
 
 
-def _node(options: Options, key: str) -> Any:
+def node_of(options: Options, key: str) -> Any:
     """The plain value at a dotted key (all options at the empty one); None if there is none."""
     value = plain(options)
     for name in filter(None, key.split(".")):

@@ -3,9 +3,9 @@
 An experiment file (`experiments/NAME.yaml`) gives `arms: {name: [overrides]}` or a `grid:` that makes them,
 `repeat:` the seeds that each arm runs with, `until:` the last stage of each, `test:` the metrics of single items
 that arms are tested on, `curve:` a plot over the arms, `diagnose:` the arms of a diagnosis by role, `controls:`
-arms that must have worked before anything is concluded from them, and `compare:` pairs of arms whose policies
-meet, or `all`: every policy meets every other and the SFT policy. Arms are composed in process, so whatever two of them
-have in common is built once.
+arms that must have worked before anything is concluded from them, `compare:` pairs of arms whose policies meet, or
+`all`: every policy meets every other and the SFT policy, and `claim:` the hypothesis that all this decides. Arms are
+composed in process, so whatever two of them have in common is built once.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ from rlaif.study.arms import (
     read_tests,
     setting,
 )
+from rlaif.study.claims.claim import check_arms, missing, read_claim
+from rlaif.study.claims.measure import CLAIM, claim_row, claim_summary, unmet_row
+from rlaif.study.claims.scatter import SCATTER, scatter_rows
 from rlaif.study.diagnosis import control_row, diagnose
 from rlaif.study.diagnosis_table import diagnosis_table
 from rlaif.study.labelers import compare_labelers
@@ -65,9 +68,16 @@ VERDICT = {
 
 
 def compare_arms(ctx: Context) -> dict[str, Any]:
-    """Build every arm, record arms, curve and verdicts as tables, and return the flat summary."""
-    curve, metrics = read_curve(ctx), read_tests(ctx)
+    """Build every arm, record arms, curve and verdicts as tables, and return the flat summary.
+
+    Nothing is built for a claim whose models or data are not named: it is undecided at once.
+    """
+    claim, curve, metrics = read_claim(ctx), read_curve(ctx), read_tests(ctx)
+    if claim is not None and (needs := missing(ctx, claim)):
+        return _claimed(ctx, unmet_row(claim, needs))
     arms = read_arms(ctx)
+    if claim is not None:
+        check_arms(claim, [arm.name for arm in arms])
     roles, controls = read_roles(ctx, arms), read_controls(ctx, arms)
     graphs = _built(ctx, arms)
     firsts = {name: group[0] for name, group in graphs.items()}
@@ -102,6 +112,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
         "controls": [
             control_row(name, kind, summaries[name], items[name]) for name, kind in controls.items()
         ],
+        SCATTER: scatter_rows(items, metrics),
     }
     _labelers(ctx, graphs)
     _record(ctx, graphs, duels, robins, tables)
@@ -115,7 +126,15 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     diagnosis = diagnosis_table(tables["diagnosis"])
     if diagnosis:
         flat[f"{roles['real']}/diagnosis/verdict"] = diagnosis.verdict.sentence
-    return flat | {f"{row['arm']}/control/verdict": row["sentence"] for row in tables["controls"]}
+    flat |= {f"{row['arm']}/control/verdict": row["sentence"] for row in tables["controls"]}
+    return flat | (_claimed(ctx, claim_row(claim, items, summaries, met)) if claim is not None else {})
+
+
+def _claimed(ctx: Context, row: dict[str, Any]) -> dict[str, Any]:
+    """Records the claim's row, and returns its part of the summary."""
+    if ctx.run is not None:
+        ctx.run.table(CLAIM, [row])
+    return claim_summary(row)
 
 
 def _built(ctx: Context, arms: Sequence[Arm]) -> dict[str, list[Graph]]:

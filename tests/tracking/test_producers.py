@@ -19,6 +19,7 @@ CODE = Path(rlaif.__file__).parent
 READERS = ("section.py", "alarm_rules.py")  # name metrics to read them
 ROOMS = (
     "stages",
+    "study/claims",
     "study/compare.py",
     "data/report.py",
     "data/files",

@@ -117,6 +117,17 @@ def meeting_rows(seeds: Sequence[Sequence[Row]]) -> list[Row]:
     return [{**row, "p_holm": adjusted[str(index)]} for index, row in enumerate(rows)]
 
 
+def meeting_values(seeds: Sequence[Sequence[Row]], first: str, second: str) -> tuple[np.ndarray, list[str]]:
+    """Outcomes (S, n) of `first` against `second` on the prompts that have one in every seed, and their clusters."""
+    found = []
+    for meetings in seeds:
+        prompts, players, table = _table(meetings)
+        i, j = players.index(first), players.index(second)
+        column = list(combinations(range(len(players)), 2)).index((min(i, j), max(i, j)))
+        found.append((prompts, table[:, column] if i < j else 1 - table[:, column]))
+    return _shared(found)
+
+
 def _cluster(row: Row) -> str:
     return str(row.get("group") or row["prompt_id"])
 

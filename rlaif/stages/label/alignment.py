@@ -9,6 +9,7 @@ be worse, are easier than those: they check a labeler's competence and are repor
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -130,6 +131,39 @@ def alignment_items(pairs: Sequence[Pair], preferences: Sequence[Preference]) ->
     ]
 
 
+def asking_items(
+    pairs: Sequence[Pair], preferences: Sequence[Preference], judgements: Sequence[Judgement]
+) -> list[dict[str, Any]]:
+    """A row per pair that the labeler was shown: the tokens of all its calls, and whether it favoured a position.
+
+    The mean of `label/same_position_rate`, over the pairs whose two orders could be read, is the report's.
+    """
+    pair_of = by_pair(pairs, preferences)
+    tokens: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for call in judgements:
+        if call.provenance != "rule":
+            tokens[call.pair_id][0] += call.tokens_in
+            tokens[call.pair_id][1] += call.tokens_out
+    same = _same_position(preferences)
+    return [
+        {
+            "id": name,
+            "prompt_id": pair_of[name].prompt_id,
+            **({} if pair_of[name].group is None else {"group": pair_of[name].group}),
+            "tokens_in": read,
+            "tokens_out": written,
+            **({"label/same_position_rate": float(same[name] != 0)} if name in same else {}),
+        }
+        for name, (read, written) in tokens.items()
+    ]
+
+
+def _same_position(preferences: Sequence[Preference]) -> dict[str, float]:
+    """By pair whose two orders were read: 1 if both prefer what is shown first, -1 what is shown second, else 0."""
+    both = [(x.pair_id, x.p_ab, 1 - x.p_ba) for x in preferences if x.p_ab is not None and x.p_ba is not None]
+    return {key: float(np.sign(ab - 0.5)) if (ab - 0.5) * (ba - 0.5) > 0 else 0.0 for key, ab, ba in both}
+
+
 def _constructed_score(p_a: float | None, gold: float | None) -> dict[str, float]:
     return {} if p_a is None else {"label/alignment_constructed": agreement(p_a, gold)}
 
@@ -198,10 +232,11 @@ def _position(
         return {}
     first = [_first_preferred(x.p_a, x.order) for x in parsed if x.p_a is not None]
     report = {"label/first_position_rate": float(np.mean(first))}
-    both = [(x.pair_id, x.p_ab, 1 - x.p_ba) for x in preferences if x.p_ab is not None and x.p_ba is not None]
+    both = _same_position(preferences)
     if both:
-        votes = [(key, np.sign(ab - 0.5)) for key, ab, ba in both if (ab - 0.5) * (ba - 0.5) > 0]
-        report["label/same_position_rate"] = len(votes) / len(both)
+        votes = [(key, vote) for key, vote in both.items() if vote]
+        shown = [(pair_of[key].cluster, float(vote != 0)) for key, vote in both.items()]
+        report |= rate_metrics("label/same_position_rate", shown)
     else:
         votes = [(x.pair_id, np.sign(x.p_ab - 0.5)) for x in preferences if x.p_ab is not None]
         votes += [(x.pair_id, np.sign(0.5 - x.p_ba)) for x in preferences if x.p_ba is not None]

@@ -14,7 +14,7 @@ from rlaif.backends.openai.backend import OpenAIBackend
 from rlaif.data.encode import Cuts
 from rlaif.io import read_jsonl, read_records, write_jsonl, write_records
 from rlaif.labelers import LabelResult
-from rlaif.records import Pair, Preference
+from rlaif.records import Judgement, Pair, Preference
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import (
     PREFERENCES_FILE,
@@ -32,6 +32,7 @@ from rlaif.stages.common.stage import Parents, Row, Stage, Work
 from rlaif.stages.label.alignment import (
     alignment_items,
     alignment_report,
+    asking_items,
     own_gold,
     reliability,
     subset_rows,
@@ -153,8 +154,11 @@ def _check(ctx: Context) -> None:
 
 
 def _items(ctx: Context, built: Parents) -> list[Row]:
-    """One row per pair with gold: what `label/alignment` and its relatives are the means of."""
-    return alignment_items(*_measured(ctx, built))
+    """Rows per pair: what `label/alignment` and its relatives are the means of, and what the labeler was asked."""
+    pairs, preferences = _measured(ctx, built)
+    files = (JUDGEMENTS_FILE, GOLD_JUDGEMENTS_FILE)
+    calls = [call for file in files for call in read_records(built["label"].file(file), Judgement)]
+    return [*alignment_items(pairs, preferences), *asking_items(pairs, preferences, calls)]
 
 
 def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
@@ -171,7 +175,7 @@ def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
 
 STAGE = Stage(
     "label",
-    5,
+    6,
     "label",
     lambda ctx: ("sample",),
     _config,

@@ -1,0 +1,66 @@
+"""How much the arms of finished experiments scattered over items and seeds: what the next one can be planned by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from rlaif.stats.effects.power import Components, components, pooled
+from rlaif.study.items import common_items, seed_scores, seed_table, tested_metric
+from rlaif.tracking.glossary import describe
+from rlaif.tracking.runs import Row, RunRecord
+
+SCATTER = "scatter"
+ITEMS = "items"
+ARMS, ALONE = "arms", "alone"
+"""What was compared: two arms on a metric, or one arm's metric with its neutral value, such as a win rate with 50%."""
+
+
+def scatter_rows(
+    items: Mapping[str, Sequence[Sequence[Row]]], metrics: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row per metric of single items and pair of arms, and per arm where the metric has a neutral value."""
+    rows = []
+    for metric in metrics:
+        scores = {arm: seed_scores(tables, tested_metric(metric)) for arm, tables in items.items()}
+        known = {arm: own for arm, own in scores.items() if own}
+        for first, second in combinations(known, 2):
+            if shared := common_items({first: known[first], second: known[second]}):
+                keys, clusters = [key for key, _ in shared], [prompt for _, prompt in shared]
+                x, y = (seed_table(known[arm], keys) for arm in (first, second))
+                rows.append(_row(metric, ARMS, components(x, y, clusters)))
+        neutral = getattr(describe(metric), "neutral", None)
+        for own in known.values() if neutral is not None else ():
+            table, clusters = seed_table(own, list(own)), [prompt for prompt, _ in own.values()]
+            rows.append(_row(metric, ALONE, components(table, np.full_like(table, neutral), clusters)))
+    return [row for row in rows if row]
+
+
+def _row(metric: str, kind: str, found: Components | None) -> dict[str, Any]:
+    return {} if found is None else {"metric": metric, "kind": kind, **asdict(found)}
+
+
+def known_scatter(runs: Sequence[RunRecord], metric: str) -> dict[str, tuple[Components, int]]:
+    """By kind, the pooled components of the metric's comparisons in `runs`, and how many there were.
+
+    Runs of one path have no arms, but their items compare the policy with its baseline.
+    """
+    rows = [
+        row for run in runs for row in (*run.table(SCATTER), *_own(run, metric)) if row["metric"] == metric
+    ]
+    kinds = {kind: [_components(row) for row in rows if row["kind"] == kind] for kind in (ARMS, ALONE)}
+    return {kind: (pooled(found), len(found)) for kind, found in kinds.items() if found}
+
+
+def _own(run: RunRecord, metric: str) -> list[dict[str, Any]]:
+    rows = run.table(ITEMS)
+    return scatter_rows({"": [rows]}, [metric]) if any(tested_metric(metric) in row for row in rows) else []
+
+
+def _components(row: Row) -> Components:
+    names = ("seeds", "items", "cells", "seed_freedom", "item_freedom")
+    return Components(*(float(row[name]) if row[name] is not None else float("nan") for name in names))
