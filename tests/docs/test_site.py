@@ -29,6 +29,7 @@ OPEN = {
     "diagnose",
     "controls",
     "compare",
+    "claim",
 }  # names of the user's own
 GIVEN = [
     "task=custom",

@@ -40,7 +40,8 @@ def help_text(root: Path, program: str) -> str:
         elif [file.stem for file in options] == ["default"]:
             keys.append(f"{name}.KEY")
         elif options:
-            lines = (f"    {file.stem:<20}{about(file)}".rstrip() for file in options)
+            width = max(20, *(len(file.stem) + 2 for file in options))
+            lines = (f"    {file.stem:<{width}}{about(file)}".rstrip() for file in options)
             shown.append("\n".join([f"{name}=", *lines]))
     shown.append(f"{', '.join(keys)}: see conf/GROUP/default.yaml")
     return "\n\n".join(shown).replace("$", "$$")
