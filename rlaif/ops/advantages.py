@@ -64,6 +64,17 @@ def drgrpo_advantages(scores: Tensor, group: int) -> Tensor:
     return (rows - rows.mean(1, keepdim=True)).flatten()
 
 
+def best_of_group(scores: Tensor, group: int) -> Tensor:
+    """1 for the highest score (N,) of each prompt's group, the first of equal ones, and 0 for all others.
+
+    As weights of log-probabilities they fine-tune on the best responses: RAFT, or expert iteration by rejection
+    sampling. Groups and errors as in `rloo_advantages`. Source: Dong et al. 2023 (arXiv:2304.06767), algorithm 1.
+    """
+    rows = _groups(scores, group)
+    highest = rows == rows.amax(1, keepdim=True)
+    return (highest & (highest.cumsum(1) == 1)).to(scores).flatten()
+
+
 def _groups(scores: Tensor, group: int) -> Tensor:
     if group < 2 or len(scores) % group:
         raise ValueError(f"{len(scores)} scores are not groups of {group}: a group has two or more responses")
@@ -127,7 +138,8 @@ def _return(rewards: Tensor, values: Tensor, mask: Tensor, horizon: Horizon) -> 
 class Algorithm:
     """An RL algorithm: its title in reports, the name of its advantages (`rl.advantage`), and their estimator.
 
-    `groups`: it compares the responses to one prompt, without a critic. `critic`: it needs one.
+    `groups`: it compares the responses to one prompt, without a critic. `critic`: it needs one. `chooses`: its
+    advantages are 1 for one response to each prompt, which is learnt, and 0 for the others.
     """
 
     title: str
@@ -135,6 +147,7 @@ class Algorithm:
     estimate: Estimator
     groups: bool = False
     critic: bool = False
+    chooses: bool = False
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -143,6 +156,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "rloo": Algorithm("RLOO", "rloo", of_groups(rloo_advantages), groups=True),
     "grpo": Algorithm("GRPO", "grpo", of_groups(grpo_advantages), groups=True),
     "drgrpo": Algorithm("Dr. GRPO", "drgrpo", of_groups(drgrpo_advantages), groups=True),
+    "raft": Algorithm("RAFT", "raft", of_groups(best_of_group), groups=True, chooses=True),
 }
 """By `rl.algorithm`. Reports find the title by the advantages used, so that none is called by another's name."""
 

@@ -199,11 +199,49 @@ def _reinforce(
     return reinforce_loss(logprobs, advantages, mask, **mean), ratio_metrics(logprobs, old_logprobs, mask)
 
 
-POLICY_LOSSES: dict[str, Callable[..., tuple[Tensor, Metrics]]] = {
-    "clip": ppo_policy_loss,
-    "reinforce": _reinforce,
+def _likelihood(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip: float,
+    mean: str,
+    normalizer: Normalizer = None,
+) -> tuple[Tensor, Metrics]:
+    """Negative log-likelihood of the responses whose advantage is 1, over their own tokens (`learnt_mask`).
+
+    It is right for responses of any policy, so it may be repeated (Dong et al. 2023, arXiv:2304.06767, step 3).
+    """
+    learnt = learnt_mask(advantages, mask)
+    loss = reinforce_loss(logprobs, advantages, learnt, mean=mean, normalizer=normalizer)
+    return loss, ratio_metrics(logprobs, old_logprobs, mask)
+
+
+def learnt_mask(advantages: Tensor, mask: Tensor) -> Tensor:
+    """The counted tokens (B, T) whose advantage is not 0."""
+    return mask & (zero_masked(advantages, mask) != 0)
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A policy loss; `compute` is called like `ppo_policy_loss`.
+
+    `corrects`: it may learn from responses of an older policy. `likelihood`: it fine-tunes on chosen responses
+    (advantage 1), and its mean is over their tokens alone.
+    """
+
+    compute: Callable[..., tuple[Tensor, Metrics]]
+    corrects: bool = True
+    likelihood: bool = False
+
+
+POLICY_LOSSES: dict[str, PolicyLoss] = {
+    "clip": PolicyLoss(ppo_policy_loss),
+    "reinforce": PolicyLoss(_reinforce, corrects=False),
+    "nll": PolicyLoss(_likelihood, likelihood=True),
 }
-"""By `rl.loss`, each called like `ppo_policy_loss`."""
+"""By `rl.loss`."""
 
 
 def kl_loss(

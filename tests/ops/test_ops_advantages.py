@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlaif.ops.advantages import (
+    best_of_group,
     drgrpo_advantages,
     grpo_advantages,
     penalised_scores,
@@ -72,6 +73,14 @@ def test_groups_by_hand() -> None:
     assert strided.tolist() != rloo_advantages(scores, 3).tolist()
 
 
+def test_the_best_of_a_group_by_hand() -> None:
+    """The first of equal scores; a group below zero has a best response too."""
+    scores = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 2.0, -3.0, -2.0, -2.0])
+    assert best_of_group(scores, 3).tolist() == [0, 0, 1, 1, 0, 0, 0, 1, 0]
+    assert best_of_group(torch.zeros(4), 2).tolist() == [1, 0, 1, 0]
+    assert best_of_group(scores, 3).dtype == scores.dtype
+
+
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_groups_against_a_loop(size: int) -> None:
     scores = scores_of(size, 5, size)
@@ -86,6 +95,7 @@ def test_groups_against_a_loop(size: int) -> None:
         assert grpo[i].item() == pytest.approx((score - mean) / (sd + 1e-4), abs=1e-12)
         assert drgrpo[i].item() == pytest.approx(score - mean, abs=1e-12)
         assert abs(drgrpo[i].item() - grpo[i].item()) > 1e-6, "mutation: the standard deviation"
+        assert best_of_group(scores, size)[i].item() == (group.index(max(group)) == i % size)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -109,7 +119,7 @@ def test_properties_of_groups(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 0, 4])
 def test_no_groups(size: int) -> None:
-    for function in (rloo_advantages, grpo_advantages, drgrpo_advantages):
+    for function in (rloo_advantages, grpo_advantages, drgrpo_advantages, best_of_group):
         with pytest.raises(ValueError, match=f"6 scores are not groups of {size}"):
             function(torch.zeros(6), size)
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from rlaif.ops import (
+    POLICY_LOSSES,
     bradley_terry_loss,
     confidence_weight,
     harden,
     kl_loss,
+    learnt_mask,
     ppo_policy_loss,
     ppo_value_loss,
     reinforce_loss,
@@ -393,6 +395,28 @@ def test_means_of_the_policy_losses_against_the_oracle(seed: int, mean) -> None:
         wanted = {"token": token, "sequence": sequence, "constant": constant}
         assert loss.item() == pytest.approx(wanted.pop(mean), abs=1e-12)
         assert all(loss.item() != pytest.approx(other, abs=1e-5) for other in wanted.values())
+
+
+def test_likelihood_of_chosen_responses_by_hand() -> None:
+    """Rows of 2, 1 and 2 tokens; the first and the last are chosen: (1 + 2 + 4 + 6) / 4, and means (1.5 + 5) / 2."""
+    logp = torch.tensor([[-1.0, -2.0, 9.0], [-3.0, 9.0, 9.0], [-4.0, -6.0, 9.0]], requires_grad=True)
+    mask = torch.tensor([[True, True, False], [True, False, False], [True, True, False]])
+    chosen = torch.tensor([1.0, 0.0, 1.0])[:, None].expand(3, 3)
+    assert learnt_mask(chosen, mask).sum(1).tolist() == [2, 0, 2]
+    old = torch.full((3, 3), -2.0)
+    own = {
+        mean: POLICY_LOSSES["nll"].compute(logp, old, chosen, mask, clip=0.2, mean=mean)[0]
+        for mean in ("token", "sequence", "constant")
+    }
+    assert own["token"].item() == 13 / 4, "not 13 / 5, over all tokens"
+    assert own["sequence"].item() == 6.5 / 2, "not 6.5 / 3, over all rows"
+    assert own["constant"].item() == pytest.approx(13 / 6)
+    assert own["token"].item() == sft_loss(logp[[0, 2]], mask[[0, 2]])[0].item()
+    own["token"].backward()
+    assert logp.grad is not None and logp.grad[1].eq(0).all() and logp.grad[0, :2].eq(-0.25).all()
+    none, metrics = POLICY_LOSSES["nll"].compute(logp, old, 0 * chosen, mask, clip=0.2, mean="token")
+    assert none.item() == 0, "a part without a chosen response adds nothing"
+    assert metrics["ratio_max_deviation"].item() == pytest.approx(math.e - 1), "over all responses"
 
 
 def test_reinforce_has_the_policy_gradient_and_none_for_the_advantage() -> None:

@@ -40,6 +40,7 @@ def test_the_presets_are_those_of_the_interface() -> None:
         "grpo",
         "ppo",
         "ppo_huang2024",
+        "raft",
         "reinforce",
         "reinforce_lee2023",
         "rloo",
@@ -74,7 +75,7 @@ def test_presets_of_one_size_use_equally_many_responses(node) -> None:
     """So that they can be compared as they are."""
     sizes = {
         (v.num_prompts * v.samples_per_prompt, v.prompts_per_iteration * v.samples_per_prompt)
-        for v in map(node, ("ppo", "reinforce", "rloo", "grpo", "drgrpo"))
+        for v in map(node, ("ppo", "reinforce", "rloo", "grpo", "drgrpo", "raft"))
     }
     assert sizes == {(768, 64)}
 
@@ -85,7 +86,7 @@ def test_presets_of_one_size_use_equally_many_responses(node) -> None:
         ("ppo", {"algorithm": "rloo"}, "rl.algorithm=rloo .* rl.advantage=gae: write rl=rloo"),
         ("ppo", {"advantage": "grpo"}, "rl.algorithm=ppo .* rl.advantage=grpo: write rl=ppo"),
         ("ppo", {"value": "both"}, "rl.value=both .*: write shared, separate or none"),
-        ("ppo", {"loss": "mse"}, "rl.loss=mse .*: write clip or reinforce"),
+        ("ppo", {"loss": "mse"}, "rl.loss=mse .*: write clip, reinforce or nll"),
         ("ppo", {"loss_mean": "row"}, "rl.loss_mean=row .*: write token, sequence or constant"),
         ("ppo", {"kl": "both"}, "rl.kl=both .*: write reward or loss"),
         ("ppo", {"kl_estimator": "k4"}, "rl.kl_estimator=k4 .*: write k1, k2 or k3"),
@@ -99,6 +100,15 @@ def test_presets_of_one_size_use_equally_many_responses(node) -> None:
         ("grpo", {"whiten_rewards": True}, "rl.whiten_rewards .*: write rl.whiten_rewards=false"),
         ("rloo", {"gamma": 0.9}, "rl.gamma=0.9 .*: write rl.gamma=1"),
         ("rloo", {"ppo_epochs": 4}, "rl.ppo_epochs=4 .*: write rl.ppo_epochs=1 or rl.loss=clip"),
+        ("raft", {"loss": "clip"}, "rl.loss=clip .* rl.advantage=raft only chooses .*: write rl.loss=nll"),
+        ("grpo", {"loss": "nll"}, "rl.loss=nll .* rl.advantage=grpo chooses none: write rl=raft"),
+        (
+            "raft",
+            {"whiten_advantages": True},
+            "rl.whiten_advantages=true .*: write rl.whiten_advantages=false",
+        ),
+        ("raft", {"minibatch_rollouts": 2}, "rl.minibatch_rollouts=2 must be a multiple .*_per_prompt=4"),
+        ("raft", {"value": "shared"}, "rl.advantage=raft reads no critic: write rl.value=none"),
         ("ppo", {"kl": "loss"}, "rl.kl_estimator=k1 .*: write rl.kl_estimator=k2 or k3"),
         (
             "ppo",
@@ -133,7 +143,8 @@ def test_what_makes_no_sense_is_refused(node, preset: str, changes: dict[str, An
 
 def test_an_unknown_algorithm_is_named() -> None:
     with pytest.raises(
-        UserError, match="rl.algorithm=a2c .*: write ppo, reinforce, rloo, grpo, drgrpo, dpo or best_of_n"
+        UserError,
+        match="rl.algorithm=a2c .*: write ppo, reinforce, rloo, grpo, drgrpo, raft, dpo or best_of_n",
     ):
         family("a2c")
     assert family("ppo") is not family("dpo")

@@ -34,6 +34,7 @@ CHOICES = {
         "rloo",
         "grpo",
         "drgrpo",
+        "raft",
         "ppo_huang2024",
         "reinforce_lee2023",
         "dpo",

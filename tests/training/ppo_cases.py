@@ -93,6 +93,10 @@ ALGORITHMS = {
         ),
         "none",
     ),
+    "raft": (
+        replace(OPTIONS, advantage="raft", whiten_advantages=False, ppo_epochs=2, loss="nll", beta=0.0),
+        "none",
+    ),
 }
 # The one setting in which every preset of conf/rl must climb the easy reward, the share of letters (a fifth by chance):
 # seconds each, and the same changes for all.

@@ -85,6 +85,8 @@ def _advantages(options, experience, finished, beta):
             advantages.append([(totals[i] - mean) / (sd + 1e-4)] * len(row))
         elif options.advantage == "drgrpo":
             advantages.append([totals[i] - sum(group) / 3] * len(row))
+        elif options.advantage == "raft":
+            advantages.append([float(group.index(max(group)) == i % 3)] * len(row))
         else:
             value = [*value, 0.0]
             deltas = [r + options.gamma * value[t + 1] - value[t] for t, r in enumerate(row)]
@@ -102,6 +104,7 @@ VARIANTS = {
     "rloo": {"length_penalty": 0.1, "missing_eos_penalty": 0.5},
     "grpo": {"kl": "reward", "missing_eos_score": -1.0},
     "drgrpo": {"length_penalty": 0.1},
+    "raft": {"missing_eos_penalty": 3.0, "length_penalty": 0.1},
 }
 WRONG = {
     "ppo": [{"kl_estimator": "k1"}, {"whiten_rewards": False}, {"length_penalty": 0.0}, {"gamma": 1.0}],
@@ -110,6 +113,7 @@ WRONG = {
     "rloo": [{"advantage": "grpo"}, {"length_penalty": 0.0}, {"kl": "loss"}, {"samples_per_prompt": 2}],
     "grpo": [{"advantage": "rloo"}, {"missing_eos_score": None}, {"kl": "loss"}],
     "drgrpo": [{"advantage": "grpo"}, {"advantage": "rloo"}, {"length_penalty": 0.0}, {"kl": "reward"}],
+    "raft": [{"advantage": "drgrpo"}, {"missing_eos_penalty": 0.0}, {"samples_per_prompt": 2}],
 }
 
 
@@ -148,6 +152,10 @@ def _loss(options, experience, logprobs, values):
         clipped = [min(max(r, 1 - options.clip), 1 + options.clip) for r in ratios]
         if options.loss == "clip":
             row = [-min(r * a, c * a) for r, c, a in zip(ratios, clipped, advantage, strict=True)]
+        elif options.loss == "nll":
+            if not any(advantage):
+                continue
+            row = [-x for x in p]
         else:
             row = [-a * x for a, x in zip(advantage, p, strict=True)]
         policy.append(row)
@@ -189,7 +197,7 @@ def test_the_loss_equals_a_loop(tiny_model, name):
         wrong = [{"loss_mean": mean} for mean in LOSS_MEANS if mean != options.loss_mean]
         wrong += [{"max_response_tokens": 7}] if options.loss_mean == "constant" else []
         wrong += [{"kl_estimator": "k1"}, {"kl": "reward"}] if options.kl == "loss" else [{"kl": "loss"}]
-        wrong += [{"loss": "clip" if options.loss == "reinforce" else "reinforce"}]
+        wrong += [{"loss": "reinforce" if options.loss == "clip" else "clip"}]
         for change in wrong:
             module._options = replace(options, **change)
             assert abs(module.training_step(torch.arange(6), 1).item() - loss) > 1e-3, change
@@ -198,7 +206,7 @@ def test_the_loss_equals_a_loop(tiny_model, name):
 # No critic.
 
 
-@pytest.mark.parametrize("name", ["reinforce", "rloo", "grpo", "drgrpo"])
+@pytest.mark.parametrize("name", ["reinforce", "rloo", "grpo", "drgrpo", "raft"])
 def test_without_a_critic_there_are_no_values(tiny_model, tmp_path, name):
     options, critic = ALGORITHMS[name]
     module = make_module(tiny_model("top:1"), iterations=1, critic=critic, options=options, rollouts=16)
@@ -227,6 +235,58 @@ def test_the_groups_are_the_responses_to_one_prompt(tiny_model, tmp_path):
         train(module, tmp_path / name, 1)
         assert module.history[0]["rl/reward_std"] > 1
         assert equal(dict(module.state_dict()), before)
+
+
+# RAFT: the likelihood of the chosen responses.
+
+
+def _chosen_cross_entropy(top, rollout, chosen, temperature=1.0):
+    """(cross-entropy per token of these rows' response tokens, one row at a time; its gradients)."""
+    top.zero_grad()
+    losses = []
+    for row in chosen:
+        places = rollout.response_mask[row].nonzero().flatten()
+        hidden = top(rollout.features[row : row + 1, : int(places[-1]) + 1])[0]
+        logits = top.logits(hidden[places - 1]) / temperature
+        losses.append(torch.nn.functional.cross_entropy(logits, rollout.ids[row, places], reduction="none"))
+    mean = torch.cat(losses).mean()
+    mean.backward()
+    return mean.item(), [p.grad.clone() for p in top.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("batch_index", [0, 1])
+def test_raft_is_cross_entropy_of_the_best_responses(tiny_model, batch_index):
+    """Scores (1, -2, 0.5), (3, 0, -1): the first and the fourth response are learnt, in either kind of minibatch."""
+    options, critic = ALGORITHMS["raft"]
+    module, experience, _ = _prepared(tiny_model("top:1"), options, critic)
+    rollout = random_rollout(tiny_model("top:1"))
+    assert experience.advantages[experience.mask].unique().tolist() == [0.0, 1.0]
+    assert experience.advantages.any(dim=1).nonzero().flatten().tolist() == [0, 3]
+    wanted, gradients = _chosen_cross_entropy(module.policy, rollout, [0, 3])
+    module.zero_grad()
+    module._experience = experience
+    loss = module.training_step(torch.arange(6), batch_index)
+    loss.backward()
+    assert loss.item() == pytest.approx(wanted, abs=1e-5)
+    own = [p.grad for p in module.policy.parameters() if p.grad is not None]
+    for one, other in zip(own, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    others = _chosen_cross_entropy(module.policy, rollout, range(6))[0], wanted * 13 / 23
+    assert all(abs(loss.item() - other) > 1e-2 for other in others), (
+        "mutations: all responses, diluted by them"
+    )
+
+
+def test_raft_runs_only_what_it_learns(tiny_model, tmp_path):
+    """After the first minibatch, whose ratio is checked; a KL in the loss is over all responses."""
+    for kl, wanted in (("reward", [32, *[4] * 3]), ("loss", [32] * 4)):
+        options, critic = ALGORITHMS["raft"]
+        options = replace(options, kl=kl, kl_estimator="k1" if kl == "reward" else "k3", beta=0.1)
+        module = make_module(tiny_model("top:1"), iterations=1, critic=critic, options=options)
+        rows, forward = [], module._forward
+        module._forward = lambda part, rows=rows, forward=forward: rows.append(len(part.ids)) or forward(part)
+        train(module, tmp_path / kl, 1)
+        assert rows[2:] == wanted, "eight responses to each of four prompts in a minibatch, one learnt"
 
 
 # Learning: one setting for all, in which every preset must climb.

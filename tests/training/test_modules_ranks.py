@@ -117,6 +117,7 @@ KINDS = [
     "uneven@lora:2",
     "grpo@top:1",
     "drgrpo@top:1",
+    "raft@top:1",
     "reinforce_lee2023@top:1",
 ]
 APART = ["sft@top:1", "ppo@top:1"]

@@ -1,6 +1,6 @@
 """PPO (Schulman et al. 2017, arXiv:1707.06347) and its relatives in Lightning: one epoch is one iteration.
 
-REINFORCE, RLOO, GRPO and Dr. GRPO are this module with other options: which advantages, which loss, where the KL
+REINFORCE, RLOO, GRPO, Dr. GRPO and RAFT are this module with other options: which advantages, which loss, where the KL
 enters, and whether there is a value head at all.
 
 `on_train_epoch_start` collects rollouts into an in-memory buffer, `training_step` is only the minibatch loss, and
@@ -36,11 +36,13 @@ from rlaif.ops import (
     kl_estimate,
     kl_loss,
     kl_shaped_rewards,
+    learnt_mask,
     masked_mean,
     masked_sum,
     own_share,
     penalised_scores,
     ppo_value_loss,
+    ranks,
     token_entropy,
     total,
     whiten,
@@ -176,7 +178,7 @@ class PPOModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         iteration, options = self.current_epoch, self._options
         generator = torch.Generator().manual_seed(options.seed * 1_000_003 + iteration)
-        orders = [torch.randperm(self._count, generator=generator) for _ in range(options.ppo_epochs)]
+        orders = [self._permuted(generator) for _ in range(options.ppo_epochs)]
         self._order.copy_(torch.cat(orders))
         tracked = self._track(iteration)
         started = time.perf_counter()
@@ -190,6 +192,15 @@ class PPOModule(pl.LightningModule):
         self._sums, self._update_started = {}, time.perf_counter()
         if options.max_kl is not None and self._metrics["rl/kl"] > options.max_kl:
             self.trainer.should_stop = True
+
+    def _permuted(self, generator: torch.Generator) -> Tensor:
+        """The rows in a random order; where one of each group is learnt, groups stay whole.
+
+        So every minibatch has equally many to learn from.
+        """
+        group = self._options.samples_per_prompt if by_advantage(self._options.advantage).chooses else 1
+        order = torch.randperm(self._count // group, generator=generator)
+        return (order[:, None] * group + torch.arange(group)).flatten()
 
     def _track(self, iteration: int) -> dict[str, float]:
         """The tracker's metrics, if it measures before this iteration; it may stop the run."""
@@ -315,10 +326,11 @@ class PPOModule(pl.LightningModule):
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """This process's share of the minibatch's loss, normalised by the counts of the whole minibatch."""
         assert self._experience is not None
-        batch = batch.to(self.device)
+        batch = self._read_rows(batch.to(self.device), batch_index)
         part, mask = self._experience.rows(own_share(batch)), self._experience.mask[batch]
         hidden, values = self._forward(part)
-        losses, means = self._losses(self._logprobs(self.policy, hidden, part), values, part, mask)
+        counted = self._counted(self._experience.advantages[batch], mask)
+        losses, means = self._losses(self._logprobs(self.policy, hidden, part), values, part, mask, counted)
         deviation = means.pop("ratio_max_deviation")
         if batch_index == 0:
             self._check_first_ratio(float(deviation))
@@ -330,23 +342,38 @@ class PPOModule(pl.LightningModule):
             self._sums.setdefault(name, []).append(value.detach())
         return loss
 
+    def _read_rows(self, batch: Tensor, batch_index: int) -> Tensor:
+        """The rows of a minibatch that add to its loss, and at least one for each process.
+
+        All of them where the KL is a term of the loss, and in the first minibatch, whose ratio is checked.
+        """
+        assert self._experience is not None
+        if not POLICY_LOSSES[self._options.loss].likelihood or self._options.kl == "loss" or batch_index == 0:
+            return batch
+        learnt = batch[self._experience.advantages[batch].any(dim=1)]
+        return learnt if len(learnt) >= ranks() else batch
+
+    def _counted(self, advantages: Tensor, mask: Tensor) -> Tensor:
+        """The tokens that the policy loss is a mean over."""
+        return learnt_mask(advantages, mask) if POLICY_LOSSES[self._options.loss].likelihood else mask
+
     def _losses(
-        self, logprobs: Tensor, values: Tensor | None, part: Experience, whole: Tensor
+        self, logprobs: Tensor, values: Tensor | None, part: Experience, whole: Tensor, counted: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss's terms, to be summed over processes, and means over this process's own tokens.
 
-        `whole` is the mask of the whole minibatch, of which `part` is this process's share.
+        `whole` is the mask of the whole minibatch, of which `part` is this process's share, and `counted` its part
+        that the policy loss is a mean over.
         """
-        options = self._options
-        normalizer = LOSS_MEANS[options.loss_mean].count(whole, options.max_response_tokens)
-        policy_loss, means = POLICY_LOSSES[options.loss](
+        options, mean = self._options, LOSS_MEANS[self._options.loss_mean]
+        policy_loss, means = POLICY_LOSSES[options.loss].compute(
             logprobs,
             part.old_logprobs,
             part.advantages,
             part.mask,
             clip=options.clip,
             mean=options.loss_mean,
-            normalizer=normalizer,
+            normalizer=mean.count(counted, options.max_response_tokens),
         )
         losses = {"policy_loss": policy_loss}
         if values is not None:
@@ -362,7 +389,7 @@ class PPOModule(pl.LightningModule):
                 part.mask,
                 kind=options.kl_estimator,
                 mean=options.loss_mean,
-                normalizer=normalizer,
+                normalizer=mean.count(whole, options.max_response_tokens),
             )
         return losses, means
 

@@ -50,16 +50,17 @@ def check_rl(options: RLOptions) -> None:
     _check_critic(options, algorithm)
     if algorithm.groups:
         _check_groups(options)
+    _check_choice(options, algorithm)
     _check_kl(options)
 
 
 def _check_numbers(options: RLOptions) -> None:
     if (options.prompts_per_iteration * options.samples_per_prompt) % options.minibatch_rollouts:
         raise UserError("rl.minibatch_rollouts must divide rl.prompts_per_iteration * rl.samples_per_prompt")
-    if options.loss == "reinforce" and options.ppo_epochs > 1:
+    if options.ppo_epochs > 1 and not POLICY_LOSSES[options.loss].corrects:
         raise UserError(
             f"rl.ppo_epochs={options.ppo_epochs} would learn from responses of an older policy, which "
-            "rl.loss=reinforce does not correct for: write rl.ppo_epochs=1 or rl.loss=clip"
+            f"rl.loss={options.loss} does not correct for: write rl.ppo_epochs=1 or rl.loss=clip"
         )
     if options.missing_eos_score is not None and options.missing_eos_penalty:
         raise UserError(
@@ -92,6 +93,32 @@ def _check_groups(options: RLOptions) -> None:
         raise UserError(
             f"rl.gamma={options.gamma} discounts tokens, rl.advantage={options.advantage} compares whole responses: "
             "write rl.gamma=1"
+        )
+
+
+def _check_choice(options: RLOptions, algorithm: Algorithm) -> None:
+    if not algorithm.chooses:
+        if POLICY_LOSSES[options.loss].likelihood:
+            raise UserError(
+                f"rl.loss={options.loss} raises the likelihood of chosen responses, but "
+                f"rl.advantage={options.advantage} chooses none: write rl=raft, or rl.loss=clip"
+            )
+        return
+    if not POLICY_LOSSES[options.loss].likelihood:
+        raise UserError(
+            f"rl.loss={options.loss} reads advantages of either sign, but rl.advantage={options.advantage} only "
+            "chooses a response: write rl.loss=nll"
+        )
+    if options.whiten_advantages:
+        raise UserError(
+            f"rl.whiten_advantages=true would turn the choice of rl.advantage={options.advantage} into penalties for "
+            "the other responses: write rl.whiten_advantages=false"
+        )
+    if options.minibatch_rollouts % options.samples_per_prompt:
+        raise UserError(
+            f"rl.minibatch_rollouts={options.minibatch_rollouts} must be a multiple of "
+            f"rl.samples_per_prompt={options.samples_per_prompt}, since rl.advantage={options.advantage} learns one "
+            "response to each prompt"
         )
 
 
