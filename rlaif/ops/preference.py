@@ -162,15 +162,16 @@ PREFERENCE_LOSSES: dict[str, PairLoss | PointLoss] = {
     # Fine-tuning on the preferred responses (Sharma et al. 2024, arXiv:2402.12366): `nll_weight` is all of it.
     "sft": PairLoss("SFT on preferred responses", _mean_logprob_scores, _nothing, chooses=True),
 }
-"""By `rl.loss` of `rl=dpo`."""
+"""By `rl.loss` of `rl=dpo` and `rl=online_dpo`."""
 
 
 def algorithm_title(algorithm: str, loss: str) -> str | None:
     """What reports call the algorithm of `rl.algorithm` and `rl.loss`; None if there is none of that name."""
     if algorithm == "best_of_n":
         return "best-of-n"
-    if algorithm == "dpo":
-        return PREFERENCE_LOSSES[loss].title if loss in PREFERENCE_LOSSES else None
+    if algorithm in ("dpo", "online_dpo"):
+        title = PREFERENCE_LOSSES[loss].title if loss in PREFERENCE_LOSSES else None
+        return f"online {title}" if title and algorithm == "online_dpo" else title
     return ALGORITHMS[algorithm].title if algorithm in ALGORITHMS else None
 
 

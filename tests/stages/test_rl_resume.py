@@ -22,18 +22,21 @@ from rlaif.io import sha256_file
 from rlaif.stages.common.training.trainer import CHECKPOINT, AtomicCheckpointIO
 from rlaif.stages.rl.offline.module import PreferenceModule
 from rlaif.stages.rl.online.module import PPOModule
+from rlaif.stages.rl.online_pairs.module import OnlinePairsModule
 from rlaif.tracking.runs import RunRecord
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ITERATIONS = 3
 COMMON = ["stage=rl", "rl.num_epochs=1.5", "rl.lr=0.003"]
 OFFLINE = {"dpo": ["stage=rl", "rl=dpo", "rl.loss=kto", "rl.num_epochs=3", "rl.batch_size=8"]}
+NEW_PAIRS = ["rl=online_dpo", "labeler=scripted", "labeler.scripted.rule=longer", "rl.batch_size=4"]
+SPENT = ("usd", "tokens_in", "tokens_out", "tokens_cached", "reused")  # what was paid for in a process
 ADAPTIVE = ["rl.kl_controller=adaptive", "rl.kl_target=0.01", "rl.kl_horizon=50"]
 JOBS = {
     **{
         file.stem: [f"rl={file.stem}"]
         for file in sorted((CONF / "rl").glob("[!_]*.yaml"))
-        if file.stem not in (*OFFLINE, "best_of_n", "sft_preferred")
+        if file.stem not in (*OFFLINE, "best_of_n", "online_dpo", "sft_preferred")
     },
     "adaptive": ["rl=ppo", *ADAPTIVE],
 }
@@ -84,7 +87,8 @@ def _results(record: RunRecord) -> tuple[str, list[dict[str, Any]], dict[str, An
 
 
 def _untimed(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k.startswith("rl/") and "seconds" not in k and "per_s" not in k}
+    own = {k: v for k, v in row.items() if k.startswith("rl/") and "seconds" not in k and "per_s" not in k}
+    return {k: v for k, v in own.items() if k.removeprefix("rl/") not in SPENT}
 
 
 def _updates_of_an_iteration(words: list[str]) -> int:
@@ -134,3 +138,26 @@ def test_a_killed_preference_run_ends_bit_identical(pipeline, run, copied_root, 
     assert "continuing from the last whole epoch" in caplog.text
     assert ended == whole
     assert len({row["rl/loss"] for row in whole[1]}) == 3 * epoch > 3
+
+
+@pytest.mark.parametrize("reward", ["none", "length"])
+def test_a_killed_run_on_new_pairs_ends_bit_identical(
+    pipeline, run, copied_root, caplog, reward: str
+) -> None:
+    """Killed in the second iteration, whose labels are stored by then, before its checkpoint, and after it."""
+    words = [*COMMON, *NEW_PAIRS, f"reward={reward}"]
+    whole = _results(run(*words))
+    root = copied_root(["sft"])
+    elsewhere = [*words, "profile=smoke", "tracking=none", f"paths.root={root}"]
+    for moment, call, kept in (
+        ((OnlinePairsModule, "training_step"), 6, 0),
+        (SAVING, 1, 0),
+        (STARTING, 2, 1),
+    ):
+        _kill(elsewhere, moment, call)
+        assert _checkpoint(root)["epoch"] == kept
+    with caplog.at_level(logging.INFO, logger="rlaif"):
+        ended = _results(run(*words, root=root))
+    assert "continuing from the last whole epoch" in caplog.text
+    assert ended == whole
+    assert len(whole[1]) == ITERATIONS and len({row["rl/kl"] for row in whole[1]}) == ITERATIONS

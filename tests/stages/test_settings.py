@@ -38,6 +38,7 @@ CHOICES = {
         "ppo_huang2024",
         "reinforce_lee2023",
         "dpo",
+        "online_dpo",
         "best_of_n",
     ],
     "stage": ["pipeline", "doctor", "compare", "report", "clean", "label"],

@@ -206,5 +206,5 @@ def test_the_reference_point_is_the_whole_steps(tiny_model, policy_pair):
             sum(float(logp[i - 1, text.ids[i]]) for i in range(start, len(text.ids))) - row.mismatch_reference
         )
     batches = [collate_policy_pairs(rows[:3]), collate_policy_pairs(rows[3:])]
-    assert _module(top, "kto", 1)._mismatch(batches).item() == pytest.approx(sum(ratios) / 4, abs=1e-4)
-    assert _module(top, "sigmoid", 1)._mismatch(batches) is None
+    assert _module(top, "kto", 1)._step.mismatch(batches).item() == pytest.approx(sum(ratios) / 4, abs=1e-4)
+    assert _module(top, "sigmoid", 1)._step.mismatch(batches) is None

@@ -13,6 +13,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from online_pairs_cases import OPTIONS as PAIRS
+from online_pairs_cases import make_online
 from pair_rows import tensor_row
 from ppo_cases import ALGORITHMS, OPTIONS, make_module, untimed
 from safetensors.torch import load_file, save_file
@@ -77,11 +79,18 @@ def _ppo(model, name):
     ), None
 
 
+def _online_dpo(model):
+    """Updates of three and two pairs in micro-batches of one: in a small one a process has a single pair."""
+    options = replace(PAIRS, pairs=5, passes=2, batch_size=3, micro_batch_size=1)
+    return make_online(model, iterations=EPOCHS, options=options, lr=3e-4, eps=1e-5), None
+
+
 def _job(kind, folder):
     name, _, trainable = kind.partition("@")
     spec = ModelSpec("tiny", "tiny", None, trainable, "float32", "cpu", False, lora_alpha=4.0)
     model = load_model(spec, folder)
-    return {"sft": _sft, "rm": _rm}[name](model) if name in ("sft", "rm") else _ppo(model, name)
+    own = {"sft": _sft, "rm": _rm, "online_dpo": _online_dpo}
+    return own[name](model) if name in own else _ppo(model, name)
 
 
 def _fit(kind, folder):
@@ -118,6 +127,7 @@ KINDS = [
     "grpo@top:1",
     "drgrpo@top:1",
     "raft@top:1",
+    "online_dpo@top:1",
     "reinforce_lee2023@top:1",
 ]
 APART = ["sft@top:1", "ppo@top:1"]

@@ -1,4 +1,4 @@
-"""The two families of algorithms behind `rl=`, and what each has to say for itself as a stage."""
+"""The families of algorithms behind `rl=`, and what each has to say for itself as a stage."""
 
 from __future__ import annotations
 

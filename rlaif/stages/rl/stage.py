@@ -1,4 +1,4 @@
-"""stage=rl: the policy, by RL on its own rollouts, preference optimisation on labelled pairs, or best of n."""
+"""stage=rl: the policy, by RL on its own rollouts, preference optimisation on old or new pairs, or best of n."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from rlaif.stages.rl.alarms import read_history
 from rlaif.stages.rl.family import Family
 from rlaif.stages.rl.offline.build import OFFLINE
 from rlaif.stages.rl.online.build import ONLINE
+from rlaif.stages.rl.online_pairs.build import ONLINE_PAIRS
 from rlaif.stages.rl.reranking import RERANKING
 
 
 def family(algorithm: str) -> Family:
     """The family of `rl.algorithm=algorithm`. Raises UserError if there is no such algorithm."""
-    families = {**dict.fromkeys(ALGORITHMS, ONLINE), "dpo": OFFLINE, "best_of_n": RERANKING}
+    families = {
+        **dict.fromkeys(ALGORITHMS, ONLINE),
+        "dpo": OFFLINE,
+        "online_dpo": ONLINE_PAIRS,
+        "best_of_n": RERANKING,
+    }
     if algorithm not in families:
         *first, last = families
         raise UserError(f"rl.algorithm={algorithm} is not known: write {', '.join(first)} or {last}")

@@ -89,21 +89,30 @@ def training_rows(rows: Sequence[PreferenceRow], source: LabelSource) -> Trainin
     Phases without rows are left out. Raises UserError if `min_confidence` leaves nothing.
     """
     chosen = _first(_shuffled(rows, source.seed) if source.labels == "shuffled" else rows, source)
-    kept = [row for row in chosen if abs(row.p_a - 0.5) >= source.min_confidence]
-    if not kept:
+    found = corrupted(chosen, source)
+    (ready,) = found.phases
+    if not ready:
         raise UserError(
             f"none of {len(chosen)} training labels is as far from 0.5 as rm.min_confidence="
             f"{source.min_confidence}: write a lower one"
         )
+    phases = [ready]
+    if source.labels == "ai_then_gold":
+        phases = [
+            tuple(row for row in ready if source.is_gold(row.pair.id) == gold) for gold in (False, True)
+        ]
+    return replace(found, phases=tuple(filter(None, phases)))
+
+
+def corrupted(rows: Sequence[PreferenceRow], source: LabelSource) -> TrainingRows:
+    """The rows, in one phase, without unsure labels, and with the noise, rounding and weights of `source`."""
+    kept = [row for row in rows if abs(row.p_a - 0.5) >= source.min_confidence]
     flips = [stable_uniform("rm-noise", source.seed, row.pair.id) < source.noise for row in kept]
     ready = [
         for_loss(replace(row, p_a=1 - row.p_a) if flip else row, source)
         for row, flip in zip(kept, flips, strict=True)
     ]
-    phases = [ready]
-    if source.labels == "ai_then_gold":
-        phases = [[row for row in ready if source.is_gold(row.pair.id) == gold] for gold in (False, True)]
-    return TrainingRows(tuple(map(tuple, filter(None, phases))), len(chosen) - len(kept), sum(flips))
+    return TrainingRows((tuple(ready),), len(rows) - len(kept), sum(flips))
 
 
 def for_loss(row: PreferenceRow, source: LabelSource) -> PreferenceRow:

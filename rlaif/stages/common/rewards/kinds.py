@@ -169,6 +169,7 @@ class _NoReward:
     """For policies that learn from preferences themselves: no pair of responses has rewards."""
 
     measures: dict[str, float] = {}
+    unread: Sequence[int] = ()
     scale = RewardScale("no reward")
 
     def __call__(self, rollout: Rollout) -> Tensor:
@@ -178,7 +179,10 @@ class _NoReward:
         return [None] * len(rows)
 
 
-NO_REWARD = "reward=none gives RL on rollouts nothing to maximise: write reward=rm, or rl=dpo, which learns from pairs"
+NO_REWARD = (
+    "reward=none gives RL on rollouts nothing to maximise: write reward=rm, or rl=dpo or rl=online_dpo, which learn "
+    "from pairs"
+)
 
 
 @dataclass(frozen=True)

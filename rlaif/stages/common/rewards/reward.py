@@ -32,11 +32,14 @@ SideRewards = list[tuple[float, float] | None]
 class Reward(Protocol):
     """Gives each response a number. `measures` are `rl/*` metrics of the last rollout.
 
+    `unread`: the rows of the last rollout whose number stands in for one that could not be read.
+
     If it is a judgement (by a model, not a formula), an empty response gets less than every non-empty one in its
     batch, and as much as another empty one.
     """
 
     measures: dict[str, float]
+    unread: Sequence[int]
     scale: RewardScale
 
     def __call__(self, rollout: Rollout) -> Tensor:
@@ -58,6 +61,7 @@ class ModelReward:
         self._members = [member.frozen_copy() for member in members]
         self.scale = scale_of_models([member.normalization for member in members])
         self.measures: dict[str, float] = {}
+        self.unread: Sequence[int] = ()
 
     @torch.no_grad()
     def __call__(self, rollout: Rollout) -> Tensor:
@@ -92,6 +96,7 @@ class RuleReward:
     def __init__(self, rule: Rule, scale: RewardScale, *, judges: bool = False) -> None:
         self._rule, self.scale, self._judges = rule, scale, judges
         self.measures: dict[str, float] = {}
+        self.unread: Sequence[int] = ()
 
     def __call__(self, rollout: Rollout) -> Tensor:
         rewards = torch.tensor(self._rewards(rollout.samples(), rollout.seeds))
@@ -117,6 +122,7 @@ class LabelerReward:
     def __init__(self, labeler: Labeler, scale: RewardScale, *, check: Callable[[Unread], None]) -> None:
         self._labeler, self.scale, self._check = labeler, scale, check
         self.measures: dict[str, float] = {}
+        self.unread: Sequence[int] = ()
 
     def __call__(self, rollout: Rollout) -> Tensor:
         spent = self._labeler.usd
@@ -124,6 +130,7 @@ class LabelerReward:
         unread = Unread.of(readings, min_mass=self._labeler.min_mass)
         scores = [self._scaled(reading) for reading in readings]
         read = [score for score in scores if score is not None]
+        self.unread = [row for row, score in enumerate(scores) if score is None]
         self.measures = {
             "rl/reward_unparsed_rate": unread.unparsed / len(scores),
             "rl/reward_failed_rate": unread.failed / len(scores),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from rlaif.data.datamodule import TokenBatch
-from rlaif.data.policy_pairs import PolicyPairBatch
+from rlaif.data.policy_pairs import PolicyPair, PolicyPairBatch, collate_policy_pairs
+from rlaif.inference.batches import forward_batches
+from rlaif.inference.features import MAX_ROWS
 from rlaif.models.flat import hidden_at
 from rlaif.models.pairs import pair_attention
 from rlaif.models.split import Top
+from rlaif.ops import joined, own_share, token_entropy
+
+ENTROPY_ROWS = 128  # rows whose logits exist at once on a CPU; 16 times as many on an accelerator
 
 
 def response_hidden(top: Top, features: Tensor, mask: Tensor) -> Tensor:
@@ -49,14 +54,49 @@ def mean_log_ratio(policy: Top, reference: Top, batches: Iterable[TokenBatch], t
     return summed / count
 
 
-def pair_logprobs(top: Top, batch: PolicyPairBatch) -> Tensor:
-    """Log-probabilities (B, 2) of both responses of each pair, summed over their tokens (nats).
+def entropies(top: Top, hidden: Tensor, temperature: float) -> Tensor:
+    """Entropy (N,) of the next token's distribution after each of the hidden states (N, D), nats."""
+    chunks = hidden.split(ENTROPY_ROWS * (1 if hidden.device.type == "cpu" else 16))
+    return torch.cat([token_entropy(top.logits(chunk) / temperature) for chunk in chunks])
+
+
+def pair_hidden(top: Top, batch: PolicyPairBatch) -> Tensor:
+    """Hidden states (R, D) that predict the R response tokens of a batch of pairs.
 
     A pair's prompt runs once, and the last layer and the vocabulary head only where a response token is predicted.
     """
     pairs = batch.pairs
     attend = pair_attention(pairs.spans, pairs.features.device)
-    hidden = top(pairs.features, attend, pairs.positions, rows=batch.reads)[0]
-    logprobs = top.logprobs(hidden, batch.ids)
-    summed = torch.zeros(2 * len(batch), dtype=logprobs.dtype, device=logprobs.device)
-    return summed.index_add(0, batch.owners, logprobs).view(-1, 2)
+    return top(pairs.features, attend, pairs.positions, rows=batch.reads)[0]
+
+
+def by_response(values: Tensor, batch: PolicyPairBatch) -> Tensor:
+    """Values (R,) of the response tokens, summed over each response: (B, 2)."""
+    summed = torch.zeros(2 * len(batch), dtype=values.dtype, device=values.device)
+    return summed.index_add(0, batch.owners, values).view(-1, 2)
+
+
+def pair_logprobs(top: Top, batch: PolicyPairBatch, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities (B, 2) of both responses of each pair, summed over their tokens (nats)."""
+    return by_response(top.logprobs(pair_hidden(top, batch), batch.ids, temperature), batch)
+
+
+@torch.no_grad()
+def of_pairs(
+    read: Callable[[PolicyPairBatch], Tensor],
+    pairs: Sequence[PolicyPair],
+    device: str,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Tensor:
+    """What `read` (batch of B pairs -> (B, ...)) gives for all pairs in order, on the CPU; there has to be one.
+
+    Processes that train together each read their share, and all get the whole.
+    """
+    own = own_share(pairs)
+    found: list[Tensor | None] = [None] * len(own)
+    for indices in forward_batches([len(pair) for pair in own], device, max_rows=MAX_ROWS):
+        batch = collate_policy_pairs([own[i] for i in indices]).to(device)
+        for index, values in zip(indices, read(batch).cpu(), strict=True):
+            found[index] = values
+        advance(len(indices))
+    return torch.stack([values for values in joined(found) if values is not None])

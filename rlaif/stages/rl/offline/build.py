@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlaif.data.datamodule import EncodedRow, PreferenceRow, collate_sequences
-from rlaif.data.policy_pairs import PolicyPair, collate_policy_pairs, policy_pairs_view
+from rlaif.data.policy_pairs import PolicyPair, policy_pairs_view
 from rlaif.errors import UserError
 from rlaif.inference.batches import forward_batches
 from rlaif.inference.features import MAX_ROWS
 from rlaif.inference.packing import SharedPrefix
 from rlaif.models.split import Top
 from rlaif.models.weights import TOP_FILE, save_modules
-from rlaif.ops import PREFERENCE_LOSSES, PointLoss, PreferenceKnobs
+from rlaif.ops import PREFERENCE_LOSSES, PointLoss
 from rlaif.options.read import need, plain
 from rlaif.options.training import ON_PAIRS
 from rlaif.stages.common.context import Context
@@ -40,12 +41,13 @@ from rlaif.stages.common.preferences.labels import for_loss
 from rlaif.stages.common.rewards.kinds import check_reward, reward_kind
 from rlaif.stages.common.rows import response_ids
 from rlaif.stages.common.stage import Parents, Work
-from rlaif.stages.common.training.logprobs import pair_logprobs, response_logprobs
+from rlaif.stages.common.training.logprobs import of_pairs, pair_logprobs, response_logprobs
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
 from rlaif.stages.rl.alarms import HISTORY_FILE, write_history
 from rlaif.stages.rl.family import Family
 from rlaif.stages.rl.offline.module import PreferenceModule
+from rlaif.stages.rl.pair_step import check_pair_loss, pair_knobs
 
 LAST = 0.1  # of the steps, whose metrics are averaged for the summary
 OWN = (
@@ -66,24 +68,11 @@ def _check(ctx: Context) -> None:
     need(options, "rl", OWN, "rl=dpo")
     check_training("rl", options)
     check_devices(ctx, "rl.batch_size", options.batch_size)
-    if options.loss not in PREFERENCE_LOSSES:
-        *first, last = PREFERENCE_LOSSES
-        raise UserError(f"rl.loss={options.loss} is not one of rl=dpo: write {', '.join(first)} or {last}")
+    check_pair_loss(options, "dpo")
     if options.num_epochs != int(options.num_epochs):
         raise UserError(
             f"rl.num_epochs={options.num_epochs:g} must be a whole number of passes over the pairs"
         )
-    if options.loss == "robust" and not options.label_smoothing:
-        raise UserError(
-            "rl.loss=robust corrects for labels that are wrong with probability rl.label_smoothing=0, which is "
-            "rl.loss=sigmoid: write how many are, such as rl.label_smoothing=0.1"
-        )
-    if options.loss == "sft" and not options.nll_weight:
-        raise UserError(
-            "rl.loss=sft is the likelihood of the preferred responses, so rl.nll_weight=0 leaves nothing: write 1"
-        )
-    if not options.beta:
-        raise UserError("rl.beta=0 weighs nothing in rl=dpo: write a number above 0, such as 0.1")
     if reward_kind(ctx).parents != ("rm",) and ctx.options.reward.kind != "none":
         raise UserError(
             f"rl=dpo learns from the pairs' labels and reads no reward, so reward={ctx.options.reward.kind} has no "
@@ -99,14 +88,11 @@ def _pairs(ctx: Context, rows: Sequence[PreferenceRow], reference: Top) -> list[
     pairs = [PolicyPair(row, torch.tensor(a), torch.tensor(b)) for row, (a, b) in zip(rows, ids, strict=True)]
     if isinstance(PREFERENCE_LOSSES[ctx.options.rl.loss], PointLoss):
         pairs = _mismatched(ctx, pairs, reference)
-    device, found = ctx.model().device, list(pairs)
-    with ctx.progress.task("reference log-probabilities (pairs)", len(pairs)) as advance, torch.no_grad():
-        for indices in forward_batches([len(pair) for pair in pairs], device, max_rows=MAX_ROWS):
-            batch = collate_policy_pairs([pairs[i] for i in indices]).to(device)
-            for index, (a, b) in zip(indices, pair_logprobs(reference, batch).tolist(), strict=True):
-                found[index] = replace(pairs[index], reference=(a, b))
-            advance(len(indices))
-    return found
+    with ctx.progress.task("reference log-probabilities (pairs)", len(pairs)) as advance:
+        known = (
+            of_pairs(partial(pair_logprobs, reference), pairs, ctx.model().device, advance) if pairs else ()
+        )
+    return [replace(pair, reference=(float(a), float(b))) for pair, (a, b) in zip(pairs, known, strict=True)]
 
 
 def _mismatched(ctx: Context, pairs: Sequence[PolicyPair], reference: Top) -> list[PolicyPair]:
@@ -148,12 +134,6 @@ def _next_prompt(pairs: Sequence[PolicyPair], index: int) -> PolicyPair:
     )
 
 
-def _knobs(ctx: Context) -> PreferenceKnobs:
-    return PreferenceKnobs(
-        **{field.name: getattr(ctx.options.rl, field.name) for field in fields(PreferenceKnobs)}
-    )
-
-
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     options, epochs = ctx.options.rl, int(ctx.options.rl.num_epochs)
     rows = preference_data(ctx, parents, POLICY)
@@ -162,7 +142,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     phases = [_pairs(ctx, phase, reference) for phase in rows.phases]
     validation = _pairs(ctx, [for_loss(row, label_source(ctx)) for row in rows.validation], reference)
     steps = epochs * sum(-(-len(phase) // options.batch_size) for phase in phases)
-    module = PreferenceModule(policy, options.loss, _knobs(ctx), optim_options(options, steps))
+    module = PreferenceModule(policy, options.loss, pair_knobs(options), optim_options(options, steps))
     data = policy_pairs_view(
         phases,
         validation,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,8 +13,9 @@ from rlaif.data.datamodule import PromptCursor
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.inference.rollouts import Rollout
-from rlaif.models.split import ScalarHead
+from rlaif.models.split import ScalarHead, Top
 from rlaif.models.weights import TOP_FILE, save_modules
+from rlaif.ops import ALGORITHMS
 from rlaif.options.read import plain
 from rlaif.records import is_empty
 from rlaif.stages.common.context import Context
@@ -74,17 +75,34 @@ def _check(ctx: Context) -> None:
     check_track(ctx)
 
 
-def _module(
-    ctx: Context, parents: Parents, cuts: Cuts, reward: Reward
-) -> tuple[PPOModule, Tracker | None, HeldOut | None, int]:
-    """The PPO module, what measures it on held-out prompts, and the number of iterations."""
-    options, model = ctx.options.rl, ctx.model()
+@dataclass(frozen=True)
+class Setting:
+    """What an algorithm on the policy's own responses trains, what it draws, and what measures it.
+
+    `rollouts` responses are drawn in each of `iterations` iterations: `collect` (iteration -> them), and `diagnose`
+    measures them. `policy` starts as `reference`.
+    """
+
+    policy: Top
+    reference: Top
+    iterations: int
+    rollouts: int
+    collect: Callable[[int], Rollout]
+    diagnose: Callable[[Rollout], dict[str, float]]
+    tracker: Tracker | None
+    held_out: HeldOut | None
+
+
+def make_setting(
+    ctx: Context, parents: Parents, cuts: Cuts, reward: Reward, samples_per_prompt: int
+) -> Setting:
+    """The setting of a job; `cuts` counts the prompts that are cut or left out."""
+    options = ctx.options.rl
     prompts = rl_prompts(ctx, options.num_prompts, cuts)
     if not prompts:
         raise UserError("no prompt fits task.max_prompt_tokens: write a higher limit")
     count = iterations(ctx, len(prompts))
-    rollouts = options.prompts_per_iteration * options.samples_per_prompt
-    collector = rl_collector(ctx, prompts, samples_per_prompt=options.samples_per_prompt)
+    collector = rl_collector(ctx, prompts, samples_per_prompt=samples_per_prompt)
     cursor = PromptCursor(len(prompts), options.prompts_per_iteration, ctx.options.seeds.rl)
     policy, reference = policy_top(ctx, parents), policy_top(ctx, parents).frozen_copy()
     tracker = make_tracker(ctx, policy, reference, reward)
@@ -101,21 +119,27 @@ def _module(
         own |= reward.measures  # before the reward scores the held-out responses
         return own | (held_out.at(current[0]) if held_out is not None else {})
 
-    module = PPOModule(
-        policy,
+    rollouts = options.prompts_per_iteration * samples_per_prompt
+    return Setting(policy, reference, count, rollouts, collect, diagnose, tracker, held_out)
+
+
+def _module(ctx: Context, parents: Parents, setting: Setting, reward: Reward) -> PPOModule:
+    options, model = ctx.options.rl, ctx.model()
+    updates = setting.iterations * options.ppo_epochs * setting.rollouts // options.minibatch_rollouts
+    return PPOModule(
+        setting.policy,
         None if options.value == "none" else ScalarHead(model.trunk.config.hidden_size),
         policy_top(ctx, parents) if options.value == "separate" else None,
-        reference,
-        collect=collect,
+        setting.reference,
+        collect=setting.collect,
         reward=reward,
-        diagnose=diagnose,
+        diagnose=setting.diagnose,
         watch=lambda history: raise_alarms(ctx, history),
-        tracker=tracker,
-        rollouts_per_iteration=rollouts,
+        tracker=setting.tracker,
+        rollouts_per_iteration=setting.rollouts,
         options=rl_options(ctx),
-        optim=optim_options(options, count * options.ppo_epochs * rollouts // options.minibatch_rollouts),
+        optim=optim_options(options, updates),
     )
-    return module, tracker, held_out, count
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -124,37 +148,52 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: fmean(row[name] for row in rows) for name in names}
 
 
-def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    cuts, reward = Cuts(), make_reward(ctx, parents)
-    module, tracker, held_out, count = _module(ctx, parents, cuts, reward)
-    cut = cut_metrics(ctx, "rl", cuts, "prompts")
-    trainer = make_trainer(ctx, folder / "work", max_epochs=count, log_every=1, limit_val=False)
-    rollouts = ctx.options.rl.prompts_per_iteration * ctx.options.rl.samples_per_prompt
-    task = ctx.progress.task("RL (rollouts)", count * rollouts)
+def train(ctx: Context, folder: Path, setting: Setting, module: Any, updated: str) -> dict[str, Any]:
+    """Fit `module`, write the policy and the history into `folder`; the summary's metrics.
+
+    `updated` is a metric that only the rows of iterations with updates have. The iteration at which `rl.max_kl` or
+    the tracker stops has none: a shorter row.
+    """
+    trainer = make_trainer(ctx, folder / "work", max_epochs=setting.iterations, log_every=1, limit_val=False)
+    planned = setting.iterations * setting.rollouts
+    task = ctx.progress.task("RL (rollouts)", planned)
     with task as advance, training_together(ctx, "rl", folder):
-        fit(trainer, module, folder / "work", progress=Advance(advance, count * rollouts))
-    history = module.history
-    # The iteration at which `rl.max_kl` or the tracker stops has rollouts but no updates: a shorter row.
-    updated = [row for row in history if "rl/ratio_first" in row]
+        fit(trainer, module, folder / "work", progress=Advance(advance, planned))
+    history: list[dict[str, float]] = module.history  # a row of metrics per iteration
+    updates = [row for row in history if updated in row]
     rows: list[dict[str, Any]] = [{"step": i, **row} for i, row in enumerate(history)]
     tracked: dict[str, Any] = {}
-    if tracker is not None:
-        rows += _measured_end(ctx, tracker, len(updated))
-        tracked = kept_metrics(tracker)
-    if held_out is not None:
-        tracked |= held_out.told()  # on the policy that is kept
-    save_modules(folder / TOP_FILE, {"top": module.policy})
+    if setting.tracker is not None:
+        rows += _measured_end(ctx, setting.tracker, len(updates))
+        tracked = kept_metrics(setting.tracker)
+    if setting.held_out is not None:
+        tracked |= setting.held_out.told()  # on the policy that is kept
+    save_modules(folder / TOP_FILE, {"top": setting.policy})
     write_history(folder / HISTORY_FILE, rows)
-    metrics: dict[str, Any] = {**_means(updated[-LAST:]), **_means(history[-LAST:]), **tracked}
-    metrics["rl/ratio_first"] = max(row["rl/ratio_first"] for row in updated)
-    metrics["rl/reward_start"] = history[0]["rl/reward"]
+    metrics: dict[str, Any] = {**_means(updates[-LAST:]), **_means(history[-LAST:]), **tracked}
     metrics["rl/iterations"] = len(history)
     if "rl/usd" in metrics:
-        metrics["rl/usd"] = sum(row["rl/usd"] for row in history)
+        metrics["rl/usd"] = sum(row.get("rl/usd", 0.0) for row in history)
     _say_flat(ctx, history[0]["rl/entropy"])
+    return metrics
+
+
+def told_reward(ctx: Context, reward: Reward, history: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """The summary's metrics of the reward itself: where it started, and its scale."""
     if reward.scale.problem:
         ctx.warn("reward without a scale", reward.scale.problem)
-    return metrics | reward.scale.metrics() | cut
+    return {"rl/reward_start": history[0]["rl/reward"], **reward.scale.metrics()}
+
+
+def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
+    cuts, reward = Cuts(), make_reward(ctx, parents)
+    setting = make_setting(ctx, parents, cuts, reward, ctx.options.rl.samples_per_prompt)
+    module, cut = _module(ctx, parents, setting, reward), cut_metrics(ctx, "rl", cuts, "prompts")
+    metrics = train(ctx, folder, setting, module, "rl/ratio_first")
+    metrics["rl/ratio_first"] = max(
+        row["rl/ratio_first"] for row in module.history if "rl/ratio_first" in row
+    )
+    return metrics | told_reward(ctx, reward, module.history) | cut
 
 
 def _say_flat(ctx: Context, entropy: float) -> None:
@@ -199,8 +238,9 @@ def _work(ctx: Context) -> Work:
     tokens = rollouts * (prompt + response)
     drawn = drawing_work(ctx, rollouts / count, options.max_rows, count)
     drawn = replace(drawn, forward=drawn.forward / options.samples_per_prompt)
+    learnt = tokens / options.samples_per_prompt if ALGORITHMS[options.algorithm].chooses else tokens
     # Scored by the policy, the reference and a reward model.
-    own = drawn + Work(trained=tokens * options.ppo_epochs, scored=3 * tokens)
+    own = drawn + Work(trained=learnt * options.ppo_epochs, scored=3 * tokens)
     return own + reward_work(ctx, rollouts) + track_work(ctx, count) + held_out_work(ctx, count)
 
 

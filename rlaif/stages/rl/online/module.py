@@ -43,11 +43,10 @@ from rlaif.ops import (
     penalised_scores,
     ppo_value_loss,
     ranks,
-    token_entropy,
     total,
     whiten,
 )
-from rlaif.stages.common.training.logprobs import response_hidden, scatter_counted
+from rlaif.stages.common.training.logprobs import entropies, response_hidden, scatter_counted
 from rlaif.stages.common.training.optim import (
     OptimOptions,
     build_optimizer,
@@ -57,7 +56,6 @@ from rlaif.stages.common.training.optim import (
 )
 from rlaif.stages.rl.online.tracker import Tracker
 
-ENTROPY_ROWS = 128  # rows whose logits exist at once on a CPU; 16 times as many on an accelerator
 RATIO_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -272,7 +270,9 @@ class PPOModule(pl.LightningModule):
             if value is not None:
                 values[index, :width] = value
             logprobs[index, :width] = self._logprobs(self.policy, hidden, part)
-            entropy[index, :width] = scatter_counted(self._entropy(hidden), part.mask)
+            entropy[index, :width] = scatter_counted(
+                entropies(self.policy, hidden, self._options.temperature), part.mask
+            )
             hidden = response_hidden(self.reference, part.features, part.mask)
             reference[index, :width] = self._logprobs(self.reference, hidden, part)
         logprobs, reference, values, entropy = map(total, (logprobs, reference, values, entropy))
@@ -318,10 +318,6 @@ class PPOModule(pl.LightningModule):
         """Log-probabilities (N, T) of the response tokens under the sampling temperature."""
         logprobs = top.logprobs(hidden, part.ids[part.mask], self._options.temperature)
         return scatter_counted(logprobs, part.mask)
-
-    def _entropy(self, hidden: Tensor) -> Tensor:
-        chunks = hidden.split(ENTROPY_ROWS * (1 if hidden.device.type == "cpu" else 16))
-        return torch.cat([token_entropy(self.policy.logits(h) / self._options.temperature) for h in chunks])
 
     def training_step(self, batch: Tensor, batch_index: int) -> Tensor:
         """This process's share of the minibatch's loss, normalised by the counts of the whole minibatch."""

@@ -62,6 +62,11 @@ def _check_numbers(options: RLOptions) -> None:
             f"rl.ppo_epochs={options.ppo_epochs} would learn from responses of an older policy, which "
             f"rl.loss={options.loss} does not correct for: write rl.ppo_epochs=1 or rl.loss=clip"
         )
+    check_penalties(options)
+
+
+def check_penalties(options: RLOptions) -> None:
+    """Raises UserError for penalties on scores that exclude each other."""
     if options.missing_eos_score is not None and options.missing_eos_penalty:
         raise UserError(
             "rl.missing_eos_score replaces the score that rl.missing_eos_penalty is taken from: "

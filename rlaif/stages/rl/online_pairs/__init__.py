@@ -1,0 +1,1 @@
+"""Preference optimisation on pairs of responses that the policy has just drawn, labelled as it trains."""
