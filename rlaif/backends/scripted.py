@@ -21,6 +21,7 @@ Rule = Callable[[str, str], float]
 
 RATIONALE = "Both were read against the source, and the one that fits it better is named below."
 _WORD = re.compile(r"[A-Za-z]+|\d+")
+_CLAIM = re.compile(r"\b1\b[^\d]*?\b(harmless|harmful)\b")  # what answer 1 would say of a single response
 
 
 def _words(text: str) -> list[str]:
@@ -37,11 +38,24 @@ def _overlap(context: str, response: str) -> float:
     return len(words & set(_words(context))) / (len(words) + 2)
 
 
+_HARM = re.compile(
+    r"\b(?:beat|blackmail|burn|cheat|deserves?|disgusting|fire|hates?|hell|hurts?|inferior|kills?|obey|poison|shake|slash"
+    r"|stabs?|steals?|stupid|thieves|threaten|tracker|vermin|vomit|worthless)\b",
+    re.IGNORECASE,
+)
+
+
+def _harmless(context: str, response: str) -> float:
+    """1 without any word of a short list, else 0: a rule that is easy to foresee, not one to judge models by."""
+    return float(_HARM.search(response) is None)
+
+
 RULES: dict[str, Rule] = {
     "longer": _length,
     "shorter": lambda context, response: 1.0 - _length(context, response),
     "overlap": _overlap,
     "hash": partial(stable_uniform, "scripted-rule"),
+    "harmless": _harmless,
     "first": lambda context, response: 0.5,
 }
 
@@ -51,8 +65,9 @@ class ScriptedBackend:
 
     The logit for the response shown first is `strength` times the difference in quality, plus `noise` times a
     difference of hash-derived uniforms (which changes sign when the pair is swapped), plus `position_bias`. Rule
-    `first` has no opinion and always picks the response shown first. A share `unparsed_rate` of the prompts, chosen
-    by hash, gets no usable answer.
+    `first` has no opinion and always picks the response shown first. Where a prompt shows one response and asks whether
+    it is harmless or harmful, quality is read as harmlessness: the logit for harmless is `strength` times (2 quality -
+    1), plus noise. A share `unparsed_rate` of the prompts, chosen by hash, gets no usable answer.
 
     A prompt that ends in `=` asks for a verdict; any other prompt gets the fixed rationale.
 
@@ -124,7 +139,7 @@ class ScriptedBackend:
         return Generation(" ".join(kept), len(kept) == len(words), _tokens(prompt), len(kept))
 
     def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
-        """Two choices are a verdict on the fenced pair; more are a scale for the fenced response.
+        """Two choices are a verdict on the fenced pair or response; more are a scale for the fenced response.
 
         "10" behaves as two tokens: "1" as the start of a sequence covers it.
         """
@@ -169,9 +184,12 @@ class ScriptedBackend:
 
     def _logit(self, prompt: Message) -> float:
         context, responses = _judged(prompt)
+        bias = self._position_bias + (self._strength if self._name == "first" else 0.0)
+        if len(responses) == 1 and (claim := _CLAIM.search(prompt.user, prompt.user.rfind("\n>>>"))):
+            harmless = 2 * self._value(context, responses[0]) - self._strength
+            return (harmless if claim[1] == "harmless" else -harmless) + bias
         if len(responses) < 2:
             raise ValueError("the scripted backend did not find two fenced responses in the prompt")
-        bias = self._position_bias + (self._strength if self._name == "first" else 0.0)
         return self._value(context, responses[0]) - self._value(context, responses[1]) + bias
 
 

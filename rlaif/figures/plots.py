@@ -5,12 +5,23 @@ The palette is that of Okabe and Ito (distinguishable under the common forms of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from rlaif.figures.svg import INK, MUTED, PALETTE, drawn_once, percent_axis, shorten, svg
+from rlaif.figures.svg import (
+    INK,
+    MUTED,
+    PALETTE,
+    colours,
+    drawn_once,
+    legend,
+    percent_axis,
+    shorten,
+    svg,
+)
 from rlaif.tracking.runs import Row
 
 
@@ -60,6 +71,54 @@ def forest_plot(
             percent_axis(axes.xaxis)
 
     return svg(draw, width, 0.9 + 0.34 * len(rows), title)
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """A policy by two shares, each with its 95% interval: harmless questions answered, and harmless answers."""
+
+    label: str
+    answered: tuple[float, float, float]
+    harmless: tuple[float, float, float]
+
+
+@drawn_once
+def frontier_plot(points: Sequence[FrontierPoint], *, title: str) -> str:
+    """Harmless rate over the share of harmless questions answered: the upper right is better. Empty without points.
+
+    Triples are (estimate, low, high) in [0, 1]; crosses are the intervals. The dashed line joins the policies that no
+    other one beats on one axis without losing on the other.
+    """
+    if not points:
+        return ""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        shade = colours([point.label for point in points])
+        for point in points:
+            (x, left, right), (y, low, high) = point.answered, point.harmless
+            axes.plot([left, right], [y, y], color=shade[point.label], linewidth=1.6, alpha=0.6)
+            axes.plot([x, x], [low, high], color=shade[point.label], linewidth=1.6, alpha=0.6)
+            axes.plot([x], [y], "o", color=shade[point.label], markersize=7)
+        best = undominated([(point.answered[0], point.harmless[0]) for point in points])
+        if len(best) > 1:
+            axes.plot(*zip(*best, strict=True), color=INK, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+        axes.set_xlabel("harmless questions answered (1 - refusal rate)")
+        axes.set_ylabel("harmless answers")
+        axes.margins(0.08)
+        percent_axis(axes.xaxis)
+        percent_axis(axes.yaxis)
+        legend(figure, shade)
+
+    room = 0.28 * math.ceil(len(points) / 3) if len(points) > 1 else 0.0
+    return svg(draw, 6.4, 4.2 + room, title)
+
+
+def undominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of points (x, y), those than which no other is at least as high in both and higher in one, in the order of x."""
+    return sorted(
+        {(x, y) for x, y in points if not any(u >= x and v >= y and (u > x or v > y) for u, v in points)}
+    )
 
 
 @drawn_once

@@ -1,9 +1,10 @@
 """Labelers: prompt strategy x readout x order x self-consistency over a backend. Judges are labelers."""
 
 from rlaif.labelers.cost import FREE, Meter, Price
-from rlaif.labelers.estimate import Estimate, estimate
+from rlaif.labelers.estimate import Estimate, estimate, estimate_harm
 from rlaif.labelers.labeler import Labeler, LabelResult
 from rlaif.labelers.options import LabelerOptions
+from rlaif.labelers.readout.harm import Response
 from rlaif.labelers.readout.unread import Unread
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet
@@ -19,7 +20,9 @@ __all__ = [
     "Meter",
     "Price",
     "ReadoutOptions",
+    "Response",
     "TemplateSet",
     "Unread",
     "estimate",
+    "estimate_harm",
 ]

@@ -71,6 +71,21 @@ class Answered:
     seconds: float
 
 
+def cost_of(answers: Sequence[Answered]) -> dict[str, Any]:
+    """What these answers cost, as fields of a judgement."""
+    return {
+        "tokens_in": sum(answered.answer.tokens_in for answered in answers),
+        "tokens_cached": sum(answered.answer.tokens_cached for answered in answers),
+        "seconds": sum(answered.seconds for answered in answers),
+    }
+
+
+def known(logprobs: Sequence[float | None]) -> tuple[float, ...]:
+    """The log-probabilities if the engine gave them all (of a part, nobody could say which choices it covers)."""
+    values = tuple(value for value in logprobs if value is not None)
+    return values if len(values) == len(logprobs) else ()
+
+
 class Stopped(Exception):
     """A bound of the meter ended a phase: `done` of its `total` items have their answers."""
 

@@ -9,7 +9,15 @@ from os.path import commonprefix
 from rlaif.backends.base import Message
 from rlaif.labelers.aggregate import orders_of
 from rlaif.labelers.options import LabelerOptions
-from rlaif.labelers.prompts import PromptStrategy, forward_items, holds_empty, reverse_items, score_message
+from rlaif.labelers.prompts import (
+    PromptStrategy,
+    forward_items,
+    harm_message,
+    holds_empty,
+    reverse_items,
+    score_message,
+)
+from rlaif.labelers.readout.harm import Response, of_one_response
 from rlaif.labelers.templates import TemplateSet
 from rlaif.records import Pair
 
@@ -63,6 +71,16 @@ def estimate(pairs: Sequence[Pair], templates: TemplateSet, options: LabelerOpti
             grown = options.max_rationale_tokens if options.cot else 0
             verdict = strategy.verdict(pair, order, "" if options.cot else None)
             reader.read(verdict, times=samples, grown=grown)
+    return Estimate(reader.calls, reader.tokens, written, reader.run)
+
+
+def estimate_harm(responses: Sequence[Response], templates: TemplateSet, options: LabelerOptions) -> Estimate:
+    """What asking whether each response is harmful would take, by a labeler with `options` for pairs."""
+    own, reader = of_one_response(options), _Reader()
+    for one in responses:
+        for order in orders_of(own.order, seed=own.seed, pair_id=one.id):
+            reader.read(harm_message(templates, one.prompt, one.response, order))
+    written = reader.calls * own.readout.max_tokens if own.readout.kind == "text" else 0
     return Estimate(reader.calls, reader.tokens, written, reader.run)
 
 

@@ -6,8 +6,9 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rlaif.backends.base import (
@@ -22,7 +23,16 @@ from rlaif.backends.base import (
 from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers.aggregate import aggregate, is_inconsistent, orders_of
-from rlaif.labelers.asking import Answered, Asker, Follow, Progress, Stopped, choice_rules
+from rlaif.labelers.asking import (
+    Answered,
+    Asker,
+    Follow,
+    Progress,
+    Stopped,
+    choice_rules,
+    cost_of,
+    known,
+)
 from rlaif.labelers.cost import Meter
 from rlaif.labelers.options import LabelerOptions
 from rlaif.labelers.prompts import (
@@ -32,9 +42,11 @@ from rlaif.labelers.prompts import (
     clean_rationale,
     forward_items,
     holds_empty,
+    message_hash,
     reverse_items,
     score_message,
 )
+from rlaif.labelers.readout.harm import Response, harm_judgements, of_one_response, read_harm
 from rlaif.labelers.readout.readouts import (
     LOWEST,
     SCORES,
@@ -228,19 +240,66 @@ class Labeler:
             for r, blank in zip(found, empty, strict=True)
         ]
 
-    def _asker(self) -> Asker:
+    # Single responses: harmless or harmful.
+
+    def harm_identity(self) -> dict[str, Any]:
+        """All that `harm` depends on besides the responses."""
+        options = of_one_response(self._options)
+        rules = choice_rules(self.backend) if options.readout.kind == "choice" else {}
+        return {
+            "backend": self.backend.identity() | rules,
+            "template": digest(self._templates.texts["harm.j2"], 32),
+            "chat": self._templates.chat,
+            "options": options.identity(),
+        }
+
+    def harm(self, responses: Sequence[Response]) -> LabelResult:
+        """Whether each response on its own is harmless: `p_a` of its preference is the probability that it is.
+
+        The two claims, harmless and harmful, take the place of the two responses of a pair: the orders are which of
+        them is choice 1 (both, averaged, unless this labeler says otherwise), and reading, `min_mass`, averaging and
+        the label store are those of `label`. This labeler's model is asked directly, whatever its readout of pairs:
+        by choice, or by text if that is how it reads pairs, without rationale or exemplars. An empty response is
+        harmless by rule; the backend is not asked. ValueError for a labeler that reads no prompts (`reference`).
+        """
+        if self._options.readout.kind == "reference":
+            raise ValueError("a labeler by reference reads no prompts")
+        options = of_one_response(self._options)
+        asker = self._asker(lambda answer: read_harm(answer, options))
+        asked = [one for one in responses if not is_empty(one.response)]
+        try:
+            rows = iter(harm_judgements(asker, self._templates, options, asked))
+        except Stopped as stop:
+            raise self._bound_error(stop, "verdicts on single responses", stop.total) from None
+        judged = [self._empty(one) if is_empty(one.response) else next(rows) for one in responses]
+        flat = tuple(judgement for judgements, _ in judged for judgement in judgements)
+        preferences = tuple(preference for _, preference in judged)
+        unread = Unread.of(flat, min_mass=options.min_mass)
+        return LabelResult(flat, preferences, _counters(asker, flat, preferences), unread)
+
+    def _empty(self, one: Response) -> tuple[list[Judgement], Preference]:
+        note = "an empty response is harmless"
+        judgement = Judgement(one.id, "ab", 0, "", "ok", "rule", 1.0, text=note)
+        return [judgement], Preference(one.id, 1.0, 1.0, None, 1, "ok", "rule")
+
+    def _asker(self, read: Callable[[Generation | ChoiceScores], Reading] | None = None) -> Asker:
+        """`read`: how a stored answer is read, to see whether it is to be asked again."""
+        unwanted = partial(self._unwanted, read or self._read)
         return Asker(
             self.backend,
             self._store,
             batch_size=self._options.batch_size,
             progress=self._progress,
             meter=self._meter,
-            unwanted=self._unwanted if self._retry in ("unparsed", "all") else None,
+            unwanted=unwanted if self._retry in ("unparsed", "all") else None,
             renewed=self._renewed,
         )
 
     def _unwanted(
-        self, phase: str, answer: Generation | ChoiceScores | SequenceScore | SimilarityScore
+        self,
+        read: Callable[[Generation | ChoiceScores], Reading],
+        phase: str,
+        answer: Generation | ChoiceScores | SequenceScore | SimilarityScore,
     ) -> bool:
         """Whether a stored answer is to be asked again. Failed ones are never stored and always asked again."""
         if self._retry == "all":
@@ -251,7 +310,7 @@ class Labeler:
             return False
         if isinstance(answer, SequenceScore):
             return answer.tokens == 0 or not math.isfinite(answer.logprob)
-        return self._read(answer).state == "unparsed"
+        return read(answer).state == "unparsed"
 
     def _bound_error(self, stop: Stopped, what: str, total: int) -> UserError:
         """The items of a phase are judgements, or equal parts of one."""
@@ -369,15 +428,15 @@ class Labeler:
             pair_id=view.pair.id,
             order=view.order,
             sample=view.sample,
-            prompt_hash=_hash(message),
+            prompt_hash=message_hash(message),
             state=reading.state,
             provenance=reading.provenance,
             p_a=p_a,
-            logprobs=_known(getattr(steps[-1].answer, "logprobs", ())),
+            logprobs=known(getattr(steps[-1].answer, "logprobs", ())),
             mass=reading.mass,
             text=reading.note or (verdict.text if verdict else ""),
             tokens_out=sum(getattr(step.answer, "tokens_out", 0) for step in steps),
-            **_cost(steps),
+            **cost_of(steps),
         )
 
     def _read(self, answer: Generation | ChoiceScores) -> Reading:
@@ -438,7 +497,7 @@ class Labeler:
             if reading.value is not None:
                 value = toward_better(reading.value, 1.0, 10.0, self._templates.polarity)
                 reading = dataclasses.replace(reading, value=value)
-            points.append(_Point(reading, _hash(message), _known(answered.answer.logprobs), [answered]))
+            points.append(_Point(reading, message_hash(message), known(answered.answer.logprobs), [answered]))
         return points
 
     def _likelihood_points(self, asker: Asker, items: Sequence[Item]) -> list[_Point]:
@@ -460,7 +519,7 @@ class Labeler:
             own = [by_place[index, part] for part in range(parts)]
             reading = read_likelihood([answered.answer for answered in own], self._options.readout)
             logprobs = tuple(answered.answer.logprob for answered in own)
-            points.append(_Point(reading, _hash(*(message for message, _ in messages)), logprobs, own))
+            points.append(_Point(reading, message_hash(*(message for message, _ in messages)), logprobs, own))
         return points
 
     def _point_judgement(self, pair: Pair, a: _Point, b: _Point) -> Judgement:
@@ -484,7 +543,7 @@ class Labeler:
             logprobs=a.logprobs + b.logprobs,
             mass=min(masses) if masses else None,
             text=a.reading.note or b.reading.note or f"a={shown[0]} b={shown[1]}",
-            **_cost([*a.answers, *b.answers]),
+            **cost_of([*a.answers, *b.answers]),
         )
 
 
@@ -499,24 +558,6 @@ def _refuse_hidden_ten(numbers: list[int], answers: list[Answered]) -> None:
 
 def _seed(seed: int, message: Message, sample: int) -> int:
     return int(digest([seed, message.user, message.assistant, sample], 8), 16)
-
-
-def _hash(*messages: Message) -> str:
-    return digest([dataclasses.asdict(message) for message in messages], 32)
-
-
-def _known(logprobs: Sequence[float | None]) -> tuple[float, ...]:
-    """The log-probabilities if the engine gave them all (of a part, nobody could say which choices it covers)."""
-    known = tuple(value for value in logprobs if value is not None)
-    return known if len(known) == len(logprobs) else ()
-
-
-def _cost(answers: Sequence[Answered]) -> dict[str, Any]:
-    return {
-        "tokens_in": sum(answered.answer.tokens_in for answered in answers),
-        "tokens_cached": sum(answered.answer.tokens_cached for answered in answers),
-        "seconds": sum(answered.seconds for answered in answers),
-    }
 
 
 def _counters(

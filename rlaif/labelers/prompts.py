@@ -6,15 +6,19 @@ responses, so that a backend can compute a shared prefix once.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from rlaif.backends.base import Message
 from rlaif.backends.fencing import neutralise
 from rlaif.errors import UserError
+from rlaif.io import digest
 from rlaif.labelers.templates import Exemplar, TemplateSet, toward_better
 from rlaif.records import Order, Pair, is_empty
 
 CHOICES = ("1", "2")
+CLAIMS = ("harmless", "harmful")
+"""What may be said of a single response; a question shows them in either order."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,34 @@ def score_message(templates: TemplateSet, preamble: str, prompt: str, response: 
     """Asks for one response's quality from 1 to 10 (direct RLAIF, Lee et al. 2023, arXiv:2309.00267, section 2.2.2)."""
     user = templates.render("score", context=prompt, response=response, detailed=preamble == "detailed")
     return Message(user if templates.chat else f"{user}\n\n", templates.score_cue, templates.chat)
+
+
+def harm_message(templates: TemplateSet, prompt: str, response: str, order: Order) -> Message:
+    """Asks whether one response is harmful: choice 1 stands for the first of `CLAIMS` in order ab, for the other in ba.
+
+    The last line of `harm.j2` is the cue that the answer follows. Raises UserError for a template whose text is the
+    same in both orders, since their average would be 0.5 whatever the response, or without such a line.
+    """
+    first, second = CLAIMS if order == "ab" else CLAIMS[::-1]
+    text = templates.render("harm", context=prompt, response=response, first=first, second=second)
+    user, _, cue = text.rpartition("\n")
+    if not user.strip() or not cue or cue != cue.strip():
+        raise UserError(
+            f"{templates.place('harm.j2')}: its last line is the cue that the answer follows directly: write one, such"
+            " as Answer=, without spaces around it"
+        )
+    if text == templates.render("harm", context=prompt, response=response, first=second, second=first):
+        raise UserError(
+            f"{templates.place('harm.j2')}: does not say which answer stands for what: write that 1 is {{{{ first }}}}"
+            " and 2 is {{ second }}"
+        )
+    user = user.rstrip("\n")
+    return Message(user if templates.chat else f"{user}\n\n", cue, templates.chat)
+
+
+def message_hash(*messages: Message) -> str:
+    """What a judgement keeps of its prompts."""
+    return digest([dataclasses.asdict(message) for message in messages], 32)
 
 
 def forward_items(templates: TemplateSet, prompt: str, response: str) -> list[tuple[Message, str]]:

@@ -1,8 +1,8 @@
 """A task's prompt texts: Jinja2 files that can be edited without touching code, checked when loaded.
 
 A template set is a folder with `task.yaml` (polarity, cues), `pair.j2`, `question.j2`, `rationale.j2`, `prompt.j2`
-(the layout), `score.j2`, three `likelihood_*.j2` pieces and `exemplars.yaml`. Every other `NAME.j2` is the preamble
-NAME. A file missing from the folder is taken from the folder `_common` beside it.
+(the layout), `score.j2`, `harm.j2`, three `likelihood_*.j2` pieces and `exemplars.yaml`. Every other `NAME.j2` is the
+preamble NAME. A file missing from the folder is taken from the folder `_common` beside it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ VARIABLES: dict[str, dict[str, Any]] = {
         "rationale_cue": "r",
     },
     "score": {"context": "c", "response": "r", "detailed": True},
+    "harm": {"context": "c", "response": "r", "first": "harmless", "second": "harmful"},
     "likelihood_forward": {"context": "c"},
     "likelihood_empty": {},
     "likelihood_reverse": {"response": "r"},
@@ -99,8 +100,8 @@ class TemplateSet:
         return _loaded(directory, names, tuple((file, _read(_place(directory, file))) for file in files))
 
     def identity(self, preamble: str) -> str:
-        """A digest of every text that may appear in prompts with this preamble."""
-        others = {f"{name}.j2" for name in self.preambles} - {f"{preamble}.j2"}
+        """A digest of every text that may appear in prompts with this preamble and ask for a preference or a score."""
+        others = {f"{name}.j2" for name in self.preambles} - {f"{preamble}.j2"} | {"harm.j2"}
         return digest({name: text for name, text in self.texts.items() if name not in others}, 32)
 
     def place(self, name: str) -> Path:

@@ -110,6 +110,7 @@ class TaskOptions:
     test_fraction: Share
     validation_fraction: Share
     sft: bool
+    safety: bool
     public: bool
     # files and hub data sets
     path: tuple[str, ...] = ABSENT

@@ -162,11 +162,17 @@ class BackendOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """`eval`: how the two policies answer held-out prompts, and what counts as a tie."""
+    """`eval`: how the two policies answer held-out prompts, and what counts as a tie.
+
+    `safety`: the share of harmless answers too, each judged on its own, and how many of `num_safe_prompts` harmless
+    questions are refused.
+    """
 
     num_prompts: Count
     temperature: From0
     top_k: Count0
     tie_margin: Annotated[float, Number(0, 0.5)]
     labeler_verdict: bool
+    safety: bool
+    num_safe_prompts: Count
     max_rows: Count

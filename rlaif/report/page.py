@@ -19,6 +19,7 @@ from rlaif.io import write_text
 from rlaif.report.comparison import ArmsTable, arms_verdict, recorded_arms, sweep_table
 from rlaif.report.curve import CurveTable, curve_figure, curve_table
 from rlaif.report.data import DataSection, data_section
+from rlaif.report.frontier import frontier_figure
 from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.verdict import verdict
@@ -54,6 +55,7 @@ class Content:
     curve: Markup
     curve_table: CurveTable | None
     forest: Markup
+    frontier: Markup
     curves: Sequence[tuple[str, Markup]]
     proxy: Markup
     tracked: Markup
@@ -133,6 +135,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         curve=Markup(curve_figure(points)),
         curve_table=curve_table(points),
         forest=Markup(_forest(arms, raw, summary)),
+        frontier=Markup(frontier_figure(raw, summary)),
         curves=_curves(histories),
         proxy=Markup(_proxy(judged, histories)),
         tracked=Markup(curves.over_optimisation(histories, title=_TRACKED)),

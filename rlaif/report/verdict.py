@@ -109,7 +109,7 @@ def _warnings(summary: Mapping[str, Scalar], config: Mapping[str, Any], tone: To
 
 
 _WARNING = "/warning"
-_SOURCES = ("label", "rl", "eval", "judge")
+_SOURCES = ("label", "rl", "eval", "judge", "safety")
 
 
 def _stage_warnings(summary: Mapping[str, Scalar]) -> list[str]:

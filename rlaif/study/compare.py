@@ -29,6 +29,7 @@ from rlaif.stages.eval.round_robin import (
     strength_items,
     strength_metrics,
 )
+from rlaif.stages.eval.safety import safety_review
 from rlaif.stages.eval.section import same_judge
 from rlaif.stages.eval.stage import comparison_rows, eval_config, judge_gate, judge_policies
 from rlaif.stages.graph import Graph
@@ -121,7 +122,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
         summaries[arm.name] |= {"judge/warning": judged} if judged else {}
     flat = {f"{name}/{key}": value for name, own in summaries.items() for key, value in own.items()}
     for (x, y), duel in duels.items():
-        noted = _judge_notes(ctx, firsts[x], firsts[y])
+        noted = _judge_notes(ctx, firsts[x], firsts[y]) | safety_review(ctx, duel)
         flat |= {f"{x}_vs_{y}/{name}": value for name, value in (duel.metrics | noted).items()}
     diagnosis = diagnosis_table(tables["diagnosis"])
     if diagnosis:

@@ -48,7 +48,8 @@ class Metric:
 class Shown:
     """A metric's line or column in a table. `label` and `note` are the table's words for it.
 
-    `if_any`: no line if its value is 0. `versus`: `<base>_policy` beside `<base>_baseline`, with `<base>_gain`.
+    `if_any`: no line if its value is 0. `versus`: `<base>` or `<base>_policy` beside `<base>_baseline`, with
+    `<base>_gain`.
     """
 
     name: str

@@ -9,9 +9,9 @@ from typing import Any
 from rlaif.backends.transformers import Spellings
 from rlaif.errors import UserError
 from rlaif.io import digest
-from rlaif.labelers import LabelerOptions, Unread, estimate
+from rlaif.labelers import Estimate, LabelerOptions, Response, Unread, estimate, estimate_harm
 from rlaif.models.load import load_tokenizer
-from rlaif.options.labeling import LabelingOptions
+from rlaif.options.labeling import ReadoutKind
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.engines import ENGINES, seconds_elsewhere
@@ -44,16 +44,22 @@ def cost_metrics(ctx: Context, key: str, counters: Mapping[str, float], prefix: 
     return {f"{prefix}/usd": usd, **metrics}
 
 
-def check_unread(ctx: Context, key: str, unread: Unread, what: str) -> None:
+def check_unread(
+    ctx: Context, key: str, unread: Unread, what: str, hints: Sequence[str] | None = None
+) -> None:
     """Raises UserError, with the cause, if a larger share of `what` than `max_unparsed` gave no value.
 
-    This counts judgements, not preferences: if the two orders disagree, both were still read.
+    This counts judgements, not preferences: if the two orders disagree, both were still read. `hints` say what to
+    change if the next token is none of the choices (default: what helps the readout of pairs).
     """
     options = ctx.options.asked(key)
     if unread.rate > options.max_unparsed:
-        hints = low_mass_hints(ctx, key)
         sentence = unread.sentence(
-            key, what, limit=options.max_unparsed, min_mass=options.min_mass, hints=hints
+            key,
+            what,
+            limit=options.max_unparsed,
+            min_mass=options.min_mass,
+            hints=hints or low_mass_hints(ctx, key),
         )
         remarks = ctx.remarks(key)
         raise UserError(f"{sentence}. Of the server: {'; '.join(remarks)}" if remarks else sentence)
@@ -134,9 +140,9 @@ def filler_pairs(ctx: Context, prompts: Sequence[Prompt]) -> list[Pair]:
     return [Pair(p.id, p.id, p.prompt, next(fillers), next(fillers), "policy") for p in prompts]
 
 
-def _readings(ctx: Context, options: LabelingOptions) -> int:
+def _readings(ctx: Context, kind: ReadoutKind) -> int:
     """How often prompts are read: again behind a space, if the tokenizer keeps it apart and a model may write it."""
-    if options.readout.kind not in ("choice", "score") or ctx.options.models.tiny:
+    if kind not in ("choice", "score") or ctx.options.models.tiny:
         return 1
     tokenizer = load_tokenizer(ctx.labeler_spec, ctx.cache_dir)
     return 1 if Spellings.of(tokenizer, ("1", "2")).gap is None else 2
@@ -144,12 +150,24 @@ def _readings(ctx: Context, options: LabelingOptions) -> int:
 
 def labeling_work(ctx: Context, key: str, seed: int, pairs: Sequence[Pair]) -> Work:
     """What the labeler at `key` would read, write and cost for `pairs` if no answer were stored."""
-    options, price = ctx.options.asked(key), ctx.price(key)
+    options = ctx.options.asked(key)
     guess = estimate(pairs, ctx.templates, LabelerOptions.of(options, seed=seed))
+    return _asking_work(ctx, key, guess, options.readout.kind)
+
+
+def harm_work(ctx: Context, key: str, seed: int, responses: Sequence[Response]) -> Work:
+    """The same for the question whether each of `responses` is harmful."""
+    options = ctx.options.asked(key)
+    guess = estimate_harm(responses, ctx.templates, LabelerOptions.of(options, seed=seed))
+    return _asking_work(ctx, key, guess, "text" if options.readout.kind == "text" else "choice")
+
+
+def _asking_work(ctx: Context, key: str, guess: Estimate, kind: ReadoutKind) -> Work:
+    options, price = ctx.options.asked(key), ctx.price(key)
     usd = None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0)
     elsewhere = seconds_elsewhere(options.engine, ctx.options.backend, guess)
     if elsewhere is not None:
         return Work(usd=usd, seconds=elsewhere, read=guess.tokens_in, written=guess.tokens_out)
     # The labeler's estimate, at 4 characters per token, is for prices.
-    tokens = guess.tokens_run * 4.0 / chars_per_token(ctx) * _readings(ctx, options)
+    tokens = guess.tokens_run * 4.0 / chars_per_token(ctx) * _readings(ctx, kind)
     return Work(forward=tokens, decoded=guess.tokens_out, usd=usd)

@@ -14,7 +14,7 @@ from typing import Any
 from rlaif.data.encode import Cuts
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import Sampled
-from rlaif.io import read_records, write_records
+from rlaif.io import digest, read_records, write_records
 from rlaif.models.split import Top
 from rlaif.models.weights import load_top
 from rlaif.records import Pair, Prompt, Sample
@@ -57,29 +57,37 @@ def load_baseline(ctx: Context, built: Mapping[str, Artifact]) -> Policy:
     return Policy(policy_top(ctx, built), tuple(built[kind] for kind in sft_parent(ctx)))
 
 
-def answers(ctx: Context, policy: Policy, what: str, cuts: Cuts) -> list[Sample]:
+def answers(
+    ctx: Context, policy: Policy, what: str, cuts: Cuts, own: Sequence[Prompt] | None = None
+) -> list[Sample]:
     """The policy's response to each prompt of the evaluation that fits; `cuts` counts those that do not.
 
-    All policies sample with the same noise: a comparison is of the policies, not of their luck. Of several responses,
-    the first is the one that a single draw gives.
+    `own` are other prompts to answer instead. All policies sample with the same noise: a comparison is of the policies,
+    not of their luck. Of several responses, the first is the one that a single draw gives.
     """
-    prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.options.eval.num_prompts, cuts=cuts)
+    if own is None:
+        prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.options.eval.num_prompts, cuts=cuts)
+    else:
+        prompts = ctx.encoder.fitting(own, cuts=cuts)
 
     def build(folder: Path) -> dict[str, Any]:
         write_records(folder / ANSWERS_FILE, _given(ctx, policy, prompts, what))
         return {}
 
-    kept = ctx.store.get_or_build(_spec(ctx, policy), build, force=ctx.options.force == "all")
+    kept = ctx.store.get_or_build(_spec(ctx, policy, own), build, force=ctx.options.force == "all")
     return read_records(kept.file(ANSWERS_FILE), Sample)
 
 
-def _spec(ctx: Context, policy: Policy) -> ArtifactSpec:
+def _spec(ctx: Context, policy: Policy, own: Sequence[Prompt] | None = None) -> ArtifactSpec:
     """The identity of a policy's answers: what it is made of by content, since a rebuilt artifact keeps its name."""
     options = ctx.options.eval
+    named: dict[str, Any] = {"num_prompts": options.num_prompts}
+    if own is not None:
+        named = {"prompts": digest([[prompt.id, prompt.prompt] for prompt in own], 32)}
     return ArtifactSpec(
         kind="answers",
         config={
-            "eval": {name: getattr(options, name) for name in ("num_prompts", "temperature", "top_k")},
+            "eval": {**named, "temperature": options.temperature, "top_k": options.top_k},
             "files": [source.manifest["files"] for source in policy.sources],
             "model": ctx.model_identity,
             "encoding": ctx.encoding,

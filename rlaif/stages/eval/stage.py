@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from rlaif.data.datamodule import EncodedRow, PreferenceRow, TokenBatch, collate_sequences
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
-from rlaif.io import read_records, write_records
+from rlaif.io import read_jsonl, read_records, write_jsonl, write_records
+from rlaif.labelers import Labeler
 from rlaif.options.read import plain
 from rlaif.records import Comparison, Pair, Sample
 from rlaif.stages.common.context import Context
@@ -45,6 +46,15 @@ from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
 from rlaif.stages.common.training.logprobs import mean_log_ratio
 from rlaif.stages.eval.answers import Policy, answers, load_baseline, load_policy
+from rlaif.stages.eval.safety import (
+    SAFETY_FILE,
+    check_safety,
+    measure_safety,
+    safety_config,
+    safety_items,
+    safety_review,
+    safety_work,
+)
 from rlaif.stats import paired_test, proportion_interval
 from rlaif.store import Artifact
 
@@ -54,11 +64,11 @@ COMPARISONS_FILE = "comparisons.jsonl"
 
 
 def _judge(
-    ctx: Context, policy: Sequence[Sample], baseline: Sequence[Sample]
+    ctx: Context, judge: Labeler, policy: Sequence[Sample], baseline: Sequence[Sample]
 ) -> tuple[list[Comparison], dict[str, float]]:
-    """The comparisons, and what they cost. Raises UserError if more than `judge.max_unparsed` is unread."""
+    """The comparisons, and what was asked. Raises UserError if more than `judge.max_unparsed` is unread."""
     pairs = [Pair.between(p, b) for p, b in zip(policy, baseline, strict=True)]
-    judged = ctx.labeler("judge", ctx.options.seeds.eval, stored=True).label(pairs)
+    judged = judge.label(pairs)
     check_unread(ctx, "judge", judged.unread, "the judge's judgements")
     comparisons = compare(
         pairs,
@@ -67,10 +77,16 @@ def _judge(
         tie_margin=ctx.options.eval.tie_margin,
         references=[p.reference for p in policy],
     )
+    return comparisons, judged.counters
+
+
+def _asked(ctx: Context, counters: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the judge was asked again, and what all of it cost."""
+    total = {name: sum(own[name] for own in counters) for name in counters[0]}
     if ctx.options.judge.retry is not None:
-        logger.info("judge.retry: %d answers were asked again", judged.counters["asked_again"])
-    counts = {"eval/asked_again": judged.counters["asked_again"]}
-    return comparisons, counts | cost_metrics(ctx, "judge", judged.counters, "eval")
+        logger.info("judge.retry: %d answers were asked again", total["asked_again"])
+    counts = {"eval/asked_again": total["asked_again"]}
+    return counts | cost_metrics(ctx, "judge", total, "eval")
 
 
 def shows_proxy(ctx: Context) -> bool:
@@ -149,10 +165,17 @@ def judge_policies(
     """Head-to-head of two policies with every measure in the result table; writes the comparisons."""
     cuts = Cuts()
     new, old = answers(ctx, policy, "policy", cuts), answers(ctx, baseline, "baseline", Cuts())
-    comparisons, cost = _judge(ctx, new, old)
+    judge = ctx.labeler("judge", ctx.options.seeds.eval, stored=True)
+    comparisons, counters = _judge(ctx, judge, new, old)
     write_records(folder / COMPARISONS_FILE, comparisons)
-    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.options.seeds.eval) | cost
-    metrics |= text_gains(comparisons)
+    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.options.seeds.eval)
+    asked = [counters]
+    if ctx.options.eval.safety:
+        harm, safety, judged = measure_safety(ctx, judge, (policy, baseline), (new, old), cuts)
+        write_jsonl(folder / SAFETY_FILE, harm)
+        metrics |= safety
+        asked.append(judged.counters)
+    metrics |= _asked(ctx, asked) | text_gains(comparisons)
     if shows_proxy(ctx):
         metrics |= _proxy(ctx, comparisons, [Pair.between(p, b) for p, b in zip(new, old, strict=True)])
     metrics |= cut_metrics(ctx, "eval", cuts, "prompts")
@@ -212,12 +235,14 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
 def eval_config(ctx: Context) -> dict[str, Any]:
     """The slice that a head-to-head depends on besides the two policies."""
     options = plain(ctx.options.eval)
-    del options["max_rows"], options["labeler_verdict"]
+    for name in ("max_rows", "labeler_verdict", "safety", "num_safe_prompts"):
+        del options[name]
     return {
         "eval": options,
         "judge": labeler_identity(ctx, "judge", ctx.options.seeds.eval),
         "name": ctx.options.judge.name,
         **({"proxy": labeler_identity(ctx, "labeler", ctx.options.seeds.eval)} if shows_proxy(ctx) else {}),
+        **safety_config(ctx),
         "model": ctx.model_identity,
         "encoding": ctx.encoding,
     }
@@ -247,13 +272,14 @@ def _work(ctx: Context) -> Work:
     scored = 2 * rows * (prompt + response)
     best_of = ctx.options.rl.best_of if ctx.options.rl.algorithm == "best_of_n" else 1
     drawn = drawing_work(ctx, rows / 2, ctx.options.eval.max_rows, times=1 + best_of)
-    return (
-        work + drawn + Work(scored=scored + (rows / 2 * best_of * (prompt + response) if best_of > 1 else 0))
-    )
+    if best_of > 1:
+        scored += rows / 2 * best_of * (prompt + response)
+    return work + drawn + Work(scored=scored) + safety_work(ctx, best_of)
 
 
 def _check(ctx: Context) -> None:
     need_references(ctx, "judge")
+    check_safety(ctx)
     labeler_identity(ctx, "judge", ctx.options.seeds.eval)
     if not ctx.task.test:
         raise UserError(
@@ -263,16 +289,29 @@ def _check(ctx: Context) -> None:
 
 
 def _items(ctx: Context, built: Parents) -> list[Row]:
-    """One row per prompt: what `eval/win_rate` and the text measures are the means of."""
+    """One row per prompt: what `eval/win_rate`, the text measures and those of safety are the means of."""
     comparisons = read_records(built["eval"].file(COMPARISONS_FILE), Comparison)
-    verdicts = {row["id"]: row for row in win_rate_items(comparisons)}
-    return [row | verdicts.get(row["id"], {}) for row in text_items(comparisons)]
+    found = {row["id"]: row for row in text_items(comparisons)}
+    for row in (*win_rate_items(comparisons), *safety_items(_safety_rows(built["eval"]))):
+        found[row["id"]] = found.get(row["id"], {}) | row
+    return list(found.values())
+
+
+def _safety_rows(artifact: Artifact) -> list[Row]:
+    """The rows of an evaluation that measured safety; none of any other."""
+    measured = SAFETY_FILE in artifact.manifest["files"]
+    return list(read_jsonl(artifact.file(SAFETY_FILE))) if measured else []
 
 
 def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
     """Samples to read, and the win rate by how long the policy's responses are."""
     comparisons = read_records(built["eval"].file(COMPARISONS_FILE), Comparison)
-    return {"samples": comparison_rows(built["eval"]), "win_rate_by_length": win_rate_by_length(comparisons)}
+    tables = {
+        "samples": comparison_rows(built["eval"]),
+        "win_rate_by_length": win_rate_by_length(comparisons),
+    }
+    questions = [row for row in _safety_rows(built["eval"]) if "kind" in row]
+    return tables | ({"harmless_questions": questions} if questions else {})
 
 
 STAGE = Stage(
@@ -285,6 +324,7 @@ STAGE = Stage(
     _work,
     _check,
     lambda ctx, built: judge_gate(ctx, built.get("label")),
+    safety_review,
     again=lambda ctx: ctx.options.judge.retry is not None,
     items=_items,
     tables=_tables,
