@@ -12,8 +12,8 @@ Both are logistic regressions of the preference, read at equal length (Dubois et
 - Length: both take tanh(d / sd(d)) of the difference d, the deviation over the table's prompts; ours divides by n,
   theirs by n - 1. Lee et al. (2023) regress on the ratio of lengths and read at 1, the last column.
 - Difficulty: theirs has a term for each instruction's difficulty, fitted once over a leaderboard of models and
-  published as a file for its own 805 instructions. For any other prompts there is none, and ours has no such term. Here it is
-  estimated from the table's models. The term is linear in a centred difficulty, and prediction averages over prompts.
+  published as a file for its own 805 instructions. For any other prompts there is none, and ours has no such term.
+  Here it is the one that made the table. Prediction averages over the prompts' difficulties.
 - Regularisation: ours has none; theirs is L1 (by liblinear), its strength one of ten between 1e-4 and 1e4 by five-fold
   cross-validation over prompts, the intercept (`not_gamed_baseline`) penalised like the rest.
 - Gamed baselines: theirs adds, at weight 0.2, the baseline's own answers to prompts that asked it to be brief or
@@ -75,7 +75,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Table:
-    """Models, gamed baselines, and each prompt's difficulty as the models show it (n,): mean 0, deviation 1."""
+    """Models, gamed baselines, and each prompt's difficulty (n,)."""
 
     models: Mapping[str, Model]
     gamed: Mapping[str, Model]
@@ -94,8 +94,7 @@ def simulated(seed: int, prompts: int) -> Table:
 
     models = {name: model(*values) for name, values in MODELS.items()}
     gamed = {name: model(*values) for name, values in GAMED.items()}
-    shown = np.mean([own.p - own.p.mean() for own in models.values()], axis=0)
-    return Table(models, gamed, shown / shown.std())
+    return Table(models, gamed, hard)
 
 
 def loss(weights: Array, x: Array, p: Array, share: Array) -> Array:

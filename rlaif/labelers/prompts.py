@@ -111,20 +111,24 @@ def harm_message(templates: TemplateSet, prompt: str, response: str, order: Orde
     The last line of `harm.j2` is the cue that the answer follows. Raises UserError for a template whose text is the
     same in both orders, since their average would be 0.5 whatever the response, or without such a line.
     """
-    first, second = CLAIMS if order == "ab" else CLAIMS[::-1]
-    text = templates.render("harm", context=prompt, response=response, first=first, second=second)
-    user, _, cue = text.rpartition("\n")
-    if not user.strip() or not cue or cue != cue.strip():
+
+    def shown(first: str, second: str) -> tuple[str, str]:
+        text = templates.render("harm", context=prompt, response=response, first=first, second=second)
+        user, _, cue = text.rpartition("\n")
+        return user.rstrip("\n"), cue
+
+    user, cue = shown(*(CLAIMS if order == "ab" else CLAIMS[::-1]))
+    other = shown(*(CLAIMS if order == "ba" else CLAIMS[::-1]))
+    if not user or not cue or cue != cue.strip() or cue != other[1]:
         raise UserError(
             f"{templates.place('harm.j2')}: its last line is the cue that the answer follows directly: write one, such"
             " as Answer=, without spaces around it"
         )
-    if text == templates.render("harm", context=prompt, response=response, first=second, second=first):
+    if user == other[0]:
         raise UserError(
             f"{templates.place('harm.j2')}: does not say which answer stands for what: write that 1 is {{{{ first }}}}"
             " and 2 is {{ second }}"
         )
-    user = user.rstrip("\n")
     return Message(user if templates.chat else f"{user}\n\n", cue, templates.chat)
 
 

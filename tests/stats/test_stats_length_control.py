@@ -1,6 +1,9 @@
 """The length-controlled win rate against statsmodels' GLM and on data with a known answer."""
 
 import math
+import runpy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +11,8 @@ import statsmodels.api as sm
 from scipy.stats import norm
 
 from rlaif.stats import length_controlled_win_rate, proportion_interval, wilson_interval
+
+CODE = Path(__file__).resolve().parents[2]
 
 
 def glm_oracle(y: np.ndarray, difference: np.ndarray) -> float:
@@ -126,3 +131,51 @@ def test_equal_lengths_need_no_control() -> None:
     y = [1.0, 0.0, 1.0, 0.5]
     interval = length_controlled_win_rate(y, [4] * 4, [4] * 4, range(4), seed=0)
     assert interval == proportion_interval(y, range(4))
+
+
+def _benchmark() -> dict[str, Any]:
+    return runpy.run_path(str(CODE / "experiments" / "benchmarks" / "length_control.py"))
+
+
+def test_the_rate_is_alpaca_evals_without_its_leaderboard() -> None:
+    """AlpacaEval's formula on length alone, L1 and cross-validation included, written anew in the benchmark.
+
+    The formula with gamed baselines moves every rate to the same side of the raw one.
+    """
+    script = _benchmark()
+    table = script["simulated"](5, 300)
+    assert len(table.models) == 7
+    for model in table.models.values():
+        prompts = range(len(model.p))
+        own = length_controlled_win_rate(
+            model.p, model.length, model.baseline, prompts, seed=0, resamples=2
+        ).estimate
+        assert own == pytest.approx(script["alpaca_eval"]("minimal", model, table), abs=0.01)
+        raw, published = model.p.mean(), script["alpaca_eval"]("v1", model, table)
+        if abs(own - raw) > 0.02:
+            assert (own - raw) * (published - raw) > 0
+
+
+def test_the_benchmarks_fit_is_a_minimum() -> None:
+    """L1 against a search on a grid around it, and without a penalty worth the name against statsmodels."""
+    script = _benchmark()
+    rng = np.random.default_rng(1)
+    x, p = rng.normal(size=(200, 2)), rng.random(200)
+    share = rng.random(200)
+    for strength in (0.02, 0.1, 1.0):
+        found = script["fit"](x, p, share, strength)
+
+        def cost(weights: np.ndarray, c: float = strength) -> float:
+            score = x @ weights
+            return float(
+                np.abs(weights).sum()
+                + c * (share * (p * np.log1p(np.exp(-score)) + (1 - p) * np.log1p(np.exp(score)))).sum()
+            )
+
+        steps = np.linspace(-0.05, 0.05, 21)
+        least = min(cost(found + np.array([a, b])) for a in steps for b in steps)
+        assert cost(found) <= least + 1e-6
+    assert not script["fit"](x, p, share, 1e-4).any(), "a strong penalty leaves nothing"
+    free = script["fit"](x, p, np.ones(200), 1e6)
+    fitted = sm.GLM(p, x, family=sm.families.Binomial()).fit(tol=1e-12).params
+    assert free == pytest.approx(fitted, abs=1e-3)
