@@ -217,7 +217,9 @@ def test_identity_follows_every_file(tmp_path):
     copy_texts(tmp_path / "t")
     seen = {TemplateSet.load(tmp_path / "t").identity("base")}
     assert seen == {templates().identity("base")}, "wherever a text lies"
-    asking = [name for name in VARIABLES if name != "harm"]  # which is a question of its own (test_labelers_harm)
+    asking = [
+        name for name in VARIABLES if name != "harm"
+    ]  # which is a question of its own (test_labelers_harm)
     for name in [f"{name}.j2" for name in asking] + ["base.j2", "task.yaml", "exemplars.yaml"]:
         with (tmp_path / "t" / name).open("a") as stream:
             stream.write("\n# x\n")
