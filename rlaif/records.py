@@ -42,7 +42,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _freeze_ids(record: Any, *names: str) -> None:
-    """A file has token ids as lists."""
+    """A file has token ids, and other tuples, as lists."""
     for name in names:
         ids = getattr(record, name)
         object.__setattr__(record, name, None if ids is None else tuple(ids))
@@ -237,6 +237,43 @@ class Comparison(_Grouped):
             judged,
             f"Comparison {self.id}: p_policy is missing exactly when the outcome is unparsed or failed",
         )
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A policy's response to one prompt, criticised and rewritten by principles (Bai et al. 2022, arXiv:2212.08073).
+
+    Round r applies `principles[r]`: `critiques[r]` is of the text before it, `revisions[r]` the text after it. `cut`:
+    the last one reached the limit on new tokens. `error` says why a call failed; then there are fewer texts than
+    principles. `split` is the part of the task that the prompt is from.
+    """
+
+    prompt_id: str
+    prompt: str
+    split: Literal["train", "validation"]
+    response: str
+    principles: tuple[str, ...]
+    critiques: tuple[str, ...]
+    revisions: tuple[str, ...]
+    cut: bool = False
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        _freeze_ids(self, "principles", "critiques", "revisions")
+        name, rounds = f"Revision of {self.prompt_id}", len(self.principles)
+        _require(rounds > 0, f"{name}: no principle")
+        complete = len(self.critiques) == len(self.revisions) == rounds
+        _require(complete != (self.error is not None), f"{name}: a text per round exactly if no call failed")
+
+    @property
+    def text(self) -> str:
+        """The last revision; empty if a call failed."""
+        return "" if self.error is not None else self.revisions[-1]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the last revision is the first response again, apart from surrounding space."""
+        return self.error is None and self.text.strip() == self.response.strip()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rlaif.report.page import render_report
 from rlaif.stages.common.context import Context
 from rlaif.tracking.runs import RunRecord, find_runs
 
-NEWEST_FIRST = ("compare", "pipeline", "eval", "rl", "rm", "label", "sample", "sft")
+NEWEST_FIRST = ("compare", "pipeline", "eval", "rl", "rm", "label", "sample", "sft", "revise")
 
 
 def choose_runs(ctx: Context) -> list[RunRecord]:

@@ -19,6 +19,8 @@ from rlaif.io.hashing import digest, stable_uniform
 Rule = Callable[[str, str], float]
 """(context, response) -> quality in [0, 1]."""
 
+LEAD = 8
+"""Words of the prompt that a revision consists of: the lead, the plainest summary that is faithful."""
 RATIONALE = "Both were read against the source, and the one that fits it better is named below."
 _WORD = re.compile(r"[A-Za-z]+|\d+")
 _CLAIM = re.compile(r"\b1\b[^\d]*?\b(harmless|harmful)\b")  # what answer 1 would say of a single response
@@ -69,7 +71,8 @@ class ScriptedBackend:
     it is harmless or harmful, quality is read as harmlessness: the logit for harmless is `strength` times (2 quality -
     1), plus noise. A share `unparsed_rate` of the prompts, chosen by hash, gets no usable answer.
 
-    A prompt that ends in `=` asks for a verdict; any other prompt gets the fixed rationale.
+    A prompt that ends in `=` asks for a verdict, `Critique:` for a count of the response's words that are not in the
+    context, and `Revision:` for the context's first words; any other prompt gets the fixed rationale.
 
     Raises UserError for an unknown rule or a value out of range.
     """
@@ -118,9 +121,9 @@ class ScriptedBackend:
         top_k: int,
         seeds: Sequence[int],
     ) -> list[Generation]:
-        """A verdict digit after a prompt that ends in `=`, the fixed rationale otherwise.
+        """What the prompt's end asks for.
 
-        With a temperature above 0 the rationale includes a word drawn by the seed.
+        With a temperature above 0 a rationale, and a critique or revision, ends in a word drawn by the seed.
         """
         return [
             self._generation(prompt, max_new_tokens, temperature, seed)
@@ -129,7 +132,9 @@ class ScriptedBackend:
 
     def _generation(self, prompt: Message, max_new_tokens: int, temperature: float, seed: int) -> Generation:
         if not prompt.assistant.endswith("="):
-            text = RATIONALE if temperature == 0 else f"{RATIONALE} ({digest([self._seed, seed], 6)})"
+            text = self._text(prompt)
+            if temperature and text:
+                text = f"{text} ({digest([self._seed, seed], 6)})"
         elif self._silent(prompt):
             text = "I cannot decide."
         else:
@@ -137,6 +142,17 @@ class ScriptedBackend:
         words = text.split(" ")
         kept = words[:max_new_tokens]
         return Generation(" ".join(kept), len(kept) == len(words), _tokens(prompt), len(kept))
+
+    def _text(self, prompt: Message) -> str:
+        """A rationale, a critique or a revision."""
+        if prompt.assistant.endswith("Critique:"):
+            context, responses = _judged(prompt)
+            words = _words(responses[-1])
+            strange = [word for word in words if word not in set(_words(context))]
+            return f"{len(strange)} of {len(words)} words are not in the source."
+        if not prompt.assistant.endswith("Revision:"):
+            return RATIONALE
+        return "" if self._silent(prompt) else " ".join(_judged(prompt)[0].split()[:LEAD])
 
     def choice_logprobs(self, prompts: Sequence[Message], choices: Sequence[str]) -> list[ChoiceScores]:
         """Two choices are a verdict on the fenced pair or response; more are a scale for the fenced response.
@@ -194,9 +210,11 @@ class ScriptedBackend:
 
 
 def _judged(prompt: Message) -> tuple[str, list[str]]:
-    """The last fenced context and the responses after it (exemplars come first)."""
+    """The last fenced context and the responses after it (exemplars come first); a critique is neither."""
     context, responses = "", []
     for label, text in read_fences(prompt.user):
+        if label == "critique":
+            continue
         if label[-1:].isdigit():
             responses.append(text)
         else:

@@ -6,6 +6,7 @@ from rlaif.labelers.labeler import Labeler, LabelResult
 from rlaif.labelers.options import LabelerOptions
 from rlaif.labelers.readout.harm import Response
 from rlaif.labelers.readout.unread import Unread
+from rlaif.labelers.revision.reviser import FirstResponse, Revised, Reviser, ReviserOptions
 from rlaif.labelers.store import LabelStore
 from rlaif.labelers.templates import TemplateSet
 from rlaif.options.labeling import ReadoutOptions
@@ -13,6 +14,7 @@ from rlaif.options.labeling import ReadoutOptions
 __all__ = [
     "FREE",
     "Estimate",
+    "FirstResponse",
     "LabelResult",
     "LabelStore",
     "Labeler",
@@ -21,6 +23,9 @@ __all__ = [
     "Price",
     "ReadoutOptions",
     "Response",
+    "Revised",
+    "Reviser",
+    "ReviserOptions",
     "TemplateSet",
     "Unread",
     "estimate",

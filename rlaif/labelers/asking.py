@@ -94,6 +94,16 @@ class Stopped(Exception):
         self.bound, self.done, self.total = bound, done, total
 
 
+def bound_error(stop: Stopped, what: str, total: int, meter: Meter, *, kept: bool) -> UserError:
+    """What a user reads when a bound of the meter ends a job; the items of a phase are `what`, or equal parts of one."""
+    done = stop.done * total // stop.total
+    told = "they are kept" if kept else "without a label store nothing is kept"
+    return UserError(
+        f"{stop.bound} has no room for another batch: {done} of {total} {what} are done, for {meter} in this run;"
+        f" {told}, and the same command with a higher bound continues from there"
+    )
+
+
 class Asker:
     """Answers calls from the store if it can and from the backend if it must.
 

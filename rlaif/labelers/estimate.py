@@ -102,5 +102,10 @@ def _estimate_points(pairs: Sequence[Pair], templates: TemplateSet, options: Lab
     return Estimate(calls, tokens, 0, run)
 
 
+def tokens_of(text: str) -> int:
+    """About how many tokens a text has."""
+    return _tokens(len(text))
+
+
 def _tokens(characters: int) -> int:
     return -(-characters // _CHARS_PER_TOKEN)

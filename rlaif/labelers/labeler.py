@@ -29,6 +29,7 @@ from rlaif.labelers.asking import (
     Follow,
     Progress,
     Stopped,
+    bound_error,
     choice_rules,
     cost_of,
     known,
@@ -313,13 +314,7 @@ class Labeler:
         return read(answer).state == "unparsed"
 
     def _bound_error(self, stop: Stopped, what: str, total: int) -> UserError:
-        """The items of a phase are judgements, or equal parts of one."""
-        done = stop.done * total // stop.total
-        kept = "they are kept" if self._store else "without a label store nothing is kept"
-        return UserError(
-            f"{stop.bound} has no room for another batch: {done} of {total} {what} are done, for"
-            f" {self._meter} in this run; {kept}, and the same command with a higher bound continues from there"
-        )
+        return bound_error(stop, what, total, self._meter, kept=self._store is not None)
 
     def _orders(self, pair: Pair) -> tuple[Order, ...]:
         return orders_of(self._order, seed=self._options.seed, pair_id=pair.id)

@@ -1,8 +1,9 @@
 """A task's prompt texts: Jinja2 files that can be edited without touching code, checked when loaded.
 
 A template set is a folder with `task.yaml` (polarity, cues), `pair.j2`, `question.j2`, `rationale.j2`, `prompt.j2`
-(the layout), `score.j2`, `harm.j2`, three `likelihood_*.j2` pieces and `exemplars.yaml`. Every other `NAME.j2` is the
-preamble NAME. A file missing from the folder is taken from the folder `_common` beside it.
+(the layout), `score.j2`, `harm.j2`, three `likelihood_*.j2` pieces, `exemplars.yaml`, and `critique.j2` and `revision.j2`, by
+which responses are revised. Every other `NAME.j2` is the preamble NAME. A file missing from the folder is taken from
+the folder `_common` beside it.
 """
 
 from __future__ import annotations
@@ -41,10 +42,14 @@ VARIABLES: dict[str, dict[str, Any]] = {
     "likelihood_forward": {"context": "c"},
     "likelihood_empty": {},
     "likelihood_reverse": {"response": "r"},
+    "critique": {"principle": "p", "context": "c", "response": "r"},
+    "revision": {"principle": "p", "context": "c", "response": "r", "critique": "k"},
 }
 """The template files of a set and the variables that each may use, with sample values; a preamble has none."""
 
 COMMON = "_common"
+REVISING = ("critique", "revision")
+"""The templates of critique and revision, which no label depends on."""
 
 _TASK_KEYS = {
     "polarity": str,
@@ -101,8 +106,12 @@ class TemplateSet:
 
     def identity(self, preamble: str) -> str:
         """A digest of every text that may appear in prompts with this preamble and ask for a preference or a score."""
-        others = {f"{name}.j2" for name in self.preambles} - {f"{preamble}.j2"} | {"harm.j2"}
+        others = {f"{name}.j2" for name in (*self.preambles, *REVISING, "harm")} - {f"{preamble}.j2"}
         return digest({name: text for name, text in self.texts.items() if name not in others}, 32)
+
+    def revising(self) -> dict[str, str]:
+        """The texts that prompts for critiques and revisions are made of."""
+        return {name: self.texts[f"{name}.j2"] for name in REVISING}
 
     def place(self, name: str) -> Path:
         """The file that `name` was read from."""
@@ -111,8 +120,8 @@ class TemplateSet:
     def render(self, name: str, **values: Any) -> str:
         """Template `name` with `values`, without surrounding blank lines.
 
-        Judged texts (`context`, `response`, `response_1`, `response_2`) are neutralised here, whether or not the
-        template fences them.
+        Judged texts (`context`, `response`, `response_1`, `response_2`, `critique`) are neutralised here, whether or
+        not the template fences them.
         """
         safe = {key: neutralise(value) if key in _JUDGED else value for key, value in values.items()}
         try:
@@ -125,7 +134,7 @@ class TemplateSet:
             ) from error
 
 
-_JUDGED = frozenset({"context", "response", "response_1", "response_2"})
+_JUDGED = frozenset({"context", "response", "response_1", "response_2", "critique"})
 
 
 def toward_better(value: float, low: float, high: float, polarity: Polarity) -> float:

@@ -17,6 +17,7 @@ class SeedOptions:
     """`seeds`: one per stage, and `data` for the split."""
 
     data: Count0
+    revise: Count0
     sft: Count0
     sample: Count0
     label: Count0

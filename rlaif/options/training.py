@@ -17,7 +17,10 @@ AtLeast2 = Annotated[int, Number(2, whole=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class SFTOptions:
-    """`sft`: supervised fine-tuning; `enabled: false` passes the base model through."""
+    """`sft`: supervised fine-tuning; `enabled: false` passes the base model through.
+
+    Fields with a default belong to `sft=revisions`.
+    """
 
     enabled: bool
     num_rows: Count | None
@@ -30,6 +33,24 @@ class SFTOptions:
     schedule: Schedule
     warmup_fraction: Share
     gradient_clip: From0
+    revisions: Count = ABSENT
+    principles: str | None = ABSENT
+    temperature: From0 = ABSENT
+    max_critique_tokens: Count = ABSENT
+    first_temperature: Positive = ABSENT
+    first_top_k: Count0 = ABSENT
+
+    @property
+    def revised(self) -> bool:
+        """Whether the targets are revisions of the base model's own responses, not the task's references."""
+        return self.enabled and self.revisions is not ABSENT
+
+
+REVISING = (
+    *("revisions", "principles", "temperature", "max_critique_tokens"),
+    *("first_temperature", "first_top_k"),
+)
+"""Keys of `sft` that only the making of revisions reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

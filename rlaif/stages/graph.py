@@ -126,6 +126,19 @@ class Graph:
                 rows.setdefault(row.name, replace(row, reused=reused.get(row.name, True)))
         return list(rows.values())
 
+    def name(self, kind: str) -> str:
+        """What the artifact of `kind` is or would be called; no work is estimated, and nothing built."""
+        return self._named(kind).name
+
+    def _named(self, kind: str) -> Artifact:
+        stage = self.stages[kind]
+        spec = stage.spec(self.ctx, {parent: self._named(parent) for parent in stage.parents(self.ctx)})
+        return self._stand_in(spec)
+
+    def _stand_in(self, spec: ArtifactSpec) -> Artifact:
+        folder = self.ctx.store.root / spec.name
+        return Artifact(spec.kind, spec.digest, folder, {"metrics": {}}, reused=False)
+
     def plan(self, kind: str) -> list[Planned]:
         """What `get(kind)` would do, parents first; nothing is built."""
         done: dict[str, tuple[Planned, Artifact]] = {}
@@ -136,10 +149,8 @@ class Graph:
                 spec = stage.spec(self.ctx, {parent: visit(parent) for parent in stage.parents(self.ctx)})
                 found = None if stage.again(self.ctx) else self.ctx.store.find(spec)
                 work = Work() if found else stage.work(self.ctx)
-                stand_in = Artifact(
-                    spec.kind, spec.digest, self.ctx.store.root / spec.name, {"metrics": {}}, reused=False
-                )
-                done[name] = (Planned(name, spec.name, found is not None, work), found or stand_in)
+                planned = Planned(name, spec.name, found is not None, work)
+                done[name] = (planned, found or self._stand_in(spec))
             return done[name][1]
 
         visit(kind)

@@ -156,7 +156,7 @@ def _check_start(graphs: Sequence[Graph]) -> None:
 
     def start(graph: Graph) -> tuple[Any, ...]:
         ctx = graph.ctx
-        sft = STAGES["sft"].spec(ctx, {}).name if ctx.options.sft.enabled else None
+        sft = graph.name("sft") if ctx.options.sft.enabled else None
         return ctx.model_identity, ctx.encoding, sft
 
     if any(start(graph) != start(graphs[0]) for graph in graphs):

@@ -18,7 +18,16 @@ from rlaif.errors import UserError
 from rlaif.inference.features import FeatureCache
 from rlaif.io import digest
 from rlaif.io.progress import Progress
-from rlaif.labelers import Labeler, LabelerOptions, LabelStore, Price, TemplateSet
+from rlaif.labelers import (
+    Labeler,
+    LabelerOptions,
+    LabelStore,
+    Price,
+    Reviser,
+    ReviserOptions,
+    TemplateSet,
+)
+from rlaif.labelers.revision.principles import PRINCIPLES_FILE, read_principles
 from rlaif.models.checkpoint import expanded
 from rlaif.models.load import (
     LanguageModel,
@@ -225,6 +234,28 @@ class Context:
             meter=meter_of(key, own, self.price(key), self.priced_as(key)),
             retry=own.retry,
             renewed=self._renewed_answers,
+        )
+
+    def reviser(self, *, stored: bool) -> Reviser:
+        """The labeler's engine as `sft=revisions` asks it; without `stored`, only good for identity and estimate."""
+        own, sft, templates = self.options.labeler, self.options.sft, self.templates
+        path = Path(sft.principles).expanduser() if sft.principles else templates.place(PRINCIPLES_FILE)
+        options = ReviserOptions(
+            rounds=sft.revisions,
+            temperature=sft.temperature,
+            max_critique_tokens=sft.max_critique_tokens,
+            max_revision_tokens=self.options.task.max_response_tokens,
+            batch_size=own.batch_size,
+            seed=self.options.seeds.revise,
+        )
+        return Reviser(
+            self._backend("labeler", templates),
+            templates,
+            read_principles(path),
+            options,
+            store=self.label_store if stored else None,
+            progress=self.progress.phases("revise"),
+            meter=meter_of("labeler", own, self.price("labeler"), self.priced_as("labeler")),
         )
 
     @property

@@ -47,9 +47,18 @@ def encode_texts(
     ctx: Context, encoder: Encoder, texts: Sequence[tuple[str, str]], what: str
 ) -> list[EncodedRow]:
     """Each (prompt, response) as a row with the trunk's features; a response is cut to the limit."""
+    return encode_ids(
+        ctx, [(tuple(encoder.prompt(p)), tuple(encoder.response(r))) for p, r in texts], what
+    )
+
+
+def encode_ids(
+    ctx: Context, texts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], what: str
+) -> list[EncodedRow]:
+    """Each (prompt, response), as token ids, as a row with the trunk's features."""
     if not texts:
         return []
-    groups = [SharedPrefix(tuple(encoder.prompt(p)), (tuple(encoder.response(r)),)) for p, r in texts]
+    groups = [SharedPrefix(prompt, (response,)) for prompt, response in texts]
     with ctx.progress.task(f"trunk pass ({what})", len(groups)) as advance:
         features = ctx.features.get(ctx.model(), groups, advance)
     return [

@@ -1,23 +1,32 @@
-"""stage=sft: supervised fine-tuning on (prompt, reference)."""
+"""stage=sft: supervised fine-tuning on (prompt, reference), or on (prompt, revision)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from rlaif.data.datamodule import TextDataModule
+from rlaif.data.datamodule import EncodedRow, TextDataModule
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
+from rlaif.io import read_records
 from rlaif.models.weights import TOP_FILE, save_modules
-from rlaif.options.read import plain
+from rlaif.records import Revision
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.limits import cut_metrics, prompt_tokens, response_tokens
+from rlaif.stages.common.revisions.making import (
+    REVISIONS_FILE,
+    dropped,
+    training_options,
+    validation_rows,
+)
+from rlaif.stages.common.revisions.rows import revised_rows
 from rlaif.stages.common.rows import reference_rows
 from rlaif.stages.common.sources import all_held_out
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
 from rlaif.stages.sft.module import SFTModule
+from rlaif.store import Artifact
 
 
 def no_references(ctx: Context) -> str:
@@ -42,13 +51,36 @@ def no_references(ctx: Context) -> str:
     return "the task has no references to fine-tune on: write sft.enabled=false, or add a reference column"
 
 
-def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
-    options, model, cuts = ctx.options.sft, ctx.model(), Cuts()
-    train = reference_rows(ctx, ctx.task.train, options.num_rows, "SFT", cuts)
-    validation = reference_rows(ctx, ctx.task.validation, max(8, len(train) // 8), "SFT validation")
+def _referenced(ctx: Context) -> tuple[list[EncodedRow], list[EncodedRow], dict[str, int]]:
+    """Rows to train and to validate on with the task's references, and what the limits did to the former."""
+    cuts = Cuts()
+    train = reference_rows(ctx, ctx.task.train, ctx.options.sft.num_rows, "SFT", cuts)
+    validation = reference_rows(ctx, ctx.task.validation, validation_rows(len(train)), "SFT validation")
     cut = cut_metrics(ctx, "sft", cuts, "rows")
     if not train or not validation:
         raise UserError(_none_fits(ctx, cuts) if cut else no_references(ctx))
+    return train, validation, cut
+
+
+def _revised(ctx: Context, revise: Artifact) -> tuple[list[EncodedRow], list[EncodedRow], dict[str, int]]:
+    """The same with revisions."""
+    cuts, every = Cuts(), read_records(revise.file(REVISIONS_FILE), Revision)
+    own, held = ([row for row in every if row.split == split] for split in ("train", "validation"))
+    train = revised_rows(ctx, own, "SFT rows", cuts)
+    validation = revised_rows(ctx, held, "SFT validation rows", Cuts())
+    if not train or not validation:
+        raise UserError(
+            f"no revision is left to train or to validate on: of {len(every)}, {dropped(every) or 'none are empty'}, and "
+            f"{cuts.responses_dropped} are beyond task.max_response_tokens={ctx.options.task.max_response_tokens}; write "
+            "another labeler or backend, or task.too_long=truncate"
+        )
+    return train, validation, cut_metrics(ctx, "sft", cuts, "revisions")
+
+
+def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
+    options, model = ctx.options.sft, ctx.model()
+    revise = parents.get("revise")
+    train, validation, cut = _referenced(ctx) if revise is None else _revised(ctx, revise)
     data = TextDataModule.sft_view(
         train,
         validation,
@@ -78,7 +110,7 @@ def _none_fits(ctx: Context, cuts: Cuts) -> str:
 
 
 def _config(ctx: Context) -> dict[str, Any]:
-    return {"sft": plain(ctx.options.sft), "model": ctx.model_identity, "encoding": ctx.encoding}
+    return {"sft": training_options(ctx), "model": ctx.model_identity, "encoding": ctx.encoding}
 
 
 def _work(ctx: Context) -> Work:
@@ -92,9 +124,15 @@ def _check(ctx: Context) -> None:
     """The task is read, and rejected if unusable, before a model is loaded."""
     check_training("sft", ctx.options.sft)
     check_devices(ctx, "sft.batch_size", ctx.options.sft.batch_size)
+    if ctx.options.sft.revised:
+        return  # no reference is read
     for rows in (ctx.task.train, ctx.task.validation):
         if not any(prompt.reference for prompt in rows):
             raise UserError(no_references(ctx))
 
 
-STAGE = Stage("sft", 2, "sft", lambda ctx: (), _config, _build, _work, _check)
+def _parents(ctx: Context) -> tuple[str, ...]:
+    return ("revise",) if ctx.options.sft.revised else ()
+
+
+STAGE = Stage("sft", 2, "sft", _parents, _config, _build, _work, _check)

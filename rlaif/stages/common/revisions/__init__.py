@@ -1,0 +1,1 @@
+"""Revised responses: how they are made, and as rows to train on."""
