@@ -143,7 +143,9 @@ def test_profiles_set_sizes_only() -> None:
 def test_seeds_default_to_zero_and_seed_to_none(composed) -> None:
     values = _plain(composed())
     assert values["seed"] is None
-    assert values["seeds"] == dict.fromkeys(("data", "sft", "sample", "label", "rm", "rl", "eval"), 0)
+    assert values["seeds"] == dict.fromkeys(
+        ("data", "revise", "sft", "sample", "label", "rm", "rl", "eval"), 0
+    )
     assert values["stage"] == "pipeline" and values["tracking"]["mode"] == "auto"
 
 

@@ -95,7 +95,7 @@ class Stopped(Exception):
 
 
 def bound_error(stop: Stopped, what: str, total: int, meter: Meter, *, kept: bool) -> UserError:
-    """What a user reads when a bound of the meter ends a job; the items of a phase are `what`, or equal parts of one."""
+    """The message of a bound that ended a job; the items of a phase are `what`, or equal parts of one."""
     done = stop.done * total // stop.total
     told = "they are kept" if kept else "without a label store nothing is kept"
     return UserError(

@@ -23,6 +23,7 @@ from rlaif.report.frontier import frontier_figure
 from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.verdict import verdict
+from rlaif.stages.common.measures.markers import MARKERS
 from rlaif.stages.label.section import LabelerSection, labeler_section
 from rlaif.stages.rm.section import RewardModelSection, reward_model_section
 from rlaif.study.claims.measure import CLAIM, claim_verdict
@@ -37,6 +38,16 @@ from rlaif.tracking.runs import Row, RunRecord, Scalar, number, series
 UNTESTED = Verdict("The arms are shown side by side: none was tested against another.", "none")
 _OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS, _MAX_CURVES, _MAX_COLUMNS = 2, 60, 12, 8, 6
 _TRACKED = "Proxy and held-out measure on fixed prompts"
+
+
+@dataclass(frozen=True)
+class ReadingGroup:
+    """Samples that one rule has chosen; `of` names the arm or the two policies of a comparison."""
+
+    of: str
+    rule: str
+    why: str
+    rows: Sequence[Row]
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class Content:
     by_length: Sequence[tuple[str, str, str, str]]
     samples: Mapping[str, Sequence[Row]]
     judgements: Sequence[Row]
+    reading: Sequence[ReadingGroup]
+    marks: Sequence[tuple[str, str]]
     lineage: Graph | None
     costs: Sequence[tuple[str, str]]
     alerts: Sequence[tuple[str, Row]]
@@ -146,6 +159,8 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         by_length=_by_length(shown),
         samples=_samples(shown),
         judgements=[row for run in shown for row in run.table("judgements")][:_MAX_JUDGEMENTS],
+        reading=_reading(shown),
+        marks=list(MARKERS.items()),
         lineage=lineage_graph(runs, shown),
         costs=_costs(runs, summary),
         alerts=[(run.id, alert) for run in runs for alert in run.alerts],
@@ -258,6 +273,15 @@ def _samples(runs: Sequence[RunRecord]) -> dict[str, list[Row]]:
     chosen = set(map(id, first))
     rest = [row for row in rows if id(row) not in chosen]
     return {"first": first, "rest": rest[: _MAX_SAMPLES - len(first)]}
+
+
+def _reading(runs: Sequence[RunRecord]) -> list[ReadingGroup]:
+    """The samples that the runs' rules have chosen, by rule."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for name in ("reading_arms", "reading_policy", "reading_labels"):
+        for row in latest_table(runs, name):
+            groups.setdefault((str(row.get("of", "")), str(row["rule"]), str(row["why"])), []).append(row)
+    return [ReadingGroup(*key, rows) for key, rows in groups.items()]
 
 
 def _costs(runs: Sequence[RunRecord], summary: Mapping[str, Scalar]) -> list[tuple[str, str]]:

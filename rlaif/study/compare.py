@@ -31,7 +31,13 @@ from rlaif.stages.eval.round_robin import (
 )
 from rlaif.stages.eval.safety import safety_review
 from rlaif.stages.eval.section import same_judge
-from rlaif.stages.eval.stage import comparison_rows, eval_config, judge_gate, judge_policies
+from rlaif.stages.eval.stage import (
+    comparison_rows,
+    eval_config,
+    judge_gate,
+    judge_policies,
+    policy_reading,
+)
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
 from rlaif.stages.rl.alarms import read_history
@@ -55,7 +61,7 @@ from rlaif.study.diagnosis import control_row, diagnose
 from rlaif.study.diagnosis_table import diagnosis_table
 from rlaif.study.labelers import compare_labelers
 
-VERSION = 3
+VERSION = 4
 VERDICT = {
     "win_rate": "eval/win_rate",
     "ci_low": "eval/win_rate_ci_low",
@@ -276,6 +282,23 @@ def _histories(graphs: Mapping[str, Sequence[Graph]]) -> list[dict[str, Any]]:
     return [{"arm": name, **row} for name, policy in policies.items() for row in read_history(policy)]
 
 
+def _reading(
+    graphs: Mapping[str, Sequence[Graph]], duels: Mapping[tuple[str, str], Artifact]
+) -> list[dict[str, Any]]:
+    """What to read of each head-to-head, or without any of each arm's evaluation (of several seeds, the first)."""
+    rows = [
+        {"of": f"{x} against {y}", **row}
+        for (x, y), duel in duels.items()
+        for row in policy_reading(duel, (x, y))
+    ]
+    evaluated = {name: group[0].built["eval"] for name, group in graphs.items() if "eval" in group[0].built}
+    return rows or [
+        {"of": name, **row}
+        for name, artifact in evaluated.items()
+        for row in policy_reading(artifact, (name, "Baseline"))
+    ]
+
+
 def _record(
     ctx: Context,
     graphs: Mapping[str, Sequence[Graph]],
@@ -296,5 +319,6 @@ def _record(
     for (x, y), duel in duels.items():
         lineage[duel.name] = ctx.store.lineage(duel)[0]
         ctx.run.table(f"samples_{x}_vs_{y}", comparison_rows(duel, ctx.options.report.samples))
+    ctx.run.table("reading_arms", _reading(graphs, duels))
     lineage |= {robin.name: ctx.store.lineage(robin)[0] for robin in robins}
     ctx.run.lineage(list(lineage.values()))

@@ -26,6 +26,7 @@ GIVEN = {
 CHOICES = {
     "task": ["docs", "tldr", "helpful", "harmless", "custom"],
     "model": ["embedded", "hub"],
+    "sft": ["default", "revisions"],
     "backend": ["transformers", "openai"],
     "reward": ["rm", "ensemble", "hub", "direct", "rouge", "length", "random", "none"],
     "rl": [

@@ -20,7 +20,8 @@ def read_principles(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
-            f"sft.principles: there is no file {path}; write one principle a line, or sft.principles=null for the task's"
+            f"sft.principles: there is no file {path}; write one principle a line into it, or sft.principles=null for "
+            "those of the task"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error

@@ -47,9 +47,7 @@ def encode_texts(
     ctx: Context, encoder: Encoder, texts: Sequence[tuple[str, str]], what: str
 ) -> list[EncodedRow]:
     """Each (prompt, response) as a row with the trunk's features; a response is cut to the limit."""
-    return encode_ids(
-        ctx, [(tuple(encoder.prompt(p)), tuple(encoder.response(r))) for p, r in texts], what
-    )
+    return encode_ids(ctx, [(tuple(encoder.prompt(p)), tuple(encoder.response(r))) for p, r in texts], what)
 
 
 def encode_ids(

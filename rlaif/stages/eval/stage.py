@@ -14,7 +14,7 @@ from rlaif.data.datamodule import EncodedRow, PreferenceRow, TokenBatch, collate
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl, read_records, write_jsonl, write_records
-from rlaif.labelers import Labeler
+from rlaif.labelers import Labeler, LabelResult
 from rlaif.options.read import plain
 from rlaif.records import Comparison, Pair, Sample
 from rlaif.stages.common.context import Context
@@ -29,6 +29,7 @@ from rlaif.stages.common.labeling import (
 )
 from rlaif.stages.common.limits import cut_metrics, drawing_work, prompt_tokens, response_tokens
 from rlaif.stages.common.measures.joining import with_bounds
+from rlaif.stages.common.measures.reading import POLICY_RULES, policy_cases, rationale_texts, reading_rows
 from rlaif.stages.common.measures.text import text_report
 from rlaif.stages.common.measures.win_rate import (
     compare,
@@ -61,6 +62,9 @@ from rlaif.store import Artifact
 logger = logging.getLogger(__name__)
 
 COMPARISONS_FILE = "comparisons.jsonl"
+FACTS_FILE = (
+    "facts.jsonl"  # by which comparisons are chosen for reading: rewards, the labeler's verdict, ends
+)
 
 
 def _judge(
@@ -97,9 +101,10 @@ def shows_proxy(ctx: Context) -> bool:
     return labeler_identity(ctx, "judge", 0) != labeler_identity(ctx, "labeler", 0)
 
 
-def _proxy(ctx: Context, comparisons: Sequence[Comparison], pairs: Sequence[Pair]) -> dict[str, float]:
+def _proxy(
+    ctx: Context, comparisons: Sequence[Comparison], pairs: Sequence[Pair], asked: LabelResult
+) -> dict[str, float]:
     """`eval/labeler_*`: the labeler's verdict on the same responses, and how far the judge shares it."""
-    asked = ctx.labeler("labeler", ctx.options.seeds.eval, stored=True).label(pairs)
     lengths = [(x.policy_tokens, x.baseline_tokens) for x in comparisons]
     own = compare(pairs, asked.preferences, lengths, tie_margin=ctx.options.eval.tie_margin)
     values = {row["id"]: row["eval/win_rate"] for row in win_rate_items(own)}
@@ -176,8 +181,11 @@ def judge_policies(
         metrics |= safety
         asked.append(judged.counters)
     metrics |= _asked(ctx, asked) | text_gains(comparisons)
-    if shows_proxy(ctx):
-        metrics |= _proxy(ctx, comparisons, [Pair.between(p, b) for p, b in zip(new, old, strict=True)])
+    pairs = [Pair.between(p, b) for p, b in zip(new, old, strict=True)]
+    labeler = ctx.labeler("labeler", ctx.options.seeds.eval, stored=True) if shows_proxy(ctx) else None
+    proxy = None if labeler is None else labeler.label(pairs)
+    if proxy is not None:
+        metrics |= _proxy(ctx, comparisons, pairs, proxy)
     metrics |= cut_metrics(ctx, "eval", cuts, "prompts")
     for who, samples in (("policy", new), ("baseline", old)):
         for name, value in text_report(samples, "eval").items():
@@ -185,11 +193,41 @@ def judge_policies(
             if measure not in ("n", "response_length"):
                 base, low, bound = measure.partition("_ci_")
                 metrics[f"eval/{base}_{who}{low}{bound}"] = value
-    pairs = [Pair.between(p, b) for p, b in zip(new, old, strict=True)]
     rows = encode_pairs(ctx, pairs, "evaluation")
     metrics |= _divergence(ctx, policy, baseline, rows)
-    metrics |= _rewards(reward.of_pairs((new, old), rows), [pair.cluster for pair in pairs])
+    rewards = reward.of_pairs((new, old), rows)
+    metrics |= _rewards(rewards, [pair.cluster for pair in pairs])
+    write_jsonl(folder / FACTS_FILE, _facts(ctx, new, old, rewards, proxy))
     return {**metrics, "eval/judge": str(ctx.options.judge.name)}
+
+
+def _facts(
+    ctx: Context,
+    policy: Sequence[Sample],
+    baseline: Sequence[Sample],
+    rewards: SideRewards,
+    asked: LabelResult | None,
+) -> list[Row]:
+    """What is known of each comparison beside the judge's verdict, by the pair's id."""
+    by_id = {} if asked is None else {row.pair_id: row.p_a for row in asked.preferences}
+    told = rationale_texts(asked.judgements) if asked and ctx.options.labeler.cot else {}
+    return [
+        {
+            "id": new.prompt_id,
+            "finished": [new.finished, old.finished],
+            "rewards": None if both is None else list(both),
+            "p_labeler": by_id.get(new.prompt_id),
+            "rationale": told.get(new.prompt_id, ""),
+        }
+        for new, old, both in zip(policy, baseline, rewards, strict=True)
+    ]
+
+
+def policy_reading(artifact: Artifact, heads: tuple[str, str]) -> list[Row]:
+    """The comparisons of an evaluation or a head-to-head that rules choose for reading."""
+    facts = {row["id"]: row for row in read_jsonl(artifact.file(FACTS_FILE))}
+    comparisons = read_records(artifact.file(COMPARISONS_FILE), Comparison)
+    return reading_rows(policy_cases(comparisons, facts), POLICY_RULES, heads)
 
 
 def _rewards(rewards: SideRewards, prompts: Sequence[str]) -> dict[str, float]:
@@ -309,6 +347,7 @@ def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
     tables = {
         "samples": comparison_rows(built["eval"]),
         "win_rate_by_length": win_rate_by_length(comparisons),
+        "reading_policy": policy_reading(built["eval"], ("Policy", "Baseline")),
     }
     questions = [row for row in _safety_rows(built["eval"]) if "kind" in row]
     return tables | ({"harmless_questions": questions} if questions else {})
@@ -316,7 +355,7 @@ def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
 
 STAGE = Stage(
     "eval",
-    7,
+    8,
     "eval",
     lambda ctx: ("rl", *reward_parents(ctx), *sft_parent(ctx)),
     eval_config,

@@ -26,6 +26,7 @@ from rlaif.stages.common.labeling import (
 )
 from rlaif.stages.common.limits import cut_metrics
 from rlaif.stages.common.measures.bins import confidence_bins, length_bins
+from rlaif.stages.common.measures.reading import LABEL_RULES, label_cases, rationale_texts, reading_rows
 from rlaif.stages.common.people import need_references, people_identity, with_gold
 from rlaif.stages.common.sources import PAIRS_FILE, source
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
@@ -126,6 +127,14 @@ def _judgement_rows(ctx: Context, built: Parents) -> list[Row]:
     ]
 
 
+def _reading(ctx: Context, built: Parents, pairs: list[Pair], preferences: list[Preference]) -> list[Row]:
+    """Labelled pairs that rules choose for reading, with the labeler's rationales if it wrote any."""
+    files = (JUDGEMENTS_FILE, GOLD_JUDGEMENTS_FILE) if ctx.options.labeler.cot else ()
+    judgements = [row for file in files for row in read_records(built["label"].file(file), Judgement)]
+    cases = label_cases(pairs, preferences, rationale_texts(judgements))
+    return reading_rows(cases, LABEL_RULES, ("Response a", "Response b"))
+
+
 def _config(ctx: Context) -> dict[str, Any]:
     identity = labeler_identity(ctx, "labeler", ctx.options.seeds.label)
     return {
@@ -166,6 +175,7 @@ def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
     pairs, preferences = _measured(ctx, built)
     return {
         "judgements": _judgement_rows(ctx, built),
+        "reading_labels": _reading(ctx, built, pairs, preferences),
         "label_subsets": subset_rows(pairs, preferences),
         "reliability": reliability(pairs, preferences),
         "label_confidence": confidence_bins(own_gold(pairs), preferences),

@@ -70,9 +70,9 @@ def _revised(ctx: Context, revise: Artifact) -> tuple[list[EncodedRow], list[Enc
     validation = revised_rows(ctx, held, "SFT validation rows", Cuts())
     if not train or not validation:
         raise UserError(
-            f"no revision is left to train or to validate on: of {len(every)}, {dropped(every) or 'none are empty'}, and "
-            f"{cuts.responses_dropped} are beyond task.max_response_tokens={ctx.options.task.max_response_tokens}; write "
-            "another labeler or backend, or task.too_long=truncate"
+            f"no revision is left to train or to validate on: of {len(every)}, {dropped(every) or 'none are empty'},"
+            f" and {cuts.responses_dropped} are beyond task.max_response_tokens="
+            f"{ctx.options.task.max_response_tokens}; write another labeler or backend, or task.too_long=truncate"
         )
     return train, validation, cut_metrics(ctx, "sft", cuts, "revisions")
 

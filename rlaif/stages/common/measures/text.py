@@ -29,8 +29,21 @@ def rouge_l(prediction: str, reference: str) -> float:
     return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case."""
     return _WORD.findall(text.lower())
+
+
+def words_changed(one: str, other: str) -> int:
+    """Fewest words to insert, delete or replace to turn one text into the other (Levenshtein; case does not count)."""
+    first, second = words_of(one), words_of(other)
+    costs = list(range(len(second) + 1))
+    for i, word in enumerate(first, start=1):
+        before, costs[0] = costs[0], i
+        for j, against in enumerate(second, start=1):
+            replaced = before + (word != against)
+            before, costs[j] = costs[j], min(replaced, costs[j] + 1, costs[j - 1] + 1)
+    return costs[-1]
 
 
 def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
@@ -43,11 +56,11 @@ def copy_rate(response: str, source: str, ngram: int = 4) -> float:
     A response of fewer than `ngram` words is looked up as a whole. High values mean that the policy repeats its
     input, which fools overlap rewards.
     """
-    words = _words(response)
+    words = words_of(response)
     if not words:
         return 0.0
     n = min(ngram, len(words))
-    known, grams = set(_ngrams(_words(source), n)), _ngrams(words, n)
+    known, grams = set(_ngrams(words_of(source), n)), _ngrams(words, n)
     return sum(gram in known for gram in grams) / len(grams)
 
 
@@ -56,7 +69,7 @@ def distinct_ngram_share(texts: Sequence[str], n: int) -> float:
 
     NaN if no text has n words. Compare only sets of similar size, since the share falls with size.
     """
-    grams = [gram for text in texts for gram in _ngrams(_words(text), n)]
+    grams = [gram for text in texts for gram in _ngrams(words_of(text), n)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 

@@ -31,11 +31,14 @@ from rlaif.stages.common.limits import (
     drawing_work,
     response_tokens,
 )
+from rlaif.stages.common.measures.markers import COPIED
+from rlaif.stages.common.measures.text import copy_rate
 from rlaif.stages.common.policies import draw, to_sample
 from rlaif.stages.common.stage import Work
 
 REVISIONS_FILE = "revisions.jsonl"
 FIRST_FILE = "first.jsonl"
+DOUBTFUL = 0.5  # share of revisions with one fault above which an alert is raised
 
 Slot = tuple[Split, Prompt]
 
@@ -62,10 +65,14 @@ def make_revisions(ctx: Context, folder: Path, top: Top, asked: Sequence[Slot], 
     _check_failed(ctx, result.revisions)
     write_records(folder / REVISIONS_FILE, result.revisions)
     if told := dropped(result.revisions):
-        ctx.warn("revisions dropped", f"of {len(result.revisions)} revisions, {told}: they are not trained on")
+        ctx.warn(
+            "revisions dropped", f"of {len(result.revisions)} revisions, {told}: they are not trained on"
+        )
+    metrics = _metrics(result)
+    _warn_of_no_revisions(ctx, metrics)
     # What the limits do to revisions is known once they are trained on.
     cut = cut_metrics(ctx, "sft", cuts, "prompts")
-    return _metrics(result) | cost_metrics(ctx, "labeler", result.counters, "sft") | cut
+    return metrics | cost_metrics(ctx, "labeler", result.counters, "sft") | cut
 
 
 def _first_responses(ctx: Context, file: Path, top: Top, asked: Sequence[Slot]) -> list[FirstResponse]:
@@ -111,6 +118,22 @@ def _check_failed(ctx: Context, revisions: Sequence[Revision]) -> None:
         )
 
 
+def _warn_of_no_revisions(ctx: Context, metrics: dict[str, float]) -> None:
+    """An alert if more than half of the revisions are none: an engine that is too small does not revise."""
+    faults = {
+        "sft/revision_unchanged_rate": "equal the first response",
+        "sft/revision_critique_rate": "repeat the critique instead of the response",
+        "sft/revision_cut_rate": f"have no end within task.max_response_tokens={ctx.options.task.max_response_tokens}",
+    }
+    for name, told in faults.items():
+        if metrics[name] > DOUBTFUL:
+            ctx.warn(
+                "revisions in doubt",
+                f"{metrics[name]:.0%} of the revisions {told}: read some (revisions.jsonl of the artifact revise) "
+                "before anything is concluded from this policy, and try a larger model behind backend=",
+            )
+
+
 def dropped(revisions: Sequence[Revision]) -> str:
     """How many revisions make no row to train on, in words, with an example; empty if none."""
     empty = [row.prompt_id for row in revisions if row.error is None and is_empty(row.text)]
@@ -129,6 +152,9 @@ def _metrics(result: Revised) -> dict[str, float]:
         "sft/revision_empty_rate": _share(is_empty(row.text) for row in done),
         "sft/revision_unchanged_rate": _share(row.unchanged for row in written),
         "sft/revision_cut_rate": _share(row.cut for row in written),
+        "sft/revision_critique_rate": _share(
+            copy_rate(row.text, row.critiques[-1]) >= COPIED for row in written
+        ),
         "sft/critique_empty_rate": _share(is_empty(text) for row in done for text in row.critiques),
         "sft/first_empty_rate": _share(is_empty(row.response) for row in rows),
         "sft/reused": counters["reused"],
