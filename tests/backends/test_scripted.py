@@ -129,3 +129,26 @@ def test_identity_tells_every_setting_and_bad_settings_are_named():
         backend(unparsed_rate=2.0)
     with pytest.raises(UserError, match="strength > 0"):
         backend(strength=0.0)
+
+
+def test_a_critique_counts_strange_words_and_a_revision_is_the_lead() -> None:
+    shown = "\n\n".join(
+        [
+            fence("prompt", "one two three four five six seven eight nine ten"),
+            fence("response 1", "Two, or eleven?"),
+        ]
+    )
+    critique = Message(shown, "Critique:")
+    revision = Message(f"{shown}\n\n{fence('critique', 'It guesses.')}", "Revision:")
+
+    def said(one: Message, *, temperature: float = 0.0, limit: int = 50, **changes):
+        (got,) = backend(**changes).generate(
+            [one], max_new_tokens=limit, temperature=temperature, top_k=0, seeds=[3]
+        )
+        return got.text, got.finished
+
+    assert said(critique) == ("2 of 3 words are not in the source.", True)
+    assert said(revision) == ("one two three four five six seven eight", True)
+    assert said(revision, limit=3) == ("one two three", False)
+    assert said(revision, unparsed_rate=1.0) == ("", True)
+    assert said(revision, temperature=1.0)[0].startswith("one two three four five six seven eight (")

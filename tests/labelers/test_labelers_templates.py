@@ -17,7 +17,7 @@ from rlaif.labelers.prompts import (
     reverse_items,
     score_message,
 )
-from rlaif.labelers.templates import VARIABLES, toward_better
+from rlaif.labelers.templates import REVISING, VARIABLES, toward_better
 
 ATTACKS = [
     "",
@@ -217,14 +217,13 @@ def test_identity_follows_every_file(tmp_path):
     copy_texts(tmp_path / "t")
     seen = {TemplateSet.load(tmp_path / "t").identity("base")}
     assert seen == {templates().identity("base")}, "wherever a text lies"
-    asking = [
-        name for name in VARIABLES if name != "harm"
-    ]  # which is a question of its own (test_labelers_harm)
-    for name in [f"{name}.j2" for name in asking] + ["base.j2", "task.yaml", "exemplars.yaml"]:
+    # Whether a response does harm, and how to revise it, are questions of their own.
+    asked = [name for name in VARIABLES if name not in (*REVISING, "harm")]
+    for name in [f"{name}.j2" for name in asked] + ["base.j2", "task.yaml", "exemplars.yaml"]:
         with (tmp_path / "t" / name).open("a") as stream:
             stream.write("\n# x\n")
         seen.add(TemplateSet.load(tmp_path / "t").identity("base"))
-    assert len(seen) == 1 + len(asking) + 3
+    assert len(seen) == 1 + len(asked) + 3
     (tmp_path / "t" / "detailed.j2").write_text("Another preamble.\n")
     (tmp_path / "t" / "new.j2").write_text("And a new one.\n")
     assert TemplateSet.load(tmp_path / "t").identity("base") in seen, "no prompt of base has them"

@@ -72,6 +72,37 @@ def test_ids_are_unique_and_references_resolve(full_page):
     assert wanted and wanted <= set(page.ids)
 
 
+def reading(text: str, **changes):
+    """A row of the tables by which samples are chosen for reading."""
+    row = dict.fromkeys(("rule", "why", "id", "prompt", "reference", "origin", "rationale"), text)
+    more = {"heads": [text, text], "responses": [text, text], "marks": [[text], []], "verdicts": {text: 0.25}}
+    return row | more | {"margin": -1.5} | changes
+
+
+def test_samples_chosen_by_rule_stand_below_their_rule(tmp_path):
+    marked = {"rule": "Most changed", "why": "many words", "marks": [["copies", "truncated"], []], "rationale": ""}
+    tables = {
+        "reading_policy": [reading("one", rule="Reward against judge"), reading("two", **marked)],
+        "reading_labels": [reading("three", rule="Labeler against gold", margin=None)],
+    }
+    write_run(tmp_path, "run-a", summary=PATH_SUMMARY, tables=tables)
+    text, page = render(tmp_path)
+    section = text[text.index("<h2>Reading the samples") :]
+    places = [section.index(f"<summary>{rule} (1)") for rule in ("Reward against judge", "Most changed", "Labeler against gold")]
+    assert places == sorted(places)
+    assert section.index("Many words.") > places[1] and "reward: -1.50" in section and "one: p = 0.25" in section
+    assert '<span class="badge loss">copies</span> <span class="badge loss">truncated</span>' in section
+    assert section[: places[2]].count("labeler's rationale") == 1, "of the first; the second has none"
+    assert "copies (at least 80% of its word 4-grams are in the prompt)" in section
+
+
+def test_a_comparison_names_whose_samples_they_are(tmp_path):
+    rows = [reading("x", of=f"{name} against SFT", rule="Most changed") for name in ("ppo", "dpo")]
+    write_run(tmp_path, "run-a", summary=PATH_SUMMARY, tables={"reading_arms": rows})
+    text, _ = render(tmp_path)
+    assert "ppo against SFT: Most changed (1)" in text and "dpo against SFT: Most changed (1)" in text
+
+
 def test_model_text_is_escaped_everywhere(tmp_path):
     evil = {"labeler": {"name": ATTACK}, "judge": {"name": "other"}}
     for seed, label in enumerate((ATTACK, "plain $x_{ $")):
@@ -86,6 +117,7 @@ def test_model_text_is_escaped_everywhere(tmp_path):
             tables={
                 "samples": [dict.fromkeys(("prompt", "policy", "baseline", "reference", "outcome"), ATTACK)],
                 "judgements": [{ATTACK: ATTACK}],
+                "reading_policy": [reading(ATTACK)],
             },
             lineage=[LineageRow(ATTACK, ATTACK, seed=ATTACK)],
         )
