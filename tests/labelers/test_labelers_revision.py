@@ -46,7 +46,9 @@ class Writer:
         return Generation(f" {kind} of {read_fences(prompt.user)[1][1]} ", True, 10, 5)
 
 
-def reviser(writer, *, store=None, rounds=1, batch_size=2, meter=None, principles=PRINCIPLES, seed=0, texts=None):
+def reviser(
+    writer, *, store=None, rounds=1, batch_size=2, meter=None, principles=PRINCIPLES, seed=0, texts=None
+):
     options = ReviserOptions(rounds, 0.0, 20, 12, batch_size, seed)
     free = Meter(name="labeler", price=None, budget_usd=None, max_seconds=None, clock=lambda: 0.0)
     return Reviser(
@@ -75,7 +77,9 @@ def test_principles_are_drawn_by_a_hash_of_seed_prompt_and_round() -> None:
 
 
 def test_every_principle_has_its_turn_and_every_seed_another() -> None:
-    drawn = {s: [drawn_principles("pqrs", 1, seed=s, prompt_id=f"{i}")[0] for i in range(400)] for s in (0, 1)}
+    drawn = {
+        s: [drawn_principles("pqrs", 1, seed=s, prompt_id=f"{i}")[0] for i in range(400)] for s in (0, 1)
+    }
     assert drawn[0] != drawn[1]
     counts = [drawn[0].count(one) for one in "pqrs"]
     assert all(70 <= count <= 130 for count in counts), counts  # 100 each; 3.4 standard deviations
@@ -130,7 +134,10 @@ def test_each_round_works_on_the_text_before_it_by_its_own_principle() -> None:
     writer = Writer()
     (row,) = reviser(writer, rounds=2).revise([first(3)]).revisions
     assert row.critiques == ("critique of text 3", "critique of revision of text 3")
-    assert row.revisions == ("revision of text 3", "revision of revision of text 3") and row.text == row.revisions[1]
+    assert (
+        row.revisions == ("revision of text 3", "revision of revision of text 3")
+        and row.text == row.revisions[1]
+    )
     assert row.principles == drawn_principles(PRINCIPLES, 2, seed=0, prompt_id="p3")
     assert len(set(row.principles)) == 2
     for message, principle in zip(writer.asked, [p for p in row.principles for _ in range(2)], strict=True):
@@ -183,7 +190,9 @@ def test_a_budget_ends_between_batches_and_a_higher_one_goes_on(tmp_path) -> Non
         return Meter(name="labeler", price=price, budget_usd=usd, max_seconds=None, clock=lambda: 0.0)
 
     small = Writer()
-    with pytest.raises(UserError, match=r"labeler\.budget_usd=25 .* 4 of 6 critiques are done, .*they are kept"):
+    with pytest.raises(
+        UserError, match=r"labeler\.budget_usd=25 .* 4 of 6 critiques are done, .*they are kept"
+    ):
         reviser(small, store=store, meter=meter(25)).revise(rows)
     assert len(small.asked) == 4
     rest = Writer()

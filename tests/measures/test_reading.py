@@ -77,7 +77,9 @@ def test_words_changed_is_the_edit_distance() -> None:
     assert words_changed("Red green, blue", "red blue!") == 1
 
 
-def case(name: str, first: str = "x", second: str = "x", margin: float | None = None, **verdicts: float) -> Case:
+def case(
+    name: str, first: str = "x", second: str = "x", margin: float | None = None, **verdicts: float
+) -> Case:
     return Case(name, PROMPT, first, second, verdicts, margin)
 
 
@@ -116,7 +118,9 @@ def test_each_rule_takes_its_highest_and_no_sample_twice() -> None:
                     wanted.setdefault(rule.name, []).append(best[1].id)
                     free.remove(best[1])
         assert names(chosen(cases, POLICY_RULES, count)) == wanted
-        assert names(chosen(list(reversed(cases)), POLICY_RULES, count)) == wanted, "whatever the file's order"
+        assert names(chosen(list(reversed(cases)), POLICY_RULES, count)) == wanted, (
+            "whatever the file's order"
+        )
 
 
 def test_the_rules_for_policies() -> None:
@@ -150,7 +154,12 @@ def test_comparisons_become_cases_with_what_is_known_of_them() -> None:
         "b": {"finished": [True, True], "rewards": None, "p_labeler": None, "rationale": ""},
     }
     a, b, c = policy_cases([comparison("a", 0.2), comparison("b", None), comparison("c", 0.9)], facts)
-    assert (a.margin, a.verdicts, a.finished, a.rationale) == (0.5, {"judge": 0.2, "labeler": 0.7}, (False, True), "since")
+    assert (a.margin, a.verdicts, a.finished, a.rationale) == (
+        0.5,
+        {"judge": 0.2, "labeler": 0.7},
+        (False, True),
+        "since",
+    )
     assert (b.margin, b.verdicts) == (None, {}) and (c.margin, c.verdicts) == (None, {"judge": 0.9})
     (row,) = reading_rows([a], POLICY_RULES, ("Policy", "Baseline"))
     assert row["rule"] == "Reward against judge" and row["marks"] == [["truncated"], []]
@@ -165,7 +174,8 @@ def test_labelled_pairs_are_chosen_by_disagreement_with_gold() -> None:
     golds = {"wrong": 1.0, "less wrong": 0.0, "right": 1.0, "unread": 1.0, "no gold": None}
     values = {"wrong": 0.1, "less wrong": 0.7, "right": 0.9, "unread": None, "no gold": 0.1}
     preferences = [
-        Preference(name, p, p, p, 1, "unparsed" if p is None else "ok", "logprob") for name, p in values.items()
+        Preference(name, p, p, p, 1, "unparsed" if p is None else "ok", "logprob")
+        for name, p in values.items()
     ]
     judgements = [
         Judgement("wrong", "ab", 0, "", "ok", "logprob", 0.1, text="a is odd"),

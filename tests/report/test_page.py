@@ -80,7 +80,12 @@ def reading(text: str, **changes):
 
 
 def test_samples_chosen_by_rule_stand_below_their_rule(tmp_path):
-    marked = {"rule": "Most changed", "why": "many words", "marks": [["copies", "truncated"], []], "rationale": ""}
+    marked = {
+        "rule": "Most changed",
+        "why": "many words",
+        "marks": [["copies", "truncated"], []],
+        "rationale": "",
+    }
     tables = {
         "reading_policy": [reading("one", rule="Reward against judge"), reading("two", **marked)],
         "reading_labels": [reading("three", rule="Labeler against gold", margin=None)],
@@ -88,9 +93,14 @@ def test_samples_chosen_by_rule_stand_below_their_rule(tmp_path):
     write_run(tmp_path, "run-a", summary=PATH_SUMMARY, tables=tables)
     text, page = render(tmp_path)
     section = text[text.index("<h2>Reading the samples") :]
-    places = [section.index(f"<summary>{rule} (1)") for rule in ("Reward against judge", "Most changed", "Labeler against gold")]
+    places = [
+        section.index(f"<summary>{rule} (1)")
+        for rule in ("Reward against judge", "Most changed", "Labeler against gold")
+    ]
     assert places == sorted(places)
-    assert section.index("Many words.") > places[1] and "reward: -1.50" in section and "one: p = 0.25" in section
+    assert (
+        section.index("Many words.") > places[1] and "reward: -1.50" in section and "one: p = 0.25" in section
+    )
     assert '<span class="badge loss">copies</span> <span class="badge loss">truncated</span>' in section
     assert section[: places[2]].count("labeler's rationale") == 1, "of the first; the second has none"
     assert "copies (at least 80% of its word 4-grams are in the prompt)" in section

@@ -77,7 +77,13 @@ def test_seeds_of_sft_share_the_revisions_and_a_seed_of_its_own_makes_others(run
 def test_what_does_not_change_the_revisions_is_not_in_their_digest(context) -> None:
     names = {
         word: Graph(context(*WORDS, word), STAGES).name("revise")
-        for word in ("seeds.sft=0", "sft.lr=0.1", "sample.temperature=0.5", "sample.max_rows=3", "labeler.order=first")
+        for word in (
+            "seeds.sft=0",
+            "sft.lr=0.1",
+            "sample.temperature=0.5",
+            "sample.max_rows=3",
+            "labeler.order=first",
+        )
     }
     assert len(set(names.values())) == 1, names
     for word in ("sft.revisions=2", "sft.temperature=1", "sft.first_temperature=0.5", "seeds.revise=1"):
@@ -91,7 +97,9 @@ def test_a_killed_run_draws_no_response_twice(run, revised, context, tmp_path) -
     name = Graph(ctx, STAGES).name("revise")
     work = tmp_path / "artifacts" / f".partial-{name}" / "work"
     work.mkdir(parents=True)
-    lines = [json.dumps({"prompt_id": row.prompt_id, "response": f"kept {i}"}) for i, row in enumerate(rows[:3])]
+    lines = [
+        json.dumps({"prompt_id": row.prompt_id, "response": f"kept {i}"}) for i, row in enumerate(rows[:3])
+    ]
     half = json.dumps({"prompt_id": rows[3].prompt_id, "response": "lost"})[:-4]
     (work / "first.jsonl").write_text("\n".join([*lines, half]), encoding="utf-8")
     words = ("stage=revise", *WORDS[1:], "labeler.batch_size=1")
@@ -135,7 +143,9 @@ def test_the_policy_learns_the_revisions(run, warm_root, context) -> None:
 def test_empty_revisions_are_dropped_and_counted(run, warm_root) -> None:
     record = run(*WORDS, "labeler.scripted.unparsed_rate=0.4")
     rows = revisions(record, warm_root)
-    empty = {split: sum(not row.text for row in rows if row.split == split) for split in ("train", "validation")}
+    empty = {
+        split: sum(not row.text for row in rows if row.split == split) for split in ("train", "validation")
+    }
     assert 0 < empty["train"] < 8
     assert record.summary["sft/rows"] == 8 - empty["train"]
     assert record.summary["sft/revision_empty_rate"] == pytest.approx(sum(empty.values()) / len(rows))
