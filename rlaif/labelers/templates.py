@@ -1,9 +1,9 @@
 """A task's prompt texts: Jinja2 files that can be edited without touching code, checked when loaded.
 
 A template set is a folder with `task.yaml` (polarity, cues), `pair.j2`, `question.j2`, `rationale.j2`, `prompt.j2`
-(the layout), `score.j2`, `harm.j2`, three `likelihood_*.j2` pieces, `exemplars.yaml`, and `critique.j2` and `revision.j2`, by
-which responses are revised. Every other `NAME.j2` is the preamble NAME. A file missing from the folder is taken from
-the folder `_common` beside it.
+(the layout), `score.j2`, `harm.j2`, three `likelihood_*.j2` pieces, `exemplars.yaml`, and `critique.j2` and
+`revision.j2`, by which responses are revised. Every other `NAME.j2` is the preamble NAME. A file missing from the
+folder is taken from the folder `_common` beside it.
 """
 
 from __future__ import annotations
