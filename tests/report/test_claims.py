@@ -28,7 +28,7 @@ def _claim(effect: dict[str, Any], **changes: Any) -> Claim:
     return read(Claim, WORDS | {"effect": effect, "relation": "greater", "smallest": 0.02} | changes, "claim")
 
 
-def _items(values: list[float], name: str = "label/alignment_worst", **more: Any) -> list[dict[str, Any]]:
+def _items(values: list[float], name: str = "label/alignment_half", **more: Any) -> list[dict[str, Any]]:
     return [{"id": f"i{i}", "prompt_id": f"p{i}", name: value, **more} for i, value in enumerate(values)]
 
 
@@ -44,6 +44,25 @@ def test_a_difference_of_arms_is_paired_by_item() -> None:
     )
     swapped = claim_row(_claim(ALIGNMENT), {"base": [_items(cot)], "cot": [_items(base)]}, {}, [])
     assert swapped["effect"] == pytest.approx(-9 / 40) and swapped["verdict"] == "contradicted"
+
+
+def test_what_a_labeler_abstains_from_decides_nothing() -> None:
+    """Of 60 pairs base gets half right, and cot reads none: as good as a guess, or always wrong."""
+    base = _items([1.0, 0.0] * 30)
+    rows = {
+        "base": [[row | {"label/alignment_worst": row["label/alignment_half"]} for row in base]],
+        "cot": [_items([0.5] * 60, **{"label/alignment_worst": 0.0})],
+    }
+    row = claim_row(_claim(ALIGNMENT), rows, {}, [])
+    assert row["verdict"] == "undecided" and row["effect"] == 0.0
+    assert (
+        "With unread pairs counted as wrong instead of half right it would be contradicted."
+        in row["sentence"]
+    )
+    assert (
+        "counted as wrong"
+        not in claim_row(_claim(ALIGNMENT), rows | {"cot": rows["base"]}, {}, [])["sentence"]
+    )
 
 
 def test_four_arms_with_seeds_add_up() -> None:

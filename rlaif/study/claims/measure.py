@@ -14,7 +14,7 @@ from rlaif.stats import mean_interval
 from rlaif.stats.effects.contrast import Decision, Effect, contrast, decide, from_interval
 from rlaif.stats.intervals import Interval
 from rlaif.study.claims.claim import Claim, CostOptions
-from rlaif.study.items import common_items, seed_scores, seed_table, tested_metric
+from rlaif.study.items import common_items, seed_scores, seed_table
 from rlaif.study.verdict import Tone, Verdict
 from rlaif.tracking.runs import Row, Scalar, interval, number
 from rlaif.tracking.text import FORMATS, is_percent, metric_label, p_text
@@ -28,13 +28,28 @@ CLAIM = "claim"
 TOKENS_IN, TOKENS_OUT = "tokens_in", "tokens_out"
 """Columns of a labeler's items: what it read and wrote for a pair, in all orders and steps."""
 
+READINGS = {"label/alignment": ("label/alignment_half", "label/alignment_worst")}
+"""Where an item may be unread: counted as half right, and as wrong."""
+
 
 def claim_row(claim: Claim, items: Items, summaries: Summaries, meetings: Meetings) -> dict[str, Any]:
-    """The claim with its effect and verdict, as a row of a run's table; undecided if its arms lack what it is about."""
-    effect = _effect(claim, items, summaries, meetings)
+    """The claim with its effect and verdict, as a row of a run's table; undecided if its arms lack what it is about.
+
+    A labeler's unread pairs count as half right. Where the verdict would be another if they counted as wrong, there is
+    none: what a labeler abstains from decides nothing.
+    """
+    about = claim.effect.metric if claim.effect.kind == "weights" else ""
+    effect, *others = (
+        _effect(claim, metric, items, summaries, meetings) for metric in READINGS.get(about, (about,))
+    )
     if effect is None:
         return _row(claim, "undecided", f"Undecided: nothing was measured of {measured(claim)}.")
     decision = decide(effect, claim.relation, claim.smallest)
+    states = {decide(other, claim.relation, claim.smallest).state for other in others if other is not None}
+    note = ""
+    if states - {decision.state}:
+        note = f" With unread pairs counted as wrong instead of half right it would be {', '.join(sorted(states))}."
+        decision = replace(decision, state="undecided")
     found = effect.interval()
     numbers = {
         "effect": found.estimate,
@@ -45,7 +60,7 @@ def claim_row(claim: Claim, items: Items, summaries: Summaries, meetings: Meetin
         "n": effect.n,
         "seeds": effect.seeds,
     }
-    return _row(claim, decision.state, _sentence(claim, effect, decision)) | numbers
+    return _row(claim, decision.state, _sentence(claim, effect, decision) + note) | numbers
 
 
 def unmet_row(claim: Claim, needs: Sequence[str]) -> dict[str, Any]:
@@ -113,7 +128,9 @@ def _value(claim: Claim, value: float) -> str:
     return FORMATS[unit(claim)].value(value)
 
 
-def _effect(claim: Claim, items: Items, summaries: Summaries, meetings: Meetings) -> Effect | None:
+def _effect(
+    claim: Claim, metric: str, items: Items, summaries: Summaries, meetings: Meetings
+) -> Effect | None:
     effect = claim.effect
     if effect.kind == "cost":
         return _cheaper(effect.cost, items[effect.cost.arm], effect.against)
@@ -122,14 +139,14 @@ def _effect(claim: Claim, items: Items, summaries: Summaries, meetings: Meetings
         values, clusters = meeting_values(meetings, first, second)
         return _contrast({first: values}, {first: 1.0}, clusters, 0.5, outcomes=True)
     weights = {name: float(weight) for name, weight in effect.weights.items()}
-    scores = {name: seed_scores(items[name], tested_metric(effect.metric)) for name in weights}
+    scores = {name: seed_scores(items[name], metric) for name in weights}
     shared = common_items(scores) if all(scores.values()) else []
     if not shared:
-        return _summarised(effect.metric, weights, items, summaries, effect.against)
+        return _summarised(metric, weights, items, summaries, effect.against)
     keys, clusters = [key for key, _ in shared], [prompt for _, prompt in shared]
     tables = {name: seed_table(own, keys) for name, own in scores.items()}
     return _contrast(
-        tables, weights, clusters, effect.against, outcomes=None if is_percent(effect.metric) else False
+        tables, weights, clusters, effect.against, outcomes=None if is_percent(metric) else False
     )
 
 
