@@ -55,7 +55,7 @@ OF_REWARDS = ("missing_eos_penalty", "missing_eos_score", "length_penalty", "hel
 LABELS = ("label_noise", "min_confidence", "confidence_weight", "hard_labels")
 """The keys of `rm` that are read here if the labeler labels."""
 COUNTS = (TRAINED, "rl/equal_dropped", "rl/unread_dropped", "rl/dropped_pairs", "rl/flipped_pairs")
-SUMMED = (*COUNTS, *(f"rl/{name}" for name in SPENT))
+SUMMED = (*COUNTS, *SPENT)
 """Metrics whose summary is the sum over all iterations."""
 
 

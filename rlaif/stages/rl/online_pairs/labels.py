@@ -22,8 +22,13 @@ Labels = tuple[dict[int, float], dict[str, float]]
 Label = Callable[[Rollout, Mapping[int, Pair]], Labels]
 """(a rollout, its pairs to be labelled by their number) -> their labels."""
 
-SPENT = ("tokens_in", "tokens_out", "tokens_cached", "reused")
-"""Counters of a labeling that are summed over iterations."""
+SPENT = {
+    "rl/tokens_in": "tokens_in",
+    "rl/tokens_out": "tokens_out",
+    "rl/tokens_cached": "tokens_cached",
+    "rl/reused": "reused",
+}
+"""Metrics of an iteration's labels, and the labeling's counters that they are."""
 
 
 class LabelerLabels:
@@ -41,7 +46,7 @@ class LabelerLabels:
         before, result = self._labeler.usd, self._labeler.label([*pairs.values()])
         check_unread(self._ctx, "labeler", result.unread, "an iteration's judgements")
         self._add(result)
-        metrics = {f"rl/{name}": float(result.counters[name]) for name in SPENT}
+        metrics = {name: float(result.counters[counter]) for name, counter in SPENT.items()}
         if before is not None:
             metrics["rl/usd"] = (self._labeler.usd or 0.0) - before
         labels = zip(pairs, (preference.p_a for preference in result.preferences), strict=True)
