@@ -271,7 +271,7 @@ def test_a_run_that_has_moved_too_far_stops_and_pays_for_no_more_labels(tiny_mod
     assert module.history[-1]["rl/kl"] > 0.05 and "rl/train_pairs" not in module.history[-1]
     again = make_online(model, iterations=8, options=options, label=label, lr=1e-2)
     _train(again, tmp_path, 8)
-    assert untimed(again.history) == untimed(module.history), "resumed, it is still stopped"
+    assert untimed(again.history) == untimed(module.history), "resumed, it stops at the same iteration"
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])

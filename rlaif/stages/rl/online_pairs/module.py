@@ -106,11 +106,6 @@ class OnlinePairsModule(pl.LightningModule):
         numbers: Any = range(self._options.updates)  # as many whatever was dropped, as the schedule expects
         return DataLoader(numbers, batch_size=None, shuffle=False, num_workers=0)
 
-    def on_train_start(self) -> None:
-        # Resumed after it had stopped by itself (a last row without updates): there is nothing left to do.
-        if self.history and TRAINED not in self.history[-1]:
-            self.trainer.should_stop = True
-
     def on_train_epoch_start(self) -> None:
         iteration, started = self.current_epoch, time.perf_counter()
         tracked = self._tracker.at(iteration) if self._tracker is not None else {}
