@@ -56,7 +56,7 @@ from rlaif.study.arms import (
 )
 from rlaif.study.claims.claim import check_arms, missing, read_claim
 from rlaif.study.claims.measure import CLAIM, claim_row, claim_summary, unmet_row
-from rlaif.study.claims.scatter import SCATTER, scatter_rows
+from rlaif.study.claims.scatter import PLANNED, SCATTER, scatter_rows
 from rlaif.study.diagnosis import control_row, diagnose
 from rlaif.study.diagnosis_table import diagnosis_table
 from rlaif.study.labelers import compare_labelers
@@ -119,7 +119,7 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
         "controls": [
             control_row(name, kind, summaries[name], items[name]) for name, kind in controls.items()
         ],
-        SCATTER: scatter_rows(items, metrics),
+        SCATTER: scatter_rows(items, list(dict.fromkeys([*metrics, *PLANNED]))),
     }
     _labelers(ctx, graphs)
     _record(ctx, graphs, duels, robins, tables)

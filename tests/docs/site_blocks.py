@@ -43,3 +43,14 @@ def commands_of(block: Block) -> list[list[str]]:
         assert words[0] == "rlaif", f"{line!r} is no command of rlaif's"
         commands.append(words[1:])
     return commands
+
+
+def inline_commands_of(page: Path) -> list[list[str]]:
+    """The `rlaif` commands in the running text, as words without the program; flags of the program itself are left out."""
+    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    lines = re.findall(r"`rlaif ([^`]+)`", text)
+    return [
+        words
+        for words in map(shlex.split, lines)
+        if words[0].partition("=")[0].isidentifier() or words[0] == "-m"
+    ]

@@ -15,7 +15,11 @@ from jobs import CODE, start_job
 from local_server import LocalServer
 from model_folders import save_model
 from nbclient import NotebookClient
-from site_blocks import DOCS, PAGES, SERVER, Block, blocks_of, commands_of
+from site_blocks import DOCS, PAGES, SERVER, Block, blocks_of, commands_of, inline_commands_of
+
+from rlaif.app.compose import composed, resolved
+from rlaif.options.job import Options
+from rlaif.options.read import read
 
 SMALL = ("profile=smoke", "tracking=none")
 OWN_MODEL = "model=hub"  # profile=smoke would replace it
@@ -91,6 +95,14 @@ def test_every_block_runs(page: Path, folder: Path, server: LocalServer) -> None
             exec(compile(block.text, str(page), "exec"), names)
         else:
             assert block.file or block.language == "text", f"{page}: {block.language} is run by nothing"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CODE)))
+def test_commands_within_the_text_are_commands(page: Path, tmp_path: Path) -> None:
+    """They compose, to a job that knows all of their keys; what they would build is tested elsewhere."""
+    for words in inline_commands_of(page):
+        with composed([*SMALL, f"paths.root={tmp_path}", *(word for word in words if word != "-m")]) as cfg:
+            assert read(Options, resolved(cfg)).stage
 
 
 def _whole(block: Block) -> str:

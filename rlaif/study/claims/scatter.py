@@ -15,6 +15,8 @@ from rlaif.tracking.glossary import describe
 from rlaif.tracking.runs import Row, RunRecord
 
 SCATTER = "scatter"
+PLANNED = ("label/alignment", "rm/accuracy", "rm/gold_accuracy", "eval/win_rate")
+"""What is kept of every comparison that measures it, whatever its own tests are on."""
 ITEMS = "items"
 ARMS, ALONE = "arms", "alone"
 """What was compared: two arms on a metric, or one arm's metric with its neutral value, such as a win rate with 50%."""
