@@ -46,11 +46,11 @@ def commands_of(block: Block) -> list[list[str]]:
 
 
 def inline_commands_of(page: Path) -> list[list[str]]:
-    """The `rlaif` commands in the running text, as words without the program; flags of the program itself are left out."""
+    """The `rlaif` commands in the running text, as words without the program; of a sweep, its first job."""
     text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
-    lines = re.findall(r"`rlaif ([^`]+)`", text)
+    commands = [shlex.split(line) for line in re.findall(r"`rlaif ([^`]+)`", text)]
     return [
-        words
-        for words in map(shlex.split, lines)
-        if words[0].partition("=")[0].isidentifier() or words[0] == "-m"
+        [word.split(",")[0] for word in words[1:]] if words[0] == "-m" else words
+        for words in commands
+        if "=" in words[0] or words[0] == "-m"
     ]

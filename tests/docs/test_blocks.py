@@ -101,7 +101,7 @@ def test_every_block_runs(page: Path, folder: Path, server: LocalServer) -> None
 def test_commands_within_the_text_are_commands(page: Path, tmp_path: Path) -> None:
     """They compose, to a job that knows all of their keys; what they would build is tested elsewhere."""
     for words in inline_commands_of(page):
-        with composed([*SMALL, f"paths.root={tmp_path}", *(word for word in words if word != "-m")]) as cfg:
+        with composed([*SMALL, f"paths.root={tmp_path}", *words]) as cfg:
             assert read(Options, resolved(cfg)).stage
 
 
