@@ -115,7 +115,7 @@ def test_a_killed_run_draws_no_response_twice(run, revised, context, tmp_path) -
 
 def test_the_policy_learns_the_revisions(run, warm_root, context) -> None:
     """Two revisions by heart: they become likely, the first responses and the references do not."""
-    longer = ("sft.num_rows=2", "sft.num_epochs=80", "sft.lr=0.01", "task.max_prompt_chars=150")
+    longer = ("sft.num_rows=2", "sft.num_epochs=80", "sft.lr=0.01")
     words = (*WORDS, "model.trainable=full", *longer)
     record, ctx = run(*words), context(*words)
     rows = [row for row in revisions(record, warm_root) if row.split == "train"]
