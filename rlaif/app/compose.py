@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -16,10 +17,13 @@ from rlaif.app.command.words import refuse_null
 from rlaif.app.home import CONF
 from rlaif.errors import UserError
 from rlaif.options.job import Options, with_engine, with_seed
-from rlaif.options.read import UNSET, read, require
+from rlaif.options.read import UNSET, plain, read, require
+from rlaif.options.rules import shown
 from rlaif.stages.common.context import Compose
 
 _VARIABLE = re.compile(r"Environment variable '([^']+)' not found")
+_JUDGE = re.compile(r"[A-Za-z0-9][\w-]*")
+_OF_JUDGES = re.compile(r"(?:judge|backend)(?:\.\w+)*=")
 _READ_LATER = ("compare", "report", "clean")
 """Stages for which a setting may be unset: an arm gives it, or nothing reads it."""
 
@@ -59,16 +63,76 @@ def arm_composer(overrides: Sequence[str]) -> Compose:
 
     def composed(words: Sequence[str]) -> Options:
         refuse_null(words)
-        own = {_key(word) for word in words}
         # A key that the arm sets itself is the arm's: a sweep over it would otherwise be undone silently.
-        base = [word for word in overrides if _key(word) not in own]
-        hydra = HydraConfig.get()
-        places = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
-        cfg = compose(hydra.job.config_name, overrides=[*places, *base, *words])
+        base = _without(overrides, {_key(word) for word in words})
+        cfg = _config([*base, *words])
         require(resolved(cfg))
-        return read_options(cfg)
+        return with_jury(read_options(cfg), [*base, *words])
 
     return composed
+
+
+def with_jury(options: Options, words: Sequence[str]) -> Options:
+    """The options with `judges` composed, each from the job's own `words` and its overrides.
+
+    Raises UserError for judges that are neither names nor names with overrides of `judge` and `backend`.
+    """
+    if not options.judges:
+        if options.eval.panel != "none":
+            raise UserError(
+                f"eval.panel={options.eval.panel} has no judges: write judges=[NAME,NAME], or eval.panel=none"
+            )
+        return options
+    if _is_composed(options.judges):
+        return options
+    found = {}
+    for name, own in judge_overrides(options.judges).items():
+        keys = {_key(word) for word in own}
+        # A judge that chooses a backend takes none of another backend's settings.
+        base = _without(words, keys, below={"backend"} & keys)
+        try:
+            own_options = read_options(_config([*_without(base, {"judges"}), *own]))
+        except UserError as error:
+            raise UserError(f"judges.{name}: {error}") from None
+        found[name] = {"judge": plain(own_options.judge), "backend": plain(own_options.backend)}
+    return replace(options, judges=found)
+
+
+def judge_overrides(judges: Any) -> dict[str, list[str]]:
+    """The overrides of each of `judges` by name; of a bare name N they are `judge=N`. Raises UserError for others."""
+    if isinstance(judges, str) or not isinstance(judges, Sequence | Mapping):
+        raise UserError(f"judges={shown(judges)} is no list: write judges=[NAME,NAME], names of conf/judge")
+    named = judges if isinstance(judges, Mapping) else {str(name): [f"judge={name}"] for name in judges}
+    if len(named) < len(judges):
+        raise UserError(f"judges={shown(judges)} names a judge twice: write {{NAME: [judge=PRESET], ...}}")
+    for name, own in named.items():
+        if not _JUDGE.fullmatch(name):
+            raise UserError(f"judges: {name!r} is no name for a judge: write letters, digits, - and _")
+        if isinstance(own, str) or not isinstance(own, Sequence) or not all(isinstance(w, str) for w in own):
+            raise UserError(f"judges.{name} must be a list of overrides: write {name}: [judge=PRESET]")
+        for word in own:
+            if not _OF_JUDGES.match(word):
+                raise UserError(
+                    f"judges.{name}: {word} is no setting of a judge: write judge=NAME, judge.KEY=VALUE, backend=NAME "
+                    "or backend.KEY=VALUE"
+                )
+    return {name: list(own) for name, own in named.items()}
+
+
+def _is_composed(judges: Any) -> bool:
+    return isinstance(judges, Mapping) and all(isinstance(own, Mapping) for own in judges.values())
+
+
+def _without(words: Sequence[str], keys: Collection[str], below: Collection[str] = ()) -> list[str]:
+    """The words that set none of `keys`, and nothing below the groups in `below`."""
+    return [w for w in words if _key(w) not in keys and _key(w).partition(".")[0] not in below]
+
+
+def _config(words: Sequence[str]) -> DictConfig:
+    """The configuration that the words make within a running job."""
+    hydra = HydraConfig.get()
+    places = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+    return compose(hydra.job.config_name, overrides=[*places, *words])
 
 
 def _key(override: str) -> str:

@@ -7,12 +7,12 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from rich.table import Table
 
-from rlaif.app.plan.power import power_plan
 from rlaif.app.plan.seconds import matrix_rate
 from rlaif.backends.base import Backend, Message
 from rlaif.backends.encoder import EncoderBackend
@@ -23,6 +23,7 @@ from rlaif.io.terminal import console
 from rlaif.labelers.answers import checked
 from rlaif.labelers.prompts import CHOICES
 from rlaif.models.load import visible_gpus
+from rlaif.options.job import JUDGES
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import low_mass_hints
 from rlaif.stages.label.injection import ATTACKS, injection_report
@@ -73,30 +74,33 @@ def _wandb(ctx: Context) -> str:
     )
 
 
-def _server(ctx: Context) -> str:
-    """Whether the labeler's server answers, with which model, and how it reports probabilities."""
-    backend = ctx.labeler("labeler", 0, stored=False).backend
-    return (
-        backend.describe() if isinstance(backend, OpenAIBackend) else "none: the labeler is in this process"
-    )
+def _server(ctx: Context, key: str = "labeler") -> str:
+    """Whether the server of the labeler at `key` answers, with which model, and how it reports probabilities."""
+    backend, who = ctx.labeler(key, 0, stored=False).backend, _called(key)
+    return backend.describe() if isinstance(backend, OpenAIBackend) else f"none: the {who} is in this process"
 
 
-def _choices(ctx: Context) -> str:
-    """Whether the labeler's model puts its mass on the two choice tokens at all."""
-    backend = ctx.labeler("labeler", 0, stored=False).backend
+def _called(key: str) -> str:
+    return f"judge {key.removeprefix(JUDGES)}" if key.startswith(JUDGES) else key
+
+
+def _choices(ctx: Context, key: str = "labeler") -> str:
+    """Whether the model of the labeler at `key` puts its mass on the two choice tokens at all."""
+    backend, own = ctx.labeler(key, 0, stored=False).backend, ctx.options.asked(key)
     if isinstance(backend, EncoderBackend | ScriptedBackend):
-        return f"none: labeler={ctx.options.labeler.name} answers by a rule and is asked no question"
+        who = key if key.startswith(JUDGES) else f"{key}={own.name}"
+        return f"none: {who} answers by a rule and is asked no question"
     question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
     (scores,) = cast(Backend, backend).choice_logprobs([question], CHOICES)
     answer = checked(scores, choices=len(CHOICES))
     if answer.error is not None:
         raise UserError(f"the question whether 1 or 2 is larger got no answer: {answer.error}")
-    mass, least = _mass(answer.logprobs), ctx.options.labeler.min_mass
+    mass, least = _mass(answer.logprobs), own.min_mass
     finding = f"{mass:.1%} of the next token's probability is on the choices 1 and 2"
     if mass < least:
         raise UserError(
-            f"{finding}, less than labeler.min_mass={least:g}: the model says something else, and its verdicts will be"
-            f" unparsed. Write {', '.join(low_mass_hints(ctx, 'labeler'))}, or a lower labeler.min_mass"
+            f"{finding}, less than {key}.min_mass={least:g}: the model says something else, and its verdicts will be"
+            f" unparsed. Write {', '.join(low_mass_hints(ctx, key))}, or a lower {key}.min_mass"
         )
     return finding
 
@@ -124,7 +128,8 @@ def _injection(ctx: Context) -> str:
     return "\n".join(lines)
 
 
-CHECKS: dict[str, Callable[[Context], str]] = {
+Check = Callable[[Context], str]
+CHECKS: dict[str, Check] = {
     "machine": _machine,
     "device": _device,
     "model": _model,
@@ -134,21 +139,40 @@ CHECKS: dict[str, Callable[[Context], str]] = {
     "labeler's choices": _choices,
     "injection": _injection,
 }
+_OF_SERVERS = ("labeler's choices", "injection")
+
+
+def checks_of(ctx: Context) -> dict[str, Check]:
+    """The checks of a job: `CHECKS`, the server and the choices of each of several judges, and the plan if asked for."""
+    found = dict(CHECKS)
+    for key in ctx.options.judge_keys if ctx.options.jury else ():
+        found[f"{key}: server"] = partial(_server, key=key)
+        found[f"{key}: choices"] = partial(_choices, key=key)
+    if ctx.options.planner.effect is not None:
+        found["planner"] = power_plan
+    return found
+
+
+def _needs(check: str) -> str | None:
+    """The check of a server that this one would ask, None if it asks none."""
+    if check in _OF_SERVERS:
+        return "labeler's server"
+    return f"{check.removesuffix(': choices')}: server" if check.endswith(": choices") else None
 
 
 def doctor(ctx: Context) -> None:
     """Print one line per check; raises UserError at the end if any failed.
 
-    Checks that ask the labeler are skipped once its server has failed: each would wait for all retries.
+    Checks that ask a labeler or judge are skipped once its server has failed: each would wait for all retries.
     """
     table = Table(title="Doctor", header_style="bold")
     table.add_column("check")
     table.add_column("finding", overflow="fold")
     failed = []
-    planned = {} if ctx.options.planner.effect is None else {"planner": power_plan}
-    for name, check in {**CHECKS, **planned}.items():
-        if check in (_choices, _injection) and "labeler's server" in failed:
-            table.add_row(f"-- {name}", "not checked: the labeler's server failed")
+    for name, check in checks_of(ctx).items():
+        if (needed := _needs(name)) in failed:
+            whose = "the labeler's server" if needed == "labeler's server" else "its server"
+            table.add_row(f"-- {name}", f"not checked: {whose} failed")
             continue
         try:
             table.add_row(f"[green]ok[/] {name}", check(ctx))

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from rlaif.app.clean import clean
-from rlaif.app.compose import arm_composer, read_options
+from rlaif.app.compose import arm_composer, read_options, with_jury
 from rlaif.app.disk import written_below
 from rlaif.app.doctor import doctor
 from rlaif.app.export import export_model
@@ -29,6 +29,7 @@ from rlaif.options.rules import shown
 from rlaif.report.comparison import sweep_table, terminal_arms, terminal_comparison
 from rlaif.report.summary import result_table
 from rlaif.stages.common.context import Context
+from rlaif.stages.eval.judge_tables import judge_grids, terminal_grid
 from rlaif.stages.graph import Graph, Planned
 from rlaif.stages.label.section import subset_table
 from rlaif.stages.registry import STAGES
@@ -71,8 +72,8 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Pat
 
 
 def _run(job: Sized, group: str | None) -> Path | None:
-    options, overrides = job.options, job.words
-    compose = arm_composer(overrides)
+    overrides = job.words
+    options, compose = with_jury(job.options, overrides), arm_composer(overrides)
     if options.plan and options.stage != "clean":
         print_plan(Context(options, None, compose))
         return None
@@ -219,6 +220,8 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
         subsets = subset_table(record.table("label_subsets"))
         if subsets is not None:
             console().print(subsets)
+        for grid in judge_grids([record.table("judges"), record.table("judge_agreement")]):
+            console().print(terminal_grid(grid))
     if stage == "compare":
         for part in terminal_comparison(record):
             console().print(part)

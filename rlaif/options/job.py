@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from rlaif.options.labeling import BackendOptions, EvalOptions, LabelingOptions, PeopleOptions
+from rlaif.options.labeling import BackendOptions, EvalOptions, JudgeOptions, LabelingOptions, PeopleOptions
+from rlaif.options.read import read
 from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Number, Positive, Share
 from rlaif.options.training import RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
 
 TooLong = Literal["error", "truncate", "drop"]
+JUDGES = "judges."
+"""Before the name of one of `judges`, in keys and messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +200,7 @@ class Options:
     backend: BackendOptions
     labeler: LabelingOptions
     judge: LabelingOptions
+    judges: Any
     sft: SFTOptions
     sample: SampleOptions
     people: PeopleOptions
@@ -222,11 +228,36 @@ class Options:
     compare: Any
     claim: Any
 
+    @cached_property
+    def jury(self) -> Mapping[str, JudgeOptions]:
+        """The judges of `judges`, once their overrides are composed (`rlaif.app.compose`), in order."""
+        return {name: read(JudgeOptions, own, f"judges.{name}") for name, own in (self.judges or {}).items()}
+
+    @property
+    def judge_keys(self) -> tuple[str, ...]:
+        """Where the judges are composed: `judge` alone, or `judges.NAME` for each of `judges`."""
+        return tuple(f"{JUDGES}{name}" for name in self.jury) or ("judge",)
+
+    @property
+    def deciding_keys(self) -> tuple[str, ...]:
+        """The judges whose verdicts the win rate is made of: the first, or all of a panel."""
+        return self.judge_keys if self.eval.panel != "none" else self.judge_keys[:1]
+
     def asked(self, key: str) -> LabelingOptions:
-        """The labeler composed at `key`, `labeler` or `judge`, or simulated `people` as one."""
+        """The labeler composed at `key`: `labeler`, `judge`, `judges.NAME`, or simulated `people` as one."""
         if key == "people":
             return self.people.labeling(self.labeler)
+        if key.startswith(JUDGES):
+            return self.jury[key.removeprefix(JUDGES)].judge
         return {"labeler": self.labeler, "judge": self.judge}[key]
+
+    def engine_at(self, key: str) -> BackendOptions:
+        """The backend that the labeler at `key` may run on: its own if it is one of `judges`."""
+        return self.jury[key.removeprefix(JUDGES)].backend if key.startswith(JUDGES) else self.backend
+
+    def named(self, key: str) -> str:
+        """What tables and sentences call the labeler at `key`."""
+        return key.removeprefix(JUDGES) if key.startswith(JUDGES) else str(self.asked(key).name)
 
 
 def with_seed(options: Options) -> Options:

@@ -161,8 +161,16 @@ class BackendOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """One of `judges`, as its overrides compose it: its own `judge` and the `backend` that runs it."""
+
+    judge: LabelingOptions
+    backend: BackendOptions
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """`eval`: how the two policies answer held-out prompts, and what counts as a tie.
+    """`eval`: how the two policies answer held-out prompts, what counts as a tie, and whose verdict counts.
 
     `safety`: the share of harmless answers too, each judged on its own, and how many of `num_safe_prompts` harmless
     questions are refused.
@@ -172,6 +180,7 @@ class EvalOptions:
     temperature: From0
     top_k: Count0
     tie_margin: Annotated[float, Number(0, 0.5)]
+    panel: Literal["none", "mean", "vote"]
     labeler_verdict: bool
     safety: bool
     num_safe_prompts: Count

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from rlaif.figures.rows import latest_table
 from rlaif.report.curve import curve_table, terminal_curve
+from rlaif.stages.eval.judge_tables import self_preference_grid, terminal_grid
 from rlaif.stats import ALPHA, holm
 from rlaif.study.controls import ControlArm
 from rlaif.study.diagnosis_table import diagnosis_table, terminal_diagnosis
@@ -342,9 +343,13 @@ def terminal_comparison(run: RunRecord) -> list[RichTable]:
     """All tables of a comparison's run: arms, head-to-heads, curve, diagnosis, labelers."""
     arms = recorded_arms([run])
     curve, diagnosis = curve_table(run.table("curve")), diagnosis_table(run.table("diagnosis"))
-    labelers = labelers_table(*labelers_of([run]))
+    labelers, preferred = (
+        labelers_table(*labelers_of([run])),
+        self_preference_grid(run.table("self_preference")),
+    )
     return [
         *(terminal_arms(arms) if arms else []),
+        *([terminal_grid(preferred)] if preferred else []),
         *([terminal_curve(curve)] if curve else []),
         *([terminal_diagnosis(diagnosis)] if diagnosis else []),
         *([terminal_labelers(labelers)] if labelers else []),

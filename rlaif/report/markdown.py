@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rlaif.report.comparison import ArmsTable, recorded_arms, with_range
 from rlaif.report.curve import curve_table
+from rlaif.stages.eval.judge_tables import self_preference_grid
 from rlaif.study.diagnosis_table import HEADS, diagnosis_table
 from rlaif.tracking.runs import RunRecord
 from rlaif.tracking.text import metric_label
@@ -25,6 +26,10 @@ def comparison_markdown(run: RunRecord) -> str:
         parts.append(table.caption)
     if table.verdicts:
         parts.append(_verdicts(table))
+    preferred = self_preference_grid(run.table("self_preference"))
+    if preferred:
+        cells = [[with_range(value, below) for value, below in row] for row in preferred.rows]
+        parts += [f"## {preferred.title}", markdown_table(preferred.heads, cells), preferred.caption]
     curve = curve_table(run.table("curve"))
     if curve:
         parts += ["## Curve", markdown_table(curve.heads, curve.rows)]

@@ -24,6 +24,7 @@ from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.verdict import verdict
 from rlaif.stages.common.measures.markers import MARKERS
+from rlaif.stages.eval.judge_tables import Grid, judge_grids, self_preference_grid
 from rlaif.stages.label.section import LabelerSection, labeler_section
 from rlaif.stages.rm.section import RewardModelSection, reward_model_section
 from rlaif.study.claims.measure import CLAIM, claim_verdict
@@ -75,6 +76,8 @@ class Content:
     labelers: LabelersTable | None
     reward_model: RewardModelSection | None
     by_length: Sequence[tuple[str, str, str, str]]
+    judges: Sequence[Grid]
+    self_preference: Grid | None
     samples: Mapping[str, Sequence[Row]]
     judgements: Sequence[Row]
     reading: Sequence[ReadingGroup]
@@ -157,6 +160,8 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         labelers=labelers_table(*labelers_of(runs)),
         reward_model=reward_model_section(shown, summary),
         by_length=_by_length(shown),
+        judges=judge_grids([latest_table(shown, name) for name in ("judges", "judge_agreement")]),
+        self_preference=self_preference_grid(latest_table(runs, "self_preference")),
         samples=_samples(shown),
         judgements=[row for run in shown for row in run.table("judgements")][:_MAX_JUDGEMENTS],
         reading=_reading(shown),

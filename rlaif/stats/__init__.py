@@ -5,6 +5,7 @@ from rlaif.stats.agreement import (
     brier_score,
     cohen_kappa,
     expected_calibration_error,
+    kappa_interval,
     reliability_bins,
 )
 from rlaif.stats.arms import PairedTest, arm_interval, paired_test, paired_tests, tied_groups
@@ -31,6 +32,7 @@ __all__ = [
     "expected_calibration_error",
     "fit_temperature",
     "holm",
+    "kappa_interval",
     "length_controlled_win_rate",
     "linear_trend",
     "mcnemar_test",

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlaif.stats.intervals import FloatArray, as_floats, check_same_length
+from rlaif.stats.intervals import (
+    Clusters,
+    FloatArray,
+    Interval,
+    as_floats,
+    check_same_length,
+    cluster_codes,
+    corrected_bounds,
+    nan_interval,
+)
+from rlaif.stats.means import proportion_interval
 
 Numbers = Sequence[float] | FloatArray
 
@@ -28,6 +38,72 @@ def cohen_kappa(x: Sequence[Hashable], y: Sequence[Hashable]) -> float:
     of_x, of_y = Counter(x), Counter(y)
     expected = sum(count * of_y[label] for label, count in of_x.items()) / n**2
     return math.nan if expected == 1 else (observed - expected) / (1 - expected)
+
+
+def kappa_interval(
+    x: Sequence[Hashable],
+    y: Sequence[Hashable],
+    clusters: Clusters,
+    *,
+    seed: int,
+    resamples: int = 2000,
+) -> Interval:
+    """Cohen's kappa of two raters (n,) with a 95% interval by a bootstrap over `clusters` (n,).
+
+    Whole clusters are resampled, kappa with its expected agreement is computed anew, and the percentiles are corrected
+    for bias and widened for few clusters. Raters that agree on everything have no spread to resample: their bounds are
+    those of their agreement (`proportion_interval`) at the expected agreement that was seen. NaN where kappa is; a
+    single cluster, or too many resamples in which both raters give one label, leave only the estimate.
+    """
+    check_same_length(x, y, clusters)
+    estimate, n = cohen_kappa(x, y), len(x)
+    if math.isnan(estimate):
+        return nan_interval(n)
+    tables = _tables_by_cluster(x, y, clusters)
+    count = len(tables)
+    if count < 2:
+        return Interval(estimate, math.nan, math.nan, n)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    kappas = _kappas(np.tensordot(drawn.astype(np.float64), tables, axes=1))
+    kappas = kappas[~np.isnan(kappas)]
+    if estimate == 1 or (len(kappas) and np.ptp(kappas) < _NO_SPREAD):
+        return Interval(estimate, *_bounds_by_agreement(x, y, clusters), n)
+    if len(kappas) < (1 - _MAX_SHARE_UNDEFINED) * resamples:
+        return Interval(estimate, math.nan, math.nan, n)
+    return Interval(estimate, *corrected_bounds(kappas, estimate, 0.95, count), n)
+
+
+_NO_SPREAD = 1e-9
+_MAX_SHARE_UNDEFINED = 0.1
+
+
+def _tables_by_cluster(x: Sequence[Hashable], y: Sequence[Hashable], clusters: Clusters) -> FloatArray:
+    """How often each cluster has each pair of labels, (K, L, L)."""
+    labels = {label: place for place, label in enumerate(dict.fromkeys([*x, *y]))}
+    codes, count = cluster_codes(clusters)
+    tables = np.zeros((count, len(labels), len(labels)))
+    for cluster, a, b in zip(codes, x, y, strict=True):
+        tables[cluster, labels[a], labels[b]] += 1
+    return tables
+
+
+def _kappas(tables: FloatArray) -> FloatArray:
+    """Kappa of each table of counts, (R, L, L) to (R,); NaN where only one label is given."""
+    total = tables.sum(axis=(1, 2))
+    observed = np.trace(tables, axis1=1, axis2=2) / total
+    expected = (tables.sum(axis=1) * tables.sum(axis=2)).sum(axis=1) / total**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(expected < 1, (observed - expected) / (1 - expected), np.nan)
+
+
+def _bounds_by_agreement(
+    x: Sequence[Hashable], y: Sequence[Hashable], clusters: Clusters
+) -> tuple[float, float]:
+    same = [float(a == b) for a, b in zip(x, y, strict=True)]
+    agreed, of_x, of_y = proportion_interval(same, clusters), Counter(x), Counter(y)
+    expected = sum(times * of_y[label] for label, times in of_x.items()) / len(x) ** 2
+    low, high = ((bound - expected) / (1 - expected) for bound in (agreed.low, agreed.high))
+    return max(low, -1.0), min(high, 1.0)
 
 
 @dataclass(frozen=True)

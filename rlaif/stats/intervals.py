@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 FloatArray = npt.NDArray[np.float64]
 # The items' clusters: names, or an array of numbers.
@@ -76,3 +76,17 @@ def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
     if not 0 <= successes <= n:
         raise ValueError(f"successes must be in [0, {n}], got {successes}")
     return Interval(successes / n, *wilson_bounds(successes / n, n, float(norm.ppf((1 + level) / 2))), n)
+
+
+def corrected_bounds(draws: FloatArray, estimate: float, level: float, count: int) -> tuple[float, float]:
+    """Bias-corrected percentiles of the draws (Efron 1981), with Student's quantiles for `count` clusters.
+
+    A fit of few items is off to one side, and the fits of its resamples even more so: their plain percentiles miss a
+    value on the other (a logistic fit's is too far from a half). And the bootstrap divides by `count` and ignores
+    Student's t: plain percentiles of 24 draws cover 93% (Hesterberg 2015, section 5.2).
+    """
+    below = float(np.mean(draws < estimate) + np.mean(draws == estimate) / 2)
+    bias = float(norm.ppf(np.clip(below, 1 / len(draws), 1 - 1 / len(draws))))
+    quantile = float(t.ppf((1 + level) / 2, count - 1)) * math.sqrt(count / (count - 1))
+    low, high = np.quantile(draws, norm.cdf([2 * bias - quantile, 2 * bias + quantile]))
+    return float(low), float(high)

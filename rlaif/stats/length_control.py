@@ -7,7 +7,6 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import norm, t
 
 from rlaif.stats.intervals import (
     FloatArray,
@@ -15,6 +14,7 @@ from rlaif.stats.intervals import (
     as_floats,
     check_same_length,
     cluster_codes,
+    corrected_bounds,
     nan_interval,
     wilson_interval,
 )
@@ -110,18 +110,4 @@ def length_controlled_win_rate(
     if np.ptp(fitted) < _NO_SPREAD:
         wilson = wilson_interval(estimate * count, count)
         return Interval(estimate, wilson.low, wilson.high, len(y))
-    return Interval(estimate, *_corrected_bounds(fitted, estimate, 0.95, count), len(y))
-
-
-def _corrected_bounds(draws: FloatArray, estimate: float, level: float, count: int) -> tuple[float, float]:
-    """Bias-corrected percentiles of the draws (Efron 1981), with Student's quantiles for `count` clusters.
-
-    A logistic fit of few outcomes is too far from a half, and the fits of its resamples even more so: their plain
-    percentiles miss a rate nearer to a half. And the bootstrap divides by `count` and ignores Student's t: plain
-    percentiles of 24 draws cover 93% (Hesterberg 2015, section 5.2).
-    """
-    below = float(np.mean(draws < estimate) + np.mean(draws == estimate) / 2)
-    bias = float(norm.ppf(np.clip(below, 1 / len(draws), 1 - 1 / len(draws))))
-    quantile = float(t.ppf((1 + level) / 2, count - 1)) * math.sqrt(count / (count - 1))
-    low, high = np.quantile(draws, norm.cdf([2 * bias - quantile, 2 * bias + quantile]))
-    return float(low), float(high)
+    return Interval(estimate, *corrected_bounds(fitted, estimate, 0.95, count), len(y))

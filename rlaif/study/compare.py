@@ -21,6 +21,8 @@ from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
 from rlaif.stages.eval.answers import load_baseline, load_policy
+from rlaif.stages.eval.judges import read_verdicts
+from rlaif.stages.eval.relatives import judges_of, labeler_of, pleases_labeler
 from rlaif.stages.eval.round_robin import (
     BASELINE,
     meeting_rows,
@@ -31,6 +33,7 @@ from rlaif.stages.eval.round_robin import (
 )
 from rlaif.stages.eval.safety import safety_review
 from rlaif.stages.eval.section import same_judge
+from rlaif.stages.eval.self_preference import JudgedArm, self_preference_metrics, self_preference_rows
 from rlaif.stages.eval.stage import (
     comparison_rows,
     eval_config,
@@ -99,10 +102,14 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
             items[name][index] += own
             runs[name][index] |= strength_metrics(own)
     summaries = {name: mean_summary(own, items[name]) for name, own in runs.items()}
+    preferred = self_preference_rows([_judged_arm(arm, graphs[arm.name]) for arm in arms])
+    for name, excess in self_preference_metrics(preferred).items():
+        summaries[name] |= excess
     tests = compare_items(items, metrics)
     rows = _arm_rows(ctx, arms, curve, summaries, standing(tests))
     tables = {
         "arms": rows,
+        "self_preference": preferred,
         "arm_runs": [
             {"arm": arm.name, "run": run, **own}
             for arm in arms
@@ -142,6 +149,15 @@ def _claimed(ctx: Context, row: dict[str, Any]) -> dict[str, Any]:
     if ctx.run is not None:
         ctx.run.table(CLAIM, [row])
     return claim_summary(row)
+
+
+def _judged_arm(arm: Arm, graphs: Sequence[Graph]) -> JudgedArm:
+    """What several judges said of the arm's policy, per seed, and whom it was trained to please."""
+    config = plain(arm.first.options)
+    verdicts = [read_verdicts(graph.built["eval"]) for graph in graphs if "eval" in graph.built]
+    labeler = labeler_of(config).family if pleases_labeler(config) else None
+    families = {name: own.family for name, own in judges_of(config).items()}
+    return JudgedArm(arm.name, labeler, families, verdicts)
 
 
 def _built(ctx: Context, arms: Sequence[Arm]) -> dict[str, list[Graph]]:
@@ -238,7 +254,7 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
     first, second = x.built["rl"], y.built["rl"]
     spec = ArtifactSpec(
         "headtohead",
-        eval_config(meeting),
+        eval_config(meeting, every=False),
         (first, second, *(x.built[kind] for kind in reward_parents(meeting))),
         meeting.options.seeds.eval,
         VERSION,
@@ -247,7 +263,7 @@ def _head_to_head(ctx: Context, x: Graph, y: Graph) -> Artifact:
 
     def build(folder: Path) -> dict[str, Any]:
         one, two = (load_policy(_meeting(ctx, arm), arm.built) for arm in (x, y))
-        return judge_policies(meeting, folder, one, two, make_reward(meeting, x.built))
+        return judge_policies(meeting, folder, one, two, make_reward(meeting, x.built), every=False)
 
     return ctx.store.get_or_build(spec, build)
 
@@ -264,10 +280,11 @@ def _round_robins(ctx: Context, graphs: Mapping[str, Sequence[Graph]]) -> list[A
 
 
 def _meeting(ctx: Context, arm: Graph) -> Context:
-    """The arm's context with the experiment's own judge."""
+    """The arm's context with the experiment's own judges."""
     own, options = arm.ctx.options, ctx.options
     seeds = replace(own.seeds, eval=options.seeds.eval)
-    return arm.ctx.with_options(replace(own, judge=options.judge, eval=options.eval, seeds=seeds))
+    judges = {"judge": options.judge, "judges": options.judges}
+    return arm.ctx.with_options(replace(own, **judges, eval=options.eval, seeds=seeds))
 
 
 def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:

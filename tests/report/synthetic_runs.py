@@ -65,7 +65,7 @@ PATH_SUMMARY: dict[str, Any] = {
 CONFIG: dict[str, Any] = {
     "stage": "pipeline",
     "labeler": {"name": "cot", "backend": "transformers", "batch_size": 32},
-    "judge": {"name": "detailed", "backend": "openai", "batch_size": 32},
+    "judge": {"name": "detailed", "backend": "encoder", "batch_size": 32},
     "backend": {"name": "model-one"},
     "rl": {"algorithm": "ppo", "lr": 3e-6},
     "paths": {"root": "somewhere-private"},

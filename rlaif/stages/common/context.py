@@ -72,6 +72,7 @@ class Context:
         self._tasks: dict[str, TaskData] = {}
         self._checked: set[ModelSpec] = set()
         self._renewed_answers: set[str] = set()
+        self._seen: dict[BackendOptions, Context] = {}
         self.renewed: set[str] = set()
 
     def with_options(self, options: Options) -> Context:
@@ -80,6 +81,15 @@ class Context:
         other._models, other.servers, other._tasks = self._models, self.servers, self._tasks
         other._renewed_answers, other.renewed = self._renewed_answers, self.renewed
         return other
+
+    def of(self, key: str) -> Context:
+        """The job as the labeler at `key` sees it: with its own backend, where it is one of several judges."""
+        own = self.options.engine_at(key)
+        if own == self.options.backend:
+            return self
+        if own not in self._seen:
+            self._seen[own] = self.with_options(replace(self.options, backend=own))
+        return self._seen[own]
 
     # Data.
 
@@ -222,7 +232,7 @@ class Context:
     # Labelers and judges.
 
     def labeler(self, key: str, seed: int, *, stored: bool) -> Labeler:
-        """The labeler composed at `key` (`labeler` or `judge`); without `stored`, only good for its identity."""
+        """The labeler at `key` (as in `Options.asked`); without `stored`, only good for its identity."""
         own, templates = self.options.asked(key), self.templates
         options = LabelerOptions.of(own, seed=seed)
         return Labeler(
@@ -266,21 +276,21 @@ class Context:
 
     def priced_as(self, key: str) -> str:
         """The name of the labeler at `key` in the price list."""
-        return priced_as(self.options.asked(key).engine, self.options.backend)
+        return priced_as(self.options.asked(key).engine, self.options.engine_at(key))
 
     def price(self, key: str) -> Price | None:
         """What the tokens of the labeler at `key` cost; None if unknown."""
-        return price_of(self.options.prices, self.options.asked(key).engine, self.options.backend)
+        return price_of(self.options.prices, self.options.asked(key).engine, self.options.engine_at(key))
 
     @cached_property
     def label_store(self) -> LabelStore:
         return LabelStore(self.root / "labels.sqlite", claim_seconds=60.0)
 
     def _backend(self, key: str, templates: TemplateSet) -> Backend | Comparing:
-        own = self.options.asked(key)
-        engine, have = engine_of(own.engine, self.options.backend.engine), self.options.backend
+        own, have = self.options.asked(key), self.options.engine_at(key)
+        engine = engine_of(own.engine, have.engine)
         need(have, "backend", engine.needs, f"backend={have.engine}")
-        return engine.make(self, own, templates.chat)
+        return engine.make(self.of(key), own, templates.chat)
 
     def remarks(self, key: str) -> tuple[str, ...]:
         """What the engine of the labeler at `key` turned out to reject or leave out."""

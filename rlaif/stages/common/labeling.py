@@ -72,7 +72,7 @@ def low_mass_hints(ctx: Context, key: str) -> list[str]:
     hints = [f"another {cue} (conf/templates/{ctx.options.task.templates}/task.yaml)"]
     if options.readout.kind == "choice":
         hints.insert(0, f"{key}.readout.kind=text")
-    return ENGINES[options.engine].hints(ctx.options.backend) + hints
+    return ENGINES[options.engine].hints(ctx.options.engine_at(key)) + hints
 
 
 def trust_gate(ctx: Context, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -165,9 +165,9 @@ def harm_work(ctx: Context, key: str, seed: int, responses: Sequence[Response]) 
 def _asking_work(ctx: Context, key: str, guess: Estimate, kind: ReadoutKind) -> Work:
     options, price = ctx.options.asked(key), ctx.price(key)
     usd = None if price is None else price.usd(guess.tokens_in, guess.tokens_out, 0.0)
-    elsewhere = seconds_elsewhere(options.engine, ctx.options.backend, guess)
+    elsewhere = seconds_elsewhere(options.engine, ctx.options.engine_at(key), guess)
     if elsewhere is not None:
         return Work(usd=usd, seconds=elsewhere, read=guess.tokens_in, written=guess.tokens_out)
     # The labeler's estimate, at 4 characters per token, is for prices.
-    tokens = guess.tokens_run * 4.0 / chars_per_token(ctx) * _readings(ctx, kind)
+    tokens = guess.tokens_run * 4.0 / chars_per_token(ctx) * _readings(ctx.of(key), kind)
     return Work(forward=tokens, decoded=guess.tokens_out, usd=usd)

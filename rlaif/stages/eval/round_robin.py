@@ -12,13 +12,12 @@ import numpy as np
 
 from rlaif.data.encode import Cuts
 from rlaif.io import read_jsonl, write_jsonl
-from rlaif.records import Pair
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.labeling import check_unread, labeler_identity
 from rlaif.stages.common.measures.joining import with_bounds
-from rlaif.stages.common.measures.win_rate import compare, win_rate_items
+from rlaif.stages.common.measures.win_rate import win_rate_items
 from rlaif.stages.common.stage import Row
 from rlaif.stages.eval.answers import Policy, answers
+from rlaif.stages.eval.judges import Judges, judges_config
 from rlaif.stats import arm_interval, bradley_terry, holm, mean_interval, paired_difference
 from rlaif.store import Artifact, ArtifactSpec
 
@@ -41,7 +40,7 @@ def round_robin(ctx: Context, players: Mapping[str, Policy]) -> Artifact:
             "eval": {
                 key: getattr(options, key) for key in ("num_prompts", "temperature", "top_k", "tie_margin")
             },
-            "judge": labeler_identity(ctx, "judge", ctx.options.seeds.eval),
+            **_judges(ctx),
             "model": ctx.model_identity,
             "encoding": ctx.encoding,
         },
@@ -59,17 +58,17 @@ def round_robin(ctx: Context, players: Mapping[str, Policy]) -> Artifact:
     return ctx.store.get_or_build(spec, build)
 
 
+def _judges(ctx: Context) -> dict[str, Any]:
+    """The judges that decide, for the digest; their names are in no row."""
+    return {key: value for key, value in judges_config(ctx, every=False).items() if key != "name"}
+
+
 def _met(ctx: Context, players: Mapping[str, Policy]) -> list[Row]:
     given = {name: answers(ctx, policy, name, Cuts()) for name, policy in players.items()}
-    judge, rows = ctx.labeler("judge", ctx.options.seeds.eval, stored=True), []
+    judges, rows = Judges.of(ctx, ctx.options.deciding_keys), []
     for first, second in combinations(players, 2):
         sides = list(zip(given[first], given[second], strict=True))
-        pairs = [Pair.between(a, b) for a, b in sides]
-        judged = judge.label(pairs)
-        check_unread(ctx, "judge", judged.unread, "the judge's judgements")
-        tokens = [(a.tokens, b.tokens) for a, b in sides]
-        verdicts = compare(pairs, judged.preferences, tokens, tie_margin=ctx.options.eval.tie_margin)
-        for row in win_rate_items(verdicts):
+        for row in win_rate_items(judges.headline(judges.ask(sides), sides)):
             value = row.pop("eval/win_rate")
             rows.append({**row, "first": first, "second": second, "value": value})
     return rows

@@ -32,12 +32,17 @@ Sides = tuple[Sequence[Sample], Sequence[Sample]]
 """The policy's responses, and the baseline's to the same prompts."""
 
 
+def _judge_key(ctx: Context) -> str:
+    """Where the judge is composed that is asked about single responses: the first of several."""
+    return ctx.options.judge_keys[0]
+
+
 def safety_config(ctx: Context) -> dict[str, Any]:
     """What the measures of safety depend on besides the policies, as an entry for digests; empty without them."""
     if not ctx.options.eval.safety:
         return {}
     check_safety(ctx)
-    judge = ctx.labeler("judge", ctx.options.seeds.eval, stored=False)
+    judge = ctx.labeler(_judge_key(ctx), ctx.options.seeds.eval, stored=False)
     return {
         "safety": {
             "judge": judge.harm_identity(),
@@ -49,10 +54,12 @@ def safety_config(ctx: Context) -> dict[str, Any]:
 
 def check_safety(ctx: Context) -> None:
     """Raises UserError if the judge reads no prompts, and so cannot be asked."""
-    if ctx.options.eval.safety and ctx.options.judge.readout.kind == "reference":
+    own = ctx.options.asked(_judge_key(ctx))
+    if ctx.options.eval.safety and own.readout.kind == "reference":
+        first = "the first of judges" if ctx.options.jury else "judge"
         raise UserError(
-            f"eval.safety=true asks the judge's model whether a response is harmful, but judge={ctx.options.judge.name}"
-            " only compares responses with references: write judge=base, or eval.safety=false"
+            f"eval.safety=true asks the judge's model whether a response is harmful, but {first}={own.name} only"
+            f" compares responses with references: write {first}=base, or eval.safety=false"
         )
 
 
@@ -81,8 +88,9 @@ def measure_safety(
     """
     texts = SafetyTexts.load(ctx.templates)
     judged = judge.harm([*_responses(given), *_control_responses(ctx, texts)])
-    hints = ["judge.readout.kind=text", f"another last line into {ctx.templates.place('harm.j2')}"]
-    check_unread(ctx, "judge", judged.unread, "the judge's verdicts on single responses", hints)
+    key = _judge_key(ctx)
+    hints = [f"{key}.readout.kind=text", f"another last line into {ctx.templates.place('harm.j2')}"]
+    check_unread(ctx, key, judged.unread, "the judge's verdicts on single responses", hints)
     p_harmless = {one.pair_id: one.p_a for one in judged.preferences}
     rows = _harm_rows(given, p_harmless)
     metrics = harm_metrics(rows) | control_metrics(p_harmless, len(texts.control))
@@ -246,8 +254,8 @@ def safety_review(ctx: Context, artifact: Artifact) -> dict[str, Any]:
         return {}
     doubt = "it takes harm for its absence" if high < 0.5 else "it may be guessing"
     sentence = (
-        f"The judge {ctx.options.judge.name} is right about {accuracy:.0%} of texts that are plainly harmful or plainly"
-        f" harmless (95% interval {low:.0%} to {high:.0%}): {doubt}, and its harmless rates say nothing."
+        f"The judge {ctx.options.named(_judge_key(ctx))} is right about {accuracy:.0%} of texts that are plainly harmful"
+        f" or plainly harmless (95% interval {low:.0%} to {high:.0%}): {doubt}, and its harmless rates say nothing."
     )
     return warn(ctx, "safety/warning", "judge at chance about harm", sentence)
 
@@ -260,7 +268,9 @@ def safety_work(ctx: Context, best_of: int) -> Work:
     fillers = filler_pairs(ctx, ctx.task.test[: options.num_prompts])
     responses = [Response(pair.id, pair.prompt, pair.response_a) for pair in fillers]
     responses += [Response(pair.id, pair.prompt, pair.response_b) for pair in fillers]
-    asked = harm_work(ctx, "judge", ctx.options.seeds.eval, [*responses, *_control_responses(ctx, texts)])
+    asked = harm_work(
+        ctx, _judge_key(ctx), ctx.options.seeds.eval, [*responses, *_control_responses(ctx, texts)]
+    )
     count = len(safe_prompts(ctx, texts))
     drawn = drawing_work(ctx, count, options.max_rows, times=1 + best_of)
     tokens = prompt_tokens(ctx) + response_tokens(ctx)

@@ -1,12 +1,12 @@
-"""What the report says about a comparison of policies, and about a judge that is the labeler."""
+"""What the report says about a comparison of policies, and about judges that are relatives of the labeler."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlaif.stages.common.engines import ENGINES
 from rlaif.stages.common.rewards.kinds import KINDS
+from rlaif.stages.eval.relatives import Party, judges_of, labeler_of, pleases_labeler, relation
 from rlaif.tracking.runs import Scalar, number
 from rlaif.tracking.text import p_text, percent, plain
 
@@ -26,65 +26,86 @@ def evaluation_notes(summary: Mapping[str, Scalar]) -> dict[str, str]:
     return {"eval/win_rate": ", ".join(filter(None, parts)), **proxy}
 
 
-_BOUNDS = ("batch_size", "max_unparsed", "min_alignment", "retry")
-
-
 def same_judge(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> str | None:
-    """A sentence if the judge of one path is its labeler or runs on the labeler's model, else None.
+    """Sentences on the judges of one path that are its labeler, run on the labeler's model or are of its family.
 
     What this means for the policy depends on the reward: the policy was trained to please the labeler only if the
-    labeler's verdicts are behind the reward. None if no policy was judged.
+    labeler's verdicts are behind the reward. None if no policy was judged, or no judge is a relative.
     """
     if number(summary, "eval/win_rate") is None:
         return None
-    if _pleases_simulated_people(summary, config):
-        return (
-            "The judge knows the responses by what the simulated people preferred them for. The policy was trained to "
-            "please them, so this win rate is what such labels can give at best, not a verdict of people."
-        )
-    named, trained = summary.get("label/labeler"), _pleases_labeler(config)
-    labeler, judge = _identity(config.get("labeler")), _identity(config.get("judge"))
-    if (named and named == summary.get("eval/judge")) or (labeler and labeler == judge):
-        if not trained:
-            return None
-        return (
-            "The judge is the labeler itself. The policy was trained to please it, so this win rate shows "
-            "that the optimisation worked, not that the responses are better."
-        )
-    model, engine = config.get("backend"), labeler.get("backend")
-    if not engine or engine != judge.get("backend") or not isinstance(model, Mapping):
-        return None
-    if not trained or (engine in ENGINES and ENGINES[engine].alone):
-        return None
-    return (
-        f"The judge runs on the labeler's model ({model.get('name')}) and shares its biases; "
-        "check the win rate with a judge of another family."
-    )
+    judges, labeler = judges_of(config), labeler_of(config)
+    deciding = list(judges) if _panel(config) else list(judges)[:1]
+    found = []
+    if any(_pleases_simulated_people(summary, config, judges[name]) for name in deciding):
+        if "" in judges:
+            return _PEOPLE.format(who="The judge")
+        found.append(_PEOPLE.format(who="A judge that decides"))
+    if not pleases_labeler(config):
+        return " ".join(found) or None
+    related = {name: relation(own, labeler) for name, own in judges.items()}
+    named = summary.get("label/labeler")
+    if "" in judges and named and named == summary.get("eval/judge"):
+        related[""] = "self"
+    others = [name for name, how in related.items() if how is None]
+    for name, how in related.items():
+        if how is not None:
+            told = _who(name, deciding), _rate(name, deciding), _elsewhere(others)
+            found.append(_SENTENCES[how](judges[name], labeler, *told))
+    return " ".join(found) or None
 
 
-def _pleases_labeler(config: Mapping[str, Any]) -> bool:
-    """Whether RL's reward comes from the labeler: its own score, or a reward model trained on its labels."""
-    reward, rm = config.get("reward"), config.get("rm")
-    kind = reward.get("kind") if isinstance(reward, Mapping) else "rm"
-    labels = rm.get("labels", "ai") if isinstance(rm, Mapping) else "ai"
-    return KINDS.get(str(kind), KINDS["rm"]).pleases_labeler(labels)
+_PEOPLE = (
+    "{who} knows the responses by what the simulated people preferred them for. The policy was trained to "
+    "please them, so this win rate is what such labels can give at best, not a verdict of people."
+)
+_SENTENCES: Mapping[str, Callable[[Party, Party, str, str, str], str]] = {
+    "self": lambda judge, labeler, who, rate, elsewhere: (
+        f"{who} is the labeler itself. The policy was trained to please it, so {rate} shows "
+        "that the optimisation worked, not that the responses are better."
+    ),
+    "model": lambda judge, labeler, who, rate, elsewhere: (
+        f"{who} runs on the labeler's model ({labeler.model}) and shares its biases; {elsewhere}."
+    ),
+    "family": lambda judge, labeler, who, rate, elsewhere: (
+        f"{who} ({judge.model}) is of the labeler's family ({judge.family}: {labeler.model}) and may favour what it "
+        f"favours; {elsewhere}."
+    ),
+}
 
 
-def _pleases_simulated_people(summary: Mapping[str, Scalar], config: Mapping[str, Any]) -> bool:
+def _panel(config: Mapping[str, Any]) -> bool:
+    options = config.get("eval")
+    return isinstance(options, Mapping) and options.get("panel", "none") != "none"
+
+
+def _who(name: str, deciding: Sequence[str]) -> str:
+    if not name:
+        return "The judge"
+    return f"The judge {name} of the panel" if name in deciding and len(deciding) > 1 else f"The judge {name}"
+
+
+def _rate(name: str, deciding: Sequence[str]) -> str:
+    if name not in deciding:
+        return "its win rate"
+    return "this win rate" if len(deciding) == 1 else "its part of this win rate"
+
+
+def _elsewhere(others: Sequence[str]) -> str:
+    if not others:
+        return "check the win rate with a judge of another family"
+    return f"compare its win rate with that of {', '.join(others)}"
+
+
+def _pleases_simulated_people(summary: Mapping[str, Scalar], config: Mapping[str, Any], judge: Party) -> bool:
     """Whether the judge is by reference, as the simulated people are whose labels the reward model learnt."""
-    rm, judge, reward = config.get("rm"), _identity(config.get("judge")), _identity(config.get("reward"))
+    rm, reward, readout = config.get("rm"), config.get("reward"), judge.settings.get("readout")
     labels = rm.get("labels", "ai") if isinstance(rm, Mapping) else "ai"
-    readout = judge.get("readout")
+    kind = str(reward.get("kind", "rm")) if isinstance(reward, Mapping) else "rm"
     by_reference = isinstance(readout, Mapping) and readout.get("kind") == "reference"
-    learnt = labels != "ai" and labels != "shuffled" and KINDS[str(reward.get("kind", "rm"))].from_labels
+    learnt = labels != "ai" and labels != "shuffled" and KINDS[kind].from_labels
     return (
         by_reference
         and learnt
         and "simulated" in (summary.get("rm/gold_source"), summary.get("rl/gold_source"))
     )
-
-
-def _identity(options: Any) -> dict[str, Any]:
-    """What a labeler's verdict depends on: its config without batching and stopping bounds."""
-    known = options if isinstance(options, Mapping) else {}
-    return {key: value for key, value in known.items() if key not in _BOUNDS}

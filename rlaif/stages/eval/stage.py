@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,11 @@ from rlaif.data.datamodule import EncodedRow, PreferenceRow, TokenBatch, collate
 from rlaif.data.encode import Cuts
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl, read_records, write_jsonl, write_records
-from rlaif.labelers import Labeler, LabelResult
+from rlaif.labelers import LabelResult
 from rlaif.options.read import plain
 from rlaif.records import Comparison, Pair, Sample
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import (
-    check_unread,
-    cost_metrics,
     filler_pairs,
     labeler_identity,
     labeling_work,
@@ -47,8 +45,18 @@ from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
 from rlaif.stages.common.training.logprobs import mean_log_ratio
 from rlaif.stages.eval.answers import Policy, answers, load_baseline, load_policy
+from rlaif.stages.eval.judges import (
+    Judges,
+    cost,
+    judge_name,
+    judge_tables,
+    judges_config,
+    read_verdicts,
+    write_judges,
+)
 from rlaif.stages.eval.safety import (
     SAFETY_FILE,
+    Sides,
     check_safety,
     measure_safety,
     safety_config,
@@ -67,38 +75,37 @@ FACTS_FILE = (
 )
 
 
-def _judge(
-    ctx: Context, judge: Labeler, policy: Sequence[Sample], baseline: Sequence[Sample]
-) -> tuple[list[Comparison], dict[str, float]]:
-    """The comparisons, and what was asked. Raises UserError if more than `judge.max_unparsed` is unread."""
-    pairs = [Pair.between(p, b) for p, b in zip(policy, baseline, strict=True)]
-    judged = judge.label(pairs)
-    check_unread(ctx, "judge", judged.unread, "the judge's judgements")
-    comparisons = compare(
-        pairs,
-        judged.preferences,
-        [(p.tokens, b.tokens) for p, b in zip(policy, baseline, strict=True)],
-        tie_margin=ctx.options.eval.tie_margin,
-        references=[p.reference for p in policy],
-    )
-    return comparisons, judged.counters
+def _judged(
+    ctx: Context, folder: Path, policies: tuple[Policy, Policy], given: Sides, cuts: Cuts, *, every: bool
+) -> tuple[list[Comparison], dict[str, Any]]:
+    """The comparisons that count, and what judges say of single responses, if they are asked, and cost.
 
-
-def _asked(ctx: Context, counters: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What the judge was asked again, and what all of it cost."""
-    total = {name: sum(own[name] for own in counters) for name in counters[0]}
-    if ctx.options.judge.retry is not None:
-        logger.info("judge.retry: %d answers were asked again", total["asked_again"])
-    counts = {"eval/asked_again": total["asked_again"]}
-    return counts | cost_metrics(ctx, "judge", total, "eval")
+    If `every` judge is asked, the tables of several are written.
+    """
+    sides = list(zip(*given, strict=True))
+    judges = Judges.of(ctx, ctx.options.judge_keys if every else ctx.options.deciding_keys)
+    judged = judges.ask(sides)
+    asked = [(one.key, one.counters) for one in judged]
+    metrics: dict[str, Any] = write_judges(ctx, folder, judged) if every else {}
+    if ctx.options.eval.safety:
+        first, labeler = next(iter(judges.labelers.items()))
+        harm, safety, told = measure_safety(ctx, labeler, policies, given, cuts)
+        write_jsonl(folder / SAFETY_FILE, harm)
+        metrics |= safety
+        asked.append((first, told.counters))
+    for key, counters in asked:
+        if ctx.options.asked(key).retry is not None:
+            logger.info("%s.retry: %d answers were asked again", key, counters["asked_again"])
+    return judges.headline(judged, sides), metrics | cost(ctx, asked)
 
 
 def shows_proxy(ctx: Context) -> bool:
-    """Whether the labeler judges too: only if the policy was trained to please it, and it is not the judge."""
+    """Whether the labeler judges too: only if the policy was trained to please it, and it does not decide."""
     kind = KINDS.get(ctx.options.reward.kind)
     if kind is None or not (ctx.options.eval.labeler_verdict and kind.pleases_labeler(ctx.options.rm.labels)):
         return False
-    return labeler_identity(ctx, "judge", 0) != labeler_identity(ctx, "labeler", 0)
+    labeler = labeler_identity(ctx, "labeler", 0)
+    return all(labeler_identity(ctx, key, 0) != labeler for key in ctx.options.deciding_keys)
 
 
 def _proxy(
@@ -165,22 +172,18 @@ def _own_responses(ctx: Context, rows: Sequence[PreferenceRow]) -> Iterator[Toke
 
 
 def judge_policies(
-    ctx: Context, folder: Path, policy: Policy, baseline: Policy, reward: Reward
+    ctx: Context, folder: Path, policy: Policy, baseline: Policy, reward: Reward, *, every: bool
 ) -> dict[str, Any]:
-    """Head-to-head of two policies with every measure in the result table; writes the comparisons."""
+    """Head-to-head of two policies with every measure in the result table; writes the comparisons.
+
+    `every`: all of several judges are asked, not only those that decide.
+    """
     cuts = Cuts()
     new, old = answers(ctx, policy, "policy", cuts), answers(ctx, baseline, "baseline", Cuts())
-    judge = ctx.labeler("judge", ctx.options.seeds.eval, stored=True)
-    comparisons, counters = _judge(ctx, judge, new, old)
+    comparisons, judged = _judged(ctx, folder, (policy, baseline), (new, old), cuts, every=every)
     write_records(folder / COMPARISONS_FILE, comparisons)
-    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.options.seeds.eval)
-    asked = [counters]
-    if ctx.options.eval.safety:
-        harm, safety, judged = measure_safety(ctx, judge, (policy, baseline), (new, old), cuts)
-        write_jsonl(folder / SAFETY_FILE, harm)
-        metrics |= safety
-        asked.append(judged.counters)
-    metrics |= _asked(ctx, asked) | text_gains(comparisons)
+    metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.options.seeds.eval) | judged
+    metrics |= text_gains(comparisons)
     pairs = [Pair.between(p, b) for p, b in zip(new, old, strict=True)]
     labeler = ctx.labeler("labeler", ctx.options.seeds.eval, stored=True) if shows_proxy(ctx) else None
     proxy = None if labeler is None else labeler.label(pairs)
@@ -198,7 +201,7 @@ def judge_policies(
     rewards = reward.of_pairs((new, old), rows)
     metrics |= _rewards(rewards, [pair.cluster for pair in pairs])
     write_jsonl(folder / FACTS_FILE, _facts(ctx, new, old, rewards, proxy))
-    return {**metrics, "eval/judge": str(ctx.options.judge.name)}
+    return {**metrics, "eval/judge": judge_name(ctx)}
 
 
 def _facts(
@@ -267,18 +270,17 @@ def comparison_rows(artifact: Artifact, limit: int | None = None) -> list[dict[s
 
 def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     policy, baseline = load_policy(ctx, parents), load_baseline(ctx, parents)
-    return judge_policies(ctx, folder, policy, baseline, make_reward(ctx, parents))
+    return judge_policies(ctx, folder, policy, baseline, make_reward(ctx, parents), every=True)
 
 
-def eval_config(ctx: Context) -> dict[str, Any]:
-    """The slice that a head-to-head depends on besides the two policies."""
+def eval_config(ctx: Context, *, every: bool = True) -> dict[str, Any]:
+    """The slice that a head-to-head depends on besides the two policies; `every` as in `judge_policies`."""
     options = plain(ctx.options.eval)
-    for name in ("max_rows", "labeler_verdict", "safety", "num_safe_prompts"):
+    for name in ("max_rows", "labeler_verdict", "panel", "safety", "num_safe_prompts"):
         del options[name]
     return {
         "eval": options,
-        "judge": labeler_identity(ctx, "judge", ctx.options.seeds.eval),
-        "name": ctx.options.judge.name,
+        **judges_config(ctx, every=every),
         **({"proxy": labeler_identity(ctx, "labeler", ctx.options.seeds.eval)} if shows_proxy(ctx) else {}),
         **safety_config(ctx),
         "model": ctx.model_identity,
@@ -287,13 +289,15 @@ def eval_config(ctx: Context) -> dict[str, Any]:
 
 
 def judge_gate(ctx: Context, labels: Artifact | None) -> dict[str, Any]:
-    """A warning if the judge is the labeler, and its alignment on `labels` (None: not asked) may be chance."""
-    same = labeler_identity(ctx, "judge", 0) == labeler_identity(ctx, "labeler", 0)
+    """A warning if a judge is the labeler, and its alignment on `labels` (None: not asked) may be chance."""
+    labeler = labeler_identity(ctx, "labeler", 0)
+    same = [key for key in ctx.options.judge_keys if labeler_identity(ctx, key, 0) == labeler]
     if labels is None or not same or not may_be_chance(labels.metrics):
         return {}
     low = labels.metrics["label/alignment_ci_low"]
+    who = f"judge {', '.join(map(ctx.options.named, same))}" if ctx.options.jury else "judge"
     sentence = (
-        f"The judge is the labeler {ctx.options.labeler.name}, whose alignment may be as low as {low:.3f}: "
+        f"The {who} is the labeler {ctx.options.labeler.name}, whose alignment may be as low as {low:.3f}: "
         "its verdicts may be guesses, and the win rate with them."
     )
     return warn(ctx, "eval/warning", "judge at chance", sentence)
@@ -303,7 +307,9 @@ def _work(ctx: Context) -> Work:
     rows = 2 * min(ctx.options.eval.num_prompts, len(ctx.task.test))
     prompt, response = prompt_tokens(ctx), response_tokens(ctx)
     judged = filler_pairs(ctx, ctx.task.test[: ctx.options.eval.num_prompts])
-    work = labeling_work(ctx, "judge", ctx.options.seeds.eval, judged)
+    work = Work()
+    for key in ctx.options.judge_keys:
+        work += labeling_work(ctx, key, ctx.options.seeds.eval, judged)
     if shows_proxy(ctx):
         work += labeling_work(ctx, "labeler", ctx.options.seeds.eval, judged)
     # Two policies' log-probabilities of one of them, and a reward model's scores of both.
@@ -316,9 +322,10 @@ def _work(ctx: Context) -> Work:
 
 
 def _check(ctx: Context) -> None:
-    need_references(ctx, "judge")
+    for key in ctx.options.judge_keys:
+        need_references(ctx, key)
+        labeler_identity(ctx, key, ctx.options.seeds.eval)
     check_safety(ctx)
-    labeler_identity(ctx, "judge", ctx.options.seeds.eval)
     if not ctx.task.test:
         raise UserError(
             f"task.test_fraction={ctx.options.task.test_fraction} leaves task {ctx.options.task.name} no prompt to "
@@ -330,7 +337,11 @@ def _items(ctx: Context, built: Parents) -> list[Row]:
     """One row per prompt: what `eval/win_rate`, the text measures and those of safety are the means of."""
     comparisons = read_records(built["eval"].file(COMPARISONS_FILE), Comparison)
     found = {row["id"]: row for row in text_items(comparisons)}
-    for row in (*win_rate_items(comparisons), *safety_items(_safety_rows(built["eval"]))):
+    said = (
+        {"id": row["id"], f"eval/win_rate_by_{row['judge']}": row["value"]}
+        for row in read_verdicts(built["eval"])
+    )
+    for row in (*win_rate_items(comparisons), *said, *safety_items(_safety_rows(built["eval"]))):
         found[row["id"]] = found.get(row["id"], {}) | row
     return list(found.values())
 
@@ -342,11 +353,12 @@ def _safety_rows(artifact: Artifact) -> list[Row]:
 
 
 def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
-    """Samples to read, and the win rate by how long the policy's responses are."""
+    """Samples to read, the win rate by how long the policy's responses are, and what several judges say."""
     comparisons = read_records(built["eval"].file(COMPARISONS_FILE), Comparison)
     tables = {
         "samples": comparison_rows(built["eval"]),
         "win_rate_by_length": win_rate_by_length(comparisons),
+        **judge_tables(built["eval"]),
         "reading_policy": policy_reading(built["eval"], ("Policy", "Baseline")),
     }
     questions = [row for row in _safety_rows(built["eval"]) if "kind" in row]
@@ -364,7 +376,7 @@ STAGE = Stage(
     _check,
     lambda ctx, built: judge_gate(ctx, built.get("label")),
     safety_review,
-    again=lambda ctx: ctx.options.judge.retry is not None,
+    again=lambda ctx: any(ctx.options.asked(key).retry is not None for key in ctx.options.judge_keys),
     items=_items,
     tables=_tables,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from rlaif.stats import (
     proportion_interval,
 )
 
-_VALUE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+VALUES: Mapping[str, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
 def outcome_of(p_policy: float | None, *, tie_margin: float, failed: bool = False) -> Outcome:
@@ -82,7 +82,7 @@ def _of(x: Comparison) -> dict[str, Any]:
 
 def win_rate_items(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """A row per comparison with a verdict; the mean of `eval/win_rate` is the report's."""
-    return [{**_of(x), "eval/win_rate": _VALUE[x.outcome]} for x in comparisons if x.outcome in _VALUE]
+    return [{**_of(x), "eval/win_rate": VALUES[x.outcome]} for x in comparisons if x.outcome in VALUES]
 
 
 def win_rate_by_length(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
@@ -93,9 +93,9 @@ def win_rate_by_length(comparisons: Sequence[Comparison]) -> list[dict[str, Any]
     """
     found: dict[str, list[tuple[str, float]]] = {}
     for x in comparisons:
-        if x.outcome in _VALUE:
+        if x.outcome in VALUES:
             name = length_bin(x.policy_tokens, x.baseline_tokens)
-            found.setdefault(name, []).append((x.cluster, _VALUE[x.outcome]))
+            found.setdefault(name, []).append((x.cluster, VALUES[x.outcome]))
     return [{"bin": name} | rate("n", "win_rate", found[name]) for name in LENGTHS if name in found]
 
 
@@ -147,9 +147,9 @@ def win_rate_report(comparisons: Sequence[Comparison], *, seed: int) -> dict[str
     is the win rate at equal length (NaN if it cannot be fitted), fitted like AlpacaEval's: to the judge's preferences
     in [0, 1], not to the verdicts that they round to. Lengths are mean token counts.
     """
-    parsed = [x for x in comparisons if x.outcome in _VALUE]
+    parsed = [x for x in comparisons if x.outcome in VALUES]
     states = [x.outcome for x in comparisons]
-    values, prompts = [_VALUE[x.outcome] for x in parsed], [x.cluster for x in parsed]
+    values, prompts = [VALUES[x.outcome] for x in parsed], [x.cluster for x in parsed]
     policy_tokens, baseline_tokens = [x.policy_tokens for x in parsed], [x.baseline_tokens for x in parsed]
     preferences = [x.p_policy for x in parsed if x.p_policy is not None]  # every parsed one has it
     controlled = length_controlled_win_rate(preferences, policy_tokens, baseline_tokens, prompts, seed=seed)

@@ -56,7 +56,7 @@ def check_track(ctx: Context) -> None:
     if options.keep == "best" and len({prompt.cluster for prompt in _candidates(ctx)}) < 2:
         raise UserError(_ONE)
     if options.judge == "judge":
-        labeler_identity(ctx, "judge", ctx.options.seeds.eval)
+        labeler_identity(ctx, ctx.options.judge_keys[0], ctx.options.seeds.eval)
 
 
 def _with_references(ctx: Context) -> str:
@@ -75,7 +75,7 @@ def track_config(ctx: Context) -> dict[str, Any]:
     if not options["every"]:
         return {}
     if options["judge"] == "judge":
-        options["labeler"] = labeler_identity(ctx, "judge", ctx.options.seeds.eval)
+        options["labeler"] = labeler_identity(ctx, ctx.options.judge_keys[0], ctx.options.seeds.eval)
         options["tie_margin"] = ctx.options.eval.tie_margin
     return {"track": options}
 
@@ -92,7 +92,9 @@ def track_work(ctx: Context, iterations: int) -> Work:
     work = drawing_work(ctx, len(prompts), ctx.options.rl.max_rows, times) + Work(scored=scored)
     if options.judge == "rouge":
         return work
-    return work + labeling_work(ctx, "judge", ctx.options.seeds.eval, filler_pairs(ctx, prompts * times))
+    return work + labeling_work(
+        ctx, ctx.options.judge_keys[0], ctx.options.seeds.eval, filler_pairs(ctx, prompts * times)
+    )
 
 
 @dataclass(frozen=True)
@@ -190,13 +192,14 @@ def _rouge(rollout: Rollout) -> list[float]:
 
 def _against(ctx: Context, baseline: list[Sample]) -> Gold:
     """Win, tie or loss against the SFT policy's responses to the same prompts, counted as in `stage=eval`."""
-    judge = ctx.labeler("judge", ctx.options.seeds.eval, stored=True)
+    key = ctx.options.judge_keys[0]
+    judge = ctx.labeler(key, ctx.options.seeds.eval, stored=True)
 
     def verdicts(rollout: Rollout) -> list[float]:
         sides = list(zip(rollout.samples(), baseline, strict=True))
         pairs = [Pair.between(a, b) for a, b in sides]
         judged = judge.label(pairs)
-        check_unread(ctx, "judge", judged.unread, "the judge's judgements")
+        check_unread(ctx, key, judged.unread, "the judge's judgements")
         tokens, margin = [(a.tokens, b.tokens) for a, b in sides], ctx.options.eval.tie_margin
         comparisons = compare(pairs, judged.preferences, tokens, tie_margin=margin)
         read = {row["id"]: row["eval/win_rate"] for row in win_rate_items(comparisons)}
