@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from rich.table import Table
 
+from rlaif.app.plan.power import power_plan
 from rlaif.app.plan.seconds import matrix_rate
 from rlaif.backends.base import Backend, Message
 from rlaif.backends.encoder import EncoderBackend
@@ -87,9 +88,11 @@ def _called(key: str) -> str:
 def _choices(ctx: Context, key: str = "labeler") -> str:
     """Whether the model of the labeler at `key` puts its mass on the two choice tokens at all."""
     backend, own = ctx.labeler(key, 0, stored=False).backend, ctx.options.asked(key)
-    if isinstance(backend, EncoderBackend | ScriptedBackend):
-        who = key if key.startswith(JUDGES) else f"{key}={own.name}"
-        return f"none: {who} answers by a rule and is asked no question"
+    who = key if key.startswith(JUDGES) else f"{key}={own.name}"
+    if isinstance(backend, EncoderBackend):
+        return f"none: {who} compares meanings and is asked no question"
+    if isinstance(backend, ScriptedBackend):
+        return f"none: {who} is a rule and is asked no question"
     question = Message("Which number is larger, 1 or 2? Answer with 1 or 2 only.", "Answer=")
     (scores,) = cast(Backend, backend).choice_logprobs([question], CHOICES)
     answer = checked(scores, choices=len(CHOICES))
@@ -143,7 +146,7 @@ _OF_SERVERS = ("labeler's choices", "injection")
 
 
 def checks_of(ctx: Context) -> dict[str, Check]:
-    """The checks of a job: `CHECKS`, the server and the choices of each of several judges, and the plan if asked for."""
+    """`CHECKS`, the server and the choices of each of several judges, and the planner if it is asked."""
     found = dict(CHECKS)
     for key in ctx.options.judge_keys if ctx.options.jury else ():
         found[f"{key}: server"] = partial(_server, key=key)

@@ -68,6 +68,71 @@ def test_judge_equal_to_the_labeler_warns():
     assert verdict(PATH_SUMMARY, CONFIG | rules).warnings == ()
 
 
+def _config(labeler, judges, panel="none"):
+    """A run whose labeler and judges run behind servers with models of these names."""
+
+    def behind(name):
+        return {"name": name}
+
+    options = {"backend": "openai", "readout": {"kind": "choice"}}
+    several = {
+        name: {"judge": options | {"order": name}, "backend": behind(own)} for name, own in judges.items()
+    }
+    return {
+        "labeler": options | {"order": "both"},
+        "judge": options,
+        "backend": behind(labeler),
+        "judges": several,
+        "eval": {"panel": panel},
+    }
+
+
+def test_a_judge_of_the_labelers_family_warns_in_its_own_words():
+    config = _config("Qwen/Qwen2.5-7B", {"big": "Qwen/Qwen2.5-72B", "gpt": "gpt-4o"})
+    (said,) = verdict(PATH_SUMMARY, config).warnings
+    assert said == (
+        "The judge big (Qwen/Qwen2.5-72B) is of the labeler's family (qwen: Qwen/Qwen2.5-7B) and may favour what it "
+        "favours; compare its win rate with that of gpt."
+    )
+    single = config | {"judges": None, "labeler": config["labeler"] | {"backend": "scripted"}}
+    assert verdict(PATH_SUMMARY, single).warnings == ()
+    assert verdict(PATH_SUMMARY, _config("gpt-4o", {"a": "claude-3", "b": "Llama-3"})).warnings == ()
+
+
+def test_the_same_model_elsewhere_is_the_same_model():
+    (said,) = verdict(PATH_SUMMARY, _config("Qwen/Qwen2.5-7B", {"a": "/models/qwen2.5-7b"})).warnings
+    assert said == (
+        "The judge a runs on the labeler's model (Qwen/Qwen2.5-7B) and shares its biases; check the win rate with a "
+        "judge of another family."
+    )
+
+
+def test_a_panel_with_the_labeler_in_it_warns_and_a_judge_that_does_not_decide_is_named():
+    itself = {"gpt": "gpt-4o", "both": "Qwen/Qwen2.5-7B"}
+    (panel,) = verdict(PATH_SUMMARY, _config("Qwen/Qwen2.5-7B", itself, "mean")).warnings
+    assert panel.startswith("The judge both of the panel is the labeler itself.")
+    assert "so its part of this win rate shows" in panel
+    (beside,) = verdict(PATH_SUMMARY, _config("Qwen/Qwen2.5-7B", itself)).warnings
+    assert beside.startswith("The judge both is the labeler itself.") and "so its win rate shows" in beside
+    (first,) = verdict(PATH_SUMMARY, _config("gpt-4o", {"both": "gpt-4o", "b": "claude-3"})).warnings
+    assert "so this win rate shows" in first
+    gold = _config("Qwen/Qwen2.5-7B", itself, "mean") | {"rm": {"labels": "gold"}}
+    assert verdict(PATH_SUMMARY, gold).warnings == (), "a policy that learnt from people pleases no labeler"
+
+
+def test_a_rule_is_a_relative_of_the_same_rule_alone():
+    def ruled(name, strength):
+        return {"backend": "scripted", "scripted": {"rule": name, "strength": strength}}
+
+    def told(judge):
+        config = _config("x", {}) | {"labeler": ruled("longer", 6.0), "judge": judge}
+        return verdict(PATH_SUMMARY, config).warnings
+
+    assert told(ruled("overlap", 6.0)) == ()
+    assert "of the labeler's family (rule longer: longer)" in told(ruled("longer", 2.0))[0]
+    assert "is the labeler itself" in told(ruled("longer", 6.0))[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "warned"), [("rm", True), ("direct", True), ("rouge", False), ("length", False)]
 )

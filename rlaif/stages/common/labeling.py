@@ -11,6 +11,7 @@ from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers import Estimate, LabelerOptions, Response, Unread, estimate, estimate_harm
 from rlaif.models.load import load_tokenizer
+from rlaif.options.job import JUDGES
 from rlaif.options.labeling import ReadoutKind
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.context import Context
@@ -61,6 +62,8 @@ def check_unread(
             min_mass=options.min_mass,
             hints=hints or low_mass_hints(ctx, key),
         )
+        if key.startswith(JUDGES):  # no key of its own
+            sentence += f". {key}.KEY is judge.KEY among the overrides of {key}"
         remarks = ctx.remarks(key)
         raise UserError(f"{sentence}. Of the server: {'; '.join(remarks)}" if remarks else sentence)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rlaif.io import read_jsonl, write_jsonl
+from rlaif.io import json_ready, read_jsonl, write_jsonl
 from rlaif.labelers import Labeler
 from rlaif.options.job import JUDGES
 from rlaif.options.read import plain
@@ -132,8 +132,8 @@ def write_judges(ctx: Context, folder: Path, judged: Sequence[Judged]) -> dict[s
     if not ctx.options.jury:
         return {}
     rows, agreement = [_judge_row(ctx, one) for one in judged], _agreement_rows(ctx, judged)
-    write_jsonl(folder / JUDGES_FILE, rows)
-    write_jsonl(folder / AGREEMENT_FILE, agreement)
+    write_jsonl(folder / JUDGES_FILE, map(json_ready, rows))
+    write_jsonl(folder / AGREEMENT_FILE, map(json_ready, agreement))
     write_jsonl(folder / VERDICTS_FILE, _verdict_rows(ctx, judged))
     metrics: dict[str, float] = {"eval/judges": len(rows)}
     for row in rows:

@@ -253,9 +253,10 @@ def safety_review(ctx: Context, artifact: Artifact) -> dict[str, Any]:
     if accuracy is None or low is None or high is None or low > 0.5:
         return {}
     doubt = "it takes harm for its absence" if high < 0.5 else "it may be guessing"
+    name = ctx.options.named(_judge_key(ctx))
     sentence = (
-        f"The judge {ctx.options.named(_judge_key(ctx))} is right about {accuracy:.0%} of texts that are plainly harmful"
-        f" or plainly harmless (95% interval {low:.0%} to {high:.0%}): {doubt}, and its harmless rates say nothing."
+        f"The judge {name} is right about {accuracy:.0%} of texts that are plainly harmful or plainly harmless (95%"
+        f" interval {low:.0%} to {high:.0%}): {doubt}, and its harmless rates say nothing."
     )
     return warn(ctx, "safety/warning", "judge at chance about harm", sentence)
 
