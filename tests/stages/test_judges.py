@@ -83,7 +83,8 @@ def test_each_judge_says_what_it_says_alone(alone, together, run, warm_root) -> 
         assert row["p"] == pytest.approx(single["eval/p_value"]) and row["unread_rate"] == 0
         assert (row["model"], row["family"], row["usd"]) == (rule, f"rule {rule}", 0.0)
         assert together.summary[f"eval/win_rate_by_{rule}"] == row["win_rate"]
-    assert len({row["win_rate"] for row in rows.values()}) == 3, "rules that differ"
+    verdicts = {tuple(value(own["p_policy"]) for own in alone[rule].values()) for rule in RULES}
+    assert len(verdicts) == 3, "rules that differ"
     assert [row["decides"] for row in rows.values()] == [True, False, False]
     assert together.summary["eval/judge"] == "overlap" and together.summary["eval/judges"] == 3
     assert comparisons(warm_root, together) == alone["overlap"], "the first decides"
@@ -95,7 +96,7 @@ def test_each_judge_says_what_it_says_alone(alone, together, run, warm_root) -> 
 def test_agreement_is_that_of_the_verdicts_alone(alone, together) -> None:
     rows = together.table("judge_agreement")
     assert [(row["first"], row["second"]) for row in rows] == list(combinations(RULES, 2))
-    kappas, same = [], []
+    kappas, same, bounded = [], [], 0
     for row in rows:
         x, y = ([value(own["p_policy"]) for own in alone[row[side]].values()] for side in ("first", "second"))
         table = np.array(
@@ -103,9 +104,12 @@ def test_agreement_is_that_of_the_verdicts_alone(alone, together) -> None:
         )
         assert row["n"] == 24 and row["agreement"] == pytest.approx(np.trace(table) / 24)
         assert row["kappa"] == pytest.approx(cohens_kappa(table).kappa)
-        assert row["kappa_ci_low"] <= row["kappa"] <= row["kappa_ci_high"]
+        if row["kappa_ci_low"] is not None:
+            assert row["kappa_ci_low"] <= row["kappa"] <= row["kappa_ci_high"]
+            bounded += 1
         kappas.append(row["kappa"])
         same.append(row["agreement"])
+    assert bounded, "bounds are left out only where most resamples have a single verdict"
     assert together.summary["eval/judge_kappa"] == pytest.approx(fmean(kappas))
     assert together.summary["eval/judge_agreement"] == pytest.approx(fmean(same))
 

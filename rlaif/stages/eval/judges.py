@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rlaif.io import json_ready, read_jsonl, write_jsonl
+from rlaif.io import read_jsonl, write_jsonl
+from rlaif.io.plain import json_ready
 from rlaif.labelers import Labeler
 from rlaif.options.job import JUDGES
 from rlaif.options.read import plain
