@@ -228,3 +228,20 @@ def test_scatter_of_finished_runs_is_pooled(tmp_path: Path) -> None:
     assert {kind: count for kind, (_, count) in found.items()} == {"arms": 1, "alone": 3}
     assert found["alone"][0].seed_freedom == 2 and found["arms"][0].seed_freedom == 1
     assert known_scatter(find_runs(tmp_path), "rm/gold_accuracy") == {}
+
+
+def test_a_ledgers_command_runs_that_claim_alone(tmp_path: Path) -> None:
+    row = unmet_row(_claim(ALIGNMENT), ["a labeler"])
+    words = [
+        "experiments=c05_cot",
+        "sweeps=ledger",
+        "paths.root=/a/b",
+        "labeler.readout={kind: text}",
+        "demo.size=small",
+    ]
+    tables = {CLAIM: [row]}
+    write_run(tmp_path, "x", stage="compare", summary={}, overrides=[*words, "size=small"], tables=tables)
+    (entry,) = ledger_entries(find_runs(tmp_path))
+    assert entry.command == (
+        "python train.py experiments=c05_cot 'labeler.readout={kind: text}' demo.size=small"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ def _entry(run: RunRecord, row: Row, adjusted: float | None) -> Entry:
         models=_models(run.config),
         date=str(run.started or "")[:10],
         digest=digest(sorted(one.name for one in run.lineage), 10) if run.lineage else MISSING,
-        command=" ".join(["python train.py", *run.overrides]),
+        command=_command(run.overrides),
     )
 
 
@@ -108,6 +109,16 @@ def _models(config: Mapping[str, object]) -> str:
     """The models that the arms share; an arm may have a labeler of its own."""
     model, backend, judge = (_node(config, name).get("name") for name in ("model", "backend", "judge"))
     return f"policy {model}; labelers on {backend}; judge {judge}"
+
+
+_ELSEWHERE = ("sweeps=", "paths.", "tracking", "trainer.threads=", "size=")
+"""Words that start other claims too, or that say where and how a run is kept; the demo's size stands as demo.size."""
+
+
+def _command(overrides: Sequence[str]) -> str:
+    """The command that runs this claim alone."""
+    words = [word for word in overrides if not word.startswith(_ELSEWHERE)]
+    return shlex.join(["python", "train.py", *dict.fromkeys(words)])
 
 
 def _node(config: Mapping[str, object], name: str) -> Mapping[str, object]:

@@ -96,7 +96,7 @@ def measured(claim: Claim) -> str:
     """What the effect is, in words: `label/alignment: cot minus base`."""
     effect = claim.effect
     if effect.kind == "cost":
-        return f"price of a person's label over {effect.cost.arm}'s, minus {effect.against:g}"
+        return f"how many times dearer a person's label is than {effect.cost.arm}'s, minus {effect.against:g}"
     if effect.kind == "meeting":
         return f"win rate of {effect.meeting[0]} over {effect.meeting[1]}, minus 50%"
     terms = [_term(name, weight) for name, weight in effect.weights.items()]
