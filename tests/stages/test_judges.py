@@ -346,3 +346,12 @@ def test_whom_judges_favour_in_a_comparison(run, pipeline, warm_root) -> None:
     name = "ai_vs_people/eval/win_rate"
     assert record.summary[name] == duel.summary[name]
     assert "ai_vs_people/eval/judges" not in record.summary and duel.table("self_preference") == []
+
+
+def test_policies_meet_before_the_experiments_judges_not_an_arms(run, pipeline) -> None:
+    """An arm's own judge may favour it."""
+    arms = ARMS.replace("'rm.labels=gold'", "'rm.labels=gold','judges=[reference]'")
+    more = judges(hash=ALONE["hash"], longer=ALONE["longer"])
+    summary = run("stage=compare", arms, "compare=[[people,ai]]", "test=[eval/win_rate]", FEW, more).summary
+    assert (summary["ai/eval/judge"], summary["people/eval/judge"]) == ("hash", "reference")
+    assert summary["people_vs_ai/eval/judge"] == "hash"
