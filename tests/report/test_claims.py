@@ -100,6 +100,7 @@ def test_a_fitted_metric_goes_by_its_interval() -> None:
     row = claim_row(claim, {"rlaif": [[]] * 3}, {"rlaif": summary | {"eval/n": 90}}, [])
     assert (row["effect"], row["ci_low"], row["ci_high"]) == pytest.approx((0.1, 0.02, 0.18))
     assert row["verdict"] == "supported" and (row["n"], row["seeds"]) == (90, 3)
+    assert row["measured"].endswith(": rlaif minus 50.0%")
     assert row["p_value"] == pytest.approx(2 * stats.norm.sf(0.1 / (0.08 / 1.959964)), rel=1e-4)
 
 

@@ -17,7 +17,7 @@ from rlaif.study.claims.claim import Claim, CostOptions
 from rlaif.study.items import common_items, seed_scores, seed_table
 from rlaif.study.verdict import Tone, Verdict
 from rlaif.tracking.runs import Row, Scalar, interval, number
-from rlaif.tracking.text import FORMATS, is_percent, metric_label, p_text
+from rlaif.tracking.text import FORMATS, is_percent, metric_label, metric_value, p_text
 
 Unit = Literal["points", "number", "signed"]
 Items = Mapping[str, Sequence[Sequence[Row]]]
@@ -100,7 +100,7 @@ def measured(claim: Claim) -> str:
     if effect.kind == "meeting":
         return f"win rate of {effect.meeting[0]} over {effect.meeting[1]}, minus 50%"
     terms = [_term(name, weight) for name, weight in effect.weights.items()]
-    terms += [f"minus {_value(claim, effect.against).removeprefix('+')}"] if effect.against else []
+    terms += [f"minus {metric_value(effect.metric, effect.against)}"] if effect.against else []
     return f"{metric_label(effect.metric)}: {' '.join(terms).removeprefix('plus ')}"
 
 
