@@ -177,7 +177,7 @@ def test_an_evaluation_resamples_the_rewards_of_a_conversation_together(
     for left_out in (set(), {5}):
         rewards = [None if i in left_out else (float(i // 4), 0.0) for i in range(12)]
         reward = SimpleNamespace(of_pairs=lambda sides, rows, rewards=rewards: rewards)
-        found = judge_policies(ctx, tmp_path, policy, policy, reward)
+        found = judge_policies(ctx, tmp_path, policy, policy, reward, every=True)
         kept = [i for i in range(12) if i not in left_out]
         gains = [float(i // 4) for i in kept]
         wanted, _ = paired_test(gains, [0.0] * len(kept), [f"c{i // 4}" for i in kept])
@@ -186,4 +186,4 @@ def test_an_evaluation_resamples_the_rewards_of_a_conversation_together(
         assert found["eval/reward_gain_ci_high"] == wanted.high
         assert wanted.high - wanted.low > 1.5 * (apart.high - apart.low) > 0
     silent = SimpleNamespace(of_pairs=lambda sides, rows: [None] * 12)
-    assert "eval/reward_gain" not in judge_policies(ctx, tmp_path, policy, policy, silent)
+    assert "eval/reward_gain" not in judge_policies(ctx, tmp_path, policy, policy, silent, every=True)

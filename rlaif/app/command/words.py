@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rlaif.app.home import CODE, CONF, OPTIONAL
 from rlaif.errors import UserError
 from rlaif.options.read import missing_value, unknown_key
 
+_MOST, _NEAR = 16, 3  # options that a sentence names: all of so many, else so many that resemble the word
 _NO_OVERRIDE = re.compile(r"Could not override '([^']+)'")
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '([^']+)'")
 _FULL_KEY = re.compile(r"full_key: (\S+)")
@@ -59,8 +61,16 @@ def refuse_null(words: Sequence[str]) -> None:
 def _unknown_option(missing: str, options: Iterable[str]) -> str:
     group, _, name = missing.rpartition("/")
     known = [option for option in options if not option.startswith("_")]
-    what = f"one of {', '.join(known)}" if known else f"the name of a file in {group}/ (without .yaml)"
+    what = _one_of(name, known) if known else f"the name of a file in {group}/ (without .yaml)"
     return f"{group}={name} is not an option of {group}: write {what}"
+
+
+def _one_of(name: str, known: Sequence[str]) -> str:
+    """All of a few options, or those of many that resemble `name`."""
+    if len(known) <= _MOST:
+        return f"one of {', '.join(known)}"
+    near = get_close_matches(name, known, n=_NEAR, cutoff=0.4)
+    return f"{', '.join([*near, 'or another'] if near else ['one'])} of the {len(known)} that --help lists"
 
 
 def with_judges(words: Sequence[str], folder: Path) -> list[str]:

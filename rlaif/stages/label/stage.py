@@ -167,7 +167,10 @@ def _items(ctx: Context, built: Parents) -> list[Row]:
     pairs, preferences = _measured(ctx, built)
     files = (JUDGEMENTS_FILE, GOLD_JUDGEMENTS_FILE)
     calls = [call for file in files for call in read_records(built["label"].file(file), Judgement)]
-    return [*alignment_items(pairs, preferences), *asking_items(pairs, preferences, calls)]
+    found: dict[str, Row] = {}
+    for row in (*alignment_items(pairs, preferences), *asking_items(pairs, preferences, calls)):
+        found[row["id"]] = found.get(row["id"], {}) | row
+    return list(found.values())
 
 
 def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
