@@ -217,6 +217,14 @@ def test_scatter_is_kept_for_pairs_of_arms_and_against_chance() -> None:
     assert math.isnan(rows[0]["seeds"])
 
 
+def test_what_arms_or_seeds_share_has_no_scatter() -> None:
+    """Two arms with one labeler, and seeds of RL, which no label depends on."""
+    labels = [_items([1.0, 0.0, 1.0, 0.0], "label/alignment_worst")] * 2
+    rows = scatter_rows({"x": labels, "y": labels}, ["label/alignment"])
+    assert [row["kind"] for row in rows] == ["alone", "alone"]
+    assert all(row["seed_freedom"] == 0 and row["items"] == pytest.approx(1 / 3) for row in rows)
+
+
 def test_scatter_of_finished_runs_is_pooled(tmp_path: Path) -> None:
     """A comparison's table, and the items of a single path, which compare a policy with its baseline."""
     items = {

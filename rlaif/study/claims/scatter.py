@@ -25,7 +25,10 @@ ARMS, ALONE = "arms", "alone"
 def scatter_rows(
     items: Mapping[str, Sequence[Sequence[Row]]], metrics: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row per metric of single items and pair of arms, and per arm where the metric has a neutral value."""
+    """A row per metric of single items and pair of arms, and per arm where the metric has a neutral value.
+
+    Arms that share what the metric is measured on say nothing about differences, nor do seeds that share it about seeds.
+    """
     rows = []
     for metric in metrics:
         scores = {arm: seed_scores(tables, tested_metric(metric)) for arm, tables in items.items()}
@@ -34,15 +37,19 @@ def scatter_rows(
             if shared := common_items({first: known[first], second: known[second]}):
                 keys, clusters = [key for key, _ in shared], [prompt for _, prompt in shared]
                 x, y = (seed_table(known[arm], keys) for arm in (first, second))
-                rows.append(_row(metric, ARMS, components(x, y, clusters)))
+                rows.append(_row(metric, ARMS, x - y, clusters))
         neutral = getattr(describe(metric), "neutral", None)
         for own in known.values() if neutral is not None else ():
             table, clusters = seed_table(own, list(own)), [prompt for prompt, _ in own.values()]
-            rows.append(_row(metric, ALONE, components(table, np.full_like(table, neutral), clusters)))
+            rows.append(_row(metric, ALONE, table - neutral, clusters))
     return [row for row in rows if row]
 
 
-def _row(metric: str, kind: str, found: Components | None) -> dict[str, Any]:
+def _row(metric: str, kind: str, differences: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
+    """The components of differences (S, n); empty if nothing differs, or too little is known."""
+    if (differences == differences[0]).all():
+        differences = differences[:1]
+    found = components(differences, np.zeros_like(differences), clusters) if differences.any() else None
     return {} if found is None else {"metric": metric, "kind": kind, **asdict(found)}
 
 
