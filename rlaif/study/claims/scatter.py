@@ -27,7 +27,7 @@ def scatter_rows(
 ) -> list[dict[str, Any]]:
     """A row per metric of single items and pair of arms, and per arm where the metric has a neutral value.
 
-    Arms that share what the metric is measured on say nothing about differences, nor do seeds that share it about seeds.
+    Arms that share what the metric is measured on say nothing about differences, and seeds that do nothing about seeds.
     """
     rows = []
     for metric in metrics:
