@@ -229,9 +229,10 @@ def test_scatter_of_finished_runs_is_pooled(tmp_path: Path) -> None:
     """A comparison's table, and the items of a single path, which compare a policy with its baseline."""
     items = {
         name: [_items(own, "eval/win_rate") for own in seeds]
-        for name, seeds in {"x": ([1, 0, 1, 1], [1, 1, 1, 0]), "y": ([0, 0, 1, 1], [0, 1, 0, 1])}.items()
+        for name, seeds in {"x": ([1, 0, 1, 1], [1, 1, 1, 0]), "y": ([0, 0, 1, 1], [0, 0, 0, 1])}.items()
     }
     write_run(tmp_path, "a", stage="compare", tables={"scatter": scatter_rows(items, ["eval/win_rate"])})
+    write_run(tmp_path, "again", stage="compare", tables={"scatter": scatter_rows(items, ["eval/win_rate"])})
     write_run(tmp_path, "b", stage="eval", tables={"items": _items([1, 0, 0, 1], "eval/win_rate")})
     found = known_scatter(find_runs(tmp_path), "eval/win_rate")
     assert {kind: count for kind, (_, count) in found.items()} == {"arms": 1, "alone": 3}

@@ -21,7 +21,7 @@ SEEDS = "repeat={seeds.rm:[0,1]}"
 SMALL = {
     "rm_label_count": [*HARMLESS, "grid={rm.n:[2,null]}", SEEDS],
     "rm_label_quality": [*HARMLESS, "grid={rm.label_noise:[0,0.4]}", SEEDS],
-    "ai_feedback_recipes": ["repeats=1"],
+    "ai_feedback_recipes": ["repeat={seeds.rl:[0]}"],
     "rl_algorithms": ["grid={rl:[ppo,grpo],reward:[rm,direct]}"],
     # Labels of a random model are all close to 0.5: sharper ones, for the arm that filters.
     "rm_soft_vs_hard": ["labeler.readout.temperature=0.05", SEEDS],

@@ -56,12 +56,14 @@ def _row(metric: str, kind: str, differences: np.ndarray, clusters: Sequence[str
 def known_scatter(runs: Sequence[RunRecord], metric: str) -> dict[str, tuple[Components, int]]:
     """By kind, the pooled components of the metric's comparisons in `runs`, and how many there were.
 
-    Runs of one path have no arms, but their items compare the policy with its baseline.
+    Runs of one path have no arms, but their items compare the policy with its baseline. What a later run repeats to
+    the last digit, since it reused it, counts once.
     """
     rows = [
         row for run in runs for row in (*run.table(SCATTER), *_own(run, metric)) if row["metric"] == metric
     ]
-    kinds = {kind: [_components(row) for row in rows if row["kind"] == kind] for kind in (ARMS, ALONE)}
+    once = {tuple(row.values()): row for row in rows}.values()
+    kinds = {kind: [_components(row) for row in once if row["kind"] == kind] for kind in (ARMS, ALONE)}
     return {kind: (pooled(found), len(found)) for kind, found in kinds.items() if found}
 
 
