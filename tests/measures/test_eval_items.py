@@ -6,9 +6,9 @@ import pytest
 from pair_rows import label_rows
 
 from rlaif.models.weights import Normalization
-from rlaif.records import Pair, Preference
+from rlaif.records import Judgement, Pair, Preference
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items, win_rate_report
-from rlaif.stages.label.alignment import alignment_items, alignment_report, reliability
+from rlaif.stages.label.alignment import alignment_items, alignment_report, asking_items, reliability
 from rlaif.stages.rm.accuracy import reward_items, reward_report
 from rlaif.stages.rm.scored_pairs import scored_pairs
 from rlaif.stats import expected_calibration_error
@@ -112,3 +112,33 @@ def test_win_rate_items_average_to_the_report() -> None:
     assert (
         fmean(row["eval/win_rate"] for row in rows) == win_rate_report(comparisons, seed=0)["eval/win_rate"]
     )
+
+
+def test_what_a_labeler_was_asked_by_hand() -> None:
+    """Pair x names the first position in both orders, y its response in both; z was read in one order, e in none."""
+    pairs = [Pair(name, f"prompt-{name}", "p", "a", "b", "policy") for name in "xyze"]
+    preferences = [
+        Preference("x", 0.5, 0.8, 0.2, 1, "ok", "logprob"),  # p_ba is of a, which was shown second
+        Preference("y", 0.8, 0.8, 0.8, 1, "ok", "logprob"),
+        Preference("z", 0.8, 0.8, None, 1, "ok", "logprob"),
+        Preference("e", 1.0, None, None, 1, "ok", "rule"),
+    ]
+    calls = [
+        Judgement(name, order, 0, "h", "ok", "logprob", p_a=0.8, tokens_in=read, tokens_out=3)
+        for name, order, read in (
+            ("x", "ab", 10),
+            ("x", "ba", 20),
+            ("y", "ab", 5),
+            ("y", "ba", 6),
+            ("z", "ab", 7),
+        )
+    ]
+    calls.append(Judgement("e", "ab", 0, "h", "ok", "rule", p_a=1.0))
+    rows = {row["id"]: row for row in asking_items(pairs, preferences, calls)}
+    assert {name: (row["tokens_in"], row["tokens_out"]) for name, row in rows.items()} == {
+        "x": (30, 6),
+        "y": (11, 6),
+        "z": (7, 3),
+    }
+    same = {name: row.get("label/same_position_rate") for name, row in rows.items()}
+    assert same == {"x": 1.0, "y": 0.0, "z": None}

@@ -116,6 +116,8 @@ def test_a_price_is_counted_in_tokens() -> None:
     assert (
         row["effect"] == pytest.approx(20 - 10) and row["verdict"] == "supported" and row["unit"] == "signed"
     )
+    half = stats.t.ppf(0.975, 59) * 0.03 * math.sqrt(60 / 59) / math.sqrt(60)
+    assert row["ci_high"] - row["ci_low"] == pytest.approx(1.32 / (0.066 - half) - 1.32 / (0.066 + half))
     dearer = claim_row(
         _claim({"cost": cost | {"person": 0.33}, "against": 10}, smallest=0), {"ai": [rows]}, {}, []
     )
