@@ -171,7 +171,7 @@ def read_curve(ctx: Context) -> Curve | None:
     curve = Curve(values["x"], tuple(y), values.get("by"))
     _check_metrics("curve", [name for name in (curve.x, *curve.y) if "/" in name or name in curve.y])
     for key in curve.keys:
-        if not _has(ctx.options, key):
+        if not has_key(ctx.options, key):
             raise UserError(f"curve: {key} is not a configuration key: write one such as rm.labels")
     return curve
 
@@ -231,7 +231,8 @@ def setting(arm: Context, key: str) -> Any:
     return next((value[key] for key in ("name", "kind", "algorithm") if key in value), value)
 
 
-def _has(options: Options, key: str) -> bool:
+def has_key(options: Options, key: str) -> bool:
+    """Whether there is a configuration key of this dotted name, whatever its value."""
     parent, _, name = key.rpartition(".")
     value = node_of(options, parent)
     return isinstance(value, dict) and name in value

@@ -193,6 +193,18 @@ def test_the_ledger_has_the_latest_run_of_each_claim(tmp_path: Path) -> None:
     assert "| **supported** |" in text and "needs a larger labeler (ledger.large_labeler)" in text
 
 
+def test_a_trial_or_an_unmet_run_takes_no_results_place(tmp_path: Path) -> None:
+    row = claim_row(_claim(ALIGNMENT), {"cot": [_items([1.0] * 40)], "base": [_items([0.0] * 40)]}, {}, [])
+    unmet, tiny = unmet_row(_claim(ALIGNMENT), ["a labeler"]), {"models": {"tiny": True}}
+    for index, (own, config) in enumerate([(unmet, {}), (row, tiny), (row, {}), (unmet, {}), (row, tiny)]):
+        write_run(tmp_path, f"r{index}", stage="compare", config=config, tables={CLAIM: [own]})
+    runs = find_runs(tmp_path)
+    found = [ledger_entries(runs[:count])[0] for count in range(1, 6)]
+    assert [entry.verdict for entry in found] == ["undecided", "undecided", *["supported"] * 3]
+    assert not any("random" in entry.size for entry in found)
+    assert "random" in ledger_entries(runs[1:2])[0].size
+
+
 def test_holm_is_over_the_decided_claims_of_the_page(tmp_path: Path) -> None:
     """Two verdicts with p of 0.03: each holds alone, neither over the page."""
     row = claim_row(_claim(ALIGNMENT), {"cot": [_items([1.0] * 9)], "base": [_items([0.0] * 9)]}, {}, [])

@@ -123,6 +123,10 @@ def test_the_planner_goes_by_finished_runs(
         (["claim.effect.metric=label/algnment"], "claim.effect.metric=label/algnment is not a metric"),
         (["+claim.effect.weights={bass: -1}"], "claim.effect: bass is not an arm"),
         (["claim.relation=bigger"], "claim.relation=bigger is not known"),
+        (
+            ["+claim.needs={ledger.big_labeler: a model}"],
+            "claim.needs: ledger.big_labeler is not a configuration key",
+        ),
         (["claim.smallest=-1"], "claim.smallest=-1 is out of range"),
         (
             ["~claim.effect.weights", "~claim.effect.metric", "+claim.effect.meeting=[cot,base]"],

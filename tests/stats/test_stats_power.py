@@ -26,7 +26,7 @@ TRUE = Components(0.02, 0.5, 0.3, 0.0, 0.0)
 
 def test_components_by_hand() -> None:
     """Differences 1 0 2 and 3 0 0: row means 1 and 1, column means 2 0 1; rests +-1, 0, +-1."""
-    found = components([[1, 0, 2], [3, 0, 0]], np.zeros((2, 3)), ["p", "q", "r"])
+    found = components([[1, 0, 2], [3, 0, 0]], ["p", "q", "r"])
     assert found is not None
     # cells: squares of 4 over (2 - 1)(3 - 1); items: variance 1 of column means, less cells / 2; seeds: 0 - cells / 3.
     assert (found.cells, found.items, found.seeds) == pytest.approx((2.0, 0.0, -2 / 3))
@@ -35,16 +35,16 @@ def test_components_by_hand() -> None:
 
 def test_items_of_a_cluster_are_one() -> None:
     x = np.array([[1.0, 3.0, 5.0, 0.0]])
-    found = components(x, np.zeros_like(x), ["p", "p", "q", "r"])
+    found = components(x, ["p", "p", "q", "r"])
     assert found is not None and found.items == pytest.approx(np.var([2.0, 5.0, 0.0], ddof=1))
     assert math.isnan(found.seeds) and found.seed_freedom == 0
-    assert components(x, np.zeros_like(x), ["p", "p", "q", "q"]) is None
+    assert components(x, ["p", "p", "q", "q"]) is None
 
 
 def test_components_find_what_was_drawn() -> None:
     rng = np.random.default_rng(0)
     drawn = [_drawn(rng, TRUE, 60, 4) for _ in range(300)]
-    found = pooled([one for table in drawn if (one := components(table, np.zeros_like(table), range(60)))])
+    found = pooled([one for table in drawn if (one := components(table, range(60)))])
     assert (found.seeds, found.items, found.cells) == pytest.approx(
         (TRUE.seeds, TRUE.items, TRUE.cells), rel=0.1
     )

@@ -41,11 +41,17 @@ class Entry:
 
 
 def ledger_entries(runs: Sequence[RunRecord]) -> list[Entry]:
-    """The claims of finished comparisons by their number; of a claim that was run again the latest run counts."""
+    """The claims of finished comparisons by their number; of a claim that was run again the latest run counts.
+
+    A run that measured something counts before one that lacked its models or data, and any before a trial run with
+    random models: neither takes a result's place.
+    """
     latest: dict[str, tuple[RunRecord, Row]] = {}
     for run in runs:
         for row in run.table(CLAIM):
-            latest[str(row["id"])] = (run, row)
+            earlier = latest.get(str(row["id"]))
+            if earlier is None or _weight(run, row) >= _weight(*earlier):
+                latest[str(row["id"])] = (run, row)
     raw = {
         name: p
         for name, (_, row) in latest.items()
@@ -53,6 +59,11 @@ def ledger_entries(runs: Sequence[RunRecord]) -> list[Entry]:
     }
     adjusted = holm(raw) if raw else {}
     return [_entry(*latest[name], adjusted.get(name)) for name in sorted(latest, key=_place)]
+
+
+def _weight(run: RunRecord, row: Row) -> tuple[bool, bool]:
+    """What a run says about a claim: of real models before random ones, an effect before none."""
+    return not _node(run.config, "models").get("tiny"), number(row, "effect") is not None
 
 
 def _place(name: str) -> tuple[int, str]:

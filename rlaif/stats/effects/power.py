@@ -36,15 +36,14 @@ class Components:
     item_freedom: float
 
 
-def components(x: Values, y: Values, clusters: Clusters) -> Components | None:
-    """The components of x - y, (n,) or (S, n), by the mean squares of the two-way layout; None below three clusters.
+def components(differences: Values, clusters: Clusters) -> Components | None:
+    """The components of paired differences (n,) or (S, n), by the mean squares of the two-way layout.
 
-    Raises ValueError if shapes differ.
+    None below three clusters. Raises ValueError if the lengths differ.
     """
-    first, second = as_table(x), as_table(y)
-    check_same_length(first, second)
-    check_same_length(first[0], second[0], clusters)
-    table = _by_cluster(first - second, clusters)
+    given = as_table(differences)
+    check_same_length(given[0], clusters)
+    table = _by_cluster(given, clusters)
     seeds, n = table.shape
     if n < 3 or not np.isfinite(table).all():
         return None

@@ -11,7 +11,7 @@ from rlaif.options.read import plain, read
 from rlaif.options.rules import ABSENT, Finite, From0, Name, Positive, shown
 from rlaif.stages.common.context import Context
 from rlaif.stats.effects.contrast import Relation
-from rlaif.study.arms import ALL, node_of
+from rlaif.study.arms import ALL, has_key, node_of
 from rlaif.tracking.glossary import unknown
 
 
@@ -116,6 +116,14 @@ def check_arms(claim: Claim, arms: Sequence[str]) -> None:
 
 
 def missing(ctx: Context, claim: Claim) -> list[str]:
-    """What the claim needs and the user has not named: `a larger labeler (ledger.large_labeler)`."""
+    """What the claim needs and the user has not named: `a larger labeler (ledger.large_labeler)`.
+
+    Raises UserError for a key that does not exist, which nobody could set.
+    """
     needs = {} if claim.needs is ABSENT else claim.needs
+    for key in needs:
+        if not has_key(ctx.options, key):
+            raise UserError(
+                f"claim.needs: {key} is not a configuration key: write one such as ledger.large_labeler"
+            )
     return [f"{words} ({key})" for key, words in needs.items() if node_of(ctx.options, key) is None]

@@ -49,7 +49,7 @@ def _row(metric: str, kind: str, differences: np.ndarray, clusters: Sequence[str
     """The components of differences (S, n); empty if nothing differs, or too little is known."""
     if (differences == differences[0]).all():
         differences = differences[:1]
-    found = components(differences, np.zeros_like(differences), clusters) if differences.any() else None
+    found = components(differences, clusters) if differences.any() else None
     return {} if found is None else {"metric": metric, "kind": kind, **asdict(found)}
 
 
