@@ -11,7 +11,7 @@ composed in process, so whatever two of them have in common is built once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,64 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
         check_arms(claim, [arm.name for arm in arms])
     roles, controls = read_roles(ctx, arms), read_controls(ctx, arms)
     graphs = _built(ctx, arms)
+    found = _measured(ctx, arms, graphs)
+    tests = compare_items(found.items, metrics)
+    rows = _arm_rows(ctx, arms, curve, found.summaries, standing(tests))
+    tables = found.tables(arms) | {
+        "arms": rows,
+        "arm_tests": tests,
+        "curve": curve_rows(rows, x=curve.x, y=curve.y, by=curve.by) if curve else [],
+        "diagnosis": _diagnosis(roles, found.summaries, found.items),
+        "controls": [
+            control_row(name, kind, found.summaries[name], found.items[name])
+            for name, kind in controls.items()
+        ],
+        SCATTER: scatter_rows(found.items, list(dict.fromkeys([*metrics, *PLANNED]))),
+    }
+    _labelers(ctx, graphs)
+    _record(ctx, graphs, found, tables)
+    flat = _flat(ctx, arms, graphs, found)
+    if diagnosis := diagnosis_table(tables["diagnosis"]):
+        flat[f"{roles['real']}/diagnosis/verdict"] = diagnosis.verdict.sentence
+    flat |= {f"{row['arm']}/control/verdict": row["sentence"] for row in tables["controls"]}
+    if claim is None:
+        return flat
+    return flat | _claimed(ctx, claim_row(claim, found.items, found.summaries, found.meetings))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the arms came to: test items and summaries by arm and seed, and over seeds; who met, and with what result.
+
+    `preferred` has the rows of judges' preferences for their own family.
+    """
+
+    items: dict[str, list[list[dict[str, Any]]]]
+    runs: dict[str, list[dict[str, Any]]]
+    summaries: dict[str, dict[str, Any]]
+    duels: dict[tuple[str, str], Artifact]
+    robins: list[Artifact]
+    meetings: list[list[dict[str, Any]]]
+    preferred: list[dict[str, Any]]
+
+    def tables(self, arms: Sequence[Arm]) -> dict[str, list[dict[str, Any]]]:
+        """Its own tables of the run."""
+        verdicts = [
+            {"first": x, "second": y, **{short: duel.metrics.get(name) for short, name in VERDICT.items()}}
+            for (x, y), duel in self.duels.items()
+        ]
+        return {
+            "self_preference": self.preferred,
+            "arm_runs": [
+                {"arm": arm.name, "run": run, **own}
+                for arm in arms
+                for run, own in zip(arm.runs, self.runs[arm.name], strict=True)
+            ],
+            "verdicts": verdicts + (meeting_rows(self.meetings) if self.meetings else []),
+        }
+
+
+def _measured(ctx: Context, arms: Sequence[Arm], graphs: Mapping[str, list[Graph]]) -> Measured:
     firsts = {name: group[0] for name, group in graphs.items()}
     pairs = [] if ctx.options.compare == ALL else plain(ctx.options.compare)
     duels = {(x, y): _head_to_head(ctx, firsts[x], firsts[y]) for x, y in pairs}
@@ -105,43 +163,23 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     preferred = self_preference_rows([_judged_arm(arm, graphs[arm.name]) for arm in arms])
     for name, excess in self_preference_metrics(preferred).items():
         summaries[name] |= excess
-    tests = compare_items(items, metrics)
-    rows = _arm_rows(ctx, arms, curve, summaries, standing(tests))
-    tables = {
-        "arms": rows,
-        "self_preference": preferred,
-        "arm_runs": [
-            {"arm": arm.name, "run": run, **own}
-            for arm in arms
-            for run, own in zip(arm.runs, runs[arm.name], strict=True)
-        ],
-        "arm_tests": tests,
-        "curve": curve_rows(rows, x=curve.x, y=curve.y, by=curve.by) if curve else [],
-        "verdicts": [
-            {"first": x, "second": y, **{short: duel.metrics.get(name) for short, name in VERDICT.items()}}
-            for (x, y), duel in duels.items()
-        ]
-        + (meeting_rows(met) if met else []),
-        "diagnosis": _diagnosis(roles, summaries, items),
-        "controls": [
-            control_row(name, kind, summaries[name], items[name]) for name, kind in controls.items()
-        ],
-        SCATTER: scatter_rows(items, list(dict.fromkeys([*metrics, *PLANNED]))),
-    }
-    _labelers(ctx, graphs)
-    _record(ctx, graphs, duels, robins, tables)
+    return Measured(items, runs, summaries, duels, robins, met, preferred)
+
+
+def _flat(
+    ctx: Context, arms: Sequence[Arm], graphs: Mapping[str, Sequence[Graph]], found: Measured
+) -> dict[str, Any]:
+    """The summary's part of arms and head-to-heads, with what there is to say of their judges."""
+    flat: dict[str, Any] = {}
     for arm in arms:
-        judged = same_judge(summaries[arm.name], plain(arm.first.options))
-        summaries[arm.name] |= {"judge/warning": judged} if judged else {}
-    flat = {f"{name}/{key}": value for name, own in summaries.items() for key, value in own.items()}
-    for (x, y), duel in duels.items():
-        noted = _judge_notes(ctx, firsts[x], firsts[y]) | safety_review(ctx, duel)
+        own = found.summaries[arm.name]
+        judged = same_judge(own, plain(arm.first.options))
+        noted = own | ({"judge/warning": judged} if judged else {})
+        flat |= {f"{arm.name}/{key}": value for key, value in noted.items()}
+    for (x, y), duel in found.duels.items():
+        noted = _judge_notes(ctx, graphs[x][0], graphs[y][0]) | safety_review(ctx, duel)
         flat |= {f"{x}_vs_{y}/{name}": value for name, value in (duel.metrics | noted).items()}
-    diagnosis = diagnosis_table(tables["diagnosis"])
-    if diagnosis:
-        flat[f"{roles['real']}/diagnosis/verdict"] = diagnosis.verdict.sentence
-    flat |= {f"{row['arm']}/control/verdict": row["sentence"] for row in tables["controls"]}
-    return flat | (_claimed(ctx, claim_row(claim, items, summaries, met)) if claim is not None else {})
+    return flat
 
 
 def _claimed(ctx: Context, row: dict[str, Any]) -> dict[str, Any]:
@@ -319,8 +357,7 @@ def _reading(
 def _record(
     ctx: Context,
     graphs: Mapping[str, Sequence[Graph]],
-    duels: Mapping[tuple[str, str], Artifact],
-    robins: Sequence[Artifact],
+    found: Measured,
     tables: Mapping[str, list[dict[str, Any]]],
 ) -> None:
     if ctx.run is None:
@@ -333,9 +370,9 @@ def _record(
         for row in graph.lineage():
             if row.name not in lineage or not row.reused:  # built by one arm, found by the next
                 lineage[row.name] = row
-    for (x, y), duel in duels.items():
+    for (x, y), duel in found.duels.items():
         lineage[duel.name] = ctx.store.lineage(duel)[0]
         ctx.run.table(f"samples_{x}_vs_{y}", comparison_rows(duel, ctx.options.report.samples))
-    ctx.run.table("reading_arms", _reading(graphs, duels))
-    lineage |= {robin.name: ctx.store.lineage(robin)[0] for robin in robins}
+    ctx.run.table("reading_arms", _reading(graphs, found.duels))
+    lineage |= {robin.name: ctx.store.lineage(robin)[0] for robin in found.robins}
     ctx.run.lineage(list(lineage.values()))
