@@ -28,7 +28,7 @@ def _claim(effect: dict[str, Any], **changes: Any) -> Claim:
     return read(Claim, WORDS | {"effect": effect, "relation": "greater", "smallest": 0.02} | changes, "claim")
 
 
-def _items(values: list[float], name: str = "label/alignment_half", **more: Any) -> list[dict[str, Any]]:
+def _items(values: list[float], name: str = "label/alignment", **more: Any) -> list[dict[str, Any]]:
     return [{"id": f"i{i}", "prompt_id": f"p{i}", name: value, **more} for i, value in enumerate(values)]
 
 
@@ -47,22 +47,39 @@ def test_a_difference_of_arms_is_paired_by_item() -> None:
 
 
 def test_what_a_labeler_abstains_from_decides_nothing() -> None:
-    """Of 60 pairs base gets half right, and cot reads none: as good as a guess, or always wrong."""
-    base = _items([1.0, 0.0] * 30)
-    rows = {
-        "base": [[row | {"label/alignment_worst": row["label/alignment_half"]} for row in base]],
-        "cot": [_items([0.5] * 60, **{"label/alignment_worst": 0.0})],
-    }
-    row = claim_row(_claim(ALIGNMENT), rows, {}, [])
-    assert row["verdict"] == "undecided" and row["effect"] == 0.0
-    assert (
-        "With unread pairs counted as wrong instead of half right it would be contradicted."
-        in row["sentence"]
+    """Of 60 pairs base gets half right. cot is right about all that it reads: of 56 its lead stands if it is wrong
+    about the rest, of 31 it does not.
+    """
+    asked = [{**row, "label/alignment_worst": row["label/alignment"]} for row in _items([1.0, 0.0] * 30)]
+
+    def cot(read: int) -> list[dict[str, Any]]:
+        right = [{**row, "label/alignment": 1.0} for row in asked[:read]]
+        return right + [{key: row[key] for key in row if key != "label/alignment"} for row in asked[read:]]
+
+    few, many = (claim_row(_claim(ALIGNMENT), {"base": [asked], "cot": [cot(n)]}, {}, []) for n in (31, 56))
+    assert few["effect"] == pytest.approx(15 / 31) and few["n"] == 31
+    assert few["verdict"] == "undecided" and many["verdict"] == "supported"
+    assert few["sentence"].endswith(
+        "It would be supported, were it not for the verdicts that could not be read."
     )
-    assert (
-        "counted as wrong"
-        not in claim_row(_claim(ALIGNMENT), rows | {"cot": rows["base"]}, {}, [])["sentence"]
-    )
+    back = _claim({"metric": "label/alignment", "weights": {"base": 1, "cot": -1}})
+    rows = {"base": [asked], "cot": [cot(31)]}
+    assert claim_row(back, rows, {}, [])["verdict"] == "undecided", "nor against it"
+
+
+def test_meetings_that_a_judge_abstains_from_decide_nothing() -> None:
+    def met(read: int) -> list[dict[str, Any]]:
+        return [
+            {"id": f"i{i}", "prompt_id": f"p{i}", "first": first, "second": second, "value": 1.0}
+            for first, second in (("x", "y"), ("x", "SFT"), ("y", "SFT"))
+            for i in range(40)
+            if second == "SFT" or i < read
+        ]
+
+    rows = [claim_row(_claim({"meeting": ["x", "y"]}), {}, {}, [met(read)]) for read in (40, 20)]
+    assert [row["verdict"] for row in rows] == ["supported", "undecided"] and rows[1]["n"] == 20
+    other = claim_row(_claim({"meeting": ["y", "x"]}), {}, {}, [met(20)])
+    assert other["verdict"] == "undecided"
 
 
 def test_four_arms_with_seeds_add_up() -> None:

@@ -116,14 +116,20 @@ def meeting_rows(seeds: Sequence[Sequence[Row]]) -> list[Row]:
     return [{**row, "p_holm": adjusted[str(index)]} for index, row in enumerate(rows)]
 
 
-def meeting_values(seeds: Sequence[Sequence[Row]], first: str, second: str) -> tuple[np.ndarray, list[str]]:
-    """Outcomes (S, n) of `first` against `second` on the prompts that have one in every seed, and their clusters."""
+def meeting_values(
+    seeds: Sequence[Sequence[Row]], first: str, second: str, *, unread: float | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Outcomes (S, n) of `first` against `second` on the prompts that have one in every seed, and their clusters.
+
+    `unread` stands for a verdict that could not be read; without it such prompts are left out.
+    """
     found = []
     for meetings in seeds:
         prompts, players, table = _table(meetings)
         i, j = players.index(first), players.index(second)
         column = list(combinations(range(len(players)), 2)).index((min(i, j), max(i, j)))
-        found.append((prompts, table[:, column] if i < j else 1 - table[:, column]))
+        values = table[:, column] if i < j else 1 - table[:, column]
+        found.append((prompts, values if unread is None else np.nan_to_num(values, nan=unread)))
     return _shared(found)
 
 

@@ -14,12 +14,13 @@ from rlaif.stats import mean_interval
 from rlaif.stats.effects.contrast import Decision, Effect, contrast, decide, from_interval
 from rlaif.stats.intervals import Interval
 from rlaif.study.claims.claim import Claim, CostOptions
-from rlaif.study.items import common_items, seed_scores, seed_table
+from rlaif.study.items import common_items, seed_scores, seed_table, tested_metric
 from rlaif.study.verdict import Tone, Verdict
 from rlaif.tracking.runs import Row, Scalar, interval, number
 from rlaif.tracking.text import FORMATS, is_percent, metric_label, metric_value, p_text
 
 Unit = Literal["points", "number", "signed"]
+Side = Literal["for", "against"]
 Items = Mapping[str, Sequence[Sequence[Row]]]
 Meetings = Sequence[Sequence[dict[str, Any]]]
 Summaries = Mapping[str, Mapping[str, Scalar]]
@@ -28,28 +29,24 @@ CLAIM = "claim"
 TOKENS_IN, TOKENS_OUT = "tokens_in", "tokens_out"
 """Columns of a labeler's items: what it read and wrote for a pair, in all orders and steps."""
 
-READINGS = {"label/alignment": ("label/alignment_half", "label/alignment_worst")}
-"""Where an item may be unread: counted as half right, and as wrong."""
-
 
 def claim_row(claim: Claim, items: Items, summaries: Summaries, meetings: Meetings) -> dict[str, Any]:
     """The claim with its effect and verdict, as a row of a run's table; undecided if its arms lack what it is about.
 
-    A labeler's unread pairs count as half right. Where the verdict would be another if they counted as wrong, there is
-    none: what a labeler abstains from decides nothing.
+    The effect is measured where all of its arms have a verdict that could be read. It decides the claim only if that
+    holds with every other verdict counted against the effect, and with every one counted for it: nothing is decided by
+    what a labeler or judge abstains from.
     """
-    about = claim.effect.metric if claim.effect.kind == "weights" else ""
-    effect, *others = (
-        _effect(claim, metric, items, summaries, meetings) for metric in READINGS.get(about, (about,))
-    )
+    effect = _effect(claim, items, summaries, meetings)
     if effect is None:
         return _row(claim, "undecided", f"Undecided: nothing was measured of {measured(claim)}.")
-    decision = decide(effect, claim.relation, claim.smallest)
-    states = {decide(other, claim.relation, claim.smallest).state for other in others if other is not None}
-    note = ""
-    if states - {decision.state}:
-        note = f" With unread pairs counted as wrong instead of half right it would be {', '.join(sorted(states))}."
-        decision = replace(decision, state="undecided")
+    decision, note = decide(effect, claim.relation, claim.smallest), ""
+    if decision.state != "undecided":
+        bounds = [_effect(claim, items, summaries, meetings, unread=side) for side in ("against", "for")]
+        states = {decide(one, claim.relation, claim.smallest).state for one in bounds if one is not None}
+        if states - {decision.state}:
+            note = f" It would be {decision.state}, were it not for the verdicts that could not be read."
+            decision = replace(decision, state="undecided")
     found = effect.interval()
     numbers = {
         "effect": found.estimate,
@@ -129,25 +126,49 @@ def _value(claim: Claim, value: float) -> str:
 
 
 def _effect(
-    claim: Claim, metric: str, items: Items, summaries: Summaries, meetings: Meetings
+    claim: Claim, items: Items, summaries: Summaries, meetings: Meetings, unread: Side | None = None
 ) -> Effect | None:
+    """The effect where all arms were read or, with `unread`, with all other verdicts counted to that side of it."""
     effect = claim.effect
     if effect.kind == "cost":
         return _cheaper(effect.cost, items[effect.cost.arm], effect.against)
     if effect.kind == "meeting":
         first, second = effect.meeting
-        values, clusters = meeting_values(meetings, first, second)
+        fill = None if unread is None else float(unread == "for")
+        values, clusters = meeting_values(meetings, first, second, unread=fill)
         return _contrast({first: values}, {first: 1.0}, clusters, 0.5, outcomes=True)
-    weights = {name: float(weight) for name, weight in effect.weights.items()}
-    scores = {name: seed_scores(items[name], metric) for name in weights}
+    metric, weights = effect.metric, {name: float(weight) for name, weight in effect.weights.items()}
+    own: Items = {name: items[name] for name in weights}
+    if unread is not None and is_percent(metric):
+        own = _filled(own, weights, metric, unread)
+    scores = {name: seed_scores(tables, metric) for name, tables in own.items()}
     shared = common_items(scores) if all(scores.values()) else []
     if not shared:
         return _summarised(metric, weights, items, summaries, effect.against)
     keys, clusters = [key for key, _ in shared], [prompt for _, prompt in shared]
-    tables = {name: seed_table(own, keys) for name, own in scores.items()}
+    tables = {name: seed_table(one, keys) for name, one in scores.items()}
     return _contrast(
         tables, weights, clusters, effect.against, outcomes=None if is_percent(metric) else False
     )
+
+
+def _filled(items: Items, weights: Mapping[str, float], metric: str, unread: Side) -> Items:
+    """The arms' rows, with the outcomes of `metric` that an arm lacks, of items that any was asked about, made up."""
+    asked = {
+        str(row["id"]): row
+        for tables in items.values()
+        for rows in tables
+        for row in rows
+        if metric in row or tested_metric(metric) in row
+    }
+    filled: dict[str, list[list[Row]]] = {}
+    for name, tables in items.items():
+        value = float((weights[name] > 0) == (unread == "for"))
+        filled[name] = []
+        for rows in tables:
+            read = {str(row["id"]): row for row in rows if number(row, metric) is not None}
+            filled[name].append([read.get(key, {**row, metric: value}) for key, row in asked.items()])
+    return filled
 
 
 def _contrast(
