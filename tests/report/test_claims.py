@@ -67,6 +67,18 @@ def test_what_a_labeler_abstains_from_decides_nothing() -> None:
     assert claim_row(back, rows, {}, [])["verdict"] == "undecided", "nor against it"
 
 
+def test_each_arms_unread_pairs_are_counted_to_the_same_side_of_the_effect() -> None:
+    """Read by both: 44 pairs, cot alone right on 14. Against it: its own 8 wrong, where base is right, and base's 8
+    right, where cot is: (14 - 8) / 60. Both wrong would be 14 / 60, which is above 0.
+    """
+    cot, base = [1.0] * 22 + [0.0] * 30 + [1.0] * 8, [1.0] * 8 + [0.0] * 52
+    asked = [_items(values, "label/alignment_worst") for values in (cot, base)]
+    read = [_items(cot)[8:], _items(base)[:52]]
+    items = {name: [[*own, *all_]] for name, own, all_ in zip(("cot", "base"), read, asked, strict=True)}
+    row = claim_row(_claim(ALIGNMENT), items, {}, [])
+    assert row["effect"] == pytest.approx(14 / 44) and row["ci_low"] > 0 and row["verdict"] == "undecided"
+
+
 def test_meetings_that_a_judge_abstains_from_decide_nothing() -> None:
     def met(read: int) -> list[dict[str, Any]]:
         return [
