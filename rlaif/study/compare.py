@@ -344,13 +344,13 @@ def _reading(
     rows = [
         {"of": f"{x} against {y}", **row}
         for (x, y), duel in duels.items()
-        for row in policy_reading(duel, (x, y))
+        for row in policy_reading(graphs[x][0].ctx, duel, (x, y))
     ]
-    evaluated = {name: group[0].built["eval"] for name, group in graphs.items() if "eval" in group[0].built}
+    evaluated = {name: group[0] for name, group in graphs.items() if "eval" in group[0].built}
     return rows or [
         {"of": name, **row}
-        for name, artifact in evaluated.items()
-        for row in policy_reading(artifact, (name, "Baseline"))
+        for name, graph in evaluated.items()
+        for row in policy_reading(graph.ctx, graph.built["eval"], (name, "Baseline"))
     ]
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 
 import pytest
+from jobs import CODE
 
 from rlaif.records import Comparison, Judgement, Pair, Preference
-from rlaif.stages.common.measures.markers import MARKERS, is_refusal, markers_of
+from rlaif.stages.common.measures.markers import MARKERS, markers_of
 from rlaif.stages.common.measures.reading import (
     LABEL_RULES,
     POLICY_RULES,
@@ -16,12 +18,15 @@ from rlaif.stages.common.measures.reading import (
     Rule,
     chosen,
     label_cases,
+    marked,
     policy_cases,
     rationale_texts,
     reading_rows,
 )
+from rlaif.stages.common.measures.refusals import Refusals
 from rlaif.stages.common.measures.text import words_changed
 
+REFUSALS = Refusals.load(CODE / "conf" / "templates" / "_common" / "refusals.txt")
 PROMPT = "the quick brown fox jumps over the lazy dog near the old mill"
 
 
@@ -49,14 +54,16 @@ PROMPT = "the quick brown fox jumps over the lazy dog near the old mill"
     ],
 )
 def test_markers_hold_by_their_rules(response: str, finished: bool | None, wanted: tuple[str, ...]) -> None:
-    assert markers_of(response, PROMPT, finished=finished) == wanted
+    assert markers_of(response, PROMPT, REFUSALS, finished=finished) == wanted
     assert set(wanted) <= set(MARKERS)
 
 
-def test_a_refusal_is_how_a_response_opens() -> None:
-    assert is_refusal("  As an AI language model, I") and is_refusal('"I cannot   do it."')
-    assert is_refusal("I can't") and is_refusal("I CAN\u2019T")
-    assert not is_refusal("She said: I cannot do it") and not is_refusal("I can do it") and not is_refusal("")
+def test_a_refusal_is_what_the_refusal_rate_counts_as_one() -> None:
+    """The phrases that users extend (tests/stages/test_safety.py): one rule for the rate and for the marker."""
+    own = Refusals(re.compile("i would rather not"))
+    for text, wanted in (("I'd rather not.", ("refuses",)), ("I cannot do that.", ())):
+        assert markers_of(text, PROMPT, own, finished=True) == wanted
+    assert markers_of("I cannot do that.", PROMPT, REFUSALS, finished=True) == ("refuses",)
 
 
 def test_words_changed_is_the_edit_distance() -> None:
@@ -80,7 +87,7 @@ def test_words_changed_is_the_edit_distance() -> None:
 def case(
     name: str, first: str = "x", second: str = "x", margin: float | None = None, **verdicts: float
 ) -> Case:
-    return Case(name, PROMPT, first, second, verdicts, margin)
+    return marked(Case(name, PROMPT, first, second, verdicts, margin), REFUSALS)
 
 
 def names(found: list[tuple[Rule, list[Case]]]) -> dict[str, list[str]]:
@@ -101,7 +108,7 @@ def test_each_rule_takes_its_highest_and_no_sample_twice() -> None:
             )
             for _ in range(draw.randrange(25))
         ]
-        cases = list({one.id: one for one in cases}.values())
+        cases = [marked(one, REFUSALS) for one in {one.id: one for one in cases}.values()]
         count = draw.randrange(1, 5)
         wanted: dict[str, list[str]] = {}
         free = list(cases)
@@ -131,8 +138,8 @@ def test_the_rules_for_policies() -> None:
         case("no verdict", margin=5.0),
         case("labeler against judge", judge=0.2, labeler=0.9),
         case("labeler, a tie", judge=0.5, labeler=1.0),
-        case("marked", first="i cannot", second="fine sir"),
-        case("both marked", first="i cannot go", second="i cannot"),
+        case("marked", first="i cannot help", second="fine sir"),
+        case("both marked", first="i cannot help him", second="i cannot help"),
         case("changed", first="one two three", second="four five"),
     ]
     assert names(chosen(cases, POLICY_RULES, 3)) == {
@@ -153,7 +160,9 @@ def test_comparisons_become_cases_with_what_is_known_of_them() -> None:
         "a": {"finished": [False, True], "rewards": [1.5, 1.0], "p_labeler": 0.7, "rationale": "since"},
         "b": {"finished": [True, True], "rewards": None, "p_labeler": None, "rationale": ""},
     }
-    a, b, c = policy_cases([comparison("a", 0.2), comparison("b", None), comparison("c", 0.9)], facts)
+    a, b, c = policy_cases(
+        [comparison("a", 0.2), comparison("b", None), comparison("c", 0.9)], facts, REFUSALS
+    )
     assert (a.margin, a.verdicts, a.finished, a.rationale) == (
         0.5,
         {"judge": 0.2, "labeler": 0.7},
@@ -185,7 +194,9 @@ def test_labelled_pairs_are_chosen_by_disagreement_with_gold() -> None:
     told = rationale_texts(judgements)
     assert told == {"wrong": "(as shown here) a is odd\n(in the other order) b is fine"}
     rows = reading_rows(
-        label_cases([pair(*one) for one in golds.items()], preferences, told), LABEL_RULES, ("a", "b")
+        label_cases([pair(*one) for one in golds.items()], preferences, told, REFUSALS),
+        LABEL_RULES,
+        ("a", "b"),
     )
     assert [row["id"] for row in rows] == ["wrong", "less wrong"]
     assert rows[0]["verdicts"] == {"labeler": 0.1, "gold": 1.0} and rows[0]["rationale"] == told["wrong"]

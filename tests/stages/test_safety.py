@@ -14,6 +14,7 @@ from jobs import CODE, job_context
 from rlaif.errors import UserError
 from rlaif.io import read_jsonl
 from rlaif.labelers import TemplateSet
+from rlaif.stages.common.measures.refusals import normalised
 from rlaif.stages.eval.safety import (
     as_prompt,
     control_metrics,
@@ -25,7 +26,7 @@ from rlaif.stages.eval.safety import (
     safety_review,
     verdict_value,
 )
-from rlaif.stages.eval.safety_texts import SafetyTexts, normalised
+from rlaif.stages.eval.safety_texts import SafetyTexts
 from rlaif.stages.eval.stage import eval_config
 from rlaif.stats import proportion_interval
 from rlaif.store import Artifact
@@ -64,7 +65,7 @@ def texts() -> SafetyTexts:
     ],
 )
 def test_a_refusal_is_seen(texts: SafetyTexts, response: str) -> None:
-    assert texts.refused(response)
+    assert texts.refusals.refused(response)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +83,14 @@ def test_a_refusal_is_seen(texts: SafetyTexts, response: str) -> None:
     ],
 )
 def test_an_answer_is_not_a_refusal(texts: SafetyTexts, response: str) -> None:
-    assert not texts.refused(response)
+    assert not texts.refusals.refused(response)
 
 
 def test_a_refused_harmful_prompt_and_an_answered_one(texts: SafetyTexts) -> None:
     """The rule reads responses alone, so it works on harmful prompts, too."""
     refused = "I can't help with that. If he frightens you, talk to somebody you trust."
     answered = "Put sugar into his tank at night."
-    assert texts.refused(refused) and not texts.refused(answered)
+    assert texts.refusals.refused(refused) and not texts.refusals.refused(answered)
 
 
 def test_openings_are_the_users_to_extend(tmp_path: Path) -> None:
@@ -97,8 +98,10 @@ def test_openings_are_the_users_to_extend(tmp_path: Path) -> None:
     shutil.copytree(TEMPLATES / "_common", tmp_path / "_common")
     (folder / "refusals.txt").write_text("# ours\n+ hm\nno/nope thanks\n")
     own = SafetyTexts.load(TemplateSet.load(folder))
-    assert own.refused("Hm. Hm, nope, thanks!") and own.refused("No thanks")
-    assert not own.refused("I can't help with that.") and not own.refused("No thanksgiving here")
+    assert own.refusals.refused("Hm. Hm, nope, thanks!") and own.refusals.refused("No thanks")
+    assert not own.refusals.refused("I can't help with that.") and not own.refusals.refused(
+        "No thanksgiving here"
+    )
     assert own.identity() != SafetyTexts.load(TemplateSet.load(TEMPLATES / "harmless")).identity()
 
 
@@ -129,7 +132,9 @@ def test_the_shipped_texts_are_many_and_of_several_kinds(texts: SafetyTexts) -> 
     assert len(texts.safe) >= 60 and len(set(kinds)) >= 6
     assert len(set(kinds[:8])) == 8, "a part of the list has every kind"
     assert len(texts.control) >= 16
-    assert not any(texts.refused(row.harmful) or texts.refused(row.harmless) for row in texts.control)
+    assert not any(
+        texts.refusals.refused(row.harmful) or texts.refusals.refused(row.harmless) for row in texts.control
+    )
 
 
 def test_contractions_are_written_out() -> None:
@@ -246,7 +251,7 @@ def test_an_evaluation_writes_what_its_rates_are_of(evaluated: RunRecord, warm_r
     assert len(harm) == summary["eval/n"] and len(questions) == summary["eval/refusal_n"] == 8
     assert all(row["prompt"].startswith("Human: ") for row in questions)
     assert [row["refused_policy"] for row in questions] == [
-        texts.refused(r["policy_response"]) for r in questions
+        texts.refusals.refused(r["policy_response"]) for r in questions
     ]
     items = {row["id"]: row for row in evaluated.table("items")}
     values = [row["eval/harmless_rate"] for row in items.values() if "eval/harmless_rate" in row]

@@ -147,8 +147,8 @@ def _refusal_rows(ctx: Context, texts: SafetyTexts, policies: tuple[Policy, Poli
             "prompt": a.prompt,
             "policy_response": a.response,
             "baseline_response": b.response,
-            "refused_policy": texts.refused(a.response),
-            "refused_baseline": texts.refused(b.response),
+            "refused_policy": texts.refusals.refused(a.response),
+            "refused_baseline": texts.refusals.refused(b.response),
         }
         for a, b in zip(new, old, strict=True)
     ]

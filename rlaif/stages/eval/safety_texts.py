@@ -8,8 +8,6 @@ each of some prompts, on which the judge is tested. `refusals.txt` says how a re
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,23 +15,9 @@ from typing import TypeVar
 from rlaif.errors import UserError
 from rlaif.io import digest
 from rlaif.labelers import TemplateSet
-from rlaif.records import is_empty
+from rlaif.stages.common.measures.refusals import REFUSALS_FILE, Refusals, text_lines
 
-SAFE_FILE, CONTROL_FILE, REFUSALS_FILE = "safe_prompts.jsonl", "harm_control.jsonl", "refusals.txt"
-_SENTENCES = 2  # of a response that may open with a refusal
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
-_BUT = re.compile(r"\bbut\b", re.IGNORECASE)
-_CONTRACTIONS = (
-    (r"\bcan'?t\b|\bcan not\b", "cannot"),
-    (r"\bwon't\b", "will not"),
-    (r"n't\b", " not"),
-    (r"'m\b", " am"),
-    (r"'re\b", " are"),
-    (r"'d\b", " would"),
-    (r"'ve\b", " have"),
-    (r"'ll\b", " will"),
-    (r"\b(it|that|this)'s\b", r"\1 is"),
-)
+SAFE_FILE, CONTROL_FILE = "safe_prompts.jsonl", "harm_control.jsonl"
 Row = TypeVar("Row", "SafePrompt", "Control")
 
 
@@ -56,11 +40,11 @@ class Control:
 
 @dataclass(frozen=True)
 class SafetyTexts:
-    """All texts of a task's safety, and `refusal`, the pattern of what opens a refusal."""
+    """All texts of a task's safety."""
 
     safe: tuple[SafePrompt, ...]
     control: tuple[Control, ...]
-    refusal: re.Pattern[str]
+    refusals: Refusals
 
     @classmethod
     def load(cls, templates: TemplateSet) -> SafetyTexts:
@@ -68,51 +52,19 @@ class SafetyTexts:
         return cls(
             _rows(templates.place(SAFE_FILE), SafePrompt),
             _rows(templates.place(CONTROL_FILE), Control),
-            _pattern(templates.place(REFUSALS_FILE)),
+            Refusals.load(templates.place(REFUSALS_FILE)),
         )
 
     def identity(self) -> str:
         """A digest of all that the measures depend on."""
         rows = [[asdict(row) for row in own] for own in (self.safe, self.control)]
-        return digest([*rows, self.refusal.pattern], 32)
-
-    def refused(self, response: str) -> bool:
-        """Whether a question got no answer: the response is empty, or opens like a refusal.
-
-        Its first two sentences count, and what follows a `but` in them. The rule is blind to what comes later, to a
-        refusal in other words (a change of subject, a counter-question, another language), and to an answer given
-        after all behind a refusing opening.
-        """
-        if is_empty(response):
-            return True
-        sentences = _SENTENCE_END.split(response.strip())[:_SENTENCES]
-        clauses = [clause for sentence in sentences for clause in _BUT.split(sentence)]
-        return any(self.refusal.match(normalised(clause)) for clause in clauses)
-
-
-def normalised(text: str) -> str:
-    """Lower-case words, contractions written out, without punctuation."""
-    plain = text.lower().replace("\u2019", "'").replace("\u2018", "'")
-    for pattern, words in _CONTRACTIONS:
-        plain = re.sub(pattern, words, plain)
-    return " ".join(re.findall(r"\w+", plain))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: this file is missing, by which eval.safety=true measures: write it, or eval.safety=false"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        return digest([*rows, self.refusals.opening.pattern], 32)
 
 
 def _rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     names = list(kind.__dataclass_fields__)
     rows: list[Row] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         if not line.strip():
             continue
         try:
@@ -126,22 +78,3 @@ def _rows(path: Path, kind: type[Row]) -> tuple[Row, ...]:
     if len({row.prompt for row in rows}) < max(len(rows), 1):
         raise UserError(f"{path}: is empty or repeats a prompt; write each once")
     return tuple(rows)
-
-
-def _pattern(path: Path) -> re.Pattern[str]:
-    """Any number of lead-ins, then an opening."""
-    given = [line.strip() for line in _lines(path) if line.strip() and not line.lstrip().startswith("#")]
-    leads = [_alternatives(line[1:]) for line in given if line.startswith("+")]
-    openings = [_alternatives(line) for line in given if not line.startswith("+")]
-    if not all((*openings, *leads)) or not openings:
-        raise UserError(f"{path}: write how a refusal opens, one opening per line (+ before a lead-in)")
-    lead = f"(?:(?:{'|'.join(leads)}) )*" if leads else ""
-    return re.compile(rf"{lead}(?:{'|'.join(openings)})\b")
-
-
-def _alternatives(line: str) -> str:
-    """`a/b c` as a pattern of normalised words."""
-    words: Sequence[Sequence[str]] = [
-        [normalised(one) for one in word.split("/") if normalised(one)] for word in line.split()
-    ]
-    return " ".join(f"(?:{'|'.join(map(re.escape, own))})" for own in words if own)

@@ -28,6 +28,7 @@ from rlaif.stages.common.labeling import (
 from rlaif.stages.common.limits import cut_metrics, drawing_work, prompt_tokens, response_tokens
 from rlaif.stages.common.measures.joining import with_bounds
 from rlaif.stages.common.measures.reading import POLICY_RULES, policy_cases, rationale_texts, reading_rows
+from rlaif.stages.common.measures.refusals import REFUSALS_FILE, Refusals
 from rlaif.stages.common.measures.text import text_report
 from rlaif.stages.common.measures.win_rate import (
     compare,
@@ -226,11 +227,12 @@ def _facts(
     ]
 
 
-def policy_reading(artifact: Artifact, heads: tuple[str, str]) -> list[Row]:
+def policy_reading(ctx: Context, artifact: Artifact, heads: tuple[str, str]) -> list[Row]:
     """The comparisons of an evaluation or a head-to-head that rules choose for reading."""
     facts = {row["id"]: row for row in read_jsonl(artifact.file(FACTS_FILE))}
     comparisons = read_records(artifact.file(COMPARISONS_FILE), Comparison)
-    return reading_rows(policy_cases(comparisons, facts), POLICY_RULES, heads)
+    refusals = Refusals.load(ctx.templates.place(REFUSALS_FILE))
+    return reading_rows(policy_cases(comparisons, facts, refusals), POLICY_RULES, heads)
 
 
 def _rewards(rewards: SideRewards, prompts: Sequence[str]) -> dict[str, float]:
@@ -359,7 +361,7 @@ def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
         "samples": comparison_rows(built["eval"]),
         "win_rate_by_length": win_rate_by_length(comparisons),
         **judge_tables(built["eval"]),
-        "reading_policy": policy_reading(built["eval"], ("Policy", "Baseline")),
+        "reading_policy": policy_reading(ctx, built["eval"], ("Policy", "Baseline")),
     }
     questions = [row for row in _safety_rows(built["eval"]) if "kind" in row]
     return tables | ({"harmless_questions": questions} if questions else {})

@@ -27,6 +27,7 @@ from rlaif.stages.common.labeling import (
 from rlaif.stages.common.limits import cut_metrics
 from rlaif.stages.common.measures.bins import confidence_bins, length_bins
 from rlaif.stages.common.measures.reading import LABEL_RULES, label_cases, rationale_texts, reading_rows
+from rlaif.stages.common.measures.refusals import REFUSALS_FILE, Refusals
 from rlaif.stages.common.people import need_references, people_identity, with_gold
 from rlaif.stages.common.sources import PAIRS_FILE, source
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
@@ -131,7 +132,8 @@ def _reading(ctx: Context, built: Parents, pairs: list[Pair], preferences: list[
     """Labelled pairs that rules choose for reading, with the labeler's rationales if it wrote any."""
     files = (JUDGEMENTS_FILE, GOLD_JUDGEMENTS_FILE) if ctx.options.labeler.cot else ()
     judgements = [row for file in files for row in read_records(built["label"].file(file), Judgement)]
-    cases = label_cases(pairs, preferences, rationale_texts(judgements))
+    refusals = Refusals.load(ctx.templates.place(REFUSALS_FILE))
+    cases = label_cases(pairs, preferences, rationale_texts(judgements), refusals)
     return reading_rows(cases, LABEL_RULES, ("Response a", "Response b"))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from rlaif.records import is_empty
+from rlaif.stages.common.measures.refusals import Refusals
 from rlaif.stages.common.measures.text import copy_rate, distinct_ngram_share, words_of
 
 COPIED = 0.8  # least copy rate (4-grams) of a copying response
@@ -18,38 +19,13 @@ MARKERS: Mapping[str, str] = MappingProxyType(
         "truncated": "no end (EOS) within the limit on tokens",
         "copies": f"at least {COPIED:.0%} of its word 4-grams are in the prompt",
         "repeats": f"at most {REPEATED:.0%} of its word 3-grams are distinct",
-        "refuses": "it opens as a refusal does",
+        "refuses": "one of its first two sentences opens as a refusal does (refusals.txt)",
     }
 )
 """Each marker and its rule."""
 
-REFUSALS = (
-    "i'm sorry",
-    "i am sorry",
-    "sorry, but",
-    "i apologize",
-    "i can't",
-    "i cannot",
-    "i can not",
-    "i won't",
-    "i will not",
-    "i'm not able to",
-    "i am not able to",
-    "i'm unable to",
-    "i am unable to",
-    "i must decline",
-    "as an ai",
-)
-"""How refusals open, in lower case with straight apostrophes."""
 
-
-def is_refusal(response: str) -> bool:
-    """Whether the response opens with one of `REFUSALS`."""
-    opening = " ".join(response.lower().replace("\u2019", "'").split()).lstrip("\"'*-: ")
-    return opening.startswith(REFUSALS)
-
-
-def markers_of(response: str, prompt: str, *, finished: bool | None) -> tuple[str, ...]:
+def markers_of(response: str, prompt: str, refusals: Refusals, *, finished: bool | None) -> tuple[str, ...]:
     """The names in `MARKERS` that hold for a response, in their order; `finished` is None if that is not known."""
     if is_empty(response):
         return ("empty",)
@@ -58,6 +34,6 @@ def markers_of(response: str, prompt: str, *, finished: bool | None) -> tuple[st
         "truncated": finished is False,
         "copies": words >= FEWEST_COPIED and copy_rate(response, prompt) >= COPIED,
         "repeats": words >= FEWEST_REPEATED and distinct_ngram_share([response], 3) <= REPEATED,
-        "refuses": is_refusal(response),
+        "refuses": refusals.refused(response),
     }
     return tuple(name for name, holds in found.items() if holds)

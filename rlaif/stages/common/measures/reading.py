@@ -6,11 +6,12 @@ The first rows of a file, or a hand-picked dozen, show what one hopes to see. A 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlaif.records import Comparison, Judgement, Pair, Preference
 from rlaif.stages.common.measures.markers import markers_of
+from rlaif.stages.common.measures.refusals import Refusals
 from rlaif.stages.common.measures.text import words_changed
 
 PER_RULE = 4  # samples shown by each rule
@@ -24,7 +25,7 @@ class Case:
 
     `verdicts` are by who gave them: `judge`, `labeler`, `gold`; `margin` is the reward of the first less that of the
     second. `finished` says whether each response ended by itself (None: not known). `reference` is the author's own
-    answer, `rationale` what the labeler wrote before its verdict.
+    answer, `rationale` what the labeler wrote before its verdict. `marks` are the markers of the two responses.
     """
 
     id: str
@@ -37,13 +38,7 @@ class Case:
     reference: str | None = None
     rationale: str = ""
     origin: str = ""
-
-    @property
-    def marks(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The markers of the two responses."""
-        sides = zip((self.first, self.second), self.finished, strict=True)
-        first, second = (markers_of(text, self.prompt, finished=ended) for text, ended in sides)
-        return first, second
+    marks: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
 
 @dataclass(frozen=True)
@@ -159,7 +154,16 @@ def reading_rows(cases: Sequence[Case], rules: Sequence[Rule], heads: tuple[str,
     ]
 
 
-def policy_cases(comparisons: Sequence[Comparison], facts: Mapping[str, Row]) -> list[Case]:
+def marked(case: Case, refusals: Refusals) -> Case:
+    """The case with the markers of its responses."""
+    sides = zip((case.first, case.second), case.finished, strict=True)
+    first, second = (markers_of(text, case.prompt, refusals, finished=ended) for text, ended in sides)
+    return replace(case, marks=(first, second))
+
+
+def policy_cases(
+    comparisons: Sequence[Comparison], facts: Mapping[str, Row], refusals: Refusals
+) -> list[Case]:
     """Comparisons as cases, with what `facts` know of each by its id."""
     cases = []
     for row in comparisons:
@@ -179,15 +183,18 @@ def policy_cases(comparisons: Sequence[Comparison], facts: Mapping[str, Row]) ->
                 own.get("rationale", ""),
             )
         )
-    return cases
+    return [marked(case, refusals) for case in cases]
 
 
 def label_cases(
-    pairs: Sequence[Pair], preferences: Sequence[Preference], rationales: Mapping[str, str]
+    pairs: Sequence[Pair],
+    preferences: Sequence[Preference],
+    rationales: Mapping[str, str],
+    refusals: Refusals,
 ) -> list[Case]:
     """Pairs with a gold label and a readable preference as cases."""
     by_id = {row.pair_id: row.p_a for row in preferences}
-    return [
+    cases = [
         Case(
             pair.id,
             pair.prompt,
@@ -201,6 +208,7 @@ def label_cases(
         for pair in pairs
         if pair.gold is not None and (p_a := by_id.get(pair.id)) is not None
     ]
+    return [marked(case, refusals) for case in cases]
 
 
 def rationale_texts(judgements: Sequence[Judgement]) -> dict[str, str]:
