@@ -29,6 +29,7 @@ DEPENDENCIES = {
     "matplotlib": "matplotlib",
     "numpy": "numpy",
     "omegaconf": "omegaconf",
+    "optuna": "optuna",
     "pandas": "pandas",
     "pyarrow": "pyarrow",
     "pytorch_lightning": "pytorch-lightning",
@@ -42,6 +43,7 @@ DEPENDENCIES = {
     "torch": "torch",
     "transformers": "transformers",
     "wandb": "wandb",
+    "wandb_workspaces": "wandb-workspaces",
     "yaml": "pyyaml",
 }
 
