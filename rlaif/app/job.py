@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from rlaif.stages.common.context import Context
 from rlaif.stages.eval.judge_tables import judge_grids, terminal_grid
 from rlaif.stages.graph import Graph, Planned
 from rlaif.stages.label.section import subset_table
+from rlaif.stages.record import record
 from rlaif.stages.registry import STAGES
 from rlaif.study.arms import Arm, read_arms
 from rlaif.study.claims.claim import missing, read_claim
@@ -43,6 +45,7 @@ from rlaif.tracking import Run, WandbOptions, check_environment, run_directory
 from rlaif.tracking.glossary import groups, names
 from rlaif.tracking.runs import find_runs, load_run
 from rlaif.tracking.text import duration
+from rlaif.tracking.wandb_run import sync_command
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +84,11 @@ def _run(job: Sized, group: str | None) -> Path | None:
         doctor(Context(options, None, compose))
         return None
     tracking, wandb = options.tracking, wandb_options(options, group)
+    directory = run_directory(Path(options.paths.root).expanduser().absolute(), options.stage)
+    if options.stage == "compare" and wandb is not None and wandb.group is None:
+        wandb = replace(wandb, group=_ablation(overrides, directory))
     with Run(
-        directory=run_directory(Path(options.paths.root).expanduser().absolute(), options.stage),
+        directory=directory,
         stage=options.stage,
         config=plain(options),
         overrides=list(overrides),
@@ -96,6 +102,12 @@ def _run(job: Sized, group: str | None) -> Path | None:
             if job.why:
                 run.summary({"demo/size": options.demo.size, "demo/why": job.why})
     return _finish(ctx, run, group)
+
+
+def _ablation(overrides: Sequence[str], directory: Path) -> str:
+    """W&B's group of a comparison and its arms: the experiment's name and the run's, by which one finds it."""
+    words = [word.partition("=")[2] for word in overrides if word.startswith("experiments=")]
+    return f"{(words or ['compare'])[-1]}-{directory.name}"[-128:]
 
 
 def _check(options: Options) -> None:
@@ -126,7 +138,7 @@ def wandb_options(options: Options, group: str | None) -> WandbOptions | None:
         mode=own.mode,  # type: ignore[arg-type]
         entity=own.entity or env.get("WANDB_ENTITY") or None,
         group=own.group or env.get("WANDB_RUN_GROUP") or group,
-        job_type=options.stage,
+        job_type={"compare": "comparison"}.get(options.stage, options.stage),
         tags=_tags(own.tags or ()),
         upload=upload,
     )
@@ -189,26 +201,11 @@ def _build(ctx: Context, run: Run, target: str) -> None:
         if not all(p.exists for p in plan):
             console(stderr=True).print(plan_table(ctx, plan, "Plan"))
     artifact = graph.get(target, force=bool(force), force_parents=force == "all")
-    for ancestor in graph.built.values():
-        run.artifact(name=ancestor.name, kind=ancestor.kind, path=ancestor.path, metadata=ancestor.metrics)
-    _details(graph, run)
-    run.summary(graph.summary())  # after the history, whose best or last value W&B puts into its summary
+    record(graph, run)
     run.lineage(graph.lineage())
     if ctx.options.export:
         folder = export_model(ctx, artifact, Path(ctx.options.export).expanduser(), graph.summary())
         print(f"exported: {folder}")
-
-
-def _details(graph: Graph, run: Run) -> None:
-    """Tables and test items; the curves of what another job trained belong in this run's report too."""
-    for kind, rows in graph.histories().items():
-        for row in rows if graph.built[kind].reused else ():
-            run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
-    for name, rows in graph.tables().items():
-        run.table(name, rows)
-    items = graph.items()
-    if items:
-        run.table("items", items)
 
 
 def _finish(ctx: Context, run: Run, group: str | None) -> Path:
@@ -236,6 +233,8 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
         print(f"ledger: {write_ledger(ctx)}")
     elif group:
         _sweep_report(ctx, group)
+    if run.offline:
+        print(f"upload to W&B: {sync_command(ctx.root)}")
     return run.summary_path
 
 

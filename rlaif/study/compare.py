@@ -20,6 +20,7 @@ from rlaif.io.lineage import LineageRow
 from rlaif.options.read import plain
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.rewards.kinds import make_reward, reward_parents
+from rlaif.stages.common.training.history import read_history
 from rlaif.stages.eval.answers import load_baseline, load_policy
 from rlaif.stages.eval.judges import read_verdicts
 from rlaif.stages.eval.relatives import judges_of, labeler_of, pleases_labeler
@@ -42,8 +43,8 @@ from rlaif.stages.eval.stage import (
     policy_reading,
 )
 from rlaif.stages.graph import Graph
+from rlaif.stages.record import conclude_arm, record_artifacts, recorded_arm
 from rlaif.stages.registry import STAGES
-from rlaif.stages.rl.alarms import read_history
 from rlaif.store import Artifact, ArtifactSpec
 from rlaif.study.arm_table import compare_items, curve_rows, mean_summary, standing
 from rlaif.study.arms import (
@@ -106,6 +107,9 @@ def compare_arms(ctx: Context) -> dict[str, Any]:
     }
     _labelers(ctx, graphs)
     _record(ctx, graphs, found, tables)
+    for arm in arms:
+        for repeat, graph, own in zip(arm.runs, graphs[arm.name], found.runs[arm.name], strict=True):
+            conclude_arm(arm.name, repeat, graph, own)
     flat = _flat(ctx, arms, graphs, found)
     if diagnosis := diagnosis_table(tables["diagnosis"]):
         flat[f"{roles['real']}/diagnosis/verdict"] = diagnosis.verdict.sentence
@@ -206,8 +210,10 @@ def _built(ctx: Context, arms: Sequence[Arm]) -> dict[str, list[Graph]]:
         graph.check(ctx.options.until)
     if ctx.options.compare == ALL:
         _check_start(every)
-    for graph in every:
-        graph.get(ctx.options.until)
+    for arm in arms:
+        for repeat, graph in zip(arm.runs, graphs[arm.name], strict=True):
+            with recorded_arm(arm.name, repeat, graph):
+                graph.get(ctx.options.until)
     return graphs
 
 
@@ -376,3 +382,7 @@ def _record(
     ctx.run.table("reading_arms", _reading(graphs, found.duels))
     lineage |= {robin.name: ctx.store.lineage(robin)[0] for robin in found.robins}
     ctx.run.lineage(list(lineage.values()))
+    every = [graph for group in graphs.values() for graph in group]
+    used = {one.name: replace(one, reused=True) for graph in every for one in graph.built.values()}
+    tasks = {graph.ctx.task.fingerprint: graph.ctx.task for graph in every}
+    record_artifacts(tasks.values(), [*used.values(), *found.duels.values(), *found.robins], ctx.run)

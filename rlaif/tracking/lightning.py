@@ -12,12 +12,12 @@ from rlaif.tracking.run import Run
 
 
 class RunLogger(Logger):
-    """Forwards a Trainer's metrics to a `Run`, which its owner opens and closes.
+    """Forwards a Trainer's metrics to a `Run`, if there is one, which its owner opens and closes.
 
     `rows` are those of the fit so far, as (step, metrics).
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run | None) -> None:
         super().__init__()
         self._run = run
         self.rows: list[tuple[int, dict[str, float]]] = []
@@ -25,17 +25,17 @@ class RunLogger(Logger):
     @property
     def name(self) -> str:
         """The stage."""
-        return self._run.stage
+        return self._run.stage if self._run is not None else ""
 
     @property
     def version(self) -> str:
         """The name of the run's folder."""
-        return self._run.directory.name
+        return self._run.directory.name if self._run is not None else ""
 
     @property
-    def save_dir(self) -> str:
+    def save_dir(self) -> str | None:
         """The run's folder."""
-        return str(self._run.directory)
+        return str(self._run.directory) if self._run is not None else None
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -48,7 +48,8 @@ class RunLogger(Logger):
         """Log `rows`, such as those up to a resumed fit's checkpoint, so that its curve begins where it did."""
         for step, metrics in rows:
             self.rows.append((step, metrics))
-            self._run.log(metrics, step=step)
+            if self._run is not None:
+                self._run.log(metrics, step=step)
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -19,6 +19,7 @@ from rlaif.errors import UserError
 from rlaif.io import from_yaml
 from rlaif.io.lineage import LINEAGE_FILE, LineageRow, read_lineage
 from rlaif.stats import Interval
+from rlaif.tracking.killed import KILLED, is_gone
 
 Scalar = float | str | None
 Row = Mapping[str, Any]
@@ -28,7 +29,8 @@ Row = Mapping[str, Any]
 class RunRecord:
     """One run directory. `summary` is flat (`stage/name` to number or string), `history` has one row per step.
 
-    `started` is as the run wrote it (ISO text or seconds since the epoch).
+    `started` is as the run wrote it (ISO text or seconds since the epoch). `state` is running, finished, failed, or
+    killed: the process of a run that has not ended is gone.
     """
 
     path: Path
@@ -71,11 +73,12 @@ def load_run(path: Path) -> RunRecord:
         raise UserError(f"{path}: no such run directory; give one of outputs/runs/<stage>/<time>-<id>")
     problems: list[str] = []
     meta = _mapping(path / "meta.json", problems)
+    state = str(meta.get("state") or "unknown")
     return RunRecord(
         path=path,
         id=path.name,
         stage=str(meta.get("stage") or path.parent.name),
-        state=str(meta.get("state") or "unknown"),
+        state=KILLED if state == "running" and is_gone(path) else state,
         name=meta.get("name"),
         group=meta.get("group"),
         overrides=tuple(str(item) for item in meta.get("overrides") or ()),

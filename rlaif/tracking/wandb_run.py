@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import shlex
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -28,6 +30,11 @@ _PUBLIC_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 _CONNECT_SECONDS = 30.0
 _REACH_SECONDS = 3.0
 _TRUE = ("1", "true", "t", "yes", "y", "on")
+
+AXES = {"sft": "sft/step", "rm": "rm/step", "rl": "rl/iteration"}
+"""The x-axis of a stage's metrics on W&B, where a job's stages each count their own steps."""
+OTHER_AXIS = "step"
+KL = "rl/kl"
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,41 @@ def check_environment(mode: Mode) -> None:
         ) from None
 
 
-def open_run(options: WandbOptions, *, directory: Path, name: str, config: dict[str, Any]) -> Any | None:
-    """A new W&B run with its files below `directory`, or None if disabled. The caller finishes it.
+@dataclass(frozen=True)
+class RunKey:
+    """Which W&B run to open: with `resume`, one of this id that already has data is continued.
+
+    `part` tells apart the files of one run that are opened within a second.
+    """
+
+    id: str | None = None
+    resume: bool = False
+    part: str = ""
+
+
+NEW = RunKey()
+
+
+def axis_of(name: str) -> str:
+    """The metric that is the x-axis of the metric `name`."""
+    return AXES.get(name.partition("/")[0], OTHER_AXIS)
+
+
+def sync_command(root: Path) -> str:
+    """The command that uploads every offline run below `root` that has not been uploaded yet."""
+    return f"wandb sync {shlex.quote(str(root))}/runs/*/*/wandb/offline-run-*"
+
+
+def open_run(
+    options: WandbOptions,
+    *,
+    directory: Path,
+    name: str,
+    config: dict[str, Any],
+    key: RunKey = NEW,
+    commit: str | None = None,
+) -> Any | None:
+    """A W&B run with its files below `directory`, or None if disabled. The caller finishes it.
 
     If W&B cannot start a run, mode auto continues offline, or without W&B if even that fails, with a warning; other
     modes raise UserError. W&B's summary keeps the best value of each metric's history, if one direction is better,
@@ -116,10 +156,11 @@ def open_run(options: WandbOptions, *, directory: Path, name: str, config: dict[
     mode = resolve_mode(options.mode)
     if mode == "disabled":
         return None
+    start = partial(_init, options, directory=directory, name=name, config=config, key=key, commit=commit)
     try:
         if mode == "online":
             _reach()
-        run = _init(options, mode, directory=directory, name=name, config=config)
+        run = start(mode)
     except Exception as error:  # W&B's own types are many, and tracking must not cost a run
         sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
         if options.mode != "auto":
@@ -131,14 +172,27 @@ def open_run(options: WandbOptions, *, directory: Path, name: str, config: dict[
             logger.warning("W&B could not start a run (%s): continuing without it", sentence)
             return None
         logger.warning("W&B is not reachable (%s): tracking offline, `wandb sync` uploads it later", sentence)
-        run = _init(options, "offline", directory=directory, name=name, config=config)
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
+        run = start("offline")
+    _define_metrics(run)
+    return run
+
+
+def _define_metrics(run: Any) -> None:
+    """Each metric's x-axis, and which value of a history the summary keeps.
+
+    The KL divergence is defined by itself: it is the x-axis of over-optimisation too, in charts that say so, and every
+    row that has an RL metric has it.
+    """
+    for axis in (OTHER_AXIS, *AXES.values()):
+        run.define_metric(axis, hidden=True)
+    # No pattern for all: of two that fit a name, W&B takes one or the other.
+    for stage in dict.fromkeys(name.partition("/")[0] for name in entries()):
+        run.define_metric(f"{stage}/*", step_metric=axis_of(f"{stage}/"))
+    run.define_metric(KL, step_metric=axis_of(KL), summary="last")
     for metric in entries().values():
         if metric.better != "none" and "*" not in metric.name:
             kept = {"up": "max", "down": "min"}[metric.better]
-            run.define_metric(metric.name, step_metric="step", summary=kept)
-    return run
+            run.define_metric(metric.name, step_metric=axis_of(metric.name), summary=kept)
 
 
 def _reach() -> None:
@@ -160,6 +214,8 @@ def _init(
     directory: Path,
     name: str,
     config: dict[str, Any],
+    key: RunKey,
+    commit: str | None,
 ) -> Any:
     import wandb
 
@@ -169,11 +225,13 @@ def _init(
         console="off",
         init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or _CONNECT_SECONDS),
         reinit="create_new",  # never the open run of an earlier job
-        disable_git=True,
+        disable_git=True,  # it would record the remote's address, which may hold a login
+        git_commit=commit,
         disable_code=True,
         save_code=False,
         x_disable_stats=True,
         x_disable_meta=True,  # it would record the command line, overrides with keys included
+        x_sync_dir_suffix=key.part,
     )
     return wandb.init(
         project=options.project,
@@ -182,6 +240,8 @@ def _init(
         job_type=options.job_type,
         tags=list(options.tags),
         name=name,
+        id=key.id,
+        resume="allow" if key.resume else None,
         config=config,
         mode=mode,
         dir=str(directory),

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rlaif.io import read_jsonl, write_jsonl
-from rlaif.io.plain import json_ready
 from rlaif.stages.common.context import Context
+from rlaif.stages.common.training.history import read_history
 from rlaif.stages.rl.alarm_rules import Alarm, alarms
 from rlaif.store import Artifact
-
-HISTORY_FILE = "history.jsonl"
 
 
 def raise_alarms(ctx: Context, history: Sequence[Mapping[str, float]]) -> list[Alarm]:
@@ -23,19 +18,6 @@ def raise_alarms(ctx: Context, history: Sequence[Mapping[str, float]]) -> list[A
         for alarm in found:
             ctx.run.alert(alarm.title, alarm.text)
     return found
-
-
-def write_history(file: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write the iterations' metrics; values that are not finite become null (strict JSON has no NaN)."""
-    write_jsonl(file, [json_ready(dict(row)) for row in rows])
-
-
-def read_history(policy: Artifact) -> list[dict[str, Any]]:
-    """The rows that `write_history` wrote, null read as NaN: a value that was not finite stays so."""
-    return [
-        {name: math.nan if value is None else value for name, value in row.items()}
-        for row in read_jsonl(policy.file(HISTORY_FILE))
-    ]
 
 
 def review_policy(ctx: Context, policy: Artifact) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rlaif.stages.common.context import Context
 from rlaif.stages.common.policies import policy_top, sft_parent, write_best_of
 from rlaif.stages.common.rewards.kinds import NO_REWARD, check_reward, reward_config, reward_parents
 from rlaif.stages.common.stage import Parents, Work
-from rlaif.stages.rl.alarms import HISTORY_FILE, write_history
+from rlaif.stages.common.training.history import HISTORY_FILE, write_history
 from rlaif.stages.rl.family import Family
 
 

@@ -6,7 +6,7 @@ from rlaif.errors import UserError
 from rlaif.ops import ALGORITHMS
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.stage import Stage
-from rlaif.stages.rl.alarms import read_history
+from rlaif.stages.common.training.history import read_history
 from rlaif.stages.rl.family import Family
 from rlaif.stages.rl.offline.build import OFFLINE
 from rlaif.stages.rl.online.build import ONLINE

@@ -29,6 +29,7 @@ from rlaif.stages.common.preferences.data import (
 )
 from rlaif.stages.common.preferences.labels import for_loss
 from rlaif.stages.common.stage import Parents, Stage, Work
+from rlaif.stages.common.training.history import keep_history, read_history
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
 from rlaif.stages.rm.data import reward_data
@@ -77,6 +78,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         fresh, started = not (folder / "work" / "checkpoints").exists(), time.perf_counter()
         fit(trainer, module, folder / "work", data, progress=Advance(advance, planned))
         seconds = time.perf_counter() - started
+    keep_history(trainer, folder)
     trained = sum(len(rows.phases[epoch // options.num_epochs]) for epoch in range(module.epochs))
     module.eval().to(ctx.model().device)
     return {
@@ -120,7 +122,7 @@ def _check(ctx: Context) -> None:
 
 STAGE = Stage(
     "rm",
-    6,
+    7,
     "rm",
     _parents,
     _config,
@@ -130,4 +132,5 @@ STAGE = Stage(
     lambda ctx, built: trust_gate(ctx, built["label"].metrics) if "label" in built else {},
     items=lambda ctx, built: item_rows(built["rm"]),
     tables=lambda ctx, built: table_rows(built["rm"]),
+    history=read_history,
 )

@@ -23,6 +23,7 @@ from rlaif.stages.common.revisions.rows import revised_rows
 from rlaif.stages.common.rows import reference_rows
 from rlaif.stages.common.sources import all_held_out
 from rlaif.stages.common.stage import Parents, Stage, Work
+from rlaif.stages.common.training.history import keep_history, read_history
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
 from rlaif.stages.sft.module import SFTModule
@@ -95,6 +96,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
     task = ctx.progress.task("SFT (rows)", planned)
     with task as advance, training_together(ctx, "sft", folder):
         fit(trainer, module, folder / "work", data, progress=Advance(advance, planned))
+    keep_history(trainer, folder)
     save_modules(folder / TOP_FILE, {"top": module.top})
     metrics = {name: module.metrics[name] for name in ("sft/loss", "sft/val_loss")}
     return {**metrics, **cut, "sft/rows": len(train)}
@@ -135,4 +137,4 @@ def _parents(ctx: Context) -> tuple[str, ...]:
     return ("revise",) if ctx.options.sft.revised else ()
 
 
-STAGE = Stage("sft", 2, "sft", _parents, _config, _build, _work, _check)
+STAGE = Stage("sft", 3, "sft", _parents, _config, _build, _work, _check, history=read_history)

@@ -140,7 +140,7 @@ def make_trainer(ctx: Context, work: Path, *, max_epochs: int, log_every: int, l
         devices=1,
         max_epochs=max_epochs,
         reload_dataloaders_every_n_epochs=1,  # phases of a fit differ in their rows
-        logger=RunLogger(ctx.run) if ctx.run else False,
+        logger=RunLogger(ctx.run),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=not follows(),

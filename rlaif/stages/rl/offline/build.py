@@ -41,10 +41,10 @@ from rlaif.stages.common.preferences.labels import for_loss
 from rlaif.stages.common.rewards.kinds import check_reward, reward_kind
 from rlaif.stages.common.rows import response_ids
 from rlaif.stages.common.stage import Parents, Work
+from rlaif.stages.common.training.history import HISTORY_FILE, write_history
 from rlaif.stages.common.training.logprobs import of_pairs, pair_logprobs, response_logprobs
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
-from rlaif.stages.rl.alarms import HISTORY_FILE, write_history
 from rlaif.stages.rl.family import Family
 from rlaif.stages.rl.offline.module import PreferenceModule
 from rlaif.stages.rl.pair_step import check_pair_loss, pair_knobs

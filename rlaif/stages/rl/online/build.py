@@ -33,9 +33,10 @@ from rlaif.stages.common.rewards.kinds import (
 from rlaif.stages.common.rewards.reward import Reward
 from rlaif.stages.common.sources import rl_prompts
 from rlaif.stages.common.stage import Parents, Work
+from rlaif.stages.common.training.history import HISTORY_FILE, write_history
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, fit, make_trainer, optim_options
-from rlaif.stages.rl.alarms import HISTORY_FILE, raise_alarms, review_policy, write_history
+from rlaif.stages.rl.alarms import raise_alarms, review_policy
 from rlaif.stages.rl.family import Family
 from rlaif.stages.rl.online.held_out import HeldOut, held_out_work, make_held_out
 from rlaif.stages.rl.online.module import PPOModule
