@@ -5,10 +5,8 @@ A run holds a lock in its folder, which the system frees however the process end
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +17,21 @@ from rlaif.io import read_json, write_json
 LOCK = ".running"
 KILLED = "killed"
 
-Sent = tuple[int, frozenset[str]]
-"""A row of a history: its step and the names of its metrics."""
-Arm = tuple[str, str]
-"""An arm of a comparison and its seeds; two empty texts outside of an arm."""
-NO_ARM: Arm = ("", "")
-
 
 @dataclass(frozen=True)
 class Killed:
-    """What a killed start had reached: its W&B entry of `meta.json`, and the rows of its history by arm.
+    """A killed start, newest first among the `folders` of the starts of one command that a run continues.
 
-    `run` is the name of its folder.
+    `wandb` is the entry of `meta.json` about the W&B run that they share; empty without one.
     """
 
-    run: str
+    folders: tuple[Path, ...]
     wandb: Mapping[str, Any]
-    sent: Mapping[Arm, Collection[Sent]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> str:
+        """The name of its folder."""
+        return self.folders[0].name
 
 
 def hold(directory: Path) -> BaseFileLock:
@@ -56,23 +52,18 @@ def is_gone(directory: Path) -> bool:
         return False
 
 
-def row_key(row: Mapping[str, Any], step: int) -> Sent:
-    """What makes two rows of a history the same one."""
-    return step, frozenset(name for name in row if "/" in name)
-
-
-def claim(directory: Path, identity: str, project: Any) -> Killed | None:
+def claim(directory: Path, identity: str, project: list[str | None] | None) -> Killed | None:
     """The newest killed start of the same command, for the run in `directory` alone to continue; None without one.
 
     `identity` is that of the command, as `meta.json` has it, and `project` where its W&B run lies. A start that ended,
     well or not, is never continued. Of two that are made at once, one gets the killed start and the other begins anew.
     """
     for file in sorted(directory.parent.glob("*/meta.json"), reverse=True):
-        folder = file.parent
-        meta = _meta(folder)
+        folder, meta = file.parent, _meta(file.parent)
         same = (meta.get("state"), meta.get("identity")) == ("running", identity)
         if same and folder != directory and _claimed(folder, directory.name):
-            return _reached(folder, project)
+            chain = tuple(_chain(folder))
+            return Killed(chain, _wandb(chain, project))
     return None
 
 
@@ -91,25 +82,19 @@ def _claimed(folder: Path, by: str) -> bool:
         return False
 
 
-def _reached(folder: Path, project: Any) -> Killed:
-    """What the run in `folder`, and those that it continued in turn, had sent to the W&B run."""
-    chain = list(_chain(folder))
-    told = [_meta(one).get("wandb") or {} for one in chain]
-    last = next((one for one in told if one.get("id") and one.get("project") == project), {})
-    sent: dict[Arm, set[Sent]] = {}
-    arms: dict[str, Any] = {}
-    for one, own in zip(chain, told, strict=True):
-        if own and own.get("id") == last.get("id"):
-            arms = {**own.get("arms", {}), **arms}
-            for row in _rows(one):
-                key = str(row.get("arm", "")), str(row.get("run", ""))
-                sent.setdefault(key, set()).add(row_key(row, int(row["step"])))
-    return Killed(folder.name, {**last, "arms": arms} if last else {}, sent)
+def _wandb(chain: Iterable[Path], project: list[str | None] | None) -> dict[str, Any]:
+    """The newest W&B run of the chain in this project, with its arms."""
+    told = [own for own in (_meta(folder).get("wandb") or {} for folder in chain) if own.get("id")]
+    last = next((own for own in told if own.get("project") == project), None)
+    if last is None:
+        return {}
+    same = [own.get("arms") or {} for own in reversed(told) if own["id"] == last["id"]]
+    return last | {"arms": {key: arm for arms in same for key, arm in arms.items()}}
 
 
 def _chain(folder: Path) -> Iterator[Path]:
     """The run in `folder` and those that it continued, newest first."""
-    seen = set()
+    seen: set[Path] = set()
     while folder.is_dir() and folder not in seen:
         seen.add(folder)
         yield folder
@@ -124,11 +109,3 @@ def _meta(folder: Path) -> dict[str, Any]:
         return dict(read_json(folder / "meta.json"))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _rows(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """The rows of a history, without a last one that was cut."""
-    file = folder / "history.jsonl"
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        with suppress(ValueError):
-            yield json.loads(line)

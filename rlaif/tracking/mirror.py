@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlaif.io.plain import json_ready
-from rlaif.tracking.killed import Sent, row_key
+from rlaif.io.wandb_log import history_rows
 from rlaif.tracking.redact import redact
-from rlaif.tracking.wandb_run import Upload, as_table, axis_of
+from rlaif.tracking.wandb_run import AXES, Upload, as_table, axis_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,15 @@ TYPES = {
 class Mirror:
     """One W&B run, or none (`run` is None): then every call does nothing.
 
-    What W&B refuses is reported once. `sent` are rows that a killed start has sent to the same W&B run, which
-    are not sent again. `told` is the summary so far.
+    What W&B refuses is reported once. `before` are the folders of killed starts that fed the same W&B run: what it has
+    of them is not sent again. `told` is the summary so far.
     """
 
-    def __init__(self, run: Any | None, upload: Upload, sent: Collection[Sent] = ()) -> None:
-        self.run, self._upload, self._sent, self._failed = run, upload, sent, False
+    def __init__(self, run: Any | None, upload: Upload, before: Iterable[Path] = ()) -> None:
+        self.run, self._upload, self._failed = run, upload, False
+        self._sent = _sent(run, before) if run is not None else set()
+        # What the server has got of a run that is continued online.
+        self._reached = dict(run.summary) if run is not None and run.resumed and not run.offline else {}
         self.told: dict[str, Any] = {}
 
     @property
@@ -45,7 +48,7 @@ class Mirror:
 
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         """A row of the history: `step` goes to the axis of each stage that the row has metrics of."""
-        if row_key(metrics, step) in self._sent:
+        if not metrics or self._has(metrics, step):
             return
         numbers = {name: float("nan") if value is None else value for name, value in metrics.items()}
         axes = {axis_of(name): step for name in metrics}
@@ -112,6 +115,11 @@ class Mirror:
         # Not through the W&B run's own __exit__, which would print a traceback for a user's mistake.
         self._send(lambda run: run.finish(exit_code=int(failed)))
 
+    def _has(self, metrics: Mapping[str, Any], step: int) -> bool:
+        reached = [self._reached.get(axis_of(name)) for name in metrics]
+        there = all(isinstance(last, int | float) and step <= last for last in reached)
+        return there or (step, frozenset(metrics)) in self._sent
+
     def _send(self, send: Callable[[Any], object]) -> None:
         if self.run is None:
             return
@@ -123,6 +131,26 @@ class Mirror:
                     "W&B does not accept this run's data (%s): the run continues", redact(str(error))
                 )
             self._failed = True
+
+
+def _sent(run: Any, folders: Iterable[Path]) -> set[tuple[int, frozenset[str]]]:
+    """Step and metrics of each row of the run that killed starts have left in their folders.
+
+    What is there of an offline run will be uploaded. What is there of an online one may have been: the server knows.
+    """
+    found = set()
+    for folder in folders:
+        for file in folder.glob(f"wandb/*run-*/run-{run.id}.wandb"):
+            if run.offline or file.parent.name.startswith("offline-"):
+                for row in history_rows(file):
+                    names = frozenset(filter(_is_metric, row))
+                    if names:
+                        found.add((int(row[axis_of(next(iter(names)))]), names))
+    return found
+
+
+def _is_metric(name: str) -> bool:
+    return "/" in name and name not in AXES.values() and not name.startswith(TABLES)
 
 
 NOWHERE = Mirror(None, "metrics")

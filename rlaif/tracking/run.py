@@ -25,12 +25,13 @@ from rlaif.io import append_jsonl, digest, write_json, write_jsonl, write_text
 from rlaif.io.lineage import LineageRow, write_lineage
 from rlaif.io.plain import json_ready
 from rlaif.io.versions import library_versions
-from rlaif.tracking.killed import LOCK, NO_ARM, Arm, Killed, claim, hold
+from rlaif.tracking.killed import LOCK, Killed, claim, hold
 from rlaif.tracking.mirror import NOWHERE, Mirror
 from rlaif.tracking.redact import redact, redact_assignments
 from rlaif.tracking.wandb_run import NEW, RunKey, WandbOptions, open_run
 
 logger = logging.getLogger(__name__)
+NO_ARM = ("", "")
 
 
 def run_directory(root: Path, stage: str) -> Path:
@@ -71,7 +72,7 @@ class Run:
         self.name = name
         self.summary_path = directory / "summary.json"
         self._mirror = NOWHERE
-        self._arm: Arm = NO_ARM
+        self._arm = NO_ARM
         self._config = redact(json_ready(config))
         self._options = wandb_options
         if wandb_options is not None and wandb_options.group is None:
@@ -237,7 +238,7 @@ class Run:
         if before:
             self._options = replace(self._options, group=before.get("group"))
         key = RunKey(before["id"], resume=True) if before else NEW
-        self._mirror = self._opened(self._options, self.name, self._config, key, NO_ARM)
+        self._mirror = self._opened(self._options, self.name, self._config, key)
         if self._mirror.run is not None:
             offline = self._mirror.offline
             self._meta["wandb"] = {
@@ -262,7 +263,7 @@ class Run:
         title = f"{name}, {repeat}" if repeat else name
         options, again = replace(self._options, job_type="arm"), RunKey(key, begun is not None, part)
         try:
-            opened = self._opened(options, title[:120], own, again, (name, repeat))
+            opened = self._opened(options, title[:120], own, again)
         except Exception as error:  # the service may be gone by now, and W&B's own types are many
             logger.warning("arm %s has no W&B run: %s", title, redact(str(error)))
             return NOWHERE
@@ -277,9 +278,7 @@ class Run:
             self._arms()[self._arm_id(name, repeat)]["summary"] = digest(arm.told, 16)
             self._write_meta()
 
-    def _opened(
-        self, options: WandbOptions, name: str, config: Mapping[str, Any], key: RunKey, arm: Arm
-    ) -> Mirror:
+    def _opened(self, options: WandbOptions, name: str, config: Mapping[str, Any], key: RunKey) -> Mirror:
         commit, _, dirty = (self._meta["git"] or "").partition("-")
         code = {"version": self._meta["versions"]["rlaif"], "commit": commit or None, "dirty": bool(dirty)}
         told = {
@@ -295,7 +294,8 @@ class Run:
             key=key,
             commit=commit or None,
         )
-        return Mirror(run, options.upload, self._killed.sent.get(arm, ()) if self._killed is not None else ())
+        before = self._killed.folders if self._killed is not None and key.resume else ()
+        return Mirror(run, options.upload, before)
 
     def _project(self) -> list[str | None] | None:
         return None if self._options is None else [self._options.entity, self._options.project]

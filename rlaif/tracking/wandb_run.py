@@ -19,7 +19,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from rlaif.errors import UserError
+from rlaif.io.wandb_log import repair
 from rlaif.tracking.glossary import entries
+from rlaif.tracking.killed import is_gone
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +136,14 @@ def axis_of(name: str) -> str:
 
 
 def sync_command(root: Path) -> str:
-    """The command that uploads every offline run below `root` that has not been uploaded yet."""
+    """The command that uploads every offline run below `root` that has not been uploaded yet.
+
+    What killed runs have left is made whole first. A log that does not even name its run, and so holds nothing, is set
+    aside.
+    """
+    for file in root.glob("runs/*/*/wandb/offline-run-*/run-*.wandb"):
+        if is_gone(file.parents[2]) and not repair(file):
+            file.parent.rename(file.parent.with_name(f"empty-{file.parent.name}"))
     return f"wandb sync {shlex.quote(str(root))}/runs/*/*/wandb/offline-run-*"
 
 
