@@ -66,7 +66,7 @@ def _payloads(content: bytes) -> Iterator[tuple[bytes, int]]:
             continue
         length, kind = struct.unpack_from("<HB", content, offset + 4)
         start, offset = offset + _CHUNK, offset + _CHUNK + length
-        if not length or offset > len(content):
+        if not any(content[start - _CHUNK : start]) or offset > len(content):
             return
         record = content[start:offset] if kind in (_WHOLE, _FIRST) else record + content[start:offset]
         if kind in (_WHOLE, _LAST):

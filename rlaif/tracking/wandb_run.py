@@ -197,7 +197,7 @@ def _define_metrics(run: Any) -> None:
     # No pattern for all: of two that fit a name, W&B takes one or the other.
     for stage in dict.fromkeys(name.partition("/")[0] for name in entries()):
         run.define_metric(f"{stage}/*", step_metric=axis_of(f"{stage}/"))
-    run.define_metric(KL, step_metric=axis_of(KL), summary="last")
+    run.define_metric(KL, step_metric=axis_of(KL))
     for metric in entries().values():
         if metric.better != "none" and "*" not in metric.name:
             kept = {"up": "max", "down": "min"}[metric.better]

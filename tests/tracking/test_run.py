@@ -205,11 +205,9 @@ def test_offline_run_mirrors_everything(tmp_path: Path) -> None:
     assert config["lr"] == 1e-5 and config["model"] == {"name": "tiny", "max_new_tokens": 8}
     assert set(config["versions"]) >= {"torch", "rlaif"}
     history = wandb_history(tmp_path)
-    assert history[0] == {"rm/loss": 0.7, "step": 10}
-    assert history[1]["step"] == 20 and str(history[1]["rm/loss"]).lower() == "nan"
-    axes = [record.metric for record in records if record.HasField("metric")]
-    assert ("*", "step") in [(metric.glob_name, metric.step_metric) for metric in axes]
-    tables = list(tmp_path.glob("wandb/offline-run-*/files/media/table/samples*.table.json"))
+    assert history[0] == {"rm/loss": 0.7, "rm/step": 10}
+    assert history[1]["rm/step"] == 20 and str(history[1]["rm/loss"]).lower() == "nan"
+    tables = list(tmp_path.glob("wandb/offline-run-*/files/media/table/tables/samples*.table.json"))
     assert len(tables) == 1
     table = read_json(tables[0])
     assert table["columns"] == ["prompt", "tags", "score"]
@@ -288,7 +286,7 @@ def test_three_runs_in_one_process_with_a_failing_middle(tmp_path: Path) -> None
     states = [read_json(directory / "meta.json")["state"] for directory in directories]
     assert states == ["finished", "failed", "finished"]
     histories = [wandb_history(directory) for directory in directories]
-    assert histories == [[{"rm/loss": float(index), "step": index}] for index in range(3)]
+    assert histories == [[{"rm/loss": float(index), "rm/step": index}] for index in range(3)]
     assert os.environ.get("WANDB_MODE") == environment.get("WANDB_MODE") is None
     import wandb
 

@@ -107,7 +107,9 @@ def test_what_wandb_refuses_later_costs_nothing(tmp_path, caplog) -> None:
 
     with _run(tmp_path, OFFLINE) as run:
         own = run.wandb_run
-        run.wandb_run = SimpleNamespace(log=broken, summary=SimpleNamespace(update=broken), finish=own.finish)
+        run._mirror.run = SimpleNamespace(
+            log=broken, summary=SimpleNamespace(update=broken), finish=own.finish
+        )
         run.log({"rm/loss": 0.5}, step=1)
         run.summary({"rm/accuracy": 0.75})
     assert (
