@@ -237,8 +237,9 @@ class Run:
         before = self._killed.wandb if self._killed is not None else {}
         if before:
             self._options = replace(self._options, group=before.get("group"))
-        key = RunKey(before["id"], resume=True) if before else NEW
-        self._mirror = self._opened(self._options, self.name, self._config, key)
+            before = self._continued(self._options, before)
+        if not before:
+            self._mirror = self._opened(self._options, self.name, self._config, NEW)
         if self._mirror.run is not None:
             offline = self._mirror.offline
             self._meta["wandb"] = {
@@ -250,6 +251,17 @@ class Run:
                 "arms": before.get("arms", {}),
             }
             self._write_meta()
+
+    def _continued(self, options: WandbOptions, before: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Continue a killed start's W&B run, and return its entry; nothing if W&B does not let us."""
+        try:
+            self._mirror = self._opened(options, self.name, self._config, RunKey(before["id"], resume=True))
+        except Exception as error:  # such as a service that still holds the run open
+            logger.warning(
+                "W&B does not continue run %s (%s): a new one begins", before["id"], redact(str(error))
+            )
+            return {}
+        return before
 
     def _open_arm(self, name: str, repeat: str, config: Mapping[str, Any], part: str = "") -> Mirror:
         """The W&B run of an arm, continued if it has begun; none if it has all, or if W&B cannot start one."""

@@ -147,7 +147,9 @@ def test_what_only_the_comparison_knows_of_an_arm_is_its_last_word(tmp_path: Pat
     _, *found = offline_runs(tmp_path)
     added = [one for one in found if "eval/strength" in one.summary]
     assert len(found) == 4 and len(added) == 1
-    assert added[0].id == next(one.id for one in found if one.name == "base, seeds.rl=1" and one is not added[0])
+    assert added[0].id == next(
+        one.id for one in found if one.name == "base, seeds.rl=1" and one is not added[0]
+    )
     assert added[0].file.parent.name.endswith("-summary")  # both may be opened within a second
 
 
@@ -215,7 +217,11 @@ def test_lineage_and_upload_by_the_printed_command(tmp_path: Path, home: Path) -
                 run.log({"rl/kl": 0.5}, step=1)
                 own.artifact(name="data-aa", kind="data", metadata={}, used=True)
                 own.artifact(
-                    name="rm-bb", kind="rm", path=tmp_path / "rm", metadata={"parents": ["data-aa"]}, used=used
+                    name="rm-bb",
+                    kind="rm",
+                    path=tmp_path / "rm",
+                    metadata={"parents": ["data-aa"]},
+                    used=used,
                 )
                 own.artifact(name=f"rl-{arm}", kind="rl", metadata={"parents": ["rm-bb"]})
     _, first, second = sorted(offline_runs(directory), key=lambda one: (one.job_type == "arm", one.name))
