@@ -19,6 +19,7 @@ from rlaif.app.command.help import help_text
 from rlaif.app.command.words import arranged, one_sentence, refuse_null, with_judges
 from rlaif.app.disk import not_written
 from rlaif.app.home import CODE, CONF
+from rlaif.app.sweep.plugins import register_plugins
 from rlaif.errors import UserError
 
 FAILED = "RLAIF_FAILED"  # names the file in which jobs note failures: some launchers start processes
@@ -52,6 +53,7 @@ def main() -> None:
     # What an Apple GPU has no kernel for runs on the CPU, with a warning; torch reads this when it is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     sys.argv[1:] = arranged(sys.argv[1:])
+    register_plugins()
     program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "rlaif"
     OmegaConf.register_new_resolver("rlaif_help", lambda: help_text(CODE, program), replace=True)
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
