@@ -6,6 +6,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,14 +18,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlaif.app.command.failures import note_failure
 from rlaif.app.command.words import one_sentence
-from rlaif.app.compose import resolved
+from rlaif.app.compose import read_options, resolved
 from rlaif.app.disk import written_below
+from rlaif.app.report import finished_runs, write_sweep
 from rlaif.app.sweep.identity import aside, flat_config, identity_of, job_key
 from rlaif.app.sweep.launchers import Place, place_of
 from rlaif.app.sweep.start import Point, opened, register, said
 from rlaif.errors import UserError
 from rlaif.io.plain import json_ready
 from rlaif.options.job import OnDrift
+from rlaif.stages.common.context import Context
 from rlaif.stages.registry import STAGES
 from rlaif.tracking.redact import redact
 from rlaif.tracking.sweep import Job, Ledger
@@ -66,8 +69,19 @@ def run_sweep(
         start = {"command": _command(sys.argv), "launcher": place.name, "said": said(fates), "fates": fates}
         with ledger.start(start):
             outcome = _work(sweeper, place, ledger, [p for p in points if fates[p.key] != "skipped"])
-        _end(place, ledger, points, _report_command(ledger, jobs[0]), outcome)
+        _render(ledger, first)
+    _end(place, ledger, points, _report_command(ledger, jobs[0]), outcome)
     return list(outcome.returned)
+
+
+def _render(ledger: Ledger, cfg: DictConfig) -> None:
+    """Render the sweep's report once more if it lacks something: a job that ends well has rendered it itself."""
+    runs, whole = finished_runs(ledger), all(job.state == "finished" for job in ledger.jobs())
+    if len(runs) < 2 or whole:
+        return
+    with suppress(UserError):  # a first job that was refused has said so
+        ctx = Context(read_options(cfg), None)
+        print(f"sweep report: {write_sweep(ctx, ledger.id, runs, ledger)}")
 
 
 def _plain(sweeper: GridSweeper, place: Place, jobs: Sequence[Sequence[str]]) -> list[Any]:
