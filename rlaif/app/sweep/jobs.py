@@ -22,7 +22,7 @@ from rlaif.app.compose import read_options, resolved
 from rlaif.app.disk import written_below
 from rlaif.app.report import finished_runs, write_sweep
 from rlaif.app.sweep.identity import aside, flat_config, identity_of, job_key
-from rlaif.app.sweep.launchers import Place, place_of
+from rlaif.app.sweep.launchers import Place, close, place_of
 from rlaif.app.sweep.start import Point, opened, register, said
 from rlaif.errors import UserError
 from rlaif.io.plain import json_ready
@@ -156,12 +156,12 @@ def _work(sweeper: GridSweeper, place: Place, ledger: Ledger, left: Sequence[Poi
     """Launch what is left, and again what then is: jobs whose process died, or which another one has given up."""
     outcome = Outcome()
     for _ in range(_ROUNDS):
-        before, outcome = (
-            [point.key for point in left],
-            launched(sweeper, place, [p.words for p in left], outcome),
-        )
-        left = [point for point in left if _is_left(ledger, point.key)]
-        if not left or (outcome.gave_up and [point.key for point in left] == before):
+        if not left:
+            break
+        outcome = launched(sweeper, place, [point.words for point in left], outcome)
+        close(place)
+        before, left = left, [point for point in left if _is_left(ledger, point.key)]
+        if outcome.gave_up and left == before:
             break
     return outcome
 

@@ -47,6 +47,14 @@ def place_of(config: DictConfig, batch: int | None) -> Place:
     return Place(name, batch or (at_once if name == "submitit_local" else None))
 
 
+def close(place: Place) -> None:
+    """End the processes that joblib keeps for the next batch, and with them what they hold of memory and GPU."""
+    if place.name == "joblib":
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
+
+
 def _at_once(name: str, launcher: Any) -> int | None:
     """How many jobs share this machine; None where they do not."""
     if name == "joblib":
