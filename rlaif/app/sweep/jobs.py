@@ -29,7 +29,7 @@ from rlaif.io.plain import json_ready
 from rlaif.options.job import OnDrift
 from rlaif.stages.common.context import Context
 from rlaif.stages.registry import STAGES
-from rlaif.tracking.redact import redact
+from rlaif.tracking.redact import redact, redact_assignments
 from rlaif.tracking.sweep import Job, Ledger
 from rlaif.tracking.sweep.ledger import counts
 
@@ -143,7 +143,7 @@ def _points(composed: Sequence[DictConfig], jobs: Sequence[Sequence[str]]) -> li
 def _command(line: Sequence[str]) -> str:
     """A command line as people type it."""
     program = "python train.py" if Path(line[0]).name == "train.py" else "rlaif"
-    return f"{program} {shlex.join(line[1:])}"
+    return f"{program} {shlex.join(map(redact_assignments, line[1:]))}"
 
 
 def _report_command(ledger: Ledger, words: Sequence[str]) -> str:
