@@ -173,7 +173,7 @@ def test_jobs_in_processes_build_what_they_share_once(launcher: str, command, tm
     jobs = _ledger(tmp_path).jobs()
     assert [job.state for job in jobs] == ["finished"] * 2 and len({job.pid for job in jobs}) == 2
     assert {record.group for record in find_runs(tmp_path, stage="label")} == {_ledger(tmp_path).id}
-    assert list(elsewhere.iterdir()) == []
+    assert list(elsewhere.iterdir()) == [] and "Warning" not in done.stderr
     printed = done.stderr + "".join(
         file.read_text(encoding="utf-8") for file in tmp_path.rglob("submitit/**/*.out")
     )
@@ -200,7 +200,8 @@ cp "${@: -1}" "$(dirname "$0")/script.sh"
 for i in 0 1; do
   SLURM_JOB_ID=$((70 + i)) SLURM_ARRAY_JOB_ID=70 SLURM_ARRAY_TASK_ID=$i SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 \\
   SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 bash "$(dirname "$0")/script.sh" &
-done > /dev/null 2>&1
+done > "$(dirname "$0")/log" 2>&1
+wait
 echo "Submitted batch job 70"
 """
 SRUN = 'while [[ "$1" == -* ]]; do if [[ "$1" == --output ]]; then shift; fi; shift; done; exec "$@"'
@@ -221,6 +222,7 @@ def test_a_cluster_gets_one_array_with_what_the_launcher_says(command, tmp_path)
     words = ["-m", *slurm, *SMALL, "labeler=scripted", "seed=0,1", f"paths.root={tmp_path}/out"]
     done = command(*words, PATH=f"{tools}{os.pathsep}{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     assert [job.state for job in _ledger(tmp_path / "out").jobs()] == ["finished"] * 2
     script = (tools / "script.sh").read_text(encoding="utf-8")
     for option in (

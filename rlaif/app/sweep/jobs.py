@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 RECORDED = (*STAGES, "pipeline", "compare")
 _ROUNDS = 2  # how often one start launches a job whose process dies
 _DIRECTORY = "hydra.sweep.dir"
+_WHY = {"stopped": "its process has died", "queued": "it was not started"}
 
 
 def run_sweep(
@@ -207,7 +208,7 @@ def _end(place: Place, ledger: Ledger, points: Sequence[Point], command: str, ou
     jobs = [job for point in points if (job := ledger.job(point.key))]
     failed = [job for job in jobs if job.state != "finished"]
     for job in failed:
-        print(f"{job.title} {job.state}: {job.error or 'its process died'}", file=sys.stderr)
+        print(f"{job.title} {job.state}: {job.error or _WHY.get(job.state, '')}", file=sys.stderr)
     numbers = ", ".join(f"{number} {state}" for state, number in counts(jobs).items())
     print(f"sweep: {ledger.id} ({len(jobs)} jobs: {numbers}); {command}")
     if outcome.raised:
