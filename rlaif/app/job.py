@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -21,8 +20,17 @@ from rlaif.app.doctor import doctor
 from rlaif.app.export import export_model
 from rlaif.app.plan.seconds import merge_plans, plan_table, total_seconds
 from rlaif.app.plan.sizes import Sized, sized
-from rlaif.app.report import choose_runs, write_comparison, write_ledger, write_report
+from rlaif.app.report import (
+    choose_runs,
+    finished_runs,
+    report_sweep,
+    write_comparison,
+    write_ledger,
+    write_report,
+    write_sweep,
+)
 from rlaif.errors import UserError
+from rlaif.io.cores import own_cores
 from rlaif.io.terminal import console
 from rlaif.options.job import Options
 from rlaif.options.read import plain
@@ -44,6 +52,7 @@ from rlaif.study.sweeps import sweep
 from rlaif.tracking import Run, WandbOptions, check_environment, run_directory
 from rlaif.tracking.glossary import groups, names
 from rlaif.tracking.runs import find_runs, load_run
+from rlaif.tracking.sweep import Entry, Ledger
 from rlaif.tracking.text import duration
 from rlaif.tracking.wandb_run import sync_command
 
@@ -54,27 +63,27 @@ OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
 
 def prepare_torch(options: Options) -> None:
     """Threads, and the same arithmetic in every job of a multirun."""
-    torch.set_num_threads(options.trainer.threads or _cores())
+    torch.set_num_threads(options.trainer.threads or own_cores())
     torch.manual_seed(0)
 
 
-def _cores() -> int:
-    """The cores that this process may use; macOS does not say which, so all."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+def run_job(
+    cfg: DictConfig, overrides: Sequence[str], group: str | None, entry: Entry | None = None
+) -> Path | None:
+    """Run one composed configuration; returns the summary's path (None for a plan). Raises UserError.
 
-
-def run_job(cfg: DictConfig, overrides: Sequence[str], group: str | None) -> Path | None:
-    """Run one composed configuration; returns the summary's path (None for a plan). Raises UserError."""
+    `entry`: the job's row in its sweep's ledger.
+    """
     if cfg.stage not in (*STAGES, *OTHER_STAGES):
         raise UserError(f"stage={cfg.stage} is not known: write one of {', '.join((*STAGES, *OTHER_STAGES))}")
     options = read_options(cfg)
     _check(options)
     prepare_torch(options)
     with written_below(options.paths.root):
-        return _run(sized(options, overrides), group)
+        return _run(sized(options, overrides, entry.ledger.agree if entry else None), group, entry)
 
 
-def _run(job: Sized, group: str | None) -> Path | None:
+def _run(job: Sized, group: str | None, entry: Entry | None) -> Path | None:
     overrides = job.words
     options, compose = with_jury(job.options, overrides), arm_composer(overrides)
     if options.plan and options.stage != "clean":
@@ -96,12 +105,16 @@ def _run(job: Sized, group: str | None) -> Path | None:
         name=tracking.name or os.environ.get("WANDB_NAME") or _job_name(options.stage, overrides),
         wandb_options=wandb,
     ) as run:
+        if entry:
+            entry.began(run.directory, run.commit)
         ctx = Context(options, run, compose)
         with closing(ctx.progress):
             _dispatch(ctx, run)
             if job.why:
                 run.summary({"demo/size": options.demo.size, "demo/why": job.why})
-    return _finish(ctx, run, group)
+    if entry:
+        entry.finished()
+    return _finish(ctx, run, group, entry.ledger if entry else None)
 
 
 def _ablation(overrides: Sequence[str], directory: Path) -> str:
@@ -114,6 +127,11 @@ def _check(options: Options) -> None:
     """Refuse what can be refused before anything is opened or written."""
     if options.force not in (True, False, "all"):
         raise UserError(f"force={shown(options.force)} is not known: write true, false or all")
+    if options.report.sweep is not None and options.stage != "report":
+        raise UserError(
+            f"sweep={options.report.sweep} shows a sweep that was started: write stage=report sweep=ID; to start the "
+            "one of a file, write sweeps=NAME"
+        )
     if options.export and options.stage not in ("sft", "rm", "rl"):
         raise UserError(
             f"export={options.export}: stage={options.stage} does not make a model; write stage=sft, rm or rl"
@@ -185,6 +203,8 @@ def _dispatch(ctx: Context, run: Run) -> None:
         run.summary(clean(ctx))
     elif stage == "compare":
         run.summary(compare_arms(ctx))
+    elif stage == "report" and ctx.options.report.sweep is not None:
+        report_sweep(ctx, run)
     elif stage == "report":
         write = write_report(ctx, choose_runs(ctx), "report", "Ablation report")
         run.summary({"report/path": str(write)})
@@ -208,7 +228,7 @@ def _build(ctx: Context, run: Run, target: str) -> None:
         print(f"exported: {folder}")
 
 
-def _finish(ctx: Context, run: Run, group: str | None) -> Path:
+def _finish(ctx: Context, run: Run, group: str | None, ledger: Ledger | None) -> Path:
     """Print the table and write the report, from the run directory alone, once the run is closed."""
     stage = ctx.options.stage
     record = load_run(run.directory)
@@ -232,23 +252,24 @@ def _finish(ctx: Context, run: Run, group: str | None) -> Path:
     if record.table(CLAIM):
         print(f"ledger: {write_ledger(ctx)}")
     elif group:
-        _sweep_report(ctx, group)
+        _sweep_report(ctx, group, ledger)
     if run.offline:
         print(f"upload to W&B: {sync_command(ctx.root)}")
     return run.summary_path
 
 
-def _sweep_report(ctx: Context, group: str) -> None:
+def _sweep_report(ctx: Context, group: str, ledger: Ledger | None) -> None:
     """Render the sweep's report again after each finished job, so that a failed job does not cost the others theirs."""
-    runs = find_runs(ctx.root, stage=ctx.options.stage, group=group)
-    if len(runs) < 2:
-        return
     stage = ctx.options.stage
+    runs = finished_runs(ledger) if ledger else find_runs(ctx.root, stage=stage, group=group)
+    own = [run for run in runs if run.stage == stage]
+    if len(own) < 2:
+        return
     main, *more = names("ablation", stage if stage in groups("ablation") else "eval")
-    present = [name for name in more if any(run.summary.get(name) is not None for run in runs)]
-    for part in terminal_arms(sweep_table(sweep(runs, [main, *present]))):
+    present = [name for name in more if any(run.summary.get(name) is not None for run in own)]
+    for part in terminal_arms(sweep_table(sweep(own, [main, *present]))):
         console().print(part)
-    labelers = labelers_table(*labelers_of(runs))
+    labelers = labelers_table(*labelers_of(own))
     if labelers:
         console().print(terminal_labelers(labelers))
-    print(f"sweep report: {write_report(ctx, runs, f'sweep-{group}', f'Sweep {group}')}")
+    print(f"sweep report: {write_sweep(ctx, group, runs, ledger)}")

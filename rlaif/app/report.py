@@ -9,13 +9,18 @@ from filelock import FileLock
 
 from rlaif.errors import UserError
 from rlaif.io import write_text
+from rlaif.io.terminal import console
 from rlaif.report.ledger.entries import ledger_entries
 from rlaif.report.ledger.page import ledger_markdown, ledger_page
 from rlaif.report.markdown import comparison_markdown
 from rlaif.report.page import render_report
+from rlaif.report.sweep.table import SweepTable, counts_text, sweep_jobs, terminal_jobs
 from rlaif.stages.common.context import Context
-from rlaif.tracking.runs import RunRecord, find_runs
+from rlaif.tracking import Run
+from rlaif.tracking.runs import RunRecord, find_runs, load_run
+from rlaif.tracking.sweep import Ledger, find_ledgers
 
+_MOST = 8  # sweeps that a sentence lists
 NEWEST_FIRST = ("compare", "pipeline", "eval", "rl", "rm", "label", "sample", "sft", "revise")
 
 
@@ -36,12 +41,57 @@ def choose_runs(ctx: Context) -> list[RunRecord]:
     return runs[-options.limit :]
 
 
-def write_report(ctx: Context, runs: Sequence[RunRecord], name: str, title: str) -> Path:
+def write_report(
+    ctx: Context, runs: Sequence[RunRecord], name: str, title: str, jobs: SweepTable | None = None
+) -> Path:
     """Render `outputs/reports/<name>.html` under a lock: jobs of a sweep may finish together."""
     output = ctx.root / "reports" / f"{name}.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(output) + ".lock"):
-        return render_report(runs, output, title=title)
+        return render_report(runs, output, title=title, jobs=jobs)
+
+
+def write_sweep(ctx: Context, group: str, runs: Sequence[RunRecord], ledger: Ledger | None) -> Path:
+    """Render the report of a sweep, with what became of each of its jobs."""
+    jobs = sweep_jobs(ledger) if ledger else None
+    return write_report(ctx, runs, f"sweep-{group}", f"Sweep {group}", jobs)
+
+
+def report_sweep(ctx: Context, run: Run) -> None:
+    """stage=report sweep=ID: the sweep's jobs at this moment, and the report on those that have finished."""
+    ledger = find_sweep(ctx.root, str(ctx.options.report.sweep))
+    console().print(terminal_jobs(sweep_jobs(ledger)))
+    runs = finished_runs(ledger)
+    if not runs:
+        print(f"sweep {ledger.id}: no job has finished yet, so there is nothing to report")
+        return
+    output = write_sweep(ctx, ledger.id, runs, ledger)
+    run.summary({"report/path": str(output)})
+    print(f"report: {output}")
+
+
+def finished_runs(ledger: Ledger) -> list[RunRecord]:
+    """The last run of each job that has finished, whichever start of the sweep it was in."""
+    folders = [ledger.root / job.runs[-1] for job in ledger.jobs() if job.state == "finished" and job.runs]
+    return [load_run(folder) for folder in folders if folder.is_dir()]
+
+
+def find_sweep(root: Path, name: str) -> Ledger:
+    """The sweep whose ID is, or alone begins with, `name`. Raises UserError that lists the known ones."""
+    known = find_ledgers(root)
+    found = [ledger for ledger in known if ledger.id == name]
+    found = found or [ledger for ledger in known if name and ledger.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if not known:
+        raise UserError(f"sweep={name}: no sweep was started below {root}; start one with -m or sweeps=NAME")
+    told = ", ".join(
+        f"{ledger.id} ({str(ledger.about()['created'])[:16].replace('T', ' ')}, {counts_text(ledger.jobs())})"
+        for ledger in reversed((found or known)[-_MOST:])
+    )
+    more = f" and {len(found or known) - _MOST} older ones" if len(found or known) > _MOST else ""
+    what = "names several sweeps" if found else "is no sweep" if name else "needs the ID of a sweep"
+    raise UserError(f"sweep={name} {what}: write one of {told}{more}")
 
 
 def write_comparison(ctx: Context, run: RunRecord, name: str) -> Path:

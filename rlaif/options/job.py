@@ -13,6 +13,7 @@ from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Number, Posi
 from rlaif.options.training import RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
 
 TooLong = Literal["error", "truncate", "drop"]
+OnDrift = Literal["refuse", "new", "accept"]
 JUDGES = "judges."
 """Before the name of one of `judges`, in keys and messages."""
 
@@ -149,9 +150,17 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """`sweep`: what a multirun does if code or configuration have changed since it was started."""
+
+    on_drift: OnDrift
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """`report`: the runs that stage=report reads, and how many samples a run keeps for reading."""
 
+    sweep: str | None
     stage: str | None
     group: str | None
     limit: Count
@@ -209,6 +218,7 @@ class Options:
     rl: RLOptions
     eval: EvalOptions
     report: ReportOptions
+    sweep: SweepOptions
     trainer: TrainerOptions
     tracking: TrackingOptions
     prices: Any
@@ -265,14 +275,18 @@ def with_seed(options: Options) -> Options:
 
     An arm of a comparison counts as the stage that it runs `until`, and as a pipeline if that is eval.
     """
-    stage = options.stage
-    if stage == "compare":
-        stage = "pipeline" if options.until == "eval" else options.until
     if options.seed is None:
         return options
-    named = ("rm", "rl") if stage == "pipeline" else (stage,)
+    named = seeded_stages(options.stage, options.until)
     seeds = {name: options.seed for name in named if hasattr(options.seeds, name)}
     return replace(options, seeds=replace(options.seeds, **seeds))
+
+
+def seeded_stages(stage: str, until: str) -> tuple[str, ...]:
+    """The stages whose seed `seed=` sets."""
+    if stage == "compare":
+        stage = "pipeline" if until == "eval" else until
+    return ("rm", "rl") if stage == "pipeline" else (stage,)
 
 
 def with_engine(options: Options) -> Options:

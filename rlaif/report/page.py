@@ -22,6 +22,7 @@ from rlaif.report.data import DataSection, data_section
 from rlaif.report.frontier import frontier_figure
 from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
+from rlaif.report.sweep.table import SweepTable
 from rlaif.report.verdict import verdict
 from rlaif.stages.common.measures.markers import MARKERS
 from rlaif.stages.eval.judge_tables import Grid, judge_grids, self_preference_grid
@@ -89,6 +90,7 @@ class Content:
     config_heads: Sequence[str]
     versions: Sequence[tuple[str, str]]
     glossary: Mapping[str, str]
+    jobs: SweepTable | None = None
 
 
 @cache
@@ -104,14 +106,16 @@ def _template() -> jinja2.Template:
     return environment.get_template("page.html.j2")
 
 
-def render_report(runs: Sequence[RunRecord], output: Path, *, title: str) -> Path:
-    """Write the report on one path or on many arms to `output`, which is returned.
+def render_report(
+    runs: Sequence[RunRecord], output: Path, *, title: str, jobs: SweepTable | None = None
+) -> Path:
+    """Write the report on one path or on many arms to `output`, which is returned. `jobs`: those of a sweep.
 
     Runs of different stages are one path; otherwise they are arms to compare. Raises UserError without runs.
     """
     if not runs:
         raise UserError("report: no finished run was found; run a stage first, or widen the selection")
-    write_text(output, _template().render(page=_content(runs, title)))
+    write_text(output, _template().render(page=replace(_content(runs, title), jobs=jobs)))
     return output
 
 

@@ -108,6 +108,12 @@ class Run:
         """Whether W&B's run has to be uploaded later."""
         return self._mirror.offline
 
+    @property
+    def commit(self) -> str | None:
+        """The code's commit, as `meta.json` has it."""
+        commit = self._meta["git"]
+        return None if commit is None else str(commit)
+
     def __enter__(self) -> Self:
         if (self.directory / "meta.json").exists():
             raise UserError(f"{self.directory} already holds a run; give each run a directory of its own")

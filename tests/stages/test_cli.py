@@ -56,7 +56,9 @@ def test_each_job_has_a_wandb_run_and_the_sweep_a_report(ablation) -> None:
         (log,) = run.glob("run-*.wandb")
         assert log.stat().st_size > 5_000
     summaries = re.findall(r"^summary: (.+)$", done.stdout, re.MULTILINE)
-    assert len(summaries) == 6 and _last_line(done.stdout) == f"summary: {summaries[-1]}"
+    assert len(summaries) == 6 and re.match(
+        r"sweep: rm-[0-9a-f]{8} \(6 jobs: 6 finished\); ", _last_line(done.stdout)
+    )
     assert {load_run(Path(path).parent).state for path in summaries} == {"finished"}
     (page,) = root.glob("reports/sweep-*.html")
     text = page.read_text(encoding="utf-8")
@@ -118,7 +120,7 @@ def test_a_sweep_file_needs_no_flag(command, pipeline, copied_root) -> None:
     assert (
         "labeler=scripted" in text and "labeler=likelihood" in text and f"sweep report: {page}" in done.stdout
     )
-    assert done.stdout.count("summary: ") == 2 and _last_line(done.stdout).startswith("summary: ")
+    assert done.stdout.count("summary: ") == 2 and _last_line(done.stdout).startswith("sweep: labelers-")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from rlaif.app.command.main import report
+from rlaif.app.command.failures import report
 from rlaif.errors import UserError
 
 

@@ -15,30 +15,28 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlaif.app.command.failures import FAILED, report
 from rlaif.app.command.help import help_text
-from rlaif.app.command.words import arranged, one_sentence, refuse_null, with_judges
+from rlaif.app.command.words import arranged, refuse_null, with_judges
 from rlaif.app.disk import not_written
 from rlaif.app.home import CODE, CONF
+from rlaif.app.sweep.plugins import register_plugins
 from rlaif.errors import UserError
-
-FAILED = "RLAIF_FAILED"  # names the file in which jobs note failures: some launchers start processes
-
-
-def report(error: Exception) -> None:
-    """A user's mistake: one sentence on stderr, no traceback."""
-    print(f"error: {one_sentence(error)}", file=sys.stderr)
-    Path(os.environ[FAILED]).write_text(f"{one_sentence(error)}\n", encoding="utf-8")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(cfg: DictConfig) -> None:
     """Run one composed configuration. In a multirun later jobs still run; the exit code reports failures at the end."""
     from rlaif.app.job import run_job  # `--help` need not wait for torch
+    from rlaif.app.sweep.record import run_in_sweep
 
     own = HydraConfig.get()
-    group = Path(own.sweep.dir).name if own.mode == RunMode.MULTIRUN else None
+    words = list(own.overrides.task)
     try:
-        summary = run_job(cfg, list(own.overrides.task), group)
+        if own.mode == RunMode.MULTIRUN:
+            summary = run_in_sweep(cfg, words, Path(own.sweep.dir))
+        else:
+            summary = run_job(cfg, words, None)
     except (UserError, OmegaConfBaseException, HydraException) as error:
         report(error)
         return
@@ -52,6 +50,7 @@ def main() -> None:
     # What an Apple GPU has no kernel for runs on the CPU, with a warning; torch reads this when it is imported.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     sys.argv[1:] = arranged(sys.argv[1:])
+    register_plugins()
     program = "python train.py" if Path(sys.argv[0]).name == "train.py" else "rlaif"
     OmegaConf.register_new_resolver("rlaif_help", lambda: help_text(CODE, program), replace=True)
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:

@@ -89,9 +89,10 @@ _HOME = re.compile(r"(?<=[=,\[])~(?=/|$|[,\]])")
 
 
 def arranged(words: Sequence[str]) -> list[str]:
-    """The words as Hydra takes them: `-m` first, wherever it was written, and `~` expanded as the shell does."""
+    """The words as Hydra takes them: `-m` first, wherever it was written, `~` expanded, and sweep=ID in full."""
     flags = ("-m", "--multirun")
-    return sorted(map(expand_home, words), key=lambda word: word not in flags)
+    written = [f"report.{word}" if word.startswith("sweep=") else word for word in words]
+    return sorted(map(expand_home, written), key=lambda word: word not in flags)
 
 
 def expand_home(word: str) -> str:

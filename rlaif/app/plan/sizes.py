@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rlaif.app.compose import arm_composer
 from rlaif.app.plan.machine import machine_rates
@@ -32,16 +33,24 @@ class Sized:
     why: str = ""
 
 
-def sized(options: Options, words: Sequence[str]) -> Sized:
-    """The job at the size that `demo.size` asks for.
+Agree = Callable[[str, Callable[[], Any]], Any]
+"""What the first job of a sweep chooses, by name, is what all others take."""
+
+
+def sized(options: Options, words: Sequence[str], agree: Agree | None = None) -> Sized:
+    """The job at the size that `demo.size` asks for; jobs of a sweep `agree` on it, or they could not be compared.
 
     The chosen sizes are ordinary values, which other words of the command line and experiments override. Only runs on
     the embedded task are measured for: nobody's own data shrink with the machine.
     """
+
+    def choose() -> tuple[str, str]:
+        return _choice(options, words)
+
     by_hand = next((word.partition("=")[2] for word in words if word.startswith("size=")), None)
     size, fits = by_hand or options.demo.size, options.task.source == "docs" and options.stage in _SIZED
     if size == "auto" and fits and not options.models.tiny:
-        chosen, why = _choice(options, words)
+        chosen, why = agree("size", choose) if agree else choose()
         logger.info("demo.size=%s: %s", chosen, why)
         return replace(_at(options, words, chosen), why=why)
     if size in ("auto", "full"):

@@ -1,0 +1,1 @@
+"""Sweeps: their identity, the ledger of their jobs, and how Hydra starts them."""
