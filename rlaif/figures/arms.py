@@ -75,12 +75,15 @@ def _estimates(axes: Axes, name: str, rows: Mapping[int, ForestRow]) -> None:
 
 
 @drawn_once
-def scatter_plot(panels: Mapping[str, Sequence[ArmPoint]], *, x: str, title: str) -> str:
-    """Metrics over the metric `x`: a panel per metric, a point per arm, crosses for 95% intervals. Empty without any."""
+def scatter_plot(panels: Mapping[str, Sequence[ArmPoint]], *, x: str, arms: Sequence[str], title: str) -> str:
+    """Metrics over the metric `x`: a panel each, a point per arm, crosses for 95% intervals. Empty without any.
+
+    `arms`: all of the page, so that each has one colour in all of its figures.
+    """
     drawn = {name: points for name, points in panels.items() if points}
     if not drawn:
         return ""
-    shade = colours([point.label for points in drawn.values() for point in points])
+    shade = _shades(arms, [point.label for points in drawn.values() for point in points])
 
     def draw(figure: Figure) -> None:
         for index, (name, points) in enumerate(drawn.items()):
@@ -121,7 +124,7 @@ def parallel_plot(arms: Mapping[str, Sequence[float | None]], names: Sequence[st
     ends = [_ends([row[place] for row in drawn.values()]) for place in range(len(names))]
 
     def draw(figure: Figure) -> None:
-        axes, shade = figure.add_subplot(), colours(list(drawn))
+        axes, shade = figure.add_subplot(), _shades(list(arms), list(drawn))
         for label, row in drawn.items():
             heights = [
                 math.nan if value is None else _height(value, *ends[place]) for place, value in enumerate(row)
@@ -140,6 +143,11 @@ def parallel_plot(arms: Mapping[str, Sequence[float | None]], names: Sequence[st
 
     room = 0.28 * math.ceil(min(len(drawn), len(PALETTE)) / 3) if len(drawn) > 1 else 0.0
     return svg(draw, min(10.6, 3.4 * len(names)), 2.9 + room, title)
+
+
+def _shades(arms: Sequence[str], shown: Sequence[str]) -> dict[str, str]:
+    """The colours of the arms that are shown, by their places among all."""
+    return {label: colour for label, colour in colours(arms).items() if label in shown}
 
 
 def _ends(values: Sequence[float | None]) -> tuple[float, float]:

@@ -93,28 +93,36 @@ def draw(layout: Layout, material: Material) -> Board:
     """The sections that have something to show, and sentences about what they leave out."""
     sections: list[ShownSection] = []
     shown: list[Shown] = []
-    empty: list[tuple[str, str]] = []
+    empty: list[tuple[str, Shown]] = []
     for section in layout.sections:
         drawn = [_DRAW[panel.kind](panel, material) for panel in section.panels]
         kept = tuple(one for one in drawn if one)
         shown += kept
-        empty += [(one.panel.title or section.title, one.panel.kind) for one in drawn if not one]
+        empty += [(one.panel.title or section.title, one) for one in drawn if not one]
         if kept or section.part:
             sections.append(ShownSection(section.name, section.title, kept, section.part))
     return Board(tuple(sections), tuple(_left_out(shown, empty, len(material.arms))))
 
 
-def _left_out(shown: Sequence[Shown], empty: Sequence[tuple[str, str]], arms: int) -> Iterable[str]:
+def _left_out(shown: Sequence[Shown], empty: Sequence[tuple[str, Shown]], arms: int) -> Iterable[str]:
     """Panels without any value, panels that need several arms, and metrics that no run has of those shown."""
-    single = [title for title, kind in empty if kind in _OF_ARMS and arms < 2]
-    unmeasured = [title for title, kind in empty if title not in single and kind != "curve"]
+    single = [title for title, one in empty if one.panel.kind in _OF_ARMS and arms < 2]
+    known = [title for title, one in empty if title not in single and one.panel.kind != "curve"]
+    alike = [title for title, one in empty if title in known and _complete(one)]
+    unmeasured = [title for title in known if title not in alike]
     lacking = [name for one in shown for name in one.panel.names if name not in one.measured]
     if unmeasured:
         yield f"Panels left out, since no run has their metrics: {'; '.join(unmeasured)}."
     if single:
         yield f"Panels left out, since they compare arms: {'; '.join(single)}."
+    if alike:
+        yield f"Panels left out, since no two arms differ on the horizontal axis: {'; '.join(alike)}."
     if lacking:
         yield f"Metrics left out, since no run has them: {', '.join(dict.fromkeys(lacking))}."
+
+
+def _complete(one: Shown) -> bool:
+    return one.panel.kind == "scatter" and len(one.measured) == len(one.panel.names)
 
 
 def _in_summary(names: Iterable[str], summaries: Iterable[Summary]) -> tuple[str, ...]:
@@ -208,9 +216,10 @@ def _parallel(panel: Panel, material: Material) -> Shown:
 def _scatter(panel: Panel, material: Material) -> Shown:
     assert panel.x is not None
     measured, svg = _in_summary(panel.names, material.summaries), ""
-    if len(material.arms) > 1 and panel.x in measured:
+    if len({number(row, panel.x) for row in material.arms} - {None}) > 1:
         points = {name: _points(panel.x, name, material.arms) for name in panel.metrics}
-        svg = arm_plots.scatter_plot(points, x=panel.x, title=panel.title or "Arms by two metrics")
+        arms, title = [str(row["arm"]) for row in material.arms], panel.title or "Arms by two metrics"
+        svg = arm_plots.scatter_plot(points, x=panel.x, arms=arms, title=title)
     return Shown(panel, measured, Markup(svg), _told(panel, f"Crosses are 95% intervals{_over(material)}."))
 
 
