@@ -9,6 +9,7 @@ from filelock import FileLock
 
 from rlaif.errors import UserError
 from rlaif.io import write_text
+from rlaif.report.dashboard.layout import layout_of
 from rlaif.report.ledger.entries import ledger_entries
 from rlaif.report.ledger.page import ledger_markdown, ledger_page
 from rlaif.report.markdown import comparison_markdown
@@ -41,7 +42,7 @@ def write_report(ctx: Context, runs: Sequence[RunRecord], name: str, title: str)
     output = ctx.root / "reports" / f"{name}.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(output) + ".lock"):
-        return render_report(runs, output, title=title)
+        return render_report(runs, output, title=title, layout=layout_of(ctx.options.dashboard))
 
 
 def write_comparison(ctx: Context, run: RunRecord, name: str) -> Path:

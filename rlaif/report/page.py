@@ -105,11 +105,12 @@ def render_report(
     """
     if not runs:
         raise UserError("report: no finished run was found; run a stage first, or widen the selection")
-    write_text(output, _template().render(page=_content(runs, title, layout or builtin_layout())))
+    write_text(output, _template().render(page=page_content(runs, title, layout or builtin_layout())))
     return output
 
 
-def _content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Content:
+def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Content:
+    """What a page, or a W&B report, says of `runs`."""
     single = len({run.stage for run in runs}) == len(runs)
     found = None if single else _sweep(runs)
     shown = list(runs) if found is None else list(next(iter(found.arms.values()))[:1])
@@ -265,7 +266,7 @@ def _config(
     """Column heads and rows: the whole configuration of one path, or the keys that differ between arms."""
     chosen = {"value": runs[-1]} if single else {label: group[0] for label, group in groups.items()}
     flat = [_flatten(run.config) for run in chosen.values()]
-    keys = sorted({key for one in flat for key in one if not key.startswith(("paths", "hydra"))})
+    keys = sorted({key for one in flat for key in one if not key.startswith(("paths", "hydra", "dashboard"))})
     rows = [(key, [one.get(key, text.MISSING) for one in flat]) for key in keys]
     if not single:
         rows = [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -17,7 +18,8 @@ from rlaif.options.rules import shown
 from rlaif.tracking.glossary import describe, entries
 
 _PACKAGE = Path(__file__).resolve().parents[2]
-_NEAR = 3
+_NEAR, _TITLE = 3, 128
+_NAME = re.compile(r"\w[\w-]*")
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "scatter": ("metrics", "x"),
     "proxy_vs_judge": ("metrics", "x", "judge", "judge_x"),
@@ -86,6 +88,10 @@ class Layout:
 
 def layout_of(options: DashboardOptions) -> Layout:
     """The layout that `dashboard` describes. Raises UserError for settings or metrics that do not exist."""
+    if not _NAME.fullmatch(options.name):
+        raise UserError(f"dashboard.name={options.name} is no folder's name: write letters, digits, - and _")
+    if len(options.title) > _TITLE:
+        raise UserError(f"dashboard.title is longer than the {_TITLE} characters that W&B takes: shorten it")
     sections = _nodes("dashboard.sections", options.sections)
     return Layout(
         options.name, options.title, tuple(_section(name, own) for name, own in sections.items() if own)

@@ -83,10 +83,11 @@ class ShownSection:
 
 @dataclass(frozen=True)
 class Board:
-    """The page's sections, and one sentence each on panels and metrics that are left out."""
+    """The page's sections, what they are drawn from, and sentences on panels and metrics that are left out."""
 
     sections: tuple[ShownSection, ...]
     left_out: tuple[str, ...]
+    material: Material
 
 
 def draw(layout: Layout, material: Material) -> Board:
@@ -101,7 +102,7 @@ def draw(layout: Layout, material: Material) -> Board:
         empty += [(one.panel.title or section.title, one) for one in drawn if not one]
         if kept or section.part:
             sections.append(ShownSection(section.name, section.title, kept, section.part))
-    return Board(tuple(sections), tuple(_left_out(shown, empty, len(material.arms))))
+    return Board(tuple(sections), tuple(_left_out(shown, empty, len(material.arms))), material)
 
 
 def _left_out(shown: Sequence[Shown], empty: Sequence[tuple[str, Shown]], arms: int) -> Iterable[str]:
@@ -149,15 +150,21 @@ def _arms(panel: Panel, material: Material) -> Shown:
 
 
 def _table(panel: Panel, material: Material) -> Shown:
-    measured = _in_summary(panel.metrics, material.arms)
-    if not measured:
-        return Shown(panel, _in_summary(panel.metrics, material.summaries))
-    rows = tuple(((str(row["arm"]), ""), *(_cell(row, name) for name in measured)) for row in material.arms)
-    heads = ("Arm", *map(metric_label, measured))
-    return Shown(panel, measured, grid=Grid(panel.title, panel.note, heads, rows, 1))
+    measured = _in_summary(panel.metrics, material.summaries)
+    if not material.arms or not measured:
+        return Shown(panel, measured)
+    return Shown(panel, measured, grid=values_grid(panel, measured, material))
 
 
-def _cell(row: Row, name: str) -> tuple[str, str]:
+def values_grid(panel: Panel, measured: Sequence[str], material: Material) -> Grid:
+    """The panel's values with their intervals: a row per arm, or one for the single path."""
+    named = [(str(row["arm"]), row) for row in material.arms] or [("this run", material.summary)]
+    rows = tuple(((label, ""), *(_cell(row, name) for name in measured)) for label, row in named)
+    heads = ("Arm" if material.arms else "Run", *map(metric_label, measured))
+    return Grid(panel.title, panel.note, heads, rows, 1)
+
+
+def _cell(row: Row | Summary, name: str) -> tuple[str, str]:
     found = interval(row, name)
     return metric_value(name, number(row, name)), metric_range(name, found.low, found.high) if found else ""
 
