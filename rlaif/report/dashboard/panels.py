@@ -11,7 +11,7 @@ from rlaif.figures import arms as arm_plots
 from rlaif.figures import curves, plots
 from rlaif.report.comparison import ArmsTable
 from rlaif.report.curve import CurveTable, curve_figure, curve_table
-from rlaif.report.dashboard.layout import Layout, Panel
+from rlaif.report.dashboard.layout import Layout, Panel, Section
 from rlaif.report.frontier import frontier_figure
 from rlaif.stages.eval.judge_tables import Grid
 from rlaif.tracking.runs import Row, Scalar, interval, number, series
@@ -99,10 +99,15 @@ def draw(layout: Layout, material: Material) -> Board:
         drawn = [_DRAW[panel.kind](panel, material) for panel in section.panels]
         kept = tuple(one for one in drawn if one)
         shown += kept
-        empty += [(one.panel.title or section.title, one) for one in drawn if not one]
+        empty += [(_name(one.panel, section), one) for one in drawn if not one]
         if kept or section.part:
             sections.append(ShownSection(section.name, section.title, kept, section.part))
     return Board(tuple(sections), tuple(_left_out(shown, empty, len(material.arms))), material)
+
+
+def _name(panel: Panel, section: Section) -> str:
+    alone = section.title if len(section.panels) == 1 else f"{section.title} ({panel.name})"
+    return panel.title or alone
 
 
 def _left_out(shown: Sequence[Shown], empty: Sequence[tuple[str, Shown]], arms: int) -> Iterable[str]:

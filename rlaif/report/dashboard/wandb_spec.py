@@ -24,7 +24,8 @@ from rlaif.report.page import Content
 from rlaif.stages.eval.judge_tables import Grid
 
 _MAX_RUNS = 100
-_ADDRESS = re.compile(r"(?<![\w.])(?:\w+://|~?/)[^\s,;|]*/?([^\s,;|/]*)")
+_ADDRESS = re.compile(r"\w+://[^\s,;|]+")
+_FOLDER = re.compile(r"(?<![\w.~/…])~?/(?:[^\s,;|/]*/)*([^\s,;|/]+)/?")
 
 
 def workspace(layout: Layout, runs: RunSelection, *, entity: str, project: str) -> Any:
@@ -112,5 +113,9 @@ def _grid_markdown(grid: Grid) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text without the addresses and folders that arms are named by where they differ in them: their last part."""
-    return _ADDRESS.sub(lambda found: found[1] or "…", text)
+    """The text without addresses and folders, by which arms are named where they differ in them.
+
+    Of a folder the last part stays; of an address a digest, so that two of them are still two.
+    """
+    text = _ADDRESS.sub(lambda found: f"address-{digest(found[0], 6)}", text)
+    return _FOLDER.sub(lambda found: found[1], text)
