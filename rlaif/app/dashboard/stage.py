@@ -42,7 +42,8 @@ def write_dashboard(
     saved = _saved(models, folder, wandb, words)
     for name in models:
         print(f"W&B {name}: {saved.get(name) or folder / f'{name}.json'}")
-    return {"dashboard/path": str(page)} | {f"dashboard/{name}": address for name, address in saved.items()}
+    addresses = {"dashboard/workspace": saved.get("workspace"), "dashboard/report": saved.get("report")}
+    return {"dashboard/path": str(page)} | {name: value for name, value in addresses.items() if value}
 
 
 def _models(layout: Layout, runs: Sequence[RunRecord], entity: str, project: str) -> dict[str, Any]:
