@@ -26,6 +26,7 @@ from rlaif.tracking.glossary import Metric, entries
 Values = Mapping[str, Any]
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[\w-]+):(?P<rest>.*)")
 _TRAILING = re.compile(r"\s#\s+(.*)")
+_LONGEST = 400  # characters of a default, beyond which it is not repeated
 _LITERAL = re.compile(r"(?:true|false|null|auto)\b|[\w./]+(?::| \||, \w+ or| or )|\w*[^\w\s]")
 """How a meaning begins whose first word is a value and so keeps its case."""
 
@@ -282,6 +283,8 @@ def _key_row(key: str, rule: Rule, default: str, meaning: str) -> tuple[str, ...
 
 
 def _code(value: Any) -> str:
+    if isinstance(value, dict) and len(_yaml(value)) > _LONGEST:
+        return "as in its file"
     return "" if value is _NOTHING else f"`{_yaml(value)}`"
 
 

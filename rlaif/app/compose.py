@@ -24,7 +24,7 @@ from rlaif.stages.common.context import Compose
 _VARIABLE = re.compile(r"Environment variable '([^']+)' not found")
 _JUDGE = re.compile(r"[A-Za-z0-9][\w-]*")
 _OF_JUDGES = re.compile(r"(?:judge|backend)(?:\.\w+)*=")
-_READ_LATER = ("compare", "report", "clean")
+_READ_LATER = ("compare", "report", "dashboard", "clean")
 """Stages for which a setting may be unset: an arm gives it, or nothing reads it."""
 
 

@@ -36,6 +36,7 @@ from rlaif.options.job import Options
 from rlaif.options.read import plain
 from rlaif.options.rules import shown
 from rlaif.report.comparison import sweep_table, terminal_arms, terminal_comparison
+from rlaif.report.dashboard.layout import layout_of
 from rlaif.report.summary import result_table
 from rlaif.stages.common.context import Context
 from rlaif.stages.eval.judge_tables import judge_grids, terminal_grid
@@ -58,7 +59,7 @@ from rlaif.tracking.wandb_run import sync_command
 
 logger = logging.getLogger(__name__)
 
-OTHER_STAGES = ("report", "compare", "doctor", "clean", "pipeline")
+OTHER_STAGES = ("report", "dashboard", "compare", "doctor", "clean", "pipeline")
 
 
 def prepare_torch(options: Options) -> None:
@@ -99,17 +100,17 @@ def _run(job: Sized, group: str | None, entry: Entry | None) -> Path | None:
     with Run(
         directory=directory,
         stage=options.stage,
-        config=plain(options),
+        config={name: value for name, value in plain(options).items() if name != "dashboard"},
         overrides=list(overrides),
         group=tracking.group or group,
         name=tracking.name or os.environ.get("WANDB_NAME") or _job_name(options.stage, overrides),
-        wandb_options=wandb,
+        wandb_options=None if options.stage == "dashboard" else wandb,  # which is about runs, and none itself
     ) as run:
         if entry:
             entry.began(run.directory, run.commit)
         ctx = Context(options, run, compose)
         with closing(ctx.progress):
-            _dispatch(ctx, run)
+            _dispatch(ctx, run, wandb, overrides)
             if job.why:
                 run.summary({"demo/size": options.demo.size, "demo/why": job.why})
     if entry:
@@ -125,6 +126,7 @@ def _ablation(overrides: Sequence[str], directory: Path) -> str:
 
 def _check(options: Options) -> None:
     """Refuse what can be refused before anything is opened or written."""
+    layout_of(options.dashboard)
     if options.force not in (True, False, "all"):
         raise UserError(f"force={shown(options.force)} is not known: write true, false or all")
     if options.report.sweep is not None and options.stage != "report":
@@ -197,7 +199,7 @@ def print_plan(ctx: Context) -> None:
         console().print(f"All {len(arms)} arms: about {duration(total_seconds(ctx, planned))}")
 
 
-def _dispatch(ctx: Context, run: Run) -> None:
+def _dispatch(ctx: Context, run: Run, wandb: WandbOptions | None, words: Sequence[str]) -> None:
     stage = ctx.options.stage
     if stage == "clean":
         run.summary(clean(ctx))
@@ -209,6 +211,10 @@ def _dispatch(ctx: Context, run: Run) -> None:
         write = write_report(ctx, choose_runs(ctx), "report", "Ablation report")
         run.summary({"report/path": str(write)})
         print(f"report: {write}")
+    elif stage == "dashboard":
+        from rlaif.app.dashboard.stage import write_dashboard  # no other stage needs W&B's classes of it
+
+        run.summary(dict(write_dashboard(ctx, choose_runs(ctx), wandb, words)))
     else:
         _build(ctx, run, "eval" if stage == "pipeline" else stage)
 

@@ -10,6 +10,7 @@ from filelock import FileLock
 from rlaif.errors import UserError
 from rlaif.io import write_text
 from rlaif.io.terminal import console
+from rlaif.report.dashboard.layout import layout_of
 from rlaif.report.ledger.entries import ledger_entries
 from rlaif.report.ledger.page import ledger_markdown, ledger_page
 from rlaif.report.markdown import comparison_markdown
@@ -48,7 +49,8 @@ def write_report(
     output = ctx.root / "reports" / f"{name}.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(output) + ".lock"):
-        return render_report(runs, output, title=title, jobs=jobs)
+        layout = layout_of(ctx.options.dashboard)
+        return render_report(runs, output, title=title, layout=layout, jobs=jobs)
 
 
 def write_sweep(ctx: Context, group: str, runs: Sequence[RunRecord], ledger: Ledger | None) -> Path:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from rlaif.figures.svg import INK, PALETTE, colours, drawn_once, legend, percent_axis, shorten, svg
+from rlaif.tracking.glossary import describe
 from rlaif.tracking.runs import Row, number, series
 from rlaif.tracking.text import is_percent, metric_label
 
@@ -68,7 +69,7 @@ def learning_curves(histories: Mapping[str, Sequence[Row]], names: Sequence[str]
     shown = [name for name in names if any(series(rows, name)[0] for rows in histories.values())]
     if not shown:
         return ""
-    columns = 3 if len(shown) in (1, 2, 3, 5, 6) else 4
+    columns = 3 if len(shown) in (1, 2, 3, 5, 6, 9) else 4
     lines = math.ceil(len(shown) / columns)
 
     def draw(figure: Figure) -> None:
@@ -146,14 +147,23 @@ def _log_axis(axes: Axes, places: Sequence[float]) -> None:
 
 
 @drawn_once
-def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPoint], *, title: str) -> str:
+def proxy_vs_judge(
+    paths: Mapping[str, Sequence[Row]],
+    points: Sequence[JudgedPoint],
+    *,
+    title: str,
+    x: str = "rl/kl",
+    proxies: Sequence[str] = ("rl/reward", "rl/reward_held_out"),
+    judge: str = "eval/win_rate",
+) -> str:
     """Proxy reward over sqrt(KL) beside the judge's win rate over the same axis (Gao et al. 2022, figure 1).
 
-    `paths`: label to history rows with `rl/kl` and `rl/reward`; `points`: judged policies. Empty if neither has a
-    KL. The dashed line is the proxy on prompts that the reward model was not trained on. Without any proxy, as of
-    policies that learnt from preferences, the judge stands alone.
+    `paths`: label to history rows with the KL `x` and the first of `proxies`; `points`: judged policies, by the metric
+    `judge`. Empty if neither has a KL. The dashed line is the second of `proxies`, the proxy on prompts that the reward
+    model was not trained on. Without any proxy, as of policies that learnt from preferences, the judge stands alone.
     """
-    tracks = {label: track for label, rows in paths.items() if len(track := _track(rows)) > 1}
+    dashes = proxies[1] if len(proxies) > 1 else None
+    tracks = {label: track for label, rows in paths.items() if len(track := _track(rows, proxies[0], x)) > 1}
     usable = [point for point in points if point.kl >= 0]
     if not tracks and not usable:
         return ""
@@ -166,18 +176,21 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
         shade = colours([*tracks, *(point.label for point in usable)])
         for label, track in tracks.items():
             top.plot(*zip(*track, strict=True), color=shade[label], label=label)
-            if held_out := _track(paths[label], "rl/reward_held_out"):
+            if dashes is not None and (held_out := _track(paths[label], dashes, x)):
                 top.plot(*zip(*held_out, strict=True), "--o", color=shade[label], markersize=4)
         for point in usable:
             _judged(top, bottom, point, shade[point.label])
-        bottom.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-        measured = any(_track(paths[label], "rl/reward_held_out") for label in tracks)
+        neutral = getattr(describe(judge), "neutral", None)
+        if neutral is not None:
+            bottom.axhline(neutral, color=INK, linewidth=1, linestyle=(0, (3, 3)))
+        measured = dashes is not None and any(_track(paths[label], dashes, x) for label in tracks)
         dashed = " (dashed: on held-out prompts)" if measured else ""
         if rewarded:
-            top.set_title(f"proxy: reward, before penalties and KL{dashed}")
+            top.set_title(f"proxy: {_HEADINGS.get(proxies[0], metric_label(proxies[0]))}{dashed}")
         bottom.margins(y=0.15)
-        bottom.set_title("judge: win rate over the baseline")
-        percent_axis(bottom.yaxis)
+        bottom.set_title(f"judge: {_HEADINGS.get(judge, metric_label(judge))}")
+        if is_percent(judge):
+            percent_axis(bottom.yaxis)
         for axes in panels:
             axes.set_xlabel("√KL from the reference (√nats)")
             axes.set_xlim(left=0)
@@ -188,45 +201,71 @@ def proxy_vs_judge(paths: Mapping[str, Sequence[Row]], points: Sequence[JudgedPo
     return svg(draw, width, 3.0 + (0.25 if len(tracks) + len(usable) > 2 else 0), title)
 
 
-@drawn_once
-def over_optimisation(paths: Mapping[str, Sequence[Row]], *, title: str) -> str:
-    """What a tracker measured on fixed prompts over sqrt(KL): proxy reward beside the held-out measure.
+_HEADINGS = {
+    "rl/reward": "reward, before penalties and KL",
+    "eval/win_rate": "win rate over the baseline",
+    "rl/track_proxy": "proxy: reward, before penalties and KL",
+    "rl/track_gold": "held-out measure",
+}
+"""Titles of panels that say more than the registry's label."""
 
-    `paths`: label to history rows; those with `rl/track_kl` count, in their order, since a policy's KL may fall
-    again. Empty if nothing was tracked. (Gao et al. 2022, figure 1.)
+
+@drawn_once
+def over_metric(paths: Mapping[str, Sequence[Row]], x: str, names: Sequence[str], *, title: str) -> str:
+    """Metrics over another one, a panel per metric; a KL is drawn as its square root (Gao et al. 2022, figure 1).
+
+    `paths`: label to history rows; those with `x` and the metric count, in their order, since a policy's KL may fall
+    again. Empty if there are none.
     """
-    tracks: dict[str, list[Row]] = {}
-    for label, row in ((label, row) for label, rows in paths.items() for row in rows):
-        if number(row, "rl/track_kl") is not None:
-            tracks.setdefault(label, []).append(row)
-    if not tracks:
+    tracks = {
+        name: {label: kept for label, rows in paths.items() if (kept := _measured(rows, x, name))}
+        for name in names
+    }
+    shown = [name for name in names if tracks[name]]
+    if not shown:
         return ""
+    root, labels = is_kl(x), list(dict.fromkeys(label for name in shown for label in tracks[name]))
 
     def draw(figure: Figure) -> None:
-        shade = colours(list(tracks))
-        headings = {
-            "rl/track_proxy": "proxy: reward, before penalties and KL",
-            "rl/track_gold": "held-out measure",
-        }
-        for axes, name in zip(figure.subplots(1, 2, sharex=True), headings, strict=True):
-            for label, rows in tracks.items():
+        shade = colours(labels)
+        for axes, name in zip(
+            figure.subplots(1, len(shown), sharex=True, squeeze=False)[0], shown, strict=True
+        ):
+            for label, rows in tracks[name].items():
                 for piece in rising_pieces(
                     [row["step"] for row in rows]
                 ):  # arms in one history: one line each
-                    places = [math.sqrt(max(row["rl/track_kl"], 0.0)) for row in rows[piece]]
-                    values = [row[name] for row in rows[piece]]
-                    axes.plot(places, values, "o-", color=shade[label], markersize=4)
-            axes.set_title(headings[name])
-            axes.set_xlabel("√KL from the reference (√nats)")
+                    places = [math.sqrt(max(row[x], 0.0)) if root else row[x] for row in rows[piece]]
+                    axes.plot(
+                        places, [row[name] for row in rows[piece]], "o-", color=shade[label], markersize=4
+                    )
+            axes.set_title(_HEADINGS.get(name, metric_label(name)))
+            axes.set_xlabel("√KL from the reference (√nats)" if root else metric_label(x))
             axes.margins(0.06)
+            if is_percent(name):
+                percent_axis(axes.yaxis)
         legend(figure, shade)
 
-    return svg(draw, 9.4, 3.0 + (0.25 if len(tracks) > 2 else 0), title)
+    width = min(10.6, 4.7 * len(shown))
+    return svg(draw, width, 3.0 + (0.25 if len(labels) > 2 else 0), title)
 
 
-def _track(rows: Sequence[Row], name: str = "rl/reward") -> list[tuple[float, float]]:
+def is_kl(name: str) -> bool:
+    """Whether the metric is a KL divergence, which plots draw as its square root."""
+    return name.rpartition("/")[2] in ("kl", "track_kl")
+
+
+def _measured(rows: Sequence[Row], x: str, name: str) -> list[Row]:
+    return [
+        {"step": place, **row}
+        for place, row in enumerate(rows)
+        if number(row, x) is not None and number(row, name) is not None
+    ]
+
+
+def _track(rows: Sequence[Row], name: str = "rl/reward", x: str = "rl/kl") -> list[tuple[float, float]]:
     rewards = dict(zip(*series(rows, name), strict=True))
-    divergences = zip(*series(rows, "rl/kl"), strict=True)
+    divergences = zip(*series(rows, x), strict=True)
     return [(math.sqrt(max(kl, 0.0)), rewards[step]) for step, kl in divergences if step in rewards]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+from rlaif.options.dashboard import DashboardOptions
 from rlaif.options.labeling import BackendOptions, EvalOptions, JudgeOptions, LabelingOptions, PeopleOptions
 from rlaif.options.read import read
 from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Number, Positive, Share
@@ -219,6 +220,7 @@ class Options:
     eval: EvalOptions
     report: ReportOptions
     sweep: SweepOptions
+    dashboard: DashboardOptions = ABSENT  # runs do not record it
     trainer: TrainerOptions
     tracking: TrackingOptions
     prices: Any

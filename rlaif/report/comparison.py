@@ -323,20 +323,46 @@ def _terminal_row(table: ArmsTable, row: ArmRow) -> list[str | Text]:
     return ["*" if row.best else "=" if row.tied else "", *cells, row.p_holm, row.group]
 
 
-def sweep_table(found: Sweep) -> ArmsTable:
-    """The arms of a sweep as those of any comparison."""
+def sweep_table(found: Sweep, columns: Sequence[str] = ()) -> ArmsTable:
+    """The arms of a sweep as those of any comparison, with its metrics as columns.
+
+    With `columns`: the metric that ranks the arms, and those of `columns` in which arms differ.
+    """
     arms = {str(row["arm"]): row for row in found.rows}
-    table = arms_table(arms, (), found.tests, metrics=found.metrics)
-    ranked = f"Ranked by {metric_label(found.metrics[0])}; not tested: the arms share no test items of it."
-    parts = (table.caption, "" if found.tests else ranked, *found.notes)
+    main = found.metrics[0]
+    differing = [name for name in columns if len({number(row, name) for row in found.rows}) > 1]
+    alike = [] if len(arms) < 2 else [name for name in columns if name not in (main, *differing)]
+    chosen = list(dict.fromkeys([main, *differing])) if columns else found.metrics
+    table = arms_table(arms, (), found.tests, metrics=chosen)
+    ranked = f"Ranked by {metric_label(main)}; not tested: the arms share no test items of it."
+    parts = (table.caption, "" if found.tests else ranked, *found.notes, _alike(found.rows[0], alike))
     return replace(table, swept=True, caption=" ".join(filter(None, parts)))
 
 
-def recorded_arms(runs: Sequence[RunRecord]) -> ArmsTable:
-    """The table that `stage=compare` recorded in `runs`; an empty one if it did not."""
+def _alike(row: Row, names: Sequence[str]) -> str:
+    """What the metrics are in which no two arms differ."""
+    known = [(name, number(row, name)) for name in names]
+    same = [f"{metric_label(name)} {metric_value(name, value)}" for name, value in known if value is not None]
+    return f"The same in all arms: {', '.join(same)}." if same else ""
+
+
+def recorded_arms(runs: Sequence[RunRecord], columns: Sequence[str] = ()) -> ArmsTable:
+    """The table that `stage=compare` recorded in `runs`; an empty one if it did not.
+
+    `columns`: its metrics, after the tested one if that is none of them; by default those of the registry's table.
+    """
     arms = {str(row["arm"]): row for run in runs for row in run.table("arms") if "arm" in row}
     verdicts = [row for run in runs for row in run.table("verdicts")]
-    return arms_table(arms, verdicts, latest_table(runs, "arm_tests"), latest_table(runs, "controls"))
+    table = arms_table(arms, verdicts, latest_table(runs, "arm_tests"), latest_table(runs, "controls"))
+    if not columns:
+        return table
+    first = [table.main] if table.main in table.metrics and table.main not in columns else []
+    shown = arms_table(arms, (), metrics=(*first, *columns))
+    return replace(table, metrics=shown.metrics, arms=_with_cells(table.arms, shown.arms))
+
+
+def _with_cells(rows: Sequence[ArmRow], shown: Sequence[ArmRow]) -> tuple[ArmRow, ...]:
+    return tuple(replace(row, cells=one.cells) for row, one in zip(rows, shown, strict=True))
 
 
 def terminal_comparison(run: RunRecord) -> list[RichTable]:

@@ -21,7 +21,7 @@ def comparison_markdown(run: RunRecord) -> str:
         checks = markdown_table(HEADS, diagnosis.rows)
         parts += ["## Diagnosis", diagnosis.verdict.sentence, checks, "## Arms"]
     parts += [f"Control {control.arm}: {control.sentence}." for control in table.controls]
-    parts.append(_arms(table))
+    parts.append(arms_markdown(table))
     if table.caption:
         parts.append(table.caption)
     if table.verdicts:
@@ -46,7 +46,8 @@ def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def _arms(table: ArmsTable) -> str:
+def arms_markdown(table: ArmsTable) -> str:
+    """The table of arms with intervals, the best arm in bold."""
     heads = ["arm", *(["seeds"] if table.repeated else []), *map(metric_label, table.metrics)]
     rows = []
     for row in table.arms:

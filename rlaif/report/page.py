@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from rlaif.errors import UserError
-from rlaif.figures import curves, plots
 from rlaif.figures.rows import latest_table, rate_texts
 from rlaif.io import write_text
 from rlaif.report.comparison import ArmsTable, arms_verdict, recorded_arms, sweep_table
-from rlaif.report.curve import CurveTable, curve_figure, curve_table
+from rlaif.report.dashboard.layout import Layout, builtin_layout
+from rlaif.report.dashboard.panels import Board, Material, draw
 from rlaif.report.data import DataSection, data_section
-from rlaif.report.frontier import frontier_figure
 from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.sweep.table import SweepTable
@@ -34,12 +32,11 @@ from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table
 from rlaif.study.sweeps import Sweep, sweep
 from rlaif.study.verdict import Verdict
 from rlaif.tracking import text
-from rlaif.tracking.glossary import describe, groups, names, table
-from rlaif.tracking.runs import Row, RunRecord, Scalar, number, series
+from rlaif.tracking.glossary import describe, names, table
+from rlaif.tracking.runs import Row, RunRecord, Scalar, number
 
 UNTESTED = Verdict("The arms are shown side by side: none was tested against another.", "none")
-_OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS, _MAX_CURVES, _MAX_COLUMNS = 2, 60, 12, 8, 6
-_TRACKED = "Proxy and held-out measure on fixed prompts"
+_OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS = 2, 60, 12
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ class Content:
     """Everything that the template prints; figures are ready SVG, all else is escaped by the template."""
 
     title: str
+    board: Board
     verdict: Verdict
     runs: Sequence[RunRecord]
     cards: Sequence[tuple[str, str, str]]
@@ -65,13 +63,6 @@ class Content:
     arms: ArmsTable
     claim: Row | None
     diagnosis: DiagnosisTable | None
-    curve: Markup
-    curve_table: CurveTable | None
-    forest: Markup
-    frontier: Markup
-    curves: Sequence[tuple[str, Markup]]
-    proxy: Markup
-    tracked: Markup
     data: DataSection | None
     labeler: LabelerSection | None
     labelers: LabelersTable | None
@@ -107,25 +98,31 @@ def _template() -> jinja2.Template:
 
 
 def render_report(
-    runs: Sequence[RunRecord], output: Path, *, title: str, jobs: SweepTable | None = None
+    runs: Sequence[RunRecord],
+    output: Path,
+    *,
+    title: str,
+    layout: Layout | None = None,
+    jobs: SweepTable | None = None,
 ) -> Path:
     """Write the report on one path or on many arms to `output`, which is returned. `jobs`: those of a sweep.
 
-    Runs of different stages are one path; otherwise they are arms to compare. Raises UserError without runs.
+    `layout` decides on its sections and panels; the default is conf/dashboard/ablation.yaml. Runs of different stages
+    are one path; otherwise they are arms to compare. Raises UserError without runs.
     """
     if not runs:
         raise UserError("report: no finished run was found; run a stage first, or widen the selection")
-    write_text(output, _template().render(page=replace(_content(runs, title), jobs=jobs)))
+    page = replace(page_content(runs, title, layout or builtin_layout()), jobs=jobs)
+    write_text(output, _template().render(page=page))
     return output
 
 
-def _content(runs: Sequence[RunRecord], title: str) -> Content:
+def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Content:
+    """What a page, or a W&B report, says of `runs`."""
     single = len({run.stage for run in runs}) == len(runs)
     found = None if single else _sweep(runs)
     shown = list(runs) if found is None else list(next(iter(found.arms.values()))[:1])
-    points = latest_table(runs, "curve")
     arms = sweep_table(found) if found else recorded_arms(runs)
-    raw = found.rows if found else latest_table(runs, "arms")
     summary = merge_runs(shown)
     # A comparison logs one arm after another, which is not the history of anything.
     history = tuple(row for run in shown if not run.table("arms") for row in run.history)
@@ -144,6 +141,7 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         first = replace(arms_verdict(arms) or UNTESTED, warnings=first.warnings)
     return Content(
         title=title,
+        board=draw(layout, _material(runs, found, arms, summary, histories, judged)),
         verdict=first,
         runs=runs,
         cards=proxy_and_judge(summary, history),
@@ -152,13 +150,6 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         arms=arms,
         claim=claim,
         diagnosis=diagnosis,
-        curve=Markup(curve_figure(points)),
-        curve_table=curve_table(points),
-        forest=Markup(_forest(arms, raw, summary)),
-        frontier=Markup(frontier_figure(raw, summary)),
-        curves=_curves(histories),
-        proxy=Markup(_proxy(judged, histories)),
-        tracked=Markup(curves.over_optimisation(histories, title=_TRACKED)),
         data=data_section(summary),
         labeler=labeler_section(shown, summary),
         labelers=labelers_table(*labelers_of(runs)),
@@ -178,6 +169,21 @@ def _content(runs: Sequence[RunRecord], title: str) -> Content:
         versions=_versions(runs),
         glossary=glossary({name for run in runs for name in run.summary}),
     )
+
+
+def _material(
+    runs: Sequence[RunRecord],
+    found: Sweep | None,
+    arms: ArmsTable,
+    summary: Mapping[str, Scalar],
+    histories: Histories,
+    judged: Judged,
+) -> Material:
+    def table_of(columns: Sequence[str]) -> ArmsTable:
+        return recorded_arms(runs, columns) if found is None else sweep_table(found, columns)
+
+    rows = found.rows if found else latest_table(runs, "arms")
+    return Material(rows, summary, histories, judged, latest_table(runs, "curve"), arms, table_of)
 
 
 Histories = dict[str, tuple[Row, ...]]
@@ -206,64 +212,11 @@ def _by_arm(runs: Sequence[RunRecord]) -> tuple[Histories, Judged]:
 
 def _sweep(runs: Sequence[RunRecord]) -> Sweep | None:
     """The runs as arms, ranked by the first metric that one of them has; None without any."""
-    values = {
-        name: {number(run.summary, name) for run in runs}
-        for name in (*names("page_ranked_by"), *names("page_ablation"))
-    }
-    main = next((name for name in names("page_ranked_by") if values[name] != {None}), None)
-    if main is None:
-        return None
-    differing = [name for name in names("page_ablation") if len(values[name]) > 1 and name != main]
-    return sweep(runs, [main, *differing][:_MAX_COLUMNS])
-
-
-def _forest(arms: ArmsTable, rows: Sequence[Row], summary: Mapping[str, Scalar]) -> str:
-    """The main metric by arm; without arms the path's own rates."""
-    if arms.main:
-        marks = {row.arm: "best" if row.best else "tied" if row.tied else "" for row in arms.arms}
-        found = [_forest_row(str(row["arm"]), row, arms.main, marks[str(row["arm"])]) for row in rows]
-        return _forest_svg([row for row in found if row], arms.main, "Main metric by arm")
-    rates = [_forest_row(text.metric_label(name), summary, name, "best") for name in names("page_rates")]
-    known = [row for row in rates if row and row.low is not None]
-    return _forest_svg(known, "eval/win_rate", "Rates with 95% intervals")
-
-
-def _forest_row(label: str, values: Row, name: str, mark: str) -> plots.ForestRow | None:
-    value, low, high = (number(values, f"{name}{end}") for end in ("", "_ci_low", "_ci_high"))
-    return None if value is None else plots.ForestRow(label, value, low, high, mark)
-
-
-def _forest_svg(rows: Sequence[Any], name: str, title: str) -> str:
-    if not rows:
-        return ""
-    metric, share = describe(name), text.is_percent(name)
-    neutral = None if metric is None else metric.neutral
-    label = text.metric_label(name) if title.startswith("Main") else "50% is chance, or no difference"
-    return plots.forest_plot(rows, title=title, reference=neutral, percent=share, axis_label=label, width=8.4)
-
-
-def _curves(histories: Mapping[str, Sequence[Row]]) -> list[tuple[str, Markup]]:
-    found = []
-    for title in groups("curves"):
-        longer = [
-            name
-            for name in names("curves", title)
-            if any(len(series(rows, name)[0]) > 1 for rows in histories.values())
-        ]
-        shown = longer[:_MAX_CURVES]
-        if svg := curves.learning_curves(histories, shown, title=f"{title}: learning curves"):
-            found.append((title, Markup(svg)))
-    return found
-
-
-def _proxy(judged: Judged, histories: Histories) -> str:
-    points = []
-    for label, summary in ((label, one) for label, own in judged.items() for one in own):
-        kl, rate = number(summary, "eval/kl", "rl/kl"), number(summary, "eval/win_rate")
-        if kl is not None and rate is not None:
-            ends = (number(summary, f"eval/win_rate_ci_{end}") for end in ("low", "high"))
-            points.append(curves.JudgedPoint(label, max(kl, 0.0), number(summary, "rl/reward"), rate, *ends))
-    return curves.proxy_vs_judge(histories, points, title="Proxy reward and judge over the square root of KL")
+    ranking = names("page_ranked_by")
+    main = next(
+        (name for name in ranking if any(number(run.summary, name) is not None for run in runs)), None
+    )
+    return None if main is None else sweep(runs, [main])
 
 
 def _by_length(runs: Sequence[RunRecord]) -> list[tuple[str, str, str, str]]:
@@ -321,7 +274,7 @@ def _config(
     """Column heads and rows: the whole configuration of one path, or the keys that differ between arms."""
     chosen = {"value": runs[-1]} if single else {label: group[0] for label, group in groups.items()}
     flat = [_flatten(run.config) for run in chosen.values()]
-    keys = sorted({key for one in flat for key in one if not key.startswith(("paths", "hydra"))})
+    keys = sorted({key for one in flat for key in one if not key.startswith(("paths", "hydra", "dashboard"))})
     rows = [(key, [one.get(key, text.MISSING) for one in flat]) for key in keys]
     if not single:
         rows = [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -13,7 +13,7 @@ from rlaif.tracking.runs import Row, RunRecord, Scalar, number
 from rlaif.tracking.text import lower_is_better, metric_label
 
 # Keys of overrides that make no arm.
-_HOUSEKEEPING = re.compile(r"paths\.|hydra[./]|tracking|force|plan|export|stage|experiments|sweeps")
+_HOUSEKEEPING = re.compile(r"paths\.|hydra[./]|dashboard|tracking|force|plan|export|stage|experiments|sweeps")
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,16 @@ def _overrides(run: RunRecord) -> dict[str, str]:
     return {"stage": run.stage, **{key: pairs[key] for key in kept}}
 
 
+def differing_keys(runs: Sequence[RunRecord]) -> list[str]:
+    """The keys of the overrides, and `stage`, whose values differ between `runs`."""
+    arms = [_overrides(run) for run in runs]
+    keys = dict.fromkeys(key for arm in arms for key in arm)
+    return [key for key in keys if len({arm.get(key) for arm in arms}) > 1]
+
+
 def arm_labels(runs: Sequence[RunRecord]) -> list[str]:
     """One label per run: the overrides whose values differ between `runs` (`default` if none)."""
-    arms = [_overrides(run) for run in runs]
-    keys = list(dict.fromkeys(key for arm in arms for key in arm))
-    differing = [key for key in keys if len({arm.get(key) for arm in arms}) > 1]
+    arms, differing = [_overrides(run) for run in runs], differing_keys(runs)
     return [", ".join(f"{key}={arm[key]}" for key in differing if key in arm) or "default" for arm in arms]
 
 

@@ -216,6 +216,11 @@ def _reach() -> None:
         raise OSError(f"{address.hostname}:{port} accepts no connection: {error}") from None
 
 
+def check_reachable() -> None:
+    """Raises OSError if W&B's server accepts no connection."""
+    _reach()
+
+
 def _init(
     options: WandbOptions,
     mode: Literal["online", "offline"],

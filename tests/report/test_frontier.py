@@ -115,6 +115,6 @@ def test_the_page_of_a_comparison_shows_it(tmp_path) -> None:
         tmp_path / "bare", "b", stage="compare", tables={"arms": [{"arm": "a", "eval/win_rate": 0.5}]}
     )
     assert (
-        "Helpful and harmless"
+        "<h2>Helpful and harmless"
         not in render_report([load_run(bare)], tmp_path / "b.html", title="t").read_text()
     )

@@ -199,7 +199,7 @@ def test_stages_of_one_path_are_merged(tmp_path):
     write_run(tmp_path, "1", stage="rm", summary={"rm/accuracy": 0.7, "eval/win_rate": 0.1})
     write_run(tmp_path, "2", stage="eval", summary={"eval/win_rate": 0.6, "eval/n": 10})
     text, _ = render(tmp_path)
-    assert "60.0%" in text and "70.0%" in text and "Arms" not in text and "10.0%" not in text
+    assert "60.0%" in text and "70.0%" in text and "<h2>Arms" not in text and "10.0%" not in text
 
 
 def test_compare_tables_reach_the_page(tmp_path):

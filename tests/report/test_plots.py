@@ -10,7 +10,7 @@ from rlaif.figures.curves import (
     JudgedPoint,
     _track,
     learning_curves,
-    over_optimisation,
+    over_metric,
     proxy_vs_judge,
     rising_pieces,
 )
@@ -154,7 +154,9 @@ def test_a_tracked_run_is_drawn_over_the_root_of_its_kl(monkeypatch) -> None:
         for step, kl, gold in [(0, -1e-3, 0.2), (2, 4.0, 0.4), (4, 9.0, 0.3), (0, 0.0, 0.2), (2, 1.0, 0.1)]
     ]
     rows.insert(1, {"step": 1, "rl/kl": 5.0})
-    svg = over_optimisation({"one": rows, "none": [{"step": 0}]}, title="t")
+    svg = over_metric(
+        {"one": rows, "none": [{"step": 0}]}, "rl/track_kl", ["rl/track_proxy", "rl/track_gold"], title="t"
+    )
     assert svg.startswith("<svg") and "held-out measure" in svg
     assert drawn == [
         ([0.0, 2.0, 3.0], [-5e-4, 2.0, 4.5]),
@@ -162,4 +164,7 @@ def test_a_tracked_run_is_drawn_over_the_root_of_its_kl(monkeypatch) -> None:
         ([0.0, 2.0, 3.0], [0.2, 0.4, 0.3]),
         ([0.0, 1.0], [0.2, 0.1]),
     ]
-    assert over_optimisation({"none": [{"step": 0}]}, title="t") == ""
+    assert (
+        over_metric({"none": [{"step": 0}]}, "rl/track_kl", ["rl/track_proxy", "rl/track_gold"], title="t")
+        == ""
+    )

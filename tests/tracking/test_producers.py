@@ -26,6 +26,7 @@ ROOMS = (
     "ops",
     "app/clean.py",
     "app/job.py",
+    "app/dashboard/stage.py",
     "records.py",
 )
 

@@ -19,6 +19,7 @@ Which AI-feedback recipe gives the better policy, and is the difference real?
   {program} model=hub model.name=ORG/NAME    another base model, from the hub or a folder
   {program} backend=openai backend.base_url=http://HOST/v1 backend.name=NAME    a labeler behind a server
   {program} -m labeler=base,cot seed=0,1     a job for each combination, and one table
+  {program} stage=dashboard                  finished runs as a page, and as a W&B workspace and report
   {program} experiments=NAME                 arms that share what they have in common, tested against each other
 
 Write GROUP=OPTION for an option of a group, KEY=VALUE for a single setting (conf/ has all of them, with comments).

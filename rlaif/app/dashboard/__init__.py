@@ -1,0 +1,1 @@
+"""stage=dashboard: the page, the W&B workspace and the W&B report of one layout."""
