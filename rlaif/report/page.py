@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,25 @@ import jinja2
 
 from rlaif.errors import UserError
 from rlaif.figures.rows import latest_table, rate_texts
+from rlaif.figures.svg import PALETTE, arm_key
 from rlaif.io import write_text
 from rlaif.report.comparison import ArmsTable, arms_verdict, recorded_arms, sweep_table
 from rlaif.report.dashboard.layout import Layout, builtin_layout
 from rlaif.report.dashboard.panels import Board, Material, draw
 from rlaif.report.data import DataSection, data_section
 from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
+from rlaif.report.markdown import csv_text
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.sweep.table import SweepTable
 from rlaif.report.verdict import verdict
+from rlaif.report.web.assets import policy, script
 from rlaif.stages.common.measures.markers import MARKERS
 from rlaif.stages.eval.judge_tables import Grid, judge_grids, self_preference_grid
 from rlaif.stages.label.section import LabelerSection, labeler_section
 from rlaif.stages.rm.section import RewardModelSection, reward_model_section
 from rlaif.study.claims.measure import CLAIM, claim_verdict
 from rlaif.study.diagnosis_table import DiagnosisTable, diagnosis_table
-from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table
+from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table, shown_pairs
 from rlaif.study.sweeps import Sweep, sweep
 from rlaif.study.verdict import Verdict
 from rlaif.tracking import text
@@ -36,7 +40,7 @@ from rlaif.tracking.glossary import describe, names, table
 from rlaif.tracking.runs import Row, RunRecord, Scalar, number
 
 UNTESTED = Verdict("The arms are shown side by side: none was tested against another.", "none")
-_OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS = 2, 60, 12
+_OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS, _CONFIG_COLUMNS = 2, 60, 12, 8
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,14 @@ class ReadingGroup:
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that the template prints; figures are ready SVG, all else is escaped by the template."""
+    """Everything that the template prints; figures are ready SVG, all else is escaped by the template.
+
+    `beside`: tables too long for the page, which are written to files beside it, `file` and the table's name.
+    """
 
     title: str
+    file: str
+    beside: Mapping[str, Sequence[Row]]
     board: Board
     verdict: Verdict
     runs: Sequence[RunRecord]
@@ -61,6 +70,7 @@ class Content:
     results: Sequence[Any]
     sweep: bool
     arms: ArmsTable
+    arm_names: Sequence[str]
     claim: Row | None
     diagnosis: DiagnosisTable | None
     data: DataSection | None
@@ -83,6 +93,12 @@ class Content:
     glossary: Mapping[str, str]
     jobs: SweepTable | None = None
 
+    @property
+    def arm_keys(self) -> list[tuple[str, str, str]]:
+        """Each arm's mark in figures and tables, its name, and the name of its colour."""
+        colours = chain((f"c{place}" for place in range(len(PALETTE))), repeat(""))
+        return [(arm_key(name), name, colour) for name, colour in zip(self.arm_names, colours, strict=False)]
+
 
 @cache
 def _template() -> jinja2.Template:
@@ -94,6 +110,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.globals.update(text=text, node_width=NODE_WIDTH, node_height=NODE_HEIGHT)
+    environment.globals.update(script=script(), policy=policy())
+    environment.filters["arm_key"] = arm_key
     return environment.get_template("page.html.j2")
 
 
@@ -112,13 +130,15 @@ def render_report(
     """
     if not runs:
         raise UserError("report: no finished run was found; run a stage first, or widen the selection")
-    page = replace(page_content(runs, title, layout or builtin_layout()), jobs=jobs)
-    write_text(output, _template().render(page=page))
+    content = replace(page_content(runs, title, layout or builtin_layout(), output.stem), jobs=jobs)
+    for name, rows in content.beside.items():
+        write_text(output.with_name(f"{output.stem}_{name}.csv"), csv_text(rows))
+    write_text(output, _template().render(page=content))
     return output
 
 
-def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Content:
-    """What a page, or a W&B report, says of `runs`."""
+def page_content(runs: Sequence[RunRecord], title: str, layout: Layout, file: str) -> Content:
+    """What a page, or a W&B report, says of `runs`. `file`: the page's name without its ending."""
     single = len({run.stage for run in runs}) == len(runs)
     found = None if single else _sweep(runs)
     shown = list(runs) if found is None else list(next(iter(found.arms.values()))[:1])
@@ -130,6 +150,8 @@ def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Conte
     groups: Mapping[str, Sequence[RunRecord]] = {"": list(runs)} if found is None else found.arms
     histories, judged = _by_arm(runs) if single and arms else _by_group(groups, single)
     heads, rows = _config(runs, groups, single)
+    labelers, labeler_pairs = labelers_of(runs)
+    tests = found.tests if found else latest_table(runs, "arm_tests")
     diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
     first = verdict(summary, config)
     claim = next(iter(latest_table(runs, CLAIM)), None)
@@ -141,6 +163,7 @@ def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Conte
         first = replace(arms_verdict(arms) or UNTESTED, warnings=first.warnings)
     return Content(
         title=title,
+        file=file,
         board=draw(layout, _material(runs, found, arms, summary, histories, judged)),
         verdict=first,
         runs=runs,
@@ -148,11 +171,17 @@ def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Conte
         results=result_rows(summary, history),
         sweep=found is not None,
         arms=arms,
+        arm_names=[row.arm for row in arms.arms],
+        beside={
+            name: all_pairs
+            for name, all_pairs in (("pairs", tests), ("labeler_pairs", labeler_pairs))
+            if len(shown_pairs(all_pairs)) < len(all_pairs)
+        },
         claim=claim,
         diagnosis=diagnosis,
         data=data_section(summary),
         labeler=labeler_section(shown, summary),
-        labelers=labelers_table(*labelers_of(runs)),
+        labelers=labelers_table(labelers, labeler_pairs),
         reward_model=reward_model_section(shown, summary),
         by_length=_by_length(shown),
         judges=judge_grids([latest_table(shown, name) for name in ("judges", "judge_agreement")]),
@@ -192,9 +221,15 @@ Judged = dict[str, list[Mapping[str, Any]]]
 
 
 def _by_group(groups: Mapping[str, Sequence[RunRecord]], single: bool) -> tuple[Histories, Judged]:
-    """Each group's history: that of a single path's runs one after another, else that of the group's first run."""
-    shown = {label: group if single else group[:1] for label, group in groups.items()}
-    histories = {label: tuple(row for run in runs for row in run.history) for label, runs in shown.items()}
+    """Each group's history: that of a single path's runs one after another, else those of its runs, by `seed`."""
+    histories = {
+        label: tuple(
+            row if single else {**row, "seed": place}
+            for place, run in enumerate(group)
+            for row in run.history
+        )
+        for label, group in groups.items()
+    }
     judged: Judged = {
         label: [merge_runs(group)] if single else [run.summary for run in group]
         for label, group in groups.items()
@@ -271,14 +306,20 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 def _config(
     runs: Sequence[RunRecord], groups: Mapping[str, Sequence[RunRecord]], single: bool
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Column heads and rows: the whole configuration of one path, or the keys that differ between arms."""
+    """Column heads and rows: the whole configuration of one path, or the keys that differ between arms.
+
+    Many arms are rows, and their keys columns.
+    """
     chosen = {"value": runs[-1]} if single else {label: group[0] for label, group in groups.items()}
     flat = [_flatten(run.config) for run in chosen.values()]
     keys = sorted({key for one in flat for key in one if not key.startswith(("paths", "hydra", "dashboard"))})
     rows = [(key, [one.get(key, text.MISSING) for one in flat]) for key in keys]
     if not single:
         rows = [(key, values) for key, values in rows if len(set(values)) > 1]
-    return list(chosen), rows
+    if len(chosen) <= _CONFIG_COLUMNS or not rows:
+        return ["Key", *chosen], rows
+    columns = zip(*(values for _, values in rows), strict=True)
+    return ["Arm", *(key for key, _ in rows)], list(zip(chosen, map(list, columns), strict=True))
 
 
 def _versions(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:

@@ -96,7 +96,7 @@ def comparison(root: Path, names: Iterable[str], **changes: Any) -> RunRecord:
 def drawn(own: Layout, record: RunRecord, folder: Path) -> dict[str, Any]:
     """The page's text, and the specifications of workspace and report."""
     chosen = selection([record])
-    content = page_content([record], "t", own)
+    content = page_content([record], "t", own, "page")
     return {
         "page": render_report([record], folder / "page.html", title="t", layout=own).read_text(
             encoding="utf-8"

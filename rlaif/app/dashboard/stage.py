@@ -47,7 +47,7 @@ def write_dashboard(
 
 
 def _models(layout: Layout, runs: Sequence[RunRecord], entity: str, project: str) -> dict[str, Any]:
-    chosen, content = selection(runs), page_content(runs, layout.title, layout)
+    chosen, content = selection(runs), page_content(runs, layout.title, layout, layout.name)
     return {
         "workspace": workspace(layout, chosen, entity=entity, project=project),
         "report": report(layout, chosen, content, entity=entity, project=project),
