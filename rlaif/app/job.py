@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -20,13 +21,23 @@ from rlaif.app.doctor import doctor
 from rlaif.app.export import export_model
 from rlaif.app.plan.seconds import merge_plans, plan_table, total_seconds
 from rlaif.app.plan.sizes import Sized, sized
-from rlaif.app.report import choose_runs, write_comparison, write_ledger, write_report
+from rlaif.app.report import (
+    choose_runs,
+    is_difference,
+    write_chosen,
+    write_comparison,
+    write_ledger,
+    write_report,
+)
+from rlaif.app.watch.watch import watch_report
 from rlaif.errors import UserError
 from rlaif.io.terminal import console
 from rlaif.options.job import Options
 from rlaif.options.read import plain
 from rlaif.options.rules import shown
 from rlaif.report.comparison import sweep_table, terminal_arms, terminal_comparison
+from rlaif.report.diff.difference import difference
+from rlaif.report.diff.page import terminal_difference
 from rlaif.report.summary import result_table
 from rlaif.stages.common.context import Context
 from rlaif.stages.eval.judge_tables import judge_grids, terminal_grid
@@ -80,6 +91,9 @@ def _run(job: Sized, group: str | None) -> Path | None:
     if options.stage == "doctor":
         doctor(Context(options, None, compose))
         return None
+    if options.report.watch:
+        watch_report(Context(options, None, compose), Event())
+        return None
     tracking, wandb = options.tracking, wandb_options(options, group)
     with Run(
         directory=run_directory(Path(options.paths.root).expanduser().absolute(), options.stage),
@@ -102,6 +116,11 @@ def _check(options: Options) -> None:
     """Refuse what can be refused before anything is opened or written."""
     if options.force not in (True, False, "all"):
         raise UserError(f"force={shown(options.force)} is not known: write true, false or all")
+    for key in ("runs", "watch"):
+        if getattr(options.report, key) and options.stage != "report":
+            raise UserError(
+                f"report.{key} has no meaning with stage={options.stage}: write stage=report, or leave it out"
+            )
     if options.export and options.stage not in ("sft", "rm", "rl"):
         raise UserError(
             f"export={options.export}: stage={options.stage} does not make a model; write stage=sft, rm or rl"
@@ -174,9 +193,13 @@ def _dispatch(ctx: Context, run: Run) -> None:
     elif stage == "compare":
         run.summary(compare_arms(ctx))
     elif stage == "report":
-        write = write_report(ctx, choose_runs(ctx), "report", "Ablation report")
-        run.summary({"report/path": str(write)})
-        print(f"report: {write}")
+        chosen = choose_runs(ctx)
+        if is_difference(ctx):
+            for part in terminal_difference(difference(*chosen)):
+                console().print(part)
+        written = write_chosen(ctx, chosen)
+        run.summary({"report/path": str(written)})
+        print(f"report: {written}")
     else:
         _build(ctx, run, "eval" if stage == "pipeline" else stage)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from rlaif.options.labeling import BackendOptions, EvalOptions, JudgeOptions, LabelingOptions, PeopleOptions
 from rlaif.options.read import read
-from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Number, Positive, Share
+from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Number, Port, Positive, Share
 from rlaif.options.training import RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
 
 TooLong = Literal["error", "truncate", "drop"]
@@ -150,11 +150,14 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """`report`: the runs that stage=report reads, and how many samples a run keeps for reading."""
+    """`report`: the runs that stage=report reads, whether it serves them, and how many samples a run keeps for reading."""
 
     stage: str | None
     group: str | None
+    runs: tuple[str, ...] | None
     limit: Count
+    watch: bool
+    port: Port
     samples: Count0
 
 

@@ -139,7 +139,7 @@ class Run:
 
     def lineage(self, rows: Sequence[LineageRow]) -> None:
         """Write `lineage.json`: the artifacts that this run builds on, as the artifact store lists them."""
-        write_lineage(self.directory, rows)
+        write_lineage(self.directory, [replace(row, config=redact(json_ready(row.config))) for row in rows])
         names = [row.name for row in rows]
         self._mirror(lambda run: run.config.update({"artifacts": names}, allow_val_change=True))
 
