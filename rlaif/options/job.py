@@ -150,7 +150,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """`report`: the runs that stage=report reads, whether it serves them, and how many samples a run keeps for reading."""
+    """`report`: the runs that stage=report reads, whether it serves the page, and how many samples a run keeps."""
 
     stage: str | None
     group: str | None

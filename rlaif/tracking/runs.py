@@ -28,8 +28,8 @@ Row = Mapping[str, Any]
 class RunRecord:
     """One run directory. `summary` is flat (`stage/name` to number or string), `history` has one row per step.
 
-    `started` is as the run wrote it (ISO text or seconds since the epoch); `git` is the commit of the code, with `-dirty`
-    if the checkout had other changes.
+    `started` is as the run wrote it (ISO text or seconds since the epoch); `git` is the commit of the code, with
+    `-dirty` if the checkout had other changes.
     """
 
     path: Path

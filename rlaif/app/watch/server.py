@@ -14,7 +14,7 @@ from rlaif.errors import UserError
 
 HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")
-# The page has its scripts and styles within itself; it may ask this server for the version, and nobody else for anything.
+# The page has its scripts and styles within itself; it may ask this server for the version, and nobody else.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -42,7 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*request)
 
     def do_GET(self) -> None:
-        """The page or its version. Another name in `Host` is a page from elsewhere whose name was bound to this address."""
+        """Send the page or its version. Another name in `Host` is that of a site which was bound to this address."""
         text, version = self._page.current
         place, _, _ = self.path.partition("?")
         if not self._is_asked_by_name():

@@ -49,7 +49,7 @@ def watch_report(ctx: Context, stop: threading.Event) -> None:
 
 
 def _render(ctx: Context, changes: RunChanges, since: float, page: Page) -> None:
-    """Show what the runs have by now; without any, what is waited for. A run removed meanwhile is left to the next look."""
+    """Show what the runs have by now; without any, what is waited for. If one is removed meanwhile, look again."""
     try:
         runs = choose_runs(ctx, [run for run in changes.runs() if _belongs(ctx, run, since)])
         text = write_chosen(ctx, runs).read_text(encoding="utf-8")
@@ -61,9 +61,10 @@ def _render(ctx: Context, changes: RunChanges, since: float, page: Page) -> None
 
 
 def _belongs(ctx: Context, run: RunRecord, since: float) -> bool:
-    """Whether the selection has the run. An unfinished one of no named group must be of this session, or of shortly before.
+    """Whether the selection has the run.
 
-    A killed run's state stays `running`, so that it cannot tell by itself that it is over.
+    An unfinished one must be of the named group, or have been written to shortly before the start or later: a killed
+    run's state stays `running`, so it does not tell that it is over.
     """
     options = ctx.options.report
     if options.stage not in (None, run.stage) or options.group not in (None, run.group):

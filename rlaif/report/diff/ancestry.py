@@ -105,11 +105,13 @@ def _is_first(row: LineageRow, shared: Sequence[str]) -> bool:
 def _pair(a: LineageRow, b: LineageRow, shared: Sequence[str]) -> Differing:
     mine, others = ({parent.name: parent.kind for parent in row.parents} for row in (a, b))
     parents = {kind for name, kind in (*mine.items(), *others.items()) if (name in mine) != (name in others)}
-    keys, note = (), ""
-    if None in (a.version, b.version):
-        note = "what it was made from is not in the run's lineage.json, which an older version wrote"
-    else:
-        keys = changed(_made_from(a), _made_from(b))
+    recorded = None not in (a.version, b.version)
+    keys = changed(_made_from(a), _made_from(b)) if recorded else ()
+    note = (
+        ""
+        if recorded
+        else "what it was made from is not in the run's lineage.json, which an older version wrote"
+    )
     first = _is_first(a, shared) and _is_first(b, shared)
     return Differing(a.kind, a.digest, b.digest, first, keys, tuple(sorted(parents)), note)
 

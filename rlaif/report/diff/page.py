@@ -68,8 +68,8 @@ def tested_caption(tests: PairedMetrics) -> str:
         return ""
     many = f"Holm over {len(tests.rows)} metrics" if len(tests.rows) > 1 else "one metric, so no correction"
     return (
-        f"On the test items that both runs have; {many}. p: exact McNemar, or Student's t over whole prompts if prompts "
-        "repeat or scores are not 0 or 1. A pair that a labeler could not read counts as wrong. Undecided: not "
+        f"On the test items that both runs have; {many}. p: exact McNemar, or Student's t over whole prompts if "
+        "prompts repeat or scores are not 0 or 1. A pair that a labeler could not read counts as wrong. Undecided: not "
         "significant at 5%, which does not make them equal. Differs: significant, but not measured in the same way."
     )
 
