@@ -1,5 +1,5 @@
 (() => {
-  const version = "RLAIF_VERSION", every = 2000, place = "rlaif-place";
+  const version = "RLAIF_VERSION", every = 1000, place = "rlaif-place";
   const details = () => [...document.querySelectorAll("details")];
   // A reload keeps the place on the page, and what was folded open.
   const kept = JSON.parse(sessionStorage.getItem(place) || "null");

@@ -21,7 +21,7 @@ from rlaif.errors import UserError
 from rlaif.stages.common.context import Context
 from rlaif.tracking.runs import RunRecord
 
-_EVERY = 2.0  # seconds between two looks at the run directories
+_EVERY = 1.0  # seconds between two looks at the run directories
 _REST = 4  # times as long as a page took to render, it is not rendered again: at most a fifth of a core
 _RECENT = 3600  # seconds before the start within which an unfinished run must have written something
 _NAMED = 4  # unfinished runs that the bar names
