@@ -136,7 +136,7 @@ def _notes(
     most = max(map(len, seeds.values()))
     tested = int(tests[0]["seeds"]) if tests else most
     notes = {
-        f"{earlier} earlier run(s) of the same arm and seed left out.": earlier,
+        f"{earlier} other run(s) of the same arm and seed left out.": earlier,
         f"{unfinished} run(s) that have not finished have no part in means and tests.": unfinished,
         f"{lacking} run(s) without {metric_label(main)} have no part in its means.": lacking,
         f"Tested on {tested} of up to {most} seeds: those that all arms have, or one of each.": tested < most,

@@ -79,7 +79,7 @@ def items(metric: str, values: list[float], prompts: list[str] | None = None) ->
 
 
 def two_runs(root, a, b, *, stages=("eval", "eval"), **more):
-    """Runs of `{metric: values of single items}`, whose summaries are the means; `more`: what `write_run` gets, by run."""
+    """Runs of `{metric: values of items}`, whose summaries are the means; `more`: what `write_run` gets, by run."""
     runs = []
     for place, (stage, own) in enumerate(zip(stages, (a, b), strict=True)):
         rows = [one for metric, values in own.items() for one in items(metric, values)]
