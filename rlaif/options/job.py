@@ -17,6 +17,11 @@ JUDGES = "judges."
 """Before the name of one of `judges`, in keys and messages."""
 
 
+def called(key: str) -> str:
+    """What a sentence calls the labeler at `key`: `labeler`, `judge`, or `judge NAME` for one of `judges`."""
+    return f"judge {key.removeprefix(JUDGES)}" if key.startswith(JUDGES) else key
+
+
 @dataclass(frozen=True, kw_only=True)
 class SeedOptions:
     """`seeds`: one per stage, and `data` for the split."""
