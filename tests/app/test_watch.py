@@ -28,7 +28,7 @@ from rlaif.app.watch.changes import RunChanges
 from rlaif.app.watch.watch import watch_report
 from rlaif.errors import UserError
 
-SECONDS = 60
+SECONDS = 30
 ADDRESS = re.compile(r"watching: http://127\.0\.0\.1:(\d+)/")
 
 

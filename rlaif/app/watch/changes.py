@@ -33,11 +33,11 @@ class RunChanges:
     def __init__(self, root: Path, stages: Collection[str]) -> None:
         self._root = root
         self._stages = stages
-        self._stamps: dict[Path, Stamp] = {}
+        self._stamps: dict[Path, Stamp] | None = None
         self._records: dict[Path, tuple[Stamp, RunRecord]] = {}
 
     def look(self) -> bool:
-        """Whether anything was written, added or removed since the last look."""
+        """Whether anything was written, added or removed since the last look; the first one is always news."""
         files = (self._root / "runs").glob("*/*/meta.json")
         stamps = {
             file.parent: stamp(file.parent) for file in files if file.parent.parent.name in self._stages
@@ -47,7 +47,7 @@ class RunChanges:
 
     def runs(self) -> list[RunRecord]:
         """The runs of the last look, oldest first."""
-        found = {folder: self._read(folder, own) for folder, own in self._stamps.items() if own}
+        found = {folder: self._read(folder, own) for folder, own in (self._stamps or {}).items() if own}
         self._records = found
         return sorted((run for _, run in found.values()), key=lambda run: (run.id, run.stage))
 
