@@ -1,31 +1,45 @@
 (() => {
-  const version = "RLAIF_VERSION", every = 1000, place = "rlaif-place";
-  const details = () => [...document.querySelectorAll("details")];
-  // A reload keeps the place on the page, and what was folded open.
-  const kept = JSON.parse(sessionStorage.getItem(place) || "null");
-  sessionStorage.removeItem(place);
-  if (kept) {
-    const open = new Set(kept.open);
-    for (const one of details()) if (one.firstElementChild) one.open = open.has(one.firstElementChild.textContent);
-    window.scrollTo(0, kept.y);
+  const bar = document.getElementById("rlaif-live"), told = bar.textContent;
+  const version = bar.dataset.version, every = 1000, place = "rlaif-place";
+
+  // Each fold by its words, and by how many of the same words come before it.
+  function folds() {
+    const seen = {};
+    return [...document.querySelectorAll("details")].map((fold) => {
+      const words = fold.querySelector("summary")?.textContent ?? "";
+      seen[words] = (seen[words] ?? 0) + 1;
+      return [`${words} ${seen[words]}`, fold];
+    });
   }
-  const bar = document.getElementById("rlaif-live");
-  const look = async () => {
+
+  function keep() {
+    const open = folds().filter(([, fold]) => fold.open).map(([words]) => words);
+    sessionStorage.setItem(place, JSON.stringify({ y: window.scrollY, open }));
+  }
+
+  function restore({ y, open }) {
+    for (const [words, fold] of folds()) fold.open = open.includes(words);
+    window.scrollTo(0, y);
+  }
+
+  async function look() {
     try {
       const answer = await fetch("version", { cache: "no-store" });
       if (answer.ok && (await answer.text()) !== version) {
-        const open = details().filter((one) => one.open && one.firstElementChild);
-        sessionStorage.setItem(place, JSON.stringify({ y: window.scrollY, open: open.map((one) => one.firstElementChild.textContent) }));
+        keep();
         location.reload();
         return;
       }
-      bar.hidden = !bar.textContent;
+      bar.textContent = told;
     } catch {
-      bar.hidden = false;
-      bar.textContent = "No longer live: the command that served this report has ended.";
-      return;
+      bar.textContent = "No longer live: the command that serves this report does not answer.";
     }
+    bar.hidden = !bar.textContent;
     setTimeout(look, every);
-  };
+  }
+
+  const kept = sessionStorage.getItem(place);
+  sessionStorage.removeItem(place);
+  if (kept) restore(JSON.parse(kept));
   setTimeout(look, every);
 })();

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,11 +17,21 @@ from rlaif.errors import UserError
 
 HOST = "127.0.0.1"
 _NAMES = (HOST, "localhost")
-# The page has its scripts and styles within itself; it may ask this server for the version, and nobody else.
+VERSION = "RLAIF_VERSION"
+_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
+    "default-src 'none'; script-src {}; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+
+@dataclass(frozen=True)
+class Content:
+    """A page, its version, and the policy that goes with it."""
+
+    text: str
+    version: str
+    policy: str
 
 
 class Page:
@@ -28,8 +41,15 @@ class Page:
         self.show(text)
 
     def show(self, text: str) -> None:
-        """Serve `text` from now on."""
-        self.current = text, sha256(text.encode()).hexdigest()[:16]
+        """Serve `text` from now on, with its version in the place of `VERSION`."""
+        version = sha256(text.encode()).hexdigest()[:16]
+        self.current = Content(text.replace(VERSION, version, 1), version, _policy(text))
+
+
+def _policy(text: str) -> str:
+    """Only the page's own scripts run, each by its digest, and they can ask this server alone."""
+    digests = (b64encode(sha256(one.encode()).digest()).decode() for one in _SCRIPT.findall(text))
+    return _POLICY.format(" ".join(f"'sha256-{digest}'" for digest in digests) or "'none'")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -43,14 +63,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send the page or its version. Another name in `Host` is that of a site which was bound to this address."""
-        text, version = self._page.current
+        content = self._page.current
         place, _, _ = self.path.partition("?")
         if not self._is_asked_by_name():
             self._send(403, "text/plain", "This report is served to this machine alone.\n")
         elif place == "/version":
-            self._send(200, "text/plain", version)
+            self._send(200, "text/plain", content.version)
         elif place == "/":
-            self._send(200, "text/html", text.replace("RLAIF_VERSION", version, 1))
+            self._send(200, "text/html", content.text, content.policy)
         else:
             self._send(404, "text/plain", "Only the report is served here, at /.\n")
 
@@ -59,14 +79,14 @@ class _Handler(BaseHTTPRequestHandler):
         name, _, _ = self.headers.get("Host", "").rpartition(":")
         return (name or self.headers.get("Host", "")).lower() in _NAMES
 
-    def _send(self, status: int, kind: str, text: str) -> None:
+    def _send(self, status: int, kind: str, text: str, policy: str = "default-src 'none'") -> None:
         body = text.encode()
         self.send_response(status)
         for key, value in (
             ("Content-Type", f"{kind}; charset=utf-8"),
             ("Content-Length", str(len(body))),
             ("Cache-Control", "no-store"),
-            ("Content-Security-Policy", _POLICY),
+            ("Content-Security-Policy", policy),
             ("Cross-Origin-Resource-Policy", "same-origin"),
             ("Referrer-Policy", "no-referrer"),
             ("X-Content-Type-Options", "nosniff"),

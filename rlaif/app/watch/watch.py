@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from rlaif.app.report import NEWEST_FIRST, choose_runs, write_chosen
 from rlaif.app.watch.changes import RunChanges, written
-from rlaif.app.watch.server import Page, served
+from rlaif.app.watch.server import VERSION, Page, served
 from rlaif.errors import UserError
 from rlaif.stages.common.context import Context
 from rlaif.tracking.runs import RunRecord
@@ -26,6 +26,7 @@ _REST = 4  # times as long as a page took to render, it is not rendered again: a
 _RECENT = 3600  # seconds before the start within which an unfinished run must have written something
 _NAMED = 4  # unfinished runs that the bar names
 _BODY = re.compile(r"<body[^>]*>")
+_FILE_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n?')
 _WAITING = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Report</title></head>'
     '<body style="font: 16px system-ui, sans-serif; margin: 40px">{}</body></html>\n'
@@ -100,15 +101,21 @@ def _waiting(sentence: str) -> str:
 
 
 def _live(text: str, told: str) -> str:
-    """The page with a bar that tells the runs' states, and the script that reloads it."""
+    """The page with a bar that tells the runs' states, and the script that reloads it.
+
+    A policy in the page itself is for the file, in which no script may ask for anything; the server sends its own.
+    """
+    text = _FILE_POLICY.sub("", text, count=1)
     hidden = "" if told else " hidden"
-    bar = f'<p class="warn" id="rlaif-live" role="status" style="margin: 0; max-width: none"{hidden}>{escape(told)}</p>'
+    style = "margin: 0; max-width: none"
+    named = f'class="warn" id="rlaif-live" role="status" data-version="{VERSION}" style="{style}"'
+    bar = f"<p {named}{hidden}>{escape(told)}</p>"
     script = Path(__file__).with_name("live.js").read_text(encoding="utf-8")
     begun = _BODY.search(text)
     assert begun is not None, "a page has a body"
     head, tail = text[: begun.end()], text[begun.end() :]
     body, _, end = tail.rpartition("</body>")
-    return f"{head}\n{bar}{body}<script>\n{script}</script>\n</body>{end}"
+    return f"{head}\n{bar}{body}<script>{script}</script>\n</body>{end}"
 
 
 @contextmanager
