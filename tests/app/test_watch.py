@@ -22,6 +22,7 @@ from jobs import job_context
 from processes import CODE, Command
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+from chrome import chrome
 from synthetic_runs import full_run, ppo_history, write_run
 
 from rlaif.app.watch.changes import RunChanges
@@ -133,6 +134,29 @@ def test_only_the_page_and_its_version_are_served_and_only_to_this_machine(tmp_p
             status, text, _ = answer(port, host=host)
             assert status == 403 and "win rate" not in text, host
             assert answer(port, "/version", host=host)[0] == 403
+
+
+def test_an_open_page_reloads_itself_and_keeps_its_place(tmp_path, capsys):
+    """In a browser: the new number appears, the place and what is folded open stay, and the end is told."""
+    summary = full_run(tmp_path) / "summary.json"
+    with chrome() as browser, browser.new_context(viewport={"width": 1000, "height": 700}) as context:
+        tab, said = context.new_page(), []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        with watched(tmp_path, capsys) as port:
+            page_with(port, "Live. 1 run: 1 finished.")
+            tab.goto(f"http://127.0.0.1:{port}/")
+            fold = tab.locator("details.more:not([open])").first
+            fold.locator("> summary").click()
+            name = fold.locator("> summary").inner_text()
+            tab.evaluate("scrollTo(0, 1234)")
+            values = json.loads(summary.read_text())
+            summary.write_text(json.dumps(values | {"eval/win_rate": 0.777}))
+            tab.get_by_text("77.7%").first.wait_for()
+            tab.wait_for_function("scrollY === 1234")
+            opened = tab.locator("details[open] > summary").all_inner_texts()
+            assert name in opened and said == []
+        tab.get_by_text("No longer live").wait_for()
 
 
 def test_a_port_that_is_taken_is_one_sentence(tmp_path):
