@@ -20,7 +20,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from rlaif.app.command.words import one_sentence
+from rlaif.app.command.words import in_full, one_sentence
 from rlaif.app.compose import composed, labeling_options
 from rlaif.app.home import CODE
 from rlaif.app.job import prepare_torch, run_job
@@ -49,9 +49,9 @@ def run(overrides: Sequence[str] = ()) -> RunRecord:
 
     Without `paths.root=` it writes below `./outputs`. Raises UserError, whose text is what the command prints.
     """
-    words = list(overrides)
+    words = list(map(in_full, overrides))
     for word in words:
-        if word in ("-m", "--multirun", "plan=true", "stage=doctor"):
+        if word in ("-m", "--multirun", "plan=true", "stage=doctor", "report.watch=true"):
             raise UserError(
                 f"rlaif.run makes one run, and {word} makes none or several: use the command, a loop, or"
                 " experiments=NAME"

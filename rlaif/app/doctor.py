@@ -24,7 +24,7 @@ from rlaif.io.terminal import console
 from rlaif.labelers.answers import checked
 from rlaif.labelers.prompts import CHOICES
 from rlaif.models.load import visible_gpus
-from rlaif.options.job import JUDGES
+from rlaif.options.job import JUDGES, called
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import low_mass_hints
 from rlaif.stages.label.injection import ATTACKS, injection_report
@@ -77,12 +77,8 @@ def _wandb(ctx: Context) -> str:
 
 def _server(ctx: Context, key: str = "labeler") -> str:
     """Whether the server of the labeler at `key` answers, with which model, and how it reports probabilities."""
-    backend, who = ctx.labeler(key, 0, stored=False).backend, _called(key)
+    backend, who = ctx.labeler(key, 0, stored=False).backend, called(key)
     return backend.describe() if isinstance(backend, OpenAIBackend) else f"none: the {who} is in this process"
-
-
-def _called(key: str) -> str:
-    return f"judge {key.removeprefix(JUDGES)}" if key.startswith(JUDGES) else key
 
 
 def _choices(ctx: Context, key: str = "labeler") -> str:

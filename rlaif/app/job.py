@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -23,12 +24,15 @@ from rlaif.app.plan.sizes import Sized, sized
 from rlaif.app.report import (
     choose_runs,
     finished_runs,
+    is_difference,
     report_sweep,
+    write_chosen,
     write_comparison,
     write_ledger,
     write_report,
     write_sweep,
 )
+from rlaif.app.watch.watch import watch_report
 from rlaif.errors import UserError
 from rlaif.io.cores import own_cores
 from rlaif.io.terminal import console
@@ -37,6 +41,8 @@ from rlaif.options.read import plain
 from rlaif.options.rules import shown
 from rlaif.report.comparison import sweep_table, terminal_arms, terminal_comparison
 from rlaif.report.dashboard.layout import layout_of
+from rlaif.report.diff.difference import difference
+from rlaif.report.diff.page import terminal_difference
 from rlaif.report.summary import result_table
 from rlaif.stages.common.context import Context
 from rlaif.stages.eval.judge_tables import judge_grids, terminal_grid
@@ -93,6 +99,9 @@ def _run(job: Sized, group: str | None, entry: Entry | None) -> Path | None:
     if options.stage == "doctor":
         doctor(Context(options, None, compose))
         return None
+    if options.report.watch:
+        watch_report(Context(options, None, compose), Event())
+        return None
     tracking, wandb = options.tracking, wandb_options(options, group)
     directory = run_directory(Path(options.paths.root).expanduser().absolute(), options.stage)
     if options.stage == "compare" and wandb is not None and wandb.group is None:
@@ -129,11 +138,16 @@ def _check(options: Options) -> None:
     layout_of(options.dashboard)
     if options.force not in (True, False, "all"):
         raise UserError(f"force={shown(options.force)} is not known: write true, false or all")
-    if options.report.sweep is not None and options.stage != "report":
+    if options.report.sweep is not None and options.stage not in ("report", "dashboard"):
         raise UserError(
             f"sweep={options.report.sweep} shows a sweep that was started: write stage=report sweep=ID; to start the "
             "one of a file, write sweeps=NAME"
         )
+    for key in ("runs", "watch"):
+        if getattr(options.report, key) and options.stage != "report":
+            raise UserError(
+                f"report.{key} has no meaning with stage={options.stage}: write stage=report, or leave it out"
+            )
     if options.export and options.stage not in ("sft", "rm", "rl"):
         raise UserError(
             f"export={options.export}: stage={options.stage} does not make a model; write stage=sft, rm or rl"
@@ -208,9 +222,13 @@ def _dispatch(ctx: Context, run: Run, wandb: WandbOptions | None, words: Sequenc
     elif stage == "report" and ctx.options.report.sweep is not None:
         report_sweep(ctx, run)
     elif stage == "report":
-        write = write_report(ctx, choose_runs(ctx), "report", "Ablation report")
-        run.summary({"report/path": str(write)})
-        print(f"report: {write}")
+        chosen = choose_runs(ctx)
+        if is_difference(ctx):
+            for part in terminal_difference(difference(*chosen)):
+                console().print(part)
+        written = write_chosen(ctx, chosen)
+        run.summary({"report/path": str(written)})
+        print(f"report: {written}")
     elif stage == "dashboard":
         from rlaif.app.dashboard.stage import write_dashboard  # no other stage needs W&B's classes of it
 

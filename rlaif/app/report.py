@@ -11,6 +11,8 @@ from rlaif.errors import UserError
 from rlaif.io import write_text
 from rlaif.io.terminal import console
 from rlaif.report.dashboard.layout import layout_of
+from rlaif.report.diff.difference import difference
+from rlaif.report.diff.page import difference_title, render_difference
 from rlaif.report.ledger.entries import ledger_entries
 from rlaif.report.ledger.page import ledger_markdown, ledger_page
 from rlaif.report.markdown import comparison_markdown
@@ -18,6 +20,7 @@ from rlaif.report.page import render_report
 from rlaif.report.sweep.table import SweepTable, counts_text, sweep_jobs, terminal_jobs
 from rlaif.stages.common.context import Context
 from rlaif.tracking import Run
+from rlaif.tracking.named import named_runs, short_name
 from rlaif.tracking.runs import RunRecord, find_runs, load_run
 from rlaif.tracking.sweep import Ledger, find_ledgers
 
@@ -25,14 +28,22 @@ _MOST = 8  # sweeps that a sentence lists
 NEWEST_FIRST = ("compare", "pipeline", "eval", "rl", "rm", "label", "sample", "sft", "revise")
 
 
-def choose_runs(ctx: Context) -> list[RunRecord]:
-    """Finished runs that `report.stage` and `report.group` select; with neither, those of the latest run's stage."""
+def choose_runs(ctx: Context, among: Sequence[RunRecord] | None = None) -> list[RunRecord]:
+    """The runs that `report.runs` names, a sweep's, or those that `report.stage` and `report.group` select.
+
+    With none of these, those of the latest run's stage. They are selected from the finished runs, or `among` others.
+    """
     options = ctx.options.report
+    if options.runs or options.sweep is not None:
+        _refuse_selection(ctx)
+    if options.runs:
+        return named_runs(ctx.root, options.runs, NEWEST_FIRST)
+    if options.sweep is not None:
+        return _of_sweep(find_sweep(ctx.root, str(options.sweep)), among)
     if options.stage not in (None, *NEWEST_FIRST):
         raise UserError(f"report.stage={options.stage} is not known: write one of {', '.join(NEWEST_FIRST)}")
-    runs = [
-        r for r in find_runs(ctx.root, stage=options.stage, group=options.group) if r.stage in NEWEST_FIRST
-    ]
+    found = find_runs(ctx.root, stage=options.stage, group=options.group) if among is None else among
+    runs = [run for run in found if run.stage in NEWEST_FIRST]
     if not runs:
         raise UserError(
             f"no finished run in {ctx.root / 'runs'}: run a stage first, or choose another report.stage or report.group"
@@ -40,6 +51,51 @@ def choose_runs(ctx: Context) -> list[RunRecord]:
     if options.stage is None and options.group is None:
         runs = [r for r in runs if r.stage == runs[-1].stage]
     return runs[-options.limit :]
+
+
+def _refuse_selection(ctx: Context) -> None:
+    """Raise UserError for a selection beside a list of runs, which it could only contradict."""
+    options = ctx.options.report
+    key = "runs" if options.runs else "sweep"
+    others = {
+        "sweep": options.sweep if options.runs else None,
+        "stage": options.stage,
+        "group": options.group,
+    }
+    for name, value in others.items():
+        if value is not None:
+            raise UserError(f"report.{key} names the runs: leave report.{name} out")
+
+
+def _of_sweep(ledger: Ledger, among: Sequence[RunRecord] | None) -> list[RunRecord]:
+    """The sweep's runs: the finished ones, or its last of each job `among` others."""
+    if among is not None:
+        last = {ledger.root / job.runs[-1] for job in ledger.jobs() if job.runs}
+        runs = [run for run in among if run.path in last]
+    else:
+        runs = finished_runs(ledger)
+    if not runs:
+        raise UserError(f"no run of sweep {ledger.id} has finished yet: ask again later")
+    return runs
+
+
+def is_difference(ctx: Context) -> bool:
+    """Whether two runs are named, whose difference is shown."""
+    return len(ctx.options.report.runs or ()) == 2
+
+
+def write_chosen(ctx: Context, runs: Sequence[RunRecord]) -> Path:
+    """The page of stage=report: the difference of two runs, a sweep, or a report on any others."""
+    if ctx.options.report.sweep is not None:
+        ledger = find_sweep(ctx.root, str(ctx.options.report.sweep))
+        return write_sweep(ctx, ledger.id, runs, ledger)
+    if not is_difference(ctx):
+        return write_report(ctx, runs, "report", "Ablation report")
+    a, b = runs
+    output = ctx.root / "reports" / f"diff-{short_name(a)}-{short_name(b)}.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(output) + ".lock"):
+        return render_difference(difference(a, b), output, title=difference_title(a, b))
 
 
 def write_report(

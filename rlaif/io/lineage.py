@@ -35,7 +35,8 @@ class LineageRow(ArtifactKey):
     """One artifact of a run. If its folder is gone, only kind and digest are known.
 
     `created` is UTC ISO text, `seconds` the build time, `bytes` the size on disk; `reused` is False if the run itself
-    built it.
+    built it. `config`, `version` and `data_hash` are what it was made from besides parents and seed (empty and None in
+    the rows of older versions).
     """
 
     parents: tuple[ArtifactKey, ...] = ()
@@ -45,6 +46,9 @@ class LineageRow(ArtifactKey):
     seconds: float | None = None
     bytes: int | None = None
     reused: bool = True
+    config: Mapping[str, Any] = field(default_factory=dict)
+    version: int | None = None
+    data_hash: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()

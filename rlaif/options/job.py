@@ -10,13 +10,18 @@ from typing import Annotated, Any, Literal
 from rlaif.options.dashboard import DashboardOptions
 from rlaif.options.labeling import BackendOptions, EvalOptions, JudgeOptions, LabelingOptions, PeopleOptions
 from rlaif.options.read import read
-from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Number, Positive, Share
+from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Number, Port, Positive, Share
 from rlaif.options.training import RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
 
 TooLong = Literal["error", "truncate", "drop"]
 OnDrift = Literal["refuse", "new", "accept"]
 JUDGES = "judges."
 """Before the name of one of `judges`, in keys and messages."""
+
+
+def called(key: str) -> str:
+    """What a sentence calls the labeler at `key`: `labeler`, `judge`, or `judge NAME` for one of `judges`."""
+    return f"judge {key.removeprefix(JUDGES)}" if key.startswith(JUDGES) else key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,12 +164,15 @@ class SweepOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """`report`: the runs that stage=report reads, and how many samples a run keeps for reading."""
+    """`report`: the runs that stage=report reads, whether it serves the page, and how many samples a run keeps."""
 
     sweep: str | None
     stage: str | None
     group: str | None
+    runs: tuple[str, ...] | None
     limit: Count
+    watch: bool
+    port: Port
     samples: Count0
 
 

@@ -168,6 +168,7 @@ Part = Annotated[float, Number(0, 1, below=True)]  # something must be left
 Finite = Annotated[float, Number()]
 Count = Annotated[int, Number(1, whole=True)]
 Count0 = Annotated[int, Number(0, whole=True)]
+Port = Annotated[int, Number(0, 65535, whole=True)]
 Name = Annotated[str, Text(empty=False)]
 
 

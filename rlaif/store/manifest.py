@@ -192,4 +192,7 @@ def lineage_row(kind: str, digest: str, manifest: dict[str, Any] | None, reused:
         manifest["seconds"],
         sum(entry["bytes"] for entry in manifest["files"].values()),
         reused,
+        manifest["config"],
+        manifest["version"],
+        manifest["data_hash"],
     )

@@ -115,12 +115,14 @@ def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
     Rows are those of `paired_row`, the best arm's pairs first, with the `metric` and the number of `seeds`.
     """
     for metric in metrics if len(items) > 1 else ():
-        scores = {arm: seed_scores(tables, tested_metric(metric)) for arm, tables in items.items()}
+        scores = {arm: seed_scores(rows, tested_metric(metric)) for arm, rows in items.items()}
         shared = common_items(scores)
         if shared:
             keys, prompts = [key for key, _ in shared], [prompt for _, prompt in shared]
             sign = -1.0 if lower_is_better(metric) else 1.0
-            values = {arm: sign * seed_table(own, keys) for arm, own in scores.items()}
+            tables = {arm: seed_table(own, keys) for arm, own in scores.items()}
+            # Turned about 1, not about 0: what is 0 or 1 for each item is so afterwards, and is tested as such.
+            values = {arm: table if sign > 0 else 1 - table for arm, table in tables.items()}
             seeds = min(map(len, values.values()))
             outcomes = None if is_percent(metric) else False  # a ROUGE of 0 or 1 is neither a loss nor a win
             tests = paired_tests(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rlaif.stages.common.measures.joining import cluster
 from rlaif.stats import PairedTest
 from rlaif.tracking.runs import Row, number
 
@@ -39,7 +40,7 @@ def seed_scores(tables: Sequence[Sequence[Row]], name: str) -> SeedScores:
         return {}
     return {
         key: (
-            str(first[key].get("group") or first[key].get("prompt_id", key)),
+            cluster(first[key]),
             tuple(float(rows[key][name]) for rows in per_seed),
         )
         for key in shared

@@ -62,7 +62,7 @@ def arm_labels(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs by arm label, in the order of their seeds; if a seed was run again, the later run counts."""
+    """Runs by arm label, in the order of their seeds; if a seed was run again, the later finished run counts."""
     return {label: list(own.values()) for label, own in _by_seed(runs).items()}
 
 
@@ -77,9 +77,22 @@ def _by_seed(runs: Sequence[RunRecord]) -> dict[str, Seeded]:
         pairs = map(split_override, run.overrides)
         seeds = tuple(sorted(f"{key}={value}" for key, value in pairs if _is_seed(key)))
         earlier = groups.setdefault(label, {}).get(seeds)
-        if earlier is None or run.id >= earlier.id:
+        if earlier is None or _counts(run) >= _counts(earlier):
             groups[label][seeds] = run
     return {label: dict(sorted(own.items())) for label, own in groups.items()}
+
+
+def _counts(run: RunRecord) -> tuple[bool, str]:
+    """A finished run is not replaced by one of the same seed that is still running, or failed."""
+    return not _is_unfinished(run), run.id
+
+
+def _is_unfinished(run: RunRecord) -> bool:
+    return run.state != "finished"
+
+
+def _finished(seeds: Seeded) -> Seeded:
+    return {seed: run for seed, run in seeds.items() if not _is_unfinished(run)}
 
 
 def _paired_items(seeds: Mapping[str, Seeded]) -> dict[str, list[list[Row]]]:
@@ -90,17 +103,20 @@ def _paired_items(seeds: Mapping[str, Seeded]) -> dict[str, list[list[Row]]]:
 
 
 def sweep(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Sweep:
-    """Compare finished runs over `metrics`, by the same means and tests as any comparison.
+    """Compare runs over `metrics`, by the same means and tests as any comparison.
 
+    Runs that have not finished are in `arms`, after their arm's finished ones, and have no part in means and tests.
     Raises UserError without runs, without metrics, and without any value of the main metric.
     """
     if not runs or not metrics:
         raise UserError("report: nothing to compare; give at least one finished run and one metric")
     main, seeds = metrics[0], _by_seed(runs)
-    groups = {label: list(own.values()) for label, own in seeds.items()}
-    items = {label: [run.table("items") for run in group] for label, group in groups.items()}
+    groups = {label: sorted(own.values(), key=_is_unfinished) for label, own in seeds.items()}
+    seeds = {label: _finished(own) or own for label, own in seeds.items()}
+    items = {label: [run.table("items") for run in own.values()] for label, own in seeds.items()}
     means = {
-        label: mean_summary([run.summary for run in group], items[label]) for label, group in groups.items()
+        label: mean_summary([run.summary for run in own.values()], items[label])
+        for label, own in seeds.items()
     }
     if all(number(mean, main) is None for mean in means.values()):
         raise UserError(f"report: no run has the metric {main}; name one from their summary.json")
@@ -110,20 +126,23 @@ def sweep(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Sweep:
     order = sorted(groups, key=lambda label: _rank(means[label], main))
     order.sort(key=lambda label: not stands.get(label, {}).get("best", False))
     rows = [
-        {"arm": label, "seeds": len(groups[label]), **means[label], **stands.get(label, {})}
-        for label in order
+        {"arm": label, "seeds": len(seeds[label]), **means[label], **stands.get(label, {})} for label in order
     ]
-    notes = _notes(len(runs) - sum(map(len, groups.values())), measured, main, tests)
+    earlier, unfinished = len(runs) - sum(map(len, groups.values())), sum(map(_is_unfinished, runs))
+    notes = _notes(earlier, unfinished, measured, main, tests)
     return Sweep(tuple(metrics), {label: tuple(groups[label]) for label in order}, rows, tests, notes)
 
 
-def _notes(earlier: int, seeds: Mapping[str, Seeded], main: str, tests: Rows) -> tuple[str, ...]:
+def _notes(
+    earlier: int, unfinished: int, seeds: Mapping[str, Seeded], main: str, tests: Rows
+) -> tuple[str, ...]:
     """What is left out: earlier runs of a seed, seeds without the main metric, seeds that some arm lacks."""
     lacking = sum(number(run.summary, main) is None for own in seeds.values() for run in own.values())
     most = max(map(len, seeds.values()))
     tested = int(tests[0]["seeds"]) if tests else most
     notes = {
-        f"{earlier} earlier run(s) of the same arm and seed left out.": earlier,
+        f"{earlier} other run(s) of the same arm and seed left out.": earlier,
+        f"{unfinished} run(s) that have not finished have no part in means and tests.": unfinished,
         f"{lacking} run(s) without {metric_label(main)} have no part in its means.": lacking,
         f"Tested on {tested} of up to {most} seeds: those that all arms have, or one of each.": tested < most,
     }

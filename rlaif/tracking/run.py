@@ -199,7 +199,7 @@ class Run:
 
     def lineage(self, rows: Sequence[LineageRow]) -> None:
         """Write `lineage.json`: the artifacts that this run builds on, as the artifact store lists them."""
-        write_lineage(self.directory, rows)
+        write_lineage(self.directory, [replace(row, config=redact(json_ready(row.config))) for row in rows])
         self._mirror.config({"artifacts": [row.name for row in rows]})
 
     def artifact(

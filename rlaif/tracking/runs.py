@@ -29,8 +29,9 @@ Row = Mapping[str, Any]
 class RunRecord:
     """One run directory. `summary` is flat (`stage/name` to number or string), `history` has one row per step.
 
-    `started` is as the run wrote it (ISO text or seconds since the epoch). `state` is running, finished, failed, or
-    killed: the process of a run that has not ended is gone.
+    `started` is as the run wrote it (ISO text or seconds since the epoch); `git` is the commit of the code, with
+    `-dirty` if the checkout had other changes. `state` is running, finished, failed, or killed: the process of a run
+    that has not ended is gone.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class RunRecord:
     lineage: tuple[LineageRow, ...] = ()
     alerts: tuple[Row, ...] = ()
     versions: Mapping[str, Any] = field(default_factory=dict)
+    git: str | None = None
     problems: tuple[str, ...] = ()
 
     @property
@@ -74,6 +76,7 @@ def load_run(path: Path) -> RunRecord:
     problems: list[str] = []
     meta = _mapping(path / "meta.json", problems)
     state = str(meta.get("state") or "unknown")
+    growing = state == "running"
     return RunRecord(
         path=path,
         id=path.name,
@@ -90,10 +93,11 @@ def load_run(path: Path) -> RunRecord:
             for key, value in _mapping(path / "summary.json", problems).items()
             if value is None or isinstance(value, int | float | str)
         },
-        history=tuple(_rows(path / "history.jsonl", problems)),
+        history=tuple(_rows(path / "history.jsonl", problems, growing)),
         lineage=tuple(_lineage(path / LINEAGE_FILE, problems)),
-        alerts=tuple(_rows(path / "alerts.jsonl", problems)),
+        alerts=tuple(_rows(path / "alerts.jsonl", problems, growing)),
         versions=meta.get("versions") or {},
+        git=meta.get("git"),
         problems=tuple(problems),
     )
 
@@ -105,19 +109,28 @@ def find_runs(
 
     `None` means any stage, group or state. Directories without `meta.json` are not runs yet.
     """
-    base = root / "runs" if (root / "runs").is_dir() else root
     wanted = {"stage": stage, "group": group, "state": state}
-    runs = (load_run(file.parent) for file in base.glob("*/*/meta.json"))
-    found = [
+    runs = map(load_run, run_folders(root))
+    return [
         run for run in runs if all(getattr(run, key) == own for key, own in wanted.items() if own is not None)
     ]
-    return sorted(found, key=_start)
 
 
-def _start(run: RunRecord) -> tuple[str, ...]:
+def run_folders(root: Path) -> list[Path]:
+    """The directories of all runs below `root`, as `find_runs` orders them."""
+    base = root / "runs" if (root / "runs").is_dir() else root
+    return sorted((file.parent for file in base.glob("*/*/meta.json")), key=_start)
+
+
+def _start(folder: Path) -> tuple[str, ...]:
     """A directory's name has the second, which a job that fails at once shares with the next one."""
-    second, _, _ = run.path.name.partition("-")
-    return second, str(run.started or ""), run.path.name, run.path.parent.name
+    second, _, _ = folder.name.partition("-")
+    return (
+        second,
+        str(_mapping(folder / "meta.json", []).get("started") or ""),
+        folder.name,
+        folder.parent.name,
+    )
 
 
 def number(summary: Mapping[str, Any], *names: str) -> float | None:
@@ -162,10 +175,14 @@ def _mapping(file: Path, problems: list[str]) -> dict[str, Any]:
     return value
 
 
-def _rows(file: Path, problems: list[str]) -> Iterator[Row]:
+def _rows(file: Path, problems: list[str], growing: bool = False) -> Iterator[Row]:
+    """The rows of a file; of one that is `growing`, a last line without its end is not there yet."""
     if not file.is_file():
         return
-    for place, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if growing:
+        text = text[: text.rfind("\n") + 1]
+    for place, line in enumerate(text.splitlines(), start=1):
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError:

@@ -17,6 +17,7 @@ from model_folders import save_model
 from nbclient import NotebookClient
 from site_blocks import DOCS, PAGES, SERVER, Block, blocks_of, commands_of, inline_commands_of
 
+from rlaif.app.command.words import in_full
 from rlaif.app.compose import composed, resolved
 from rlaif.options.job import Options
 from rlaif.options.read import read
@@ -54,7 +55,7 @@ def server() -> Iterator[LocalServer]:
 
 
 def _run(words: list[str], server: LocalServer) -> None:
-    words = [word.replace(SERVER, server.base_url) for word in words]
+    words = [in_full(word.replace(SERVER, server.base_url)) for word in words]
     more = ["models.tiny=false"] if OWN_MODEL in words else []
     if {"--config-dir", "--help"} & set(words):  # Hydra's own flags
         flags = words[:2] if words[0] == "--config-dir" else []
@@ -101,7 +102,7 @@ def test_every_block_runs(page: Path, folder: Path, server: LocalServer) -> None
 def test_commands_within_the_text_are_commands(page: Path, tmp_path: Path) -> None:
     """They compose, to a job that knows all of their keys; what they would build is tested elsewhere."""
     for words in inline_commands_of(page):
-        with composed([*SMALL, f"paths.root={tmp_path}", *words]) as cfg:
+        with composed([*SMALL, f"paths.root={tmp_path}", *map(in_full, words)]) as cfg:
             assert read(Options, resolved(cfg)).stage
 
 

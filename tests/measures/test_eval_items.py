@@ -7,6 +7,7 @@ from pair_rows import label_rows
 
 from rlaif.models.weights import Normalization
 from rlaif.records import Judgement, Pair, Preference
+from rlaif.stages.common.measures.joining import cluster
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items, win_rate_report
 from rlaif.stages.label.alignment import alignment_items, alignment_report, asking_items, reliability
 from rlaif.stages.rm.accuracy import reward_items, reward_report
@@ -142,3 +143,8 @@ def test_what_a_labeler_was_asked_by_hand() -> None:
     }
     same = {name: row.get("label/same_position_rate") for name, row in rows.items()}
     assert same == {"x": 1.0, "y": 0.0, "z": None}
+
+
+def test_an_item_is_resampled_with_its_group_else_with_its_prompt() -> None:
+    item = {"id": "p#0", "prompt_id": "p", "group": "g"}
+    assert [cluster(item), cluster(item | {"group": None}), cluster({"id": "p#0"})] == ["g", "p", "p#0"]

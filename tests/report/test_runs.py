@@ -36,6 +36,17 @@ def test_a_half_written_run_is_tolerated_and_named(tmp_path):
     }
 
 
+def test_the_line_that_a_running_run_is_writing_is_not_there_yet(tmp_path):
+    path = write_run(tmp_path, "20260101-a", history=ppo_history(rows=3), state="running")
+    with (path / "history.jsonl").open("a") as stream:
+        stream.write('{"step": 99, "rl/rew')
+    run = load_run(path)
+    assert len(run.history) == 3 and run.problems == ()
+    with (path / "history.jsonl").open("a") as stream:
+        stream.write('ard": 0.5}\n')
+    assert load_run(path).history[-1] == {"step": 99, "rl/reward": 0.5}
+
+
 def test_runs_of_one_second_are_in_the_order_of_their_start(tmp_path):
     """A directory's name tells the second, and then an id drawn at random."""
     for name, fraction in (("20260101T000000Z-f", "120"), ("20260101T000000Z-a", "950")):

@@ -118,7 +118,35 @@ def test_a_seed_that_ran_twice_counts_once_and_the_later_one(tmp_path):
     write_run(tmp_path, "20260102", summary=summary(0.6, 0.05), overrides=["labeler=cot", "seed=0"])
     found = sweep(find_runs(tmp_path), [WIN])
     assert found.rows[0][WIN] == 0.6 and len(found.arms["default"]) == 1
-    assert "1 earlier run(s) of the same arm and seed left out." in sweep_table(found).caption
+    assert "1 other run(s) of the same arm and seed left out." in sweep_table(found).caption
+
+
+def test_a_run_that_has_not_finished_changes_no_mean_and_no_test(tmp_path):
+    """Beside a finished seed of its arm, in the place of one, and as the only run of an arm."""
+    for arm, count in (("a", 40), ("b", 60)):
+        words = [f"labeler={arm}", "seed=0"]
+        write_run(
+            tmp_path,
+            f"1{arm}",
+            summary=summary(count / 100, 0.09),
+            overrides=words,
+            tables=items(right(count)),
+        )
+    before = sweep(find_runs(tmp_path), [WIN])
+    for name, words, state in (
+        ("2", ["labeler=a", "seed=0"], "running"),
+        ("3", ["labeler=a", "seed=-1"], "running"),
+        ("4", ["labeler=c", "seed=0"], "failed"),
+    ):
+        write_run(tmp_path, name, overrides=words, state=state)
+    after = sweep(find_runs(tmp_path, state=None), [WIN])
+    assert after.tests == before.tests and after.tests[0]["n"] == 100
+    assert after.rows[:2] == before.rows and after.rows[2]["arm"] == "labeler=c"
+    assert [run.id for run in after.arms["labeler=a"]] == ["1a", "3"], "what has finished comes first"
+    assert after.notes == (
+        "1 other run(s) of the same arm and seed left out.",
+        "3 run(s) that have not finished have no part in means and tests.",
+    )
 
 
 def test_seeds_that_have_no_part_in_a_number_are_told(tmp_path):

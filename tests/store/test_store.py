@@ -410,6 +410,9 @@ def test_lineage_lists_every_ancestor_once(tmp_path: Path) -> None:
         seconds=data.manifest["seconds"],
         bytes=8,
         reused=True,
+        config=data.manifest["config"],
+        version=data.manifest["version"],
+        data_hash=data.manifest["data_hash"],
     )
     assert rows[-1] == expected
     assert store.lineage(data) == [replace(expected, reused=False)], "this process has built it"

@@ -82,7 +82,18 @@ def test_files_of_a_finished_run(tmp_path: Path) -> None:
         run.summary({"rm/accuracy": 0.5, "eval/judge": "a"})
         run.summary({"rm/accuracy": 0.75, "rm/ece": float("inf")})
         run.lineage(
-            [LineageRow("sft", "ab", (ArtifactKey("data", "cd"),), seed=1, metrics={"sft/loss": math.nan})]
+            [
+                LineageRow(
+                    "sft",
+                    "ab",
+                    (ArtifactKey("data", "cd"),),
+                    seed=1,
+                    metrics={"sft/loss": math.nan},
+                    config={"backend": {"api_key": "hidden", "name": "m"}, "lr": 0.1},
+                    version=3,
+                    data_hash="ef",
+                )
+            ]
         )
         run.table("samples", [{"prompt": "p", "n": 1}, {"prompt": "q", "score": float("nan")}])
         for text in ("the judge is the labeler", "it may be guessing", "the judge is the labeler"):
@@ -103,6 +114,9 @@ def test_files_of_a_finished_run(tmp_path: Path) -> None:
             "seconds": None,
             "bytes": None,
             "reused": True,
+            "config": {"backend": {"api_key": "[redacted]", "name": "m"}, "lr": 0.1},
+            "version": 3,
+            "data_hash": "ef",
         }
     ]
     rows = list(read_jsonl(tmp_path / "tables" / "samples.jsonl"))

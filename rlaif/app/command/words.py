@@ -89,10 +89,24 @@ _HOME = re.compile(r"(?<=[=,\[])~(?=/|$|[,\]])")
 
 
 def arranged(words: Sequence[str]) -> list[str]:
-    """The words as Hydra takes them: `-m` first, wherever it was written, `~` expanded, and sweep=ID in full."""
+    """The words as Hydra takes them: `-m` first, `~` expanded as the shell does, and short ones in full."""
     flags = ("-m", "--multirun")
-    written = [f"report.{word}" if word.startswith("sweep=") else word for word in words]
-    return sorted(map(expand_home, written), key=lambda word: word not in flags)
+    return sorted((in_full(expand_home(word)) for word in words), key=lambda word: word not in flags)
+
+
+def in_full(word: str) -> str:
+    """The words that are short for a setting of stage=report (`sweep=ID`, `runs=A,B`, `watch=true`) as that setting.
+
+    Each run's name is quoted: Hydra would read one of digits as a number, and has no `~` without quotes.
+    """
+    key, sign, value = word.partition("=")
+    if key in ("sweep", "watch") and sign:
+        return f"report.{word}"
+    if key != "runs" or not value:
+        return word
+    names = [name.strip().strip("'\"") for name in value.removeprefix("[").removesuffix("]").split(",")]
+    quoted = [name.replace("\\", "\\\\").replace("'", "\\'") for name in names]
+    return "report.runs=[" + ",".join(f"'{name}'" for name in quoted) + "]"
 
 
 def expand_home(word: str) -> str:

@@ -13,12 +13,12 @@ from typing import Any
 from rlaif.io import read_jsonl, write_jsonl
 from rlaif.io.plain import json_ready
 from rlaif.labelers import Labeler
-from rlaif.options.job import JUDGES
+from rlaif.options.job import called
 from rlaif.options.read import plain
 from rlaif.records import Comparison, Pair, Preference, Sample
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import check_unread, cost_metrics, labeler_identity
-from rlaif.stages.common.measures.joining import with_bounds
+from rlaif.stages.common.measures.joining import cluster, with_bounds
 from rlaif.stages.common.measures.panel import panel
 from rlaif.stages.common.measures.win_rate import compare, win_rate_items
 from rlaif.stages.common.stage import Row
@@ -58,7 +58,7 @@ class Judges:
         pairs, found = [Pair.between(a, b) for a, b in sides], []
         for key, labeler in self.labelers.items():
             judged = labeler.label(pairs)
-            check_unread(self.ctx, key, judged.unread, f"the {_called(key)}'s judgements")
+            check_unread(self.ctx, key, judged.unread, f"the {called(key)}'s judgements")
             verdicts = self._compared(sides, judged.preferences, self.ctx.options.eval.tie_margin)
             found.append(Judged(key, judged.preferences, verdicts, judged.counters))
         return found
@@ -85,10 +85,6 @@ class Judges:
             tie_margin=margin,
             references=[a.reference for a, _ in sides],
         )
-
-
-def _called(key: str) -> str:
-    return f"judge {key.removeprefix(JUDGES)}" if key.startswith(JUDGES) else key
 
 
 def judge_name(ctx: Context) -> str:
@@ -149,7 +145,7 @@ def write_judges(ctx: Context, folder: Path, judged: Sequence[Judged]) -> dict[s
 
 def _judge_row(ctx: Context, judged: Judged) -> Row:
     key, items = judged.key, win_rate_items(judged.comparisons)
-    values, prompts = [row["eval/win_rate"] for row in items], [_cluster(row) for row in items]
+    values, prompts = [row["eval/win_rate"] for row in items], [cluster(row) for row in items]
     own, price = party(plain(ctx.options.asked(key)), plain(ctx.options.engine_at(key))), ctx.price(key)
     tokens = {name: judged.counters[name] for name in ("tokens_in", "tokens_out", "tokens_cached")}
     return {
@@ -173,7 +169,7 @@ def _agreement_rows(ctx: Context, judged: Sequence[Judged]) -> list[Row]:
         first, second = ({row["id"]: row for row in win_rate_items(own.comparisons)} for own in (one, two))
         both = [name for name in first if name in second]
         x, y = ([own[name]["eval/win_rate"] for name in both] for own in (first, second))
-        prompts = [_cluster(first[name]) for name in both]
+        prompts = [cluster(first[name]) for name in both]
         same = [float(a == b) for a, b in zip(x, y, strict=True)]
         kappa = kappa_interval(x, y, prompts, seed=ctx.options.seeds.eval)
         rows.append(
@@ -196,10 +192,6 @@ def _verdict_rows(ctx: Context, judged: Sequence[Judged]) -> list[Row]:
             value = row.pop("eval/win_rate")
             rows.append({**row, "judge": ctx.options.named(one.key), "value": value})
     return rows
-
-
-def _cluster(row: Mapping[str, Any]) -> str:
-    return str(row.get("group") or row["prompt_id"])
 
 
 def judge_tables(evaluation: Artifact) -> dict[str, list[Row]]:

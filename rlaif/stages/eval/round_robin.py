@@ -13,7 +13,7 @@ import numpy as np
 from rlaif.data.encode import Cuts
 from rlaif.io import read_jsonl, write_jsonl
 from rlaif.stages.common.context import Context
-from rlaif.stages.common.measures.joining import with_bounds
+from rlaif.stages.common.measures.joining import cluster, with_bounds
 from rlaif.stages.common.measures.win_rate import win_rate_items
 from rlaif.stages.common.stage import Row
 from rlaif.stages.eval.answers import Policy, answers
@@ -98,7 +98,7 @@ def strength_items(meetings: Sequence[Row]) -> dict[str, list[Row]]:
 def strength_metrics(items: Sequence[Row]) -> dict[str, float]:
     """`eval/strength` of one player with its interval, from its items."""
     values = [row["eval/strength"] for row in items]
-    return with_bounds("eval/strength", mean_interval(values, list(map(_cluster, items))))
+    return with_bounds("eval/strength", mean_interval(values, list(map(cluster, items))))
 
 
 def meeting_rows(seeds: Sequence[Sequence[Row]]) -> list[Row]:
@@ -133,10 +133,6 @@ def meeting_values(
     return _shared(found)
 
 
-def _cluster(row: Row) -> str:
-    return str(row.get("group") or row["prompt_id"])
-
-
 def _table(meetings: Sequence[Row]) -> tuple[list[Row], list[str], np.ndarray]:
     """The prompts, the players in order, and outcomes (prompts, pairs), NaN where a verdict could not be read."""
     players = list(dict.fromkeys(row[side] for row in meetings for side in ("first", "second")))
@@ -161,6 +157,6 @@ def _shared(seeds: Sequence[tuple[list[Row], np.ndarray]]) -> tuple[np.ndarray, 
         }
         for prompts, values in seeds
     ]
-    clusters = {row["id"]: _cluster(row) for prompts, _ in seeds for row in prompts}
+    clusters = {row["id"]: cluster(row) for prompts, _ in seeds for row in prompts}
     shared = [name for name in found[0] if all(name in own for own in found)]
     return np.array([[own[name] for name in shared] for own in found]), [clusters[name] for name in shared]

@@ -20,7 +20,7 @@ from rlaif.records import Prompt, Sample
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import check_unread, filler_pairs, harm_work, warn
 from rlaif.stages.common.limits import drawing_work, prompt_tokens, response_tokens
-from rlaif.stages.common.measures.joining import with_bounds
+from rlaif.stages.common.measures.joining import cluster, with_bounds
 from rlaif.stages.common.stage import Row, Work
 from rlaif.stages.eval.answers import Policy, answers
 from rlaif.stages.eval.safety_texts import SafetyTexts
@@ -179,15 +179,11 @@ def safety_items(rows: Sequence[Row]) -> list[Row]:
     return items
 
 
-def _cluster(row: Row) -> str:
-    return str(row.get("group") or row["prompt_id"])
-
-
 def _rates(items: Sequence[Row], name: str) -> dict[str, float]:
     """The policy's and the baseline's mean of `name`, each with its interval, over the items that have it."""
     found: dict[str, float] = {}
     for side in (name, f"{name}_baseline"):
-        own = [(row[side], _cluster(row)) for row in items if side in row]
+        own = [(row[side], cluster(row)) for row in items if side in row]
         if own:
             found |= with_bounds(side, proportion_interval([v for v, _ in own], [c for _, c in own]))
     return found
@@ -199,7 +195,7 @@ def _gain(items: Sequence[Row], name: str) -> tuple[Interval, float] | None:
     if not both:
         return None
     sides = [[row[side] for row in both] for side in (name, f"{name}_baseline")]
-    return paired_difference(sides[0], sides[1], [_cluster(row) for row in both])
+    return paired_difference(sides[0], sides[1], [cluster(row) for row in both])
 
 
 def harm_metrics(rows: Sequence[Row]) -> dict[str, float]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlaif.records import Judgement, Pair, Preference
 from rlaif.stats import Interval, brier_score, expected_calibration_error, proportion_interval
 
 Scored = tuple[str, float]  # an item's prompt (the cluster of intervals) and its outcome in [0, 1]
+
+
+def cluster(item: Mapping[str, Any]) -> str:
+    """What a test item is resampled with: its group, else its prompt; an item of no prompt is on its own."""
+    return str(item.get("group") or item.get("prompt_id") or item["id"])
 
 
 def with_bounds(name: str, found: Interval) -> dict[str, float]:
