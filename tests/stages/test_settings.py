@@ -41,6 +41,7 @@ CHOICES = {
         "dpo",
         "online_dpo",
         "best_of_n",
+        "sft_revisions",
     ],
     "stage": ["pipeline", "doctor", "compare", "report", "clean", "label"],
     "labeler": ["likelihood", "scripted", "cot_fewshot", "self_consistency", "score"],

@@ -1,7 +1,7 @@
 """`rl=sft_revisions`: the SFT policy, fine-tuned on revisions of its own responses to RL's prompts.
 
-Bai et al. 2022 (arXiv:2212.08073), section 3.1: the model criticises its response in the light of a principle and
-rewrites it. The revisions are the artifact of stage=revise, which seeds of RL share.
+Bai et al. 2022 (arXiv:2212.08073), section 3.1: a response is criticised in the light of a principle and rewritten, by
+the labeler's engine or by the policy itself. The revisions are the artifact of stage=revise, which seeds of RL share.
 """
 
 from __future__ import annotations
