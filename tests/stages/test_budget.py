@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from jobs import job_context
 
-from rlaif.app.compose import composed, read_options
+from rlaif.app.compose import arm_composer, composed, read_options
 from rlaif.app.plan.sizes import SIZES
 from rlaif.data.datamodule import PromptCursor
 from rlaif.data.encode import Cuts
@@ -18,10 +18,13 @@ from rlaif.inference.rollouts import Rollout, RolloutCollector
 from rlaif.io import read_records
 from rlaif.options.training import RLOptions
 from rlaif.records import Revision
+from rlaif.stages.common.context import Context
+from rlaif.stages.common.sources import rl_prompts
 from rlaif.stages.eval.answers import _drawn, load_baseline
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
 from rlaif.stages.rl.online.build import iterations
+from rlaif.study.arms import read_arms
 from rlaif.tracking.runs import RunRecord
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -202,3 +205,33 @@ def test_answers_are_counted_with_those_not_given(
     drawn = [one for n in range(3) for one in _drawn(ctx, top, [(prompt, n) for prompt in prompts], "draws")]
     assert best["eval/tokens_generated"] == sum(len(one.ids) for one in drawn)
     assert once["eval/tokens_generated"] < best["eval/tokens_generated"]
+
+
+def test_the_recipes_differ_in_nothing_else(warm_root) -> None:
+    """The arms of experiments=ai_feedback_recipes at a size of the demo: what they share, and what each one draws."""
+    words = ["experiments=ai_feedback_recipes", "size=small", "demo.size=small", "models.tiny=true"]
+    words += ["repeats=1", "task.packages=[jinja2,rich,click]", f"paths.root={warm_root}", "tracking=none"]
+    with composed(words) as cfg:
+        ctx = Context(read_options(cfg), None, arm_composer(words))
+        arms = {arm.name: arm.first for arm in read_arms(ctx)}
+    assert {"rlaif", "raft", "online_dpo", "sft_revisions", "dpo", "best_of_4"} <= set(arms)
+    graphs = {name: Graph(own, STAGES) for name, own in arms.items()}
+    assert len({graph.name("sft") for graph in graphs.values()}) == 1
+    read: dict[str, set[str]] = {"sample": set(), "label": set()}
+    prompts = {}
+    for name, graph in graphs.items():
+        for kind in read:
+            if kind in _ancestors(graph, "rl"):
+                read[kind].add(graph.name(kind))
+        own = arms[name]
+        if own.options.rl.algorithm not in ("dpo", "best_of_n"):
+            prompts[name] = [p.id for p in rl_prompts(own, own.options.rl.num_prompts, Cuts())]
+            assert counted(own)[0] == 96, name
+    assert all(len(names) == 1 for names in read.values())
+    longest = max(prompts.values(), key=len)
+    assert all(ids == longest[: len(ids)] for ids in prompts.values()), "the first ones of one order"
+
+
+def _ancestors(graph: Graph, kind: str) -> set[str]:
+    parents = STAGES[kind].parents(graph.ctx)
+    return {*parents, *(name for parent in parents for name in _ancestors(graph, parent))}

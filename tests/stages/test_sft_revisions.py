@@ -196,7 +196,7 @@ def test_the_policy_learns_the_revisions(run, warm_root, context) -> None:
 
     assert nats("sft", "revision") > 2
     assert nats("rl", "revision") < 0.5 < 3 < nats("rl", "first")
-    history = read_jsonl(artifact(record, warm_root, "rl") / "history.jsonl")
+    history = list(read_jsonl(artifact(record, warm_root, "rl") / "history.jsonl"))
     assert len(history) == 80 and history[0]["rl/loss"] == pytest.approx(nats("sft", "revision"), abs=1e-4)
     assert record.summary["rl/loss"] == pytest.approx(sum(row["rl/loss"] for row in history[-8:]) / 8)
 
