@@ -122,7 +122,8 @@ def test_the_budget_is_not_in_the_digest_but_what_it_makes_is(context) -> None:
 
 
 # Of the profile's own sizes, only the prompts are left to the budget.
-BUDGET = ["rl.num_responses=32", "rl.responses_per_iteration=16", "seeds.rl=41", "rl.held_out.every=null"]
+BUDGET = ["seeds.rl=41", "rl.num_responses=32"]
+ITERATIONS = ["rl.responses_per_iteration=16", "rl.held_out.every=null", "labeler=likelihood"]
 SHARES = {
     "online_dpo": ("2", "2"),
     "sft_revisions": ("1,revisions", None),
@@ -133,18 +134,10 @@ SHARES = {
 def of_budget(name: str) -> list[str]:
     """The words with which a preset takes its prompts from the budget, under a profile that sets them."""
     total, part = SHARES[name]
-    words = [
-        f"rl={name}",
-        *BUDGET[: None if part else -1],
-        f"rl.num_prompts=${{share:num_responses,{total}}}",
-    ]
+    words = [f"rl={name}", *BUDGET, f"rl.num_prompts=${{share:num_responses,{total}}}"]
     if part is None:
         return words
-    return [
-        *words,
-        "labeler=likelihood",
-        f"rl.prompts_per_iteration=${{share:responses_per_iteration,{part}}}",
-    ]
+    return [*words, *ITERATIONS, f"rl.prompts_per_iteration=${{share:responses_per_iteration,{part}}}"]
 
 
 @pytest.mark.parametrize("name", ["ppo", "rloo", "grpo", "raft", "online_dpo"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,6 +41,21 @@ from rlaif.stages.common.stage import Work
 
 REVISIONS_FILE = "revisions.jsonl"
 FIRST_FILE = "first.jsonl"
+SPENT: Mapping[str, Mapping[str, str]] = {
+    "sft": {
+        "sft/reused": "reused",
+        "sft/tokens_in": "tokens_in",
+        "sft/tokens_out": "tokens_out",
+        "sft/tokens_cached": "tokens_cached",
+    },
+    "rl": {
+        "rl/reused": "reused",
+        "rl/tokens_in": "tokens_in",
+        "rl/tokens_out": "tokens_out",
+        "rl/tokens_cached": "tokens_cached",
+    },
+}
+"""Metrics of the stage that learns from the revisions, and the counters of the calls that they are."""
 DOUBTFUL = 0.5  # share of revisions with one fault above which an alert is raised
 
 Slot = tuple[Split, Prompt]
@@ -214,10 +229,7 @@ def _metrics(result: Revised, stage: str) -> dict[str, float]:
         ),
         f"{stage}/critique_empty_rate": _share(is_empty(text) for row in done for text in row.critiques),
         f"{stage}/first_empty_rate": _share(is_empty(row.response) for row in rows),
-        f"{stage}/reused": counters["reused"],
-        f"{stage}/tokens_in": counters["tokens_in"],
-        f"{stage}/tokens_out": counters["tokens_out"],
-        f"{stage}/tokens_cached": counters["tokens_cached"],
+        **{name: counters[counter] for name, counter in SPENT[stage].items()},
     }
 
 
