@@ -23,7 +23,8 @@ from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
 
 CODE = Path(__file__).resolve().parents[2]
-START = ("stage=rl", "rl=sft_revisions", "rl.num_prompts=8", "rl.batch_size=4")
+# Fine-tuned so far that it no longer says what the base model says.
+START = ("stage=rl", "rl=sft_revisions", "rl.num_prompts=8", "rl.batch_size=4", "sft.lr=0.03")
 WORDS = (*START, "rl.reviser=policy")
 BY_LABELER = (*START, "rl.reviser=labeler", "labeler=scripted")
 
@@ -69,12 +70,14 @@ def test_the_sft_policy_revises_its_own_responses(revised, context, warm_root) -
     first = draw(ctx, top, prompts, keys, Decoding(ctx.options.task.max_response_tokens, 1.0, 0), 8, "first")
     assert [row.response for row in rows] == [ctx.encoder.decode(one.ids) for one in first]
     templates, tokens = ctx.templates, sum(len(one.ids) for one in first)
+    base, different = load_top(ctx.model(), None).frozen_copy(), 0
     for row in rows:
         (principle,) = row.principles
         shown = {"principle": principle, "context": row.prompt, "response": row.response}
         asked = templates.render("critique", **shown) + "\n\nCritique:"
         ((critique, spent),) = texts_of(ctx, top, [asked], 96)
         assert row.critiques == (own_words(critique, "Critique:"),)
+        different += texts_of(ctx, base, [asked], 96) != [(critique, spent)]
         asked = templates.render("revision", critique=row.critiques[0], **shown) + "\n\nRevision:"
         ((revision, more),) = texts_of(ctx, top, [asked], ctx.options.task.max_response_tokens)
         assert row.revisions == (own_words(revision, "Revision:"),)
@@ -83,7 +86,7 @@ def test_the_sft_policy_revises_its_own_responses(revised, context, warm_root) -
     assert summary["rl/tokens_generated"] == tokens and summary["rl/responses"] == 16
     assert (summary["rl/revisions"], summary["rl/rows"], summary["rl/labels"]) == (8, 8, 0)
     assert "rl/usd" not in summary, "nobody is paid"
-    base = load_top(ctx.model(), None).frozen_copy()
+    assert different > 0
     drawn = draw(ctx, base, prompts, keys, Decoding(ctx.options.task.max_response_tokens, 1.0, 0), 8, "base")
     assert [ctx.encoder.decode(one.ids) for one in drawn] != [row.response for row in rows]
 
