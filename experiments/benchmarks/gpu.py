@@ -39,10 +39,10 @@ from rlaif.inference.decoding.replay import Replays
 from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.scorer import next_token_logprobs
 from rlaif.models.split import Top, Trunk
+from rlaif.stages.common.training.likelihood import LikelihoodModule
 from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.rl.online.module import PPOModule
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
-from rlaif.stages.sft.module import SFTModule
 
 PLAIN_LOSS = PreferenceLossOptions(margin=0.0, label_smoothing=0.0, temperature=1.0, centering=0.0)
 OPTIM = OptimOptions(1e-4, 0.0, 1e-8, "constant", 0.0, 1000, 1.0)
@@ -263,7 +263,7 @@ def train(what: str, models: Models, device: Device, limit: float, count: int, b
         sizes = {"batch_size": batch, "micro_batch_size": batch, "seed": 0}
         if what == "sft":
             data = TextDataModule.sft_view(sft_rows(trunk, prompts, first), [], **sizes)
-            module: pl.LightningModule = SFTModule(trunk.new_top(), OPTIM)
+            module: pl.LightningModule = LikelihoodModule(trunk.new_top(), OPTIM)
         else:
             rows = preference_rows(trunk, prompts, first, second)
             data = TextDataModule.preference_view([rows], [], epochs_per_phase=2, **sizes)

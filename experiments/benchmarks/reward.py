@@ -51,11 +51,11 @@ from rlaif.models.weights import Normalization, RewardMember, export_policy, exp
 from rlaif.ops import PairLogprobs, PreferenceKnobs, bradley_terry_loss, preference_loss, sft_loss
 from rlaif.records import Pair
 from rlaif.stages.common.scoring import pair_scores
+from rlaif.stages.common.training.likelihood import LikelihoodModule
 from rlaif.stages.common.training.logprobs import pair_logprobs, response_logprobs
 from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.rl.offline.module import PreferenceModule
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
-from rlaif.stages.sft.module import SFTModule
 
 MAX_PROMPT, MAX_RESPONSE = 384, 128
 PAIR = Pair("pair", "prompt", "", "", "", "dataset")  # for rows whose texts are not read
@@ -190,7 +190,7 @@ class Ours:
         optim = OptimOptions(0.0, 0.0, 1e-8, "constant", 0.0, steps, 1.0)
         top = self.model.trunk.new_top()
         if self.what == "sft":
-            return SFTModule(top, optim)
+            return LikelihoodModule(top, optim)
         if self.what == "dpo":
             return PreferenceModule(top, "sigmoid", KNOBS, optim)
         members = [(top, score_head(self.model))]

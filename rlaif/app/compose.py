@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
+from rlaif.app.command.resolvers import refusal, register
 from rlaif.app.command.words import refuse_null
 from rlaif.app.home import CONF
 from rlaif.errors import UserError
@@ -24,6 +25,7 @@ from rlaif.stages.common.context import Compose
 _VARIABLE = re.compile(r"Environment variable '([^']+)' not found")
 _JUDGE = re.compile(r"[A-Za-z0-9][\w-]*")
 _OF_JUDGES = re.compile(r"(?:judge|backend)(?:\.\w+)*=")
+register()  # before anything is composed
 _READ_LATER = ("compare", "report", "dashboard", "clean")
 """Stages for which a setting may be unset: an arm gives it, or nothing reads it."""
 
@@ -154,6 +156,8 @@ def _item(value: Any, key: Any, place: str) -> Any:
     except MissingMandatoryValue:
         return UNSET
     except InterpolationResolutionError as error:
+        if (refused := refusal(error)) is not None:
+            raise refused from None
         found = _VARIABLE.search(str(error))
         if found is None:
             return UNSET

@@ -92,6 +92,7 @@ class TransformersBackend:
     Args:
         identity: the model's description from `describe_model`, with its compute dtype.
         load: returns the model on first use, so that a fully cached labeling loads nothing.
+        top: what answers, of the loaded model; None for its own weights.
         max_rows: rows generated at once.
     """
 
@@ -100,9 +101,11 @@ class TransformersBackend:
         identity: dict[str, Any],
         load: Callable[[], LanguageModel],
         *,
+        top: Top | None = None,
         max_rows: int,
         progress: Callable[[int], None] | None = None,
     ) -> None:
+        self._given = top
         self._identity, self._load, self._max_rows, self._progress = identity, load, max_rows, progress
         self._model: LanguageModel | None = None
         self._top: Top | None = None
@@ -115,7 +118,7 @@ class TransformersBackend:
         if self._model is None or self._top is None:
             self._model = self._load()
             # A labeler is never trained: it is kept in the compute dtype, with no cast at each use.
-            self._top = self._model.trunk.new_top().frozen_copy()
+            self._top = (self._given or self._model.trunk.new_top()).frozen_copy()
         return self._model, self._top
 
     def _encode(self, message: Message) -> list[int]:

@@ -11,7 +11,7 @@ from rlaif.options.dashboard import DashboardOptions
 from rlaif.options.labeling import BackendOptions, EvalOptions, JudgeOptions, LabelingOptions, PeopleOptions
 from rlaif.options.read import read
 from rlaif.options.rules import ABSENT, Count, Count0, From0, Name, Number, Port, Positive, Share
-from rlaif.options.training import RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
+from rlaif.options.training import Revising, RewardOptions, RLOptions, RMOptions, SampleOptions, SFTOptions
 
 TooLong = Literal["error", "truncate", "drop"]
 OnDrift = Literal["refuse", "new", "accept"]
@@ -252,6 +252,36 @@ class Options:
     def jury(self) -> Mapping[str, JudgeOptions]:
         """The judges of `judges`, once their overrides are composed (`rlaif.app.compose`), in order."""
         return {name: read(JudgeOptions, own, f"judges.{name}") for name, own in (self.judges or {}).items()}
+
+    @property
+    def revising(self) -> Revising | None:
+        """How responses are revised; None if nothing is trained on revisions."""
+        rl, sft = self.rl, self.sft
+        if rl.algorithm == "sft_revisions":
+            return Revising(
+                place="rl",
+                reviser=rl.reviser,
+                rounds=rl.revisions,
+                principles=rl.principles,
+                temperature=rl.revision_temperature,
+                max_critique_tokens=rl.max_critique_tokens,
+                first_temperature=rl.temperature,
+                first_top_k=0,
+                max_rows=rl.max_rows,
+            )
+        if not sft.revised:
+            return None
+        return Revising(
+            place="sft",
+            reviser="labeler",
+            rounds=sft.revisions,
+            principles=sft.principles,
+            temperature=sft.temperature,
+            max_critique_tokens=sft.max_critique_tokens,
+            first_temperature=sft.first_temperature,
+            first_top_k=sft.first_top_k,
+            max_rows=self.sample.max_rows,
+        )
 
     @property
     def judge_keys(self) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ class RLOptions:
     """`rl`: the algorithm, its settings, and what watches it. The presets are in conf/rl/, with their sources.
 
     Fields with a default belong to some of the families: RL on the policy's own rollouts, preference optimisation on
-    labelled pairs (`ON_PAIRS`), and best of n, which trains nothing.
+    labelled pairs (`ON_PAIRS`), likelihood of revisions (`ON_REVISIONS`), and best of n, which trains nothing.
     """
 
     algorithm: str
@@ -185,9 +185,17 @@ class RLOptions:
     label_smoothing: Smoothing = ABSENT
     length_normalized: bool = ABSENT
     nll_weight: From0 = ABSENT
+    # on revisions
+    revisions: Count = ABSENT
+    reviser: Literal["policy", "labeler"] = ABSENT
+    principles: str | None = ABSENT
+    revision_temperature: From0 = ABSENT
+    max_critique_tokens: Count = ABSENT
     # on rollouts
     advantage: str = ABSENT
     loss_mean: str = ABSENT
+    num_responses: Count = ABSENT
+    responses_per_iteration: Count = ABSENT
     num_prompts: Count = ABSENT
     prompts_per_iteration: Count = ABSENT
     samples_per_prompt: Count = ABSENT
@@ -219,4 +227,30 @@ class RLOptions:
 
 
 ON_PAIRS = ("batch_size", "micro_batch_size", "margin", "label_smoothing", "length_normalized", "nll_weight")
-"""Keys of `rl` that only preference optimisation reads."""
+"""Keys of `rl` that only preference optimisation reads, or also `rl=sft_revisions` (`batch_size`)."""
+ON_REVISIONS = ("revisions", "reviser", "principles", "revision_temperature", "max_critique_tokens")
+"""Keys of `rl` that only `rl=sft_revisions` reads."""
+
+
+@dataclass(frozen=True)
+class Revising:
+    """How a policy's responses are revised, whichever group of settings says so.
+
+    `place` is that group: `sft` (sft=revisions: the base model's responses) or `rl` (rl=sft_revisions: those of the
+    SFT policy). `max_rows` are decoded at once.
+    """
+
+    place: Literal["sft", "rl"]
+    reviser: Literal["policy", "labeler"]
+    rounds: int
+    principles: str | None
+    temperature: float
+    max_critique_tokens: int
+    first_temperature: float
+    first_top_k: int
+    max_rows: int
+
+    @property
+    def words(self) -> str:
+        """What chooses it."""
+        return "sft=revisions" if self.place == "sft" else "rl=sft_revisions"

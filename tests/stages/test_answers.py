@@ -11,7 +11,7 @@ from jobs import job_context
 
 from rlaif.data.encode import Cuts
 from rlaif.stages.eval import answers as module
-from rlaif.stages.eval.answers import _given, _spec, answers, load_baseline, load_policy
+from rlaif.stages.eval.answers import _every, _spec, answers, load_baseline, load_policy
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
 from rlaif.tracking.runs import RunRecord
@@ -35,9 +35,9 @@ def test_what_is_kept_is_what_is_drawn(built, monkeypatch) -> None:
     prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.options.eval.num_prompts)
     for load in (load_policy, load_baseline):
         policy = load(ctx, artifacts)
-        drawn = _given(ctx, policy, prompts, "policy")
+        (drawn,) = _every(ctx, policy, prompts, "policy")
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_given", None)  # the evaluation of the session's pipeline has drawn them
+            patch.setattr(module, "_every", None)  # the evaluation of the session's pipeline has drawn them
             assert answers(ctx, policy, "policy", Cuts()) == drawn
     assert drawn[0].ids and [sample.prompt_id for sample in drawn] == [prompt.id for prompt in prompts]
 

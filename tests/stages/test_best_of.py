@@ -15,7 +15,16 @@ from rlaif.io import read_jsonl
 from rlaif.stages.common.measures.text import rouge_l
 from rlaif.stages.common.policies import policy_top
 from rlaif.stages.common.rewards.kinds import make_reward
-from rlaif.stages.eval.answers import Policy, _drawn, _given, _rewards, answers, load_baseline, load_policy
+from rlaif.stages.eval.answers import (
+    Policy,
+    _chosen,
+    _drawn,
+    _every,
+    _rewards,
+    answers,
+    load_baseline,
+    load_policy,
+)
 from rlaif.stages.graph import Graph
 from rlaif.stages.registry import STAGES
 from rlaif.tracking.runs import RunRecord
@@ -84,7 +93,8 @@ def test_the_unreadable_is_never_the_best(built) -> None:
             return [None if i < half else (0.0, 1.0) for i in range(len(rows))]
 
     prompts = ctx.encoder.fitting(ctx.task.test, limit=ctx.options.eval.num_prompts)
-    given = _given(ctx, Policy(policy.top, (), 2, Deaf()), prompts, "policy")
+    deaf = Policy(policy.top, (), 2, Deaf())
+    given = _chosen(ctx, deaf, _every(ctx, deaf, prompts, "policy"))
     draws = [_drawn(ctx, policy.top, [(prompt, n) for prompt in prompts], "draws") for n in range(2)]
     half = len(prompts) // 2
     assert given == [*draws[0][:half], *draws[1][half:]]

@@ -184,7 +184,7 @@ def test_a_task_without_references_is_tuned_on_revisions(context) -> None:
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["sft=default"], "stage=revise makes what sft=revisions is trained on"),
+        (["sft=default"], "stage=revise makes what sft=revisions or rl=sft_revisions is trained on"),
         (["labeler=reference"], "labeler=reference compares texts and writes none"),
         (["sft.revisions=9"], "sft.revisions=9 rounds need a principle each, but there are 8"),
         (["sft.principles=absent.txt"], "there is no file absent.txt"),

@@ -17,8 +17,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
+from rlaif.backends.transformers import TransformersBackend
 from rlaif.inference.rollouts import RolloutCollector
 from rlaif.io import sha256_file
+from rlaif.stages.common.training.likelihood import LikelihoodModule
 from rlaif.stages.common.training.trainer import CHECKPOINT, AtomicCheckpointIO
 from rlaif.stages.rl.offline.module import PreferenceModule
 from rlaif.stages.rl.online.module import PPOModule
@@ -30,13 +32,14 @@ ITERATIONS = 3
 COMMON = ["stage=rl", "rl.num_epochs=1.5", "rl.lr=0.003"]
 OFFLINE = {"dpo": ["stage=rl", "rl=dpo", "rl.loss=kto", "rl.num_epochs=3", "rl.batch_size=8"]}
 NEW_PAIRS = ["rl=online_dpo", "labeler=scripted", "labeler.scripted.rule=longer", "rl.batch_size=4"]
+REVISED = ["stage=rl", "rl=sft_revisions", "rl.reviser=policy", "rl.num_prompts=8", "rl.batch_size=4"]
 SPENT = ("usd", "tokens_in", "tokens_out", "tokens_cached", "reused")  # what was paid for in a process
 ADAPTIVE = ["rl.kl_controller=adaptive", "rl.kl_target=0.01", "rl.kl_horizon=50"]
 JOBS = {
     **{
         file.stem: [f"rl={file.stem}"]
         for file in sorted((CONF / "rl").glob("[!_]*.yaml"))
-        if file.stem not in (*OFFLINE, "best_of_n", "online_dpo", "sft_preferred")
+        if file.stem not in (*OFFLINE, "best_of_n", "online_dpo", "sft_preferred", "sft_revisions")
     },
     "adaptive": ["rl=ppo", *ADAPTIVE],
 }
@@ -161,3 +164,29 @@ def test_a_killed_run_on_new_pairs_ends_bit_identical(
     assert "continuing from the last whole epoch" in caplog.text
     assert ended == whole
     assert len(whole[1]) == ITERATIONS and len({row["rl/kl"] for row in whole[1]}) == ITERATIONS
+
+
+def test_a_killed_run_on_revisions_ends_bit_identical(pipeline, run, copied_root) -> None:
+    """Killed while it revises, in the second epoch, and before the last checkpoint."""
+    words = [*REVISED, "rl.num_epochs=3", "rl.lr=0.003", "labeler.batch_size=4"]
+    whole = _results(run(*words))
+    root = copied_root(["sft"])
+    elsewhere = [*words, "profile=smoke", "tracking=none", f"paths.root={root}"]
+    _kill(
+        elsewhere, (TransformersBackend, "generate"), 2
+    )  # one of two batches of critiques is stored, no revision
+    (partial,) = root.glob("artifacts/.partial-revise-*")
+    first = (partial / "work" / "first.jsonl").read_text()
+    for moment, call, kept in (((LikelihoodModule, "training_step"), 3, 0), (SAVING, 2, 1)):
+        _kill(elsewhere, moment, call)
+        assert _checkpoint(root)["epoch"] == kept
+    ended = run(*words, root=root)
+    assert _results(ended) == whole
+    assert len({row["rl/loss"] for row in whole[1]}) == 6
+    (revise,) = root.glob("artifacts/revise-*")
+    revised = [json.loads(line) for line in (revise / "revisions.jsonl").read_text().splitlines()]
+    drawn = [json.loads(line) for line in first.splitlines()]
+    assert len(drawn) == 8
+    assert {row["prompt_id"]: row["response"] for row in drawn} == {
+        row["prompt_id"]: row["response"] for row in revised
+    }

@@ -41,6 +41,7 @@ CHOICES = {
         "dpo",
         "online_dpo",
         "best_of_n",
+        "sft_revisions",
     ],
     "stage": ["pipeline", "doctor", "compare", "report", "dashboard", "clean", "label"],
     "dashboard": ["ablation", "rl", "labels"],

@@ -18,6 +18,7 @@ from pair_rows import tensor_row
 from rlaif.data.datamodule import EncodedRow, TextDataModule
 from rlaif.errors import UserError
 from rlaif.models.split import ScalarHead
+from rlaif.stages.common.training.likelihood import LikelihoodModule
 from rlaif.stages.common.training.optim import OptimOptions
 from rlaif.stages.common.training.trainer import (
     CHECKPOINT,
@@ -30,7 +31,6 @@ from rlaif.stages.common.training.trainer import (
     optim_options,
 )
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
-from rlaif.stages.sft.module import SFTModule
 
 EPOCHS = 4
 
@@ -157,7 +157,7 @@ def _job(kind, tiny_model):
     sizes = {"batch_size": 4, "micro_batch_size": 3, "seed": 0}
     if kind == "sft":
         rows = _rows(model, 12, 0), _rows(model, 8, 1)
-        return SFTModule(model.trunk.new_top(), optim), TextDataModule.sft_view(*rows, **sizes)
+        return LikelihoodModule(model.trunk.new_top(), optim), TextDataModule.sft_view(*rows, **sizes)
     stopping = kind == "stopping"
     phases = [_pairs(model, 12, 0, 0.8), _pairs(model, 5, 2, 0.4)]
     if stopping:  # the first member learns what is validated and overshoots, the second one its opposite

@@ -104,7 +104,13 @@ EASY = {"missing_eos_penalty": 0.0, "missing_eos_score": None, "minibatch_rollou
 EASY_LR, EASY_ITERATIONS = 2e-3, 24
 EASY_SCALE = 7.0  # the share's standard deviation is a seventh: rewards are on the scale of references
 CONF = Path(__file__).resolve().parents[2] / "conf"
-OTHERS = ("best_of_n", "dpo", "online_dpo", "sft_preferred")  # they have modules of their own, or none
+OTHERS = (
+    "best_of_n",
+    "dpo",
+    "online_dpo",
+    "sft_preferred",
+    "sft_revisions",
+)  # they have modules of their own, or none
 PRESETS = sorted(file.stem for file in (CONF / "rl").glob("[!_]*.yaml") if file.stem not in OTHERS)
 PROMPTS = [Prompt(f"p{i}", "ask" * (1 + i % 4) + str(i)) for i in range(16)]
 NEW_TOKENS = 8

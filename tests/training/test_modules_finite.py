@@ -8,8 +8,8 @@ from ppo_cases import make_module, train
 
 from rlaif.data.datamodule import TextDataModule
 from rlaif.errors import UserError
+from rlaif.stages.common.training.likelihood import LikelihoodModule
 from rlaif.stages.common.training.optim import OptimOptions, require_finite
-from rlaif.stages.sft.module import SFTModule
 
 
 def test_a_value_is_named_with_its_place() -> None:
@@ -27,7 +27,7 @@ def test_training_stops_at_the_step_whose_loss_is_not_finite(
     rows = [encode_row(model, "ask", f"say {i}") for i in range(4)]
     before = [parameter.detach().clone() for parameter in top.parameters()]
     data = TextDataModule.sft_view(rows, rows, batch_size=2, micro_batch_size=2, seed=0)
-    module = SFTModule(top, OptimOptions(1e-3, 0.0, 1e-8, "constant", 0.0, 8, gradient_clip=clip))
+    module = LikelihoodModule(top, OptimOptions(1e-3, 0.0, 1e-8, "constant", 0.0, 8, gradient_clip=clip))
     with torch.no_grad():
         top.norm.weight[0] = float("nan")
     with pytest.raises(UserError, match="sft at step 1: the loss is not finite"):

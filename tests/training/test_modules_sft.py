@@ -6,9 +6,9 @@ import torch
 from rlaif.data.datamodule import TextDataModule, collate_sequences
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import sample
+from rlaif.stages.common.training.likelihood import LikelihoodModule
 from rlaif.stages.common.training.logprobs import response_logprobs
 from rlaif.stages.common.training.optim import OptimOptions
-from rlaif.stages.sft.module import SFTModule
 
 TARGETS = ("red", "green", "blue", "a cat", "no", "seven", "up", "the end")
 
@@ -25,7 +25,7 @@ def test_sft_overfits_eight_rows(tiny_model, encode_row, make_bare_trainer, trai
         with torch.no_grad():
             top.norm.weight.mul_(20)  # the frozen tied head of the tiny model gives flat logits otherwise
     data = TextDataModule.sft_view(rows, rows, batch_size=8, micro_batch_size=8, seed=0)
-    module = SFTModule(top, OptimOptions(1e-2, 0.0, 1e-8, "linear", 0.0, 100, 0.0))
+    module = LikelihoodModule(top, OptimOptions(1e-2, 0.0, 1e-8, "linear", 0.0, 100, 0.0))
     trainer = make_bare_trainer(100, limit_val_batches=1.0, check_val_every_n_epoch=100)
     trainer.fit(module, data)
     # ln 259 = 5.56 nats a token is chance.
@@ -42,7 +42,7 @@ def test_the_loss_is_the_mean_over_response_tokens(tiny_model, encode_row):
     top = model.trunk.new_top()
     with torch.no_grad():
         top.norm.weight.mul_(20)
-    module = SFTModule(top, OptimOptions(1e-2, 0.0, 1e-8, "linear", 0.0, 1, 0.0))
+    module = LikelihoodModule(top, OptimOptions(1e-2, 0.0, 1e-8, "linear", 0.0, 1, 0.0))
     rows = _rows(model, encode_row)
     batch = collate_sequences(rows)
     with torch.no_grad():

@@ -9,9 +9,9 @@ from pair_rows import tensor_row
 
 from rlaif.data.datamodule import EpochBatches, TextDataModule
 from rlaif.models.split import ScalarHead
+from rlaif.stages.common.training.likelihood import LikelihoodModule
 from rlaif.stages.common.training.optim import OptimOptions, schedule_factor
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
-from rlaif.stages.sft.module import SFTModule
 
 EPOCHS, BATCH, SEED, ROWS = 3, 4, 7, 11  # the last step of an epoch has three rows
 STEPS = EPOCHS * 3
@@ -126,7 +126,7 @@ def test_an_sft_step_is_the_mean_over_its_tokens(tiny_model, encode_row, make_ba
 
     def trained(micro):
         data = TextDataModule.sft_view(rows, rows, batch_size=BATCH, micro_batch_size=micro, seed=SEED)
-        return _train(make_bare_trainer(EPOCHS), SFTModule(new_top(), OPTIM), data)
+        return _train(make_bare_trainer(EPOCHS), LikelihoodModule(new_top(), OPTIM), data)
 
     def by_hand(size, pooled):
         top = new_top()

@@ -11,8 +11,10 @@ from rlaif.io import stable_uniform
 PRINCIPLES_FILE = "principles.txt"
 
 
-def read_principles(path: Path) -> tuple[str, ...]:
+def read_principles(path: Path, place: str = "sft") -> tuple[str, ...]:
     """The principles of a file: its lines, without blank ones and those that begin with #.
+
+    `place` is the group of settings that names it.
 
     Raises UserError for a file that is missing, not UTF-8, without a principle or with one twice.
     """
@@ -20,8 +22,8 @@ def read_principles(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
-            f"sft.principles: there is no file {path}; write one principle a line into it, or sft.principles=null for "
-            "those of the task"
+            f"{place}.principles: there is no file {path}; write one principle a line into it, or "
+            f"{place}.principles=null for those of the task"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
@@ -40,18 +42,20 @@ def read_principles(path: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def drawn_principles(principles: Sequence[str], rounds: int, *, seed: int, prompt_id: str) -> tuple[str, ...]:
+def drawn_principles(
+    principles: Sequence[str], rounds: int, *, seed: int, prompt_id: str, place: str = "sft"
+) -> tuple[str, ...]:
     """A principle for each round, all different: round r takes one of those left, by a hash of seed, prompt and r.
 
     Raises UserError if there are fewer principles than rounds.
     """
     if rounds > len(principles):
         raise UserError(
-            f"sft.revisions={rounds} rounds need a principle each, but there are {len(principles)}: write more "
+            f"{place}.revisions={rounds} rounds need a principle each, but there are {len(principles)}: write more "
             "principles, or a smaller number"
         )
     left, drawn = list(principles), []
     for number in range(rounds):
-        place = stable_uniform("principle", seed, prompt_id, number)
-        drawn.append(left.pop(int(place * len(left))))
+        turn = stable_uniform("principle", seed, prompt_id, number)
+        drawn.append(left.pop(int(turn * len(left))))
     return tuple(drawn)

@@ -62,17 +62,22 @@ class ReviserOptions:
 
 @dataclass(frozen=True)
 class Revised:
-    """The revisions in the responses' order, and what their calls cost (`Counters` as numbers)."""
+    """The revisions in the responses' order, and what their calls cost (`Counters` as numbers).
+
+    `written`: tokens of all critiques and revisions, asked for now or before.
+    """
 
     revisions: tuple[Revision, ...]
     counters: dict[str, float]
+    written: int
 
 
 class Reviser:
     """Has an engine criticise and rewrite responses, each by principles drawn for its prompt.
 
-    Raises UserError at construction for an engine that writes no text and for too few principles, and between two
-    batches if a bound of the meter leaves no room for the next; what the store has by then is kept.
+    `place` is the group of settings that asks for it. Raises UserError at construction for an engine that writes no
+    text and for too few principles, and between two batches if a bound of the meter leaves no room for the next; what
+    the store has by then is kept.
     """
 
     def __init__(
@@ -85,13 +90,15 @@ class Reviser:
         store: LabelStore | None,
         progress: Progress | None,
         meter: Meter,
+        place: str = "sft",
     ) -> None:
         if not hasattr(backend, "generate"):
             raise UserError(
-                "sft=revisions has the labeler's engine write critiques and revisions, but labeler=reference compares "
-                "texts and writes none: choose another labeler, such as labeler=detailed"
+                f"{'sft=revisions' if place == 'sft' else 'rl.reviser=labeler'} has the labeler's engine write "
+                "critiques and revisions, but labeler=reference compares texts and writes none: choose another "
+                "labeler, such as labeler=detailed"
             )
-        drawn_principles(principles, options.rounds, seed=options.seed, prompt_id="")
+        drawn_principles(principles, options.rounds, seed=options.seed, prompt_id="", place=place)
         self._backend, self._templates, self._principles = backend, templates, tuple(principles)
         self._options, self._store, self._progress, self._meter = options, store, progress, meter
 
@@ -119,7 +126,8 @@ class Reviser:
             what = f" (round {number + 1})" if self._options.rounds > 1 else ""
             self._write(asker, f"critiques{what}", going, "critique")
             self._write(asker, f"revisions{what}", going, "revision")
-        return Revised(tuple(one.record() for one in going), dataclasses.asdict(asker.counters))
+        written = sum(one.written for one in going)
+        return Revised(tuple(one.record() for one in going), dataclasses.asdict(asker.counters), written)
 
     def estimate(self, responses: Iterable[FirstResponse], revision: str) -> Estimate:
         """What `revise` would ask if no answer were stored and each revision were as long as the text `revision`.
@@ -201,6 +209,7 @@ class _Going:
     revisions: list[str] = dataclasses.field(default_factory=list)
     cut: bool = False
     error: str | None = None
+    written: int = 0
 
     @property
     def principle(self) -> str:
@@ -214,6 +223,7 @@ class _Going:
 
     def take(self, step: str, answer: Generation) -> None:
         """Note what the engine wrote."""
+        self.written += answer.tokens_out
         if answer.error is not None:
             self.error = answer.error
         elif step == "critique":

@@ -44,8 +44,9 @@ from rlaif.models.split import check_trainable, parse_trainable
 from rlaif.options.job import ModelOptions, Options
 from rlaif.options.labeling import BackendOptions
 from rlaif.options.read import need, plain
+from rlaif.options.training import Revising
 from rlaif.records import TaskData
-from rlaif.stages.common.engines import engine_of, meter_of, price_of, priced_as
+from rlaif.stages.common.engines import engine_of, free_meter, meter_of, price_of, priced_as
 from rlaif.store import ArtifactStore
 from rlaif.tracking import Run
 
@@ -246,26 +247,32 @@ class Context:
             renewed=self._renewed_answers,
         )
 
-    def reviser(self, *, stored: bool) -> Reviser:
-        """The labeler's engine as `sft=revisions` asks it; without `stored`, only good for identity and estimate."""
-        own, sft, templates = self.options.labeler, self.options.sft, self.templates
-        path = Path(sft.principles).expanduser() if sft.principles else templates.place(PRINCIPLES_FILE)
+    def reviser(self, own: Revising, *, stored: bool, writer: Backend | None = None) -> Reviser:
+        """Who criticises and rewrites: `writer`, or the labeler's engine.
+
+        Without `stored`, only good for identity and estimate.
+        """
+        labeler, templates = self.options.labeler, self.templates
+        path = Path(own.principles).expanduser() if own.principles else templates.place(PRINCIPLES_FILE)
         options = ReviserOptions(
-            rounds=sft.revisions,
-            temperature=sft.temperature,
-            max_critique_tokens=sft.max_critique_tokens,
+            rounds=own.rounds,
+            temperature=own.temperature,
+            max_critique_tokens=own.max_critique_tokens,
             max_revision_tokens=self.options.task.max_response_tokens,
-            batch_size=own.batch_size,
+            batch_size=labeler.batch_size,
             seed=self.options.seeds.revise,
         )
         return Reviser(
-            self._backend("labeler", templates),
+            writer or self._backend("labeler", templates),
             templates,
-            read_principles(path),
+            read_principles(path, own.place),
             options,
             store=self.label_store if stored else None,
             progress=self.progress.phases("revise"),
-            meter=meter_of("labeler", own, self.price("labeler"), self.priced_as("labeler")),
+            meter=free_meter(own.place)
+            if writer
+            else meter_of("labeler", labeler, self.price("labeler"), self.priced_as("labeler")),
+            place=own.place,
         )
 
     @property

@@ -80,6 +80,11 @@ def meter_of(key: str, own: LabelingOptions, price: Price | None, name: str) -> 
     )
 
 
+def free_meter(name: str) -> Meter:
+    """The meter of a policy that answers for itself, which nobody pays and no bound of the labeler holds for."""
+    return Meter(name=name, price=FREE, budget_usd=None, max_seconds=None, clock=time.monotonic)
+
+
 def seconds_elsewhere(engine: str, backend: BackendOptions, guess: Estimate) -> float | None:
     """Seconds of labeling that are not this machine's matrix work; None if they are."""
     return ENGINES[engine].seconds(backend, guess)

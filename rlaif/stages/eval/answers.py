@@ -26,7 +26,7 @@ from rlaif.stages.common.rows import encode_pairs
 from rlaif.store import Artifact, ArtifactSpec
 
 ANSWERS_FILE = "answers.jsonl"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,19 @@ def answers(
         prompts = ctx.encoder.fitting(own, cuts=cuts)
 
     def build(folder: Path) -> dict[str, Any]:
-        write_records(folder / ANSWERS_FILE, _given(ctx, policy, prompts, what))
-        return {}
+        every = _every(ctx, policy, prompts, what)
+        write_records(folder / ANSWERS_FILE, _chosen(ctx, policy, every))
+        drawn = [sample for samples in every for sample in samples]
+        return {"eval/responses": len(drawn), "eval/tokens_generated": sum(one.tokens for one in drawn)}
 
     kept = ctx.store.get_or_build(_spec(ctx, policy, own), build, force=ctx.options.force == "all")
     return read_records(kept.file(ANSWERS_FILE), Sample)
+
+
+def spent(ctx: Context, policy: Policy) -> dict[str, Any]:
+    """How many responses, of how many tokens, the policy has drawn for its answers to the evaluation's prompts."""
+    found = ctx.store.find(_spec(ctx, policy))
+    return {} if found is None else found.metrics
 
 
 def _spec(ctx: Context, policy: Policy, own: Sequence[Prompt] | None = None) -> ArtifactSpec:
@@ -99,14 +107,19 @@ def _spec(ctx: Context, policy: Policy, own: Sequence[Prompt] | None = None) -> 
     )
 
 
-def _given(ctx: Context, policy: Policy, prompts: Sequence[Prompt], what: str) -> list[Sample]:
+def _every(ctx: Context, policy: Policy, prompts: Sequence[Prompt], what: str) -> list[list[Sample]]:
+    """The policy's first responses to all prompts, its second ones, and so on."""
     drawn = _drawn(ctx, policy.top, [(prompt, n) for n in range(policy.best_of) for prompt in prompts], what)
-    every = [drawn[i : i + len(prompts)] for i in range(0, len(drawn), len(prompts))]
+    return [drawn[i : i + len(prompts)] for i in range(0, len(drawn), len(prompts))]
+
+
+def _chosen(ctx: Context, policy: Policy, every: Sequence[list[Sample]]) -> list[Sample]:
+    """The response to each prompt that the policy gives, of all that it has drawn."""
     if policy.reward is None:
         return every[0]
     rewards = _rewards(ctx, policy.reward, every)
     # Of equal ones the first.
-    chosen = (max(range(len(every)), key=lambda n, i=i: rewards[n][i]) for i in range(len(prompts)))  # type: ignore[misc]
+    chosen = (max(range(len(every)), key=lambda n, i=i: rewards[n][i]) for i in range(len(every[0])))  # type: ignore[misc]
     return [every[n][i] for i, n in enumerate(chosen)]
 
 

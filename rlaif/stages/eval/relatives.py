@@ -72,7 +72,12 @@ def judges_of(config: Mapping[str, Any]) -> dict[str, Party]:
 
 
 def pleases_labeler(config: Mapping[str, Any]) -> bool:
-    """Whether RL's reward comes from the labeler: its own score, or a reward model trained on its labels."""
+    """Whether RL's reward comes from the labeler: its own score, or a reward model trained on its labels.
+
+    A policy that revises its own responses asks no labeler.
+    """
+    if _group(config, "rl").get("reviser") == "policy":
+        return False
     kind = str(_group(config, "reward").get("kind", "rm"))
     return KINDS.get(kind, KINDS["rm"]).pleases_labeler(_group(config, "rm").get("labels", "ai"))
 

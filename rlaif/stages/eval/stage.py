@@ -45,7 +45,7 @@ from rlaif.stages.common.rewards.reward import CHUNK, Reward, SideRewards
 from rlaif.stages.common.rows import encode_pairs, response_ids
 from rlaif.stages.common.stage import Parents, Row, Stage, Work
 from rlaif.stages.common.training.logprobs import mean_log_ratio
-from rlaif.stages.eval.answers import Policy, answers, load_baseline, load_policy
+from rlaif.stages.eval.answers import Policy, answers, load_baseline, load_policy, spent
 from rlaif.stages.eval.judges import (
     Judges,
     cost,
@@ -101,7 +101,12 @@ def _judged(
 
 
 def shows_proxy(ctx: Context) -> bool:
-    """Whether the labeler judges too: only if the policy was trained to please it, and it does not decide."""
+    """Whether the labeler judges too: only if the policy was trained to please it, and it does not decide.
+
+    Revisions, whoever writes them, please no verdict.
+    """
+    if ctx.options.rl.algorithm == "sft_revisions":
+        return False
     kind = KINDS.get(ctx.options.reward.kind)
     if kind is None or not (ctx.options.eval.labeler_verdict and kind.pleases_labeler(ctx.options.rm.labels)):
         return False
@@ -184,7 +189,7 @@ def judge_policies(
     comparisons, judged = _judged(ctx, folder, (policy, baseline), (new, old), cuts, every=every)
     write_records(folder / COMPARISONS_FILE, comparisons)
     metrics: dict[str, Any] = win_rate_report(comparisons, seed=ctx.options.seeds.eval) | judged
-    metrics |= text_gains(comparisons)
+    metrics |= text_gains(comparisons) | (spent(ctx, policy) if every else {})
     pairs = [Pair.between(p, b) for p, b in zip(new, old, strict=True)]
     labeler = ctx.labeler("labeler", ctx.options.seeds.eval, stored=True) if shows_proxy(ctx) else None
     proxy = None if labeler is None else labeler.label(pairs)
@@ -369,7 +374,7 @@ def _tables(ctx: Context, built: Parents) -> dict[str, list[Row]]:
 
 STAGE = Stage(
     "eval",
-    8,
+    9,
     "eval",
     lambda ctx: ("rl", *reward_parents(ctx), *sft_parent(ctx)),
     eval_config,

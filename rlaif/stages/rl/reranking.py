@@ -17,6 +17,7 @@ from rlaif.stages.common.policies import policy_top, sft_parent, write_best_of
 from rlaif.stages.common.rewards.kinds import NO_REWARD, check_reward, reward_config, reward_parents
 from rlaif.stages.common.stage import Parents, Work
 from rlaif.stages.common.training.history import HISTORY_FILE, write_history
+from rlaif.stages.rl.budget import NOTHING_DRAWN
 from rlaif.stages.rl.family import Family
 
 
@@ -55,4 +56,5 @@ RERANKING = Family(
     build=_build,
     work=lambda ctx: Work(),
     check=_check,
+    review=lambda ctx, policy: dict(NOTHING_DRAWN),
 )

@@ -1,4 +1,4 @@
-"""stage=rl: the policy, by RL on its own rollouts, preference optimisation on old or new pairs, or best of n."""
+"""stage=rl: the policy, by RL on its own rollouts, preference optimisation, likelihood of revisions, or best of n."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rlaif.stages.rl.offline.build import OFFLINE
 from rlaif.stages.rl.online.build import ONLINE
 from rlaif.stages.rl.online_pairs.build import ONLINE_PAIRS
 from rlaif.stages.rl.reranking import RERANKING
+from rlaif.stages.rl.revised import REVISED
 
 
 def family(algorithm: str) -> Family:
@@ -21,6 +22,7 @@ def family(algorithm: str) -> Family:
         "dpo": OFFLINE,
         "online_dpo": ONLINE_PAIRS,
         "best_of_n": RERANKING,
+        "sft_revisions": REVISED,
     }
     if algorithm not in families:
         *first, last = families

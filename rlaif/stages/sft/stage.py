@@ -24,9 +24,9 @@ from rlaif.stages.common.rows import reference_rows
 from rlaif.stages.common.sources import all_held_out
 from rlaif.stages.common.stage import Parents, Stage, Work
 from rlaif.stages.common.training.history import keep_history, read_history
+from rlaif.stages.common.training.likelihood import LikelihoodModule
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
-from rlaif.stages.sft.module import SFTModule
 from rlaif.store import Artifact
 
 
@@ -90,7 +90,7 @@ def _build(ctx: Context, folder: Path, parents: Parents) -> dict[str, Any]:
         seed=ctx.options.seeds.sft,
     )
     steps = options.num_epochs * -(-len(train) // options.batch_size)
-    module = SFTModule(model.trunk.new_top(), optim_options(options, steps))
+    module = LikelihoodModule(model.trunk.new_top(), optim_options(options, steps))
     trainer = make_trainer(ctx, folder / "work", max_epochs=options.num_epochs, log_every=5, limit_val=True)
     planned = len(train) * options.num_epochs
     task = ctx.progress.task("SFT (rows)", planned)

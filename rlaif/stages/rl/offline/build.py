@@ -45,6 +45,7 @@ from rlaif.stages.common.training.history import HISTORY_FILE, write_history
 from rlaif.stages.common.training.logprobs import of_pairs, pair_logprobs, response_logprobs
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, check_training, fit, make_trainer, optim_options
+from rlaif.stages.rl.budget import NOTHING_DRAWN
 from rlaif.stages.rl.family import Family
 from rlaif.stages.rl.offline.module import PreferenceModule
 from rlaif.stages.rl.pair_step import check_pair_loss, pair_knobs
@@ -213,4 +214,5 @@ OFFLINE = Family(
     work=_work,
     check=_check,
     gate=lambda ctx, built: trust_gate(ctx, built["label"].metrics) if "label" in built else {},
+    review=lambda ctx, policy: dict(NOTHING_DRAWN),
 )

@@ -37,15 +37,19 @@ from rlaif.stages.common.training.history import HISTORY_FILE, write_history
 from rlaif.stages.common.training.ranks import check_devices, training_together
 from rlaif.stages.common.training.trainer import Advance, fit, make_trainer, optim_options
 from rlaif.stages.rl.alarms import raise_alarms, review_policy
+from rlaif.stages.rl.budget import drawn
 from rlaif.stages.rl.family import Family
 from rlaif.stages.rl.online.held_out import HeldOut, held_out_work, make_held_out
 from rlaif.stages.rl.online.module import PPOModule
 from rlaif.stages.rl.online.options import check_rl, rl_collector, rl_options
 from rlaif.stages.rl.online.track import check_track, kept_metrics, make_tracker, track_config, track_work
 from rlaif.stages.rl.online.tracker import Tracker
+from rlaif.store import Artifact
 
 FLAT = 0.98  # of the entropy of a uniform distribution
 LAST = 3  # iterations averaged for the final figures
+NOT_TRAINED = ("max_rows", "alarms", "track", "num_responses", "responses_per_iteration")
+"""Keys of `rl` that do not change what is trained, or do so through others: `track_config`, and numbers of prompts."""
 
 
 def iterations(ctx: Context, prompts: int) -> int:
@@ -221,14 +225,20 @@ def _measured_end(ctx: Context, tracker: Tracker, updates: int) -> list[dict[str
 
 def _config(ctx: Context) -> dict[str, Any]:
     options = plain(ctx.options.rl)
-    for key in ("max_rows", "alarms", "track"):  # the first two do not change what is trained
-        options.pop(key)
+    for key in NOT_TRAINED:
+        options.pop(key, None)
     return {
         "rl": options | track_config(ctx),
         "reward": reward_config(ctx),
         "model": ctx.model_identity,
         "encoding": ctx.encoding,
     }
+
+
+def _review(ctx: Context, policy: Artifact) -> dict[str, Any]:
+    options = ctx.options.rl
+    budget = drawn(ctx, policy, options.prompts_per_iteration * options.samples_per_prompt)
+    return review_policy(ctx, policy) | budget
 
 
 def _work(ctx: Context) -> Work:
@@ -251,5 +261,5 @@ ONLINE = Family(
     build=_build,
     work=_work,
     check=_check,
-    review=review_policy,
+    review=_review,
 )

@@ -11,7 +11,7 @@ from rlaif.inference.rollouts import RolloutCollector
 from rlaif.ops import ALGORITHMS, LOSS_MEANS, POLICY_LOSSES
 from rlaif.ops.advantages import Algorithm
 from rlaif.options.read import need
-from rlaif.options.training import ON_PAIRS, RLOptions
+from rlaif.options.training import ON_PAIRS, ON_REVISIONS, RLOptions
 from rlaif.records import Prompt
 from rlaif.stages.common.context import Context
 from rlaif.stages.rl.online.module import PPOOptions
@@ -30,7 +30,7 @@ def rl_options(ctx: Context) -> PPOOptions:
 def check_rl(options: RLOptions) -> None:
     """Raises UserError for unknown values of `rl`, and for values that make no sense together."""
     algorithm = ALGORITHMS[options.algorithm]
-    own = [field.name for field in fields(options) if field.name not in (*ON_PAIRS, "best_of")]
+    own = [field.name for field in fields(options) if field.name not in (*ON_PAIRS, *ON_REVISIONS, "best_of")]
     need(options, "rl", own, f"rl={options.algorithm}")
     known: Mapping[str, Collection[str]] = {
         "loss": POLICY_LOSSES,

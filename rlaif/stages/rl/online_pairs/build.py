@@ -35,6 +35,7 @@ from rlaif.stages.common.stage import Parents, Work
 from rlaif.stages.common.training.ranks import check_devices
 from rlaif.stages.common.training.trainer import check_training, optim_options
 from rlaif.stages.rl.alarms import raise_alarms, review_policy
+from rlaif.stages.rl.budget import drawn
 from rlaif.stages.rl.family import Family
 from rlaif.stages.rl.online.build import Setting, iterations, make_setting, told_reward, train
 from rlaif.stages.rl.online.held_out import held_out_work
@@ -43,6 +44,7 @@ from rlaif.stages.rl.online.track import check_track, track_config, track_work
 from rlaif.stages.rl.online_pairs.labels import SPENT, Label, LabelerLabels, reward_labels
 from rlaif.stages.rl.online_pairs.module import TRAINED, OnlinePairsModule, OnlinePairsOptions
 from rlaif.stages.rl.pair_step import check_pair_loss, pair_knobs
+from rlaif.store import Artifact
 
 OWN = (
     *("algorithm", "loss", "num_epochs", "lr", "weight_decay", "eps", "schedule", "warmup_fraction"),
@@ -187,6 +189,10 @@ def _config(ctx: Context) -> dict[str, Any]:
     return slices | {"reward": reward_config(ctx)}
 
 
+def _review(ctx: Context, policy: Artifact) -> dict[str, Any]:
+    return review_policy(ctx, policy) | drawn(ctx, policy, 2 * ctx.options.rl.prompts_per_iteration)
+
+
 def _work(ctx: Context) -> Work:
     options = ctx.options.rl
     count = iterations(ctx, min(options.num_prompts, len(ctx.task.train)))
@@ -211,5 +217,5 @@ ONLINE_PAIRS = Family(
     work=_work,
     check=_check,
     gate=lambda ctx, built: trust_gate(ctx, built["label"].metrics) if "label" in built else {},
-    review=review_policy,
+    review=_review,
 )

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: next-token loss on the target of (prompt, target) rows."""
+"""Fine-tuning by likelihood: next-token loss on the target of (prompt, target) rows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from rlaif.stages.common.training.logprobs import response_logprobs
 from rlaif.stages.common.training.optim import OptimOptions, build_optimizer, require_finite, take_step
 
 
-class SFTModule(pl.LightningModule):
-    """Trains a top on the trunk's features."""
+class LikelihoodModule(pl.LightningModule):
+    """Trains a top on the trunk's features; its metrics are those of `stage`.
 
-    def __init__(self, top: Top, optim: OptimOptions) -> None:
+    `history` has a row per step.
+    """
+
+    def __init__(self, top: Top, optim: OptimOptions, stage: str = "sft") -> None:
         super().__init__()
         self.automatic_optimization = False  # gradients are computed micro-batch by micro-batch within a step
-        self.top, self._optim = top, optim
+        self.top, self._optim, self._stage = top, optim, stage
+        self.history: list[dict[str, float]] = []
         # The last epoch's, also after a resume that has nothing left to train.
         self.metrics: dict[str, float] = {}
 
@@ -36,25 +40,30 @@ class SFTModule(pl.LightningModule):
         none = torch.zeros((), dtype=torch.long, device=self.device)
         tokens = total(sum((batch.response_mask.sum() for batch in step), none))
         losses = (self._loss(batch, tokens)[0] for batch in step)
-        loss = take_step(self, losses, self._optim.gradient_clip, "sft")
-        self.log("sft/loss", loss, prog_bar=True, batch_size=sum(len(batch.ids) for batch in step))
+        rate = self.optimizers().param_groups[0]["lr"]
+        loss = take_step(self, losses, self._optim.gradient_clip, self._stage)
+        size = sum(len(batch.ids) for batch in step)
+        self.log(f"{self._stage}/loss", loss, prog_bar=True, batch_size=size)
+        self.history.append({f"{self._stage}/loss": float(loss), f"{self._stage}/lr": rate})
 
     def validation_step(self, batch: TokenBatch, batch_index: int) -> None:
         loss, metrics = self._loss(batch)
-        self.log("sft/val_loss", loss, batch_size=int(metrics["tokens"]), on_epoch=True, prog_bar=True)
+        self.log(
+            f"{self._stage}/val_loss", loss, batch_size=int(metrics["tokens"]), on_epoch=True, prog_bar=True
+        )
 
     def on_train_epoch_end(self) -> None:
-        measured = self.trainer.callback_metrics
-        if "sft/val_loss" in measured:
-            place = f"sft after epoch {self.current_epoch + 1}"
-            require_finite(measured["sft/val_loss"], "validation loss", place)
+        measured, validated = self.trainer.callback_metrics, f"{self._stage}/val_loss"
+        if validated in measured:
+            place = f"{self._stage} after epoch {self.current_epoch + 1}"
+            require_finite(measured[validated], "validation loss", place)
         self.metrics = {name: float(value) for name, value in measured.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["sft_metrics"] = self.metrics
+        checkpoint["likelihood_metrics"], checkpoint["likelihood_history"] = self.metrics, self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.metrics = checkpoint["sft_metrics"]
+        self.metrics, self.history = checkpoint["likelihood_metrics"], list(checkpoint["likelihood_history"])
 
     def configure_optimizers(self) -> dict[str, Any]:
         return build_optimizer([(self.top.parameters(), 1.0)], self._optim)
