@@ -98,7 +98,8 @@ def test_a_failing_job_in_the_middle_stops_no_other(ablation, command) -> None:
     assert [record.state for record in records] == ["finished", "failed", "finished"]
     assert len(_wandb_runs(root)) == before[1] + 3
     assert _kinds(root) == before[2] + Counter(label=0, rm=1), "first: reused; last: only its reward model"
-    assert _last_line(done.stdout) == f"summary: {records[-1].path / 'summary.json'}"
+    assert f"summary: {records[-1].path / 'summary.json'}\n" in done.stdout
+    assert "(3 jobs: 2 finished, 1 failed)" in _last_line(done.stdout)
 
 
 def test_a_sweep_file_needs_no_flag(command, pipeline, copied_root) -> None:
