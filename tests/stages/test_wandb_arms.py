@@ -23,8 +23,9 @@ WORDS = [
     "stage=compare",
     "profile=smoke",
     "until=rl",
-    "arms={likely: [labeler=likelihood], longer: [labeler=scripted, labeler.scripted.rule=longer]}",
-    "repeat={seeds.rl: [7, 8]}",
+    "+arms.likely=['labeler=likelihood']",
+    "+arms.longer=['labeler=scripted','labeler.scripted.rule=longer']",
+    "+repeat={seeds.rl:[7,8]}",
     "tracking.mode=offline",
     "tracking.upload=text",
 ]
@@ -153,7 +154,7 @@ def test_samples_and_judgements_are_tables_of_the_arm(logs) -> None:
     assert all(row["id"] for row in found.rows("items"))
 
 
-def test_the_printed_command_finds_every_run(warm_root, capsys) -> None:
+def test_the_printed_command_finds_every_run(compared, warm_root, capsys) -> None:
     start_job(["stage=sft", "profile=smoke", "tracking.mode=offline", f"paths.root={warm_root}"])
     (line,) = re.findall(r"^upload to W&B: (.*)$", capsys.readouterr().out, flags=re.MULTILINE)
     words = shlex.split(line)
