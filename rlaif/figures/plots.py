@@ -8,21 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlaif.figures.svg import (
     INK,
     MUTED,
     PALETTE,
+    PAPER,
     colours,
     drawn_once,
     legend,
+    mark,
     percent_axis,
     shorten,
     svg,
 )
 from rlaif.tracking.runs import Row
+from rlaif.tracking.text import FORMATS, percent
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,12 @@ def forest_plot(
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for position, row in enumerate(rows):
-            colour = PALETTE[0] if row.mark in ("best", "tied") else MUTED
-            if row.low is not None and row.high is not None:
-                axes.plot([row.low, row.high], [position, position], color=colour, linewidth=2)
-            face = "white" if row.mark == "tied" else colour
-            axes.plot([row.value], [position], "o", color=colour, markerfacecolor=face, markersize=7)
+            estimate(axes, row, position, _told(row, percent=percent))
         if reference is not None:
             axes.axvline(reference, color=INK, linewidth=1, linestyle=(0, (3, 3)))
         axes.set_yticks(range(len(rows)), [shorten(row.label) for row in rows], color=INK)
+        for row, words in zip(rows, axes.get_yticklabels(), strict=True):
+            mark(words, row.label)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
@@ -71,6 +74,25 @@ def forest_plot(
             percent_axis(axes.xaxis)
 
     return svg(draw, width, 0.9 + 0.34 * len(rows), title)
+
+
+def estimate(axes: Axes, row: ForestRow, position: int, tip: str) -> None:
+    """One line of a forest plot; `tip` is told under the pointer."""
+    colour = PALETTE[0] if row.mark in ("best", "tied") else MUTED
+    if row.low is not None and row.high is not None:
+        (bar,) = axes.plot([row.low, row.high], [position, position], color=colour, linewidth=2)
+        mark(bar, row.label, tip=tip)
+    face = PAPER if row.mark == "tied" else colour
+    (dot,) = axes.plot([row.value], [position], "o", color=colour, markerfacecolor=face, markersize=7)
+    mark(dot, row.label, tip=tip)
+
+
+def _told(row: ForestRow, *, percent: bool) -> str:
+    """What a point says under the pointer."""
+    written = FORMATS["percent" if percent else "number"]
+    known = row.low is not None and row.high is not None
+    shown = f" ({written.range(row.low, row.high)})" if known else ""  # type: ignore[arg-type]
+    return f"{row.label}: {written.value(row.value)}{shown}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +105,7 @@ class FrontierPoint:
 
 
 @drawn_once
-def frontier_plot(points: Sequence[FrontierPoint], *, title: str) -> str:
+def frontier_plot(points: Sequence[FrontierPoint], *, title: str, arms: Sequence[str] = ()) -> str:
     """Harmless rate over the share of harmless questions answered: the upper right is better. Empty without points.
 
     Triples are (estimate, low, high) in [0, 1]; crosses are the intervals. The dashed line joins the policies that no
@@ -94,15 +116,14 @@ def frontier_plot(points: Sequence[FrontierPoint], *, title: str) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        shade = colours([point.label for point in points])
+        shade = colours([point.label for point in points], arms)
         for point in points:
-            (x, left, right), (y, low, high) = point.answered, point.harmless
-            axes.plot([left, right], [y, y], color=shade[point.label], linewidth=1.6, alpha=0.6)
-            axes.plot([x, x], [low, high], color=shade[point.label], linewidth=1.6, alpha=0.6)
-            axes.plot([x], [y], "o", color=shade[point.label], markersize=7)
-        best = undominated([(point.answered[0], point.harmless[0]) for point in points])
-        if len(best) > 1:
-            axes.plot(*zip(*best, strict=True), color=INK, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+            _cross(axes, point, shade[point.label])
+        places = {(point.answered[0], point.harmless[0]): point.label for point in points}
+        for one, two in pairwise(undominated(list(places))):
+            ends = zip(one, two, strict=True)
+            (line,) = axes.plot(*ends, color=INK, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+            mark(line, places[one], places[two])
         axes.set_xlabel("harmless questions answered (1 - refusal rate)")
         axes.set_ylabel("harmless answers")
         axes.margins(0.08)
@@ -112,6 +133,20 @@ def frontier_plot(points: Sequence[FrontierPoint], *, title: str) -> str:
 
     room = 0.28 * math.ceil(len(points) / 3) if len(points) > 1 else 0.0
     return svg(draw, 6.4, 4.2 + room, title)
+
+
+def _cross(axes: Axes, point: FrontierPoint, colour: str) -> None:
+    (x, left, right), (y, low, high) = point.answered, point.harmless
+    for xs, ys in (([left, right], [y, y]), ([x, x], [low, high])):
+        (bar,) = axes.plot(xs, ys, color=colour, linewidth=1.6, alpha=0.6)
+        mark(bar, point.label)
+    written = FORMATS["percent"]
+    answered, harmless = (
+        f"{written.value(value)} ({written.range(start, end)})"
+        for value, start, end in (point.answered, point.harmless)
+    )
+    (dot,) = axes.plot([x], [y], "o", color=colour, markersize=7)
+    mark(dot, point.label, tip=f"{point.label}: answered {answered}, harmless {harmless}")
 
 
 def undominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -138,10 +173,13 @@ def rates_by_bin(
         for index, (name, rows) in enumerate(drawn.items()):
             shift = 0.08 * (index - (len(drawn) - 1) / 2)  # intervals of two lines side by side
             places = [bins.index(row.label) + shift for row in rows]
-            axes.plot(places, [row.value for row in rows], "o-", color=PALETTE[index], label=name)
+            axes.plot(places, [row.value for row in rows], "-", color=PALETTE[index])
             for place, row in zip(places, rows, strict=True):
                 if row.low is not None and row.high is not None:
                     axes.plot([place, place], [row.low, row.high], color=PALETTE[index], linewidth=2)
+                (dot,) = axes.plot([place], [row.value], "o", color=PALETTE[index])
+                mark(dot, tip=f"{name}, {_told(row, percent=True)}")
+            axes.plot([], [], "o-", color=PALETTE[index], label=name)
         axes.axhline(0.5, color=INK, linewidth=1, linestyle=(0, (3, 3)))
         axes.set_xticks(range(len(bins)), bins)
         axes.set(xlim=(-0.4, len(bins) - 0.6), ylim=(-0.02, 1.02), xlabel=axis_label)
@@ -172,7 +210,10 @@ def reliability_plot(curves: Mapping[str, Sequence[Row]], *, title: str) -> str:
         for colour, (name, rows) in zip(PALETTE, drawn.items()):
             xs, ys = [row["mean_predicted"] for row in rows], [row["mean_observed"] for row in rows]
             axes.plot(xs, ys, color=colour, linewidth=1.2, label=name)
-            axes.scatter(xs, ys, s=[20 + 120 * float(row["n"]) / largest for row in rows], color=colour)
+            for x, y, row in zip(xs, ys, rows, strict=True):
+                dot = axes.scatter([x], [y], s=20 + 120 * float(row["n"]) / largest, color=colour)
+                said = f"predicted {percent(x)}, observed {percent(y)}, n = {row['n']}"
+                mark(dot, tip=f"{name}: {said}" if name else said)
         limits = (-0.02, 1.02)
         axes.set(xlim=limits, ylim=limits, xlabel="predicted", ylabel="observed", aspect="equal")
         percent_axis(axes.xaxis)

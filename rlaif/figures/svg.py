@@ -8,17 +8,25 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from html import escape
+from html import escape, unescape
 from itertools import chain, repeat
 from typing import Any, TypeVar, cast
+from urllib.parse import quote, unquote
 
 import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
+INK, MUTED, GRID, EDGE, PAPER, REST = "#1f2933", "#6b7785", "#e4e8ec", "#b4bdc6", "#ffffff", "#c3cad1"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D", "#8B5A2B")
+_VARIABLES = {
+    **{colour.lower(): f"c{place}" for place, colour in enumerate((*PALETTE, REST))},
+    **{INK: "ink", MUTED: "muted", GRID: "line", EDGE: "edge", PAPER: "paper"},
+}
+"""The page's variable for each colour, which a dark page sets otherwise."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rlaif",
@@ -26,7 +34,7 @@ _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.parse_math": False,
     "text.color": INK,
-    "axes.edgecolor": "#b4bdc6",
+    "axes.edgecolor": EDGE,
     "axes.labelcolor": MUTED,
     "axes.titlecolor": INK,
     "axes.titlesize": 9.5,
@@ -47,6 +55,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+_POINTS = 72  # an inch, in the units of an SVG
 _KEPT = 64  # drawn figures that a process remembers
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 Plot = TypeVar("Plot", bound=Callable[..., str])
@@ -84,6 +93,8 @@ def svg(draw: Callable[[Figure], None], width: float, height: float, alt: str) -
         layout = figure.get_layout_engine()
         assert layout is not None
         layout.execute(figure)
+        for axes in figure.axes:
+            _mark_axes(axes)
         figure.set_layout_engine(None)  # already done: with an engine, saving draws the whole figure twice
         stream = io.StringIO()
         empty: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -91,11 +102,59 @@ def svg(draw: Callable[[Figure], None], width: float, height: float, alt: str) -
     return _inline(stream.getvalue(), alt)
 
 
+def arm_key(label: str) -> str:
+    """What marks an arm's elements in figures and tables: short, and of characters that need no escape."""
+    return hashlib.sha256(label.encode()).hexdigest()[:10]
+
+
+def mark(artist: Artist, *arms: str, tip: str = "", line: str | None = None) -> None:
+    """Say which arms an element belongs to (it is hidden with any of them), and what it tells under the pointer.
+
+    `line`: the name of a curve whose vertices are told instead, as the page's script does.
+    """
+    parts = (" ".join(arm_key(arm) for arm in arms if arm), tip, "-" if line is None else f"={line}")
+    artist.set_gid(f"{_MARK}{'|'.join(map(quote, parts))}")
+
+
+_MARK, _AXES = "mark:", "axes:"
+_MARKED = re.compile(rf' id="(?:{_MARK}([^|"]*)\|([^|"]*)\|([^|"]*)|{_AXES}([^"]*))">')
+_COLOUR = re.compile(r"(?<=: )#[0-9a-f]{6}\b")
+_PATH = re.compile(r'(?<= d=")[^"]+')
+
+
+def _mark_axes(axes: Axes) -> None:
+    """Tell where a panel with linear axes lies in the figure, and the values at its edges."""
+    if (axes.get_xscale(), axes.get_yscale()) != ("linear", "linear"):
+        return
+    width, height = axes.figure.get_size_inches() * _POINTS  # type: ignore[union-attr]
+    box = axes.get_position()
+    corners = (box.x0 * width, box.x1 * width, (1 - box.y0) * height, (1 - box.y1) * height)
+    shares = (int(isinstance(axis.get_major_formatter(), FuncFormatter)) for axis in (axes.xaxis, axes.yaxis))
+    known = (*(round(corner, 2) for corner in corners), *axes.get_xlim(), *axes.get_ylim(), *shares)
+    axes.set_gid(_AXES + " ".join(f"{value:.6g}" for value in known))
+
+
+def _attributes(found: re.Match[str]) -> str:
+    """A mark, which Matplotlib has written as an id, as the page's attributes and a title."""
+    if found[4] is not None:
+        return f' data-axes="{found[4]}">'
+    arms, tip, line = (unquote(unescape(part)) for part in found.groups()[:3])
+    owner = f' data-arm="{arms}"' if arms else ""
+    curve = f' data-line="{escape(line[1:], quote=True)}"' if line.startswith("=") else ""
+    return f"{owner}{curve}>" + (f"<title>{escape(tip)}</title>" if tip else "")
+
+
 def _inline(text: str, alt: str) -> str:
-    """Removes the XML header, makes ids unique by content and lets the figure scale with the page."""
+    """Removes the XML header, makes ids unique by content and lets the figure scale with the page.
+
+    Colours become the page's variables, and paths have as many digits as a screen shows.
+    """
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    body = _MARKED.sub(_attributes, body)
+    body = _COLOUR.sub(lambda found: _variable(found[0]), body)
+    body = _PATH.sub(lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]).replace(" \n", " ").strip(), body)
     prefix = "f" + hashlib.sha256((alt + body).encode()).hexdigest()[:8]
-    body = re.sub(r'\bid="', f'id="{prefix}-', body)
+    body = re.sub(r' id="', f' id="{prefix}-', body)
     body = body.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
     head, rest = body.split(">", 1)
     box = re.search(r'viewBox="[^"]+"', head)
@@ -105,9 +164,14 @@ def _inline(text: str, alt: str) -> str:
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} '
         f'role="img" aria-label="{name}" '
-        f'style="width:100%;max-width:{float(points[1]) * 4 / 3:.0f}px;height:auto"'
+        f'style="--own:{float(points[1]) * 4 / 3:.0f}px;width:100%;max-width:var(--own);height:auto"'
     )
     return f"{opening}>{rest}".strip()
+
+
+def _variable(colour: str) -> str:
+    """The page's variable, with the colour itself where a figure stands alone."""
+    return f"var(--{_VARIABLES[colour]}, {colour})" if colour in _VARIABLES else colour
 
 
 def percent_axis(axis: Any) -> None:
@@ -121,17 +185,25 @@ def shorten(label: str, limit: int = 46) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
-def colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each label, in the palette's order; grey once that is used up."""
-    unique = list(dict.fromkeys(labels))
-    return dict(zip(unique, chain(PALETTE, repeat("#c3cad1")), strict=False))
+def colours(labels: Sequence[str], arms: Sequence[str] = ()) -> dict[str, str]:
+    """A colour for each label, in the palette's order; grey once that is used up.
+
+    `arms`: those of the whole page, in order: each has the same colour in all figures.
+    """
+    unique = list(dict.fromkeys([*arms, *labels]))
+    shade = dict(zip(unique, chain(PALETTE, repeat(REST)), strict=False))
+    return {label: shade[label] for label in dict.fromkeys(labels)}
 
 
 def legend(figure: Figure, colours: Mapping[str, str]) -> None:
     """Above the figure, for labels with a colour of their own; none if there is only one label."""
     if len(colours) < 2:
         return
-    shown = list(colours)[: len(PALETTE)]
+    shown = [label for label in colours if colours[label] != REST]
     handles = [matplotlib.lines.Line2D([], [], color=colours[label], marker="o") for label in shown]
-    ncols = min(3, len(shown))
-    figure.legend(handles, list(map(shorten, shown)), loc="outside upper left", ncols=ncols)
+    ncols = max(1, min(3, len(shown)))
+    found = figure.legend(handles, list(map(shorten, shown)), loc="outside upper left", ncols=ncols)
+    for label, handle, words in zip(shown, found.legend_handles, found.get_texts(), strict=True):
+        mark(words, label)
+        if handle is not None:
+            mark(handle, label)

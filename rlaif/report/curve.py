@@ -30,7 +30,8 @@ def curve_figure(rows: Sequence[Row]) -> str:
     """One panel per metric, one colour per line; `rows` are from `study.arm_table.curve_rows`. Empty without any."""
     panels: dict[str, dict[str, list[curves.CurvePoint]]] = {}
     for row in rows:
-        point = curves.CurvePoint(row["x"], row["value"], row.get("ci_low"), row.get("ci_high"))
+        bounds = row.get("ci_low"), row.get("ci_high")
+        point = curves.CurvePoint(row["x"], row["value"], *bounds, arm=str(row.get("arm") or ""))
         name = f"{row['by']}={row['line']}" if row["by"] else ""
         panels.setdefault(row["metric"], {}).setdefault(name, []).append(point)
     if not panels:

@@ -11,11 +11,13 @@ BASELINE = "SFT"
 _RATES = ("eval/refusal_rate", "eval/harmless_rate")
 
 
-def frontier_figure(arms: Sequence[Row], summary: Mapping[str, Scalar]) -> str:
+def frontier_figure(
+    arms: Sequence[Row], summary: Mapping[str, Scalar], order: Sequence[str] = ()
+) -> str:
     """A point per arm that has both rates, and one for the policy that RL started from; empty without any.
 
     Without arms, `summary` of a single path is the policy. Arms that start from different policies, or whose prompts
-    differ, have a baseline each.
+    differ, have a baseline each. `order` is that of the page's arms, by which they have their colours.
     """
     rows = {str(row["arm"]): row for row in arms} or {"policy": summary}
     points = {name: point for name, row in rows.items() if (point := _point(name, row, ""))}
@@ -27,9 +29,8 @@ def frontier_figure(arms: Sequence[Row], summary: Mapping[str, Scalar]) -> str:
     for place, names in starts.items():
         label = BASELINE if len(starts) == 1 else f"{BASELINE} of {', '.join(names)}"
         points[label] = plots.FrontierPoint(label, place[:3], place[3:])  # type: ignore[arg-type]
-    return plots.frontier_plot(
-        list(points.values()), title="Harmless answers over harmless questions answered"
-    )
+    title = "Harmless answers over harmless questions answered"
+    return plots.frontier_plot(list(points.values()), title=title, arms=order)
 
 
 def _point(name: str, row: Mapping[str, Scalar], side: str) -> plots.FrontierPoint | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import jinja2
 
 from rlaif.errors import UserError
 from rlaif.figures.rows import latest_table, rate_texts
+from rlaif.figures.svg import PALETTE, arm_key
 from rlaif.io import write_text
 from rlaif.report.comparison import ArmsTable, arms_verdict, recorded_arms, sweep_table
 from rlaif.report.dashboard.layout import Layout, builtin_layout
@@ -21,6 +23,7 @@ from rlaif.report.data import DataSection, data_section
 from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.verdict import verdict
+from rlaif.report.web.assets import policy, script
 from rlaif.stages.common.measures.markers import MARKERS
 from rlaif.stages.eval.judge_tables import Grid, judge_grids, self_preference_grid
 from rlaif.stages.label.section import LabelerSection, labeler_section
@@ -60,6 +63,7 @@ class Content:
     results: Sequence[Any]
     sweep: bool
     arms: ArmsTable
+    arm_names: Sequence[str]
     claim: Row | None
     diagnosis: DiagnosisTable | None
     data: DataSection | None
@@ -81,6 +85,12 @@ class Content:
     versions: Sequence[tuple[str, str]]
     glossary: Mapping[str, str]
 
+    @property
+    def arm_keys(self) -> list[tuple[str, str, str]]:
+        """Each arm's mark in figures and tables, its name, and the name of its colour."""
+        colours = chain((f"c{place}" for place in range(len(PALETTE))), repeat(""))
+        return [(arm_key(name), name, colour) for name, colour in zip(self.arm_names, colours, strict=False)]
+
 
 @cache
 def _template() -> jinja2.Template:
@@ -92,6 +102,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.globals.update(text=text, node_width=NODE_WIDTH, node_height=NODE_HEIGHT)
+    environment.globals.update(script=script(), policy=policy())
+    environment.filters["arm_key"] = arm_key
     return environment.get_template("page.html.j2")
 
 
@@ -122,6 +134,7 @@ def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Conte
     groups: Mapping[str, Sequence[RunRecord]] = {"": list(runs)} if found is None else found.arms
     histories, judged = _by_arm(runs) if single and arms else _by_group(groups, single)
     heads, rows = _config(runs, groups, single)
+    labels = [row.arm for row in arms.arms]
     diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
     first = verdict(summary, config)
     claim = next(iter(latest_table(runs, CLAIM)), None)
@@ -140,6 +153,7 @@ def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Conte
         results=result_rows(summary, history),
         sweep=found is not None,
         arms=arms,
+        arm_names=labels,
         claim=claim,
         diagnosis=diagnosis,
         data=data_section(summary),
@@ -184,9 +198,15 @@ Judged = dict[str, list[Mapping[str, Any]]]
 
 
 def _by_group(groups: Mapping[str, Sequence[RunRecord]], single: bool) -> tuple[Histories, Judged]:
-    """Each group's history: that of a single path's runs one after another, else that of the group's first run."""
-    shown = {label: group if single else group[:1] for label, group in groups.items()}
-    histories = {label: tuple(row for run in runs for row in run.history) for label, runs in shown.items()}
+    """Each group's history: that of a single path's runs one after another, else those of its runs, by `seed`."""
+    histories = {
+        label: tuple(
+            row if single else {**row, "seed": place}
+            for place, run in enumerate(group)
+            for row in run.history
+        )
+        for label, group in groups.items()
+    }
     judged: Judged = {
         label: [merge_runs(group)] if single else [run.summary for run in group]
         for label, group in groups.items()

@@ -30,6 +30,7 @@ _PROXY = (
     "the left while the win rate on the right stays or falls, that is over-optimisation. Diamonds are judged "
     "policies."
 )
+_BAND = "Lines are means over an arm's seeds, bands go from the lowest seed to the highest."
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Material:
     points: Sequence[Row]
     table: ArmsTable
     table_of: Callable[[Sequence[str]], ArmsTable]
+
+    @property
+    def order(self) -> Sequence[str]:
+        """The arms' names, by which they have their colours; none for a single path."""
+        return [str(row["arm"]) for row in self.arms]
 
     @property
     def summaries(self) -> Sequence[Row | Summary]:
@@ -220,7 +226,8 @@ def _parallel(panel: Panel, material: Material) -> Shown:
     svg = ""
     if len(material.arms) > 1 and len(measured) > 1:
         rows = {str(row["arm"]): [number(row, name) for name in measured] for row in material.arms}
-        svg = arm_plots.parallel_plot(rows, measured, title=panel.title or "Arms across metrics")
+        title = panel.title or "Arms across metrics"
+        svg = arm_plots.parallel_plot(rows, measured, title=title, arms=material.order)
     scales = "A line per arm; each axis goes from its lowest value to its highest, whatever their distance."
     return Shown(panel, measured, Markup(svg), _told(panel, scales))
 
@@ -230,8 +237,8 @@ def _scatter(panel: Panel, material: Material) -> Shown:
     measured, svg = _in_summary(panel.names, material.summaries), ""
     if len({number(row, panel.x) for row in material.arms} - {None}) > 1:
         points = {name: _points(panel.x, name, material.arms) for name in panel.metrics}
-        arms, title = [str(row["arm"]) for row in material.arms], panel.title or "Arms by two metrics"
-        svg = arm_plots.scatter_plot(points, x=panel.x, arms=arms, title=title)
+        title = panel.title or "Arms by two metrics"
+        svg = arm_plots.scatter_plot(points, x=panel.x, title=title, arms=material.order)
     return Shown(panel, measured, Markup(svg), _told(panel, f"Crosses are 95% intervals{_over(material)}."))
 
 
@@ -246,7 +253,7 @@ def _points(x: str, y: str, arms: Sequence[Row]) -> list[arm_plots.ArmPoint]:
 def _frontier(panel: Panel, material: Material) -> Shown:
     measured = _in_summary(panel.names, material.summaries)
     seeds = "Intervals are over seeds and prompts." if material.table.repeated else ""
-    svg = frontier_figure(material.arms, material.summary)
+    svg = frontier_figure(material.arms, material.summary, material.order)
     return Shown(panel, measured, Markup(svg), _told(panel, f"{_FRONTIER} {seeds}".rstrip()))
 
 
@@ -259,12 +266,13 @@ def _proxy(panel: Panel, material: Material) -> Shown:
         x=panel.x,
         proxies=panel.metrics,
         judge=panel.judge,
+        arms=material.order,
     )
     measured = {
         *_in_history((panel.x, *panel.metrics), material.histories),
         *_in_summary((panel.judge, panel.judge_x), (one for own in material.judged.values() for one in own)),
     }
-    seeds = "Curves are from each arm's first seed; diamonds are means over seeds."
+    seeds = "Seeds have a curve each."
     text = f"{_PROXY} {seeds}" if material.table.repeated else _PROXY
     found = tuple(name for name in panel.names if name in measured)
     return Shown(panel, found, Markup(svg), _told(panel, text))
@@ -287,17 +295,17 @@ def _judged(panel: Panel, material: Material) -> list[curves.JudgedPoint]:
 
 def _curves(panel: Panel, material: Material) -> Shown:
     """Learning curves of metrics with more than one value, or metrics over another one."""
-    histories = material.histories
+    histories, arms = material.histories, material.order
     if panel.x is not None:
-        svg = curves.over_metric(
-            histories, panel.x, panel.metrics, title=panel.title or metric_label(panel.x)
-        )
+        title = panel.title or metric_label(panel.x)
+        svg = curves.over_metric(histories, panel.x, panel.metrics, title=title, arms=arms)
         return Shown(panel, _in_history(panel.names, histories), Markup(svg), panel.note)
     measured = _in_history(panel.metrics, histories, least=2)
     title = f"{panel.title}: learning curves" if panel.title else "Learning curves"
-    return Shown(
-        panel, measured, Markup(curves.learning_curves(histories, measured, title=title)), panel.note
-    )
+    svg = curves.learning_curves(histories, measured, title=title, arms=arms)
+    seeds = any(len(curves.by_seed(rows)) > 1 for rows in histories.values())
+    text = _told(panel, _BAND).strip() if seeds else panel.note
+    return Shown(panel, measured, Markup(svg), text)
 
 
 def _curve(panel: Panel, material: Material) -> Shown:

@@ -11,6 +11,7 @@ import jinja2
 
 from rlaif.report.ledger.entries import Entry
 from rlaif.report.markdown import markdown_table
+from rlaif.report.web.assets import policy, script
 
 HEADS = ("claim", "Lee et al. 2023", "here", "effect", "could have found", "data", "verdict")
 STATES = ("supported", "contradicted", "undecided")
@@ -26,6 +27,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update(script=script(), policy=policy())
     return environment.get_template("ledger.html.j2")
 
 
