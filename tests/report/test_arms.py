@@ -290,15 +290,13 @@ def test_curve_in_text_and_as_a_figure():
 
 
 def places(rows):
-    """x of the drawn line's three points, in the figure's own units."""
+    """x of the drawn line's three points, in the figure's own units: of two pieces, which belong to two arms each."""
     svg = ET.fromstring(curve_figure(rows))
-    paths = [
-        node.get("d")
-        for node in svg.iter("{http://www.w3.org/2000/svg}path")
-        if node.get("d", "").count("L") == 2
-    ]
-    (d,) = [path for path in paths if "z" not in path]
-    return [float(point.split()[0]) for point in d.replace("M", "").split("L")]
+    pieces = [node[0].get("d") for node in svg.iter() if " " in node.get("data-arm", "")]
+    ends = [[float(point.split()[0]) for point in d.replace("M", "").split("L")] for d in pieces]
+    (first, middle), (same, last) = ends
+    assert middle == same
+    return first, middle, last
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_the_fits_of_one_history_are_lines_of_their_own():
     assert rising_pieces([1, 2]) == [slice(0, 2)]
     fit = [{"step": step, "rm/loss": 1.0 + step} for step in range(12)]
     drawn = [learning_curves({"run": rows}, ["rm/loss"], title="t").lower() for rows in (fit, fit + fit)]
-    assert [text.count("stroke: #0072b2") for text in drawn] == [1, 2]
+    assert [text.count("data-line=") for text in drawn] == [1, 2]
 
 
 def test_a_tracked_run_is_drawn_over_the_root_of_its_kl(monkeypatch) -> None:
