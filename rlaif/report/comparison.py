@@ -12,9 +12,18 @@ from rlaif.figures.rows import latest_table
 from rlaif.report.curve import curve_table, terminal_curve
 from rlaif.stages.eval.judge_tables import self_preference_grid, terminal_grid
 from rlaif.stats import ALPHA, holm
+from rlaif.study.arm_table import LETTERED
 from rlaif.study.controls import ControlArm
 from rlaif.study.diagnosis_table import diagnosis_table, terminal_diagnosis
-from rlaif.study.labelers import PairRow, bare_p, labelers_of, labelers_table, pair_row, terminal_labelers
+from rlaif.study.labelers import (
+    PairRow,
+    bare_p,
+    labelers_of,
+    labelers_table,
+    pair_row,
+    shown_pairs,
+    terminal_labelers,
+)
 from rlaif.study.sweeps import Sweep
 from rlaif.study.verdict import Verdict
 from rlaif.tracking.glossary import names
@@ -83,7 +92,8 @@ class ArmsTable:
     """What `stage=compare` shows: `metrics` are the columns that at least one arm has.
 
     `main` is the metric that `tests` are on or, without any, the one that ranks the arms, if any does; `caption` says
-    how they were made. `swept`: the arms are those of a sweep. The table is false if it has neither arms nor verdicts.
+    how they were made. `swept`: the arms are those of a sweep. `pairs`: how many were tested, of which `tests` has those
+    that are shown. The table is false if it has neither arms nor verdicts.
     """
 
     metrics: tuple[str, ...]
@@ -94,6 +104,7 @@ class ArmsTable:
     caption: str = ""
     controls: tuple[ControlArm, ...] = ()
     swept: bool = False
+    pairs: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.arms or self.verdicts)
@@ -137,10 +148,11 @@ def arms_table(
         shown,
         tuple(_arm_row(arm, values, shown, over_baseline.get(arm)) for arm, values in arms.items()),
         tuple(_verdict_row(row) for row in _with_holm(verdicts)),
-        tuple(map(pair_row, tests)),
+        tuple(map(pair_row, shown_pairs(tests))),
         str(tests[0]["metric"]) if tests else next(iter(metrics), ""),
         _caption(tests),
         tuple(ControlArm(str(row["arm"]), row["state"], str(row["sentence"])) for row in controls),
+        pairs=len(tests),
     )
 
 
@@ -172,10 +184,12 @@ def _caption(tests: Sequence[Row]) -> str:
         )
     else:
         method = "exact McNemar, or Student's t over whole prompts if prompts repeat or scores are not 0 or 1"
+    arms = len({str(test[side]) for test in tests for side in ("first", "second")})
+    letters = "Arms that share a letter are not told apart at 5%, which does not make them equal."
     return (
         f"Tested on {metric_label(str(tests[0]['metric']))}, on the same {count} test items {over}in all arms: "
-        f"p against the best arm ({method}), Holm over {pairs} pair{'s' if pairs > 1 else ''} of arms. "
-        "Arms that share a letter are not told apart at 5%, which does not make them equal."
+        f"p against the best arm ({method}), Holm over {pairs:,} pair{'s' if pairs > 1 else ''} of arms. "
+        + (letters if arms <= LETTERED else f"No letters for groups of arms: there are more than {LETTERED}.")
     )
 
 

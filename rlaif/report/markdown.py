@@ -1,14 +1,16 @@
-"""The tables of a comparison as Markdown, for pasting into notes."""
+"""The tables of a comparison as Markdown, for pasting into notes, and long ones as CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 
 from rlaif.report.comparison import ArmsTable, recorded_arms, with_range
 from rlaif.report.curve import curve_table
 from rlaif.stages.eval.judge_tables import self_preference_grid
 from rlaif.study.diagnosis_table import HEADS, diagnosis_table
-from rlaif.tracking.runs import RunRecord
+from rlaif.tracking.runs import Row, RunRecord
 from rlaif.tracking.text import metric_label
 
 
@@ -40,6 +42,15 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A pipe table; pipes and line breaks in its cells are escaped."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Rows as CSV with the columns of the first one."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), extrasaction="ignore", restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
 
 
 def _escaped(cell: str) -> str:

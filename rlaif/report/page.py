@@ -20,6 +20,7 @@ from rlaif.report.comparison import ArmsTable, arms_verdict, recorded_arms, swee
 from rlaif.report.dashboard.layout import Layout, builtin_layout
 from rlaif.report.dashboard.panels import Board, Material, draw
 from rlaif.report.data import DataSection, data_section
+from rlaif.report.markdown import csv_text
 from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.verdict import verdict
@@ -30,7 +31,7 @@ from rlaif.stages.label.section import LabelerSection, labeler_section
 from rlaif.stages.rm.section import RewardModelSection, reward_model_section
 from rlaif.study.claims.measure import CLAIM, claim_verdict
 from rlaif.study.diagnosis_table import DiagnosisTable, diagnosis_table
-from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table
+from rlaif.study.labelers import LabelersTable, labelers_of, labelers_table, shown_pairs
 from rlaif.study.sweeps import Sweep, sweep
 from rlaif.study.verdict import Verdict
 from rlaif.tracking import text
@@ -38,7 +39,7 @@ from rlaif.tracking.glossary import describe, names, table
 from rlaif.tracking.runs import Row, RunRecord, Scalar, number
 
 UNTESTED = Verdict("The arms are shown side by side: none was tested against another.", "none")
-_OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS = 2, 60, 12
+_OPEN_SAMPLES, _MAX_SAMPLES, _MAX_JUDGEMENTS, _CONFIG_COLUMNS = 2, 60, 12, 8
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,14 @@ class ReadingGroup:
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that the template prints; figures are ready SVG, all else is escaped by the template."""
+    """Everything that the template prints; figures are ready SVG, all else is escaped by the template.
+
+    `beside`: tables too long for the page, which are written to files beside it, `file` and the table's name.
+    """
 
     title: str
+    file: str
+    beside: Mapping[str, Sequence[Row]]
     board: Board
     verdict: Verdict
     runs: Sequence[RunRecord]
@@ -117,12 +123,15 @@ def render_report(
     """
     if not runs:
         raise UserError("report: no finished run was found; run a stage first, or widen the selection")
-    write_text(output, _template().render(page=page_content(runs, title, layout or builtin_layout())))
+    content = page_content(runs, title, layout or builtin_layout(), output.stem)
+    for name, rows in content.beside.items():
+        write_text(output.with_name(f"{output.stem}_{name}.csv"), csv_text(rows))
+    write_text(output, _template().render(page=content))
     return output
 
 
-def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Content:
-    """What a page, or a W&B report, says of `runs`."""
+def page_content(runs: Sequence[RunRecord], title: str, layout: Layout, file: str = "report") -> Content:
+    """What a page, or a W&B report, says of `runs`; `file` is the page's name without its ending."""
     single = len({run.stage for run in runs}) == len(runs)
     found = None if single else _sweep(runs)
     shown = list(runs) if found is None else list(next(iter(found.arms.values()))[:1])
@@ -134,7 +143,8 @@ def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Conte
     groups: Mapping[str, Sequence[RunRecord]] = {"": list(runs)} if found is None else found.arms
     histories, judged = _by_arm(runs) if single and arms else _by_group(groups, single)
     heads, rows = _config(runs, groups, single)
-    labels = [row.arm for row in arms.arms]
+    labelers, labeler_pairs = labelers_of(runs)
+    tests = found.tests if found else latest_table(runs, "arm_tests")
     diagnosis = diagnosis_table(latest_table(runs, "diagnosis"))
     first = verdict(summary, config)
     claim = next(iter(latest_table(runs, CLAIM)), None)
@@ -146,6 +156,7 @@ def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Conte
         first = replace(arms_verdict(arms) or UNTESTED, warnings=first.warnings)
     return Content(
         title=title,
+        file=file,
         board=draw(layout, _material(runs, found, arms, summary, histories, judged)),
         verdict=first,
         runs=runs,
@@ -153,12 +164,17 @@ def page_content(runs: Sequence[RunRecord], title: str, layout: Layout) -> Conte
         results=result_rows(summary, history),
         sweep=found is not None,
         arms=arms,
-        arm_names=labels,
+        arm_names=[row.arm for row in arms.arms],
+        beside={
+            name: all_pairs
+            for name, all_pairs in (("pairs", tests), ("labeler_pairs", labeler_pairs))
+            if len(shown_pairs(all_pairs)) < len(all_pairs)
+        },
         claim=claim,
         diagnosis=diagnosis,
         data=data_section(summary),
         labeler=labeler_section(shown, summary),
-        labelers=labelers_table(*labelers_of(runs)),
+        labelers=labelers_table(labelers, labeler_pairs),
         reward_model=reward_model_section(shown, summary),
         by_length=_by_length(shown),
         judges=judge_grids([latest_table(shown, name) for name in ("judges", "judge_agreement")]),
@@ -283,14 +299,20 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
 def _config(
     runs: Sequence[RunRecord], groups: Mapping[str, Sequence[RunRecord]], single: bool
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Column heads and rows: the whole configuration of one path, or the keys that differ between arms."""
+    """Column heads and rows: the whole configuration of one path, or the keys that differ between arms.
+
+    Many arms are rows, and their keys columns.
+    """
     chosen = {"value": runs[-1]} if single else {label: group[0] for label, group in groups.items()}
     flat = [_flatten(run.config) for run in chosen.values()]
     keys = sorted({key for one in flat for key in one if not key.startswith(("paths", "hydra", "dashboard"))})
     rows = [(key, [one.get(key, text.MISSING) for one in flat]) for key in keys]
     if not single:
         rows = [(key, values) for key, values in rows if len(set(values)) > 1]
-    return list(chosen), rows
+    if len(chosen) <= _CONFIG_COLUMNS or not rows:
+        return ["Key", *chosen], rows
+    columns = zip(*(values for _, values in rows), strict=True)
+    return ["Arm", *(key for key, _ in rows)], list(zip(chosen, map(list, columns), strict=True))
 
 
 def _versions(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:

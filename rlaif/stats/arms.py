@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from string import ascii_lowercase
 
 import numpy as np
@@ -20,7 +19,8 @@ from rlaif.stats.means import (
     pooled_scatter,
     proportion_interval,
 )
-from rlaif.stats.significance import holm, mcnemar_test, sign_test
+from rlaif.stats.pairs import Arms, Many, counted_sign_test
+from rlaif.stats.significance import holm, mcnemar_test
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,22 @@ def paired_tests(
     values = _checked(arms, clusters)
     order = sorted(values, key=lambda name: -values[name].mean())
     scatter, codes = pooled_scatter(list(values.values())), cluster_codes(clusters)[0]
-    tests = []
-    for first, second in combinations(order, 2):
-        x, y = values[first], values[second]
-        difference, p = paired_test(x, y, codes, scatter, outcomes=outcomes)
-        gap = x.mean(axis=0) - y.mean(axis=0)
-        ahead, behind = int((gap > 0).sum()), int((gap < 0).sum())
-        counts = len(clusters), ahead, behind
-        tests.append(PairedTest(first, second, *counts, difference, sign_test(ahead, behind), p, p))
-    adjusted = holm({str(index): test.p_value for index, test in enumerate(tests)})
-    return [replace(test, p_holm=p) for test, p in zip(tests, adjusted.values(), strict=True)]
+    tables = Arms.of([values[name] for name in order], codes, outcomes)
+    found = [(place, tables.against(place, scatter)) for place in range(len(order) - 1)]
+    pairs = [(place, place + 1 + other) for place, many in found for other in range(len(many.p))]
+    adjusted = holm(dict(enumerate(p for _, many in found for p in many.p.tolist())))
+    rows = (row for _, many in found for row in _rows(many, len(clusters)))
+    return [
+        PairedTest(order[first], order[second], *row, adjusted[index])
+        for index, ((first, second), row) in enumerate(zip(pairs, rows, strict=True))
+    ]
+
+
+def _rows(many: Many, n: int) -> Iterator[tuple[int, int, int, Interval, float, float]]:
+    """The columns of `PairedTest` between the names and Holm's p, of each other arm."""
+    columns = (many.mean, many.low, many.high, many.p, many.ahead, many.behind)
+    for mean, low, high, p, ahead, behind in zip(*(column.tolist() for column in columns), strict=True):
+        yield n, ahead, behind, Interval(mean, low, high, n), counted_sign_test(ahead, behind), p
 
 
 def tied_groups(names: Sequence[str], different: Sequence[tuple[str, str]]) -> dict[str, str]:

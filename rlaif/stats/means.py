@@ -131,7 +131,7 @@ def _cells(table: FloatArray, clusters: Clusters) -> float:
 
 
 # Seeds whose means agree more closely than their cells allow do so by chance, or because counts are whole numbers.
-_LEAST_SCATTER = 0.05
+LEAST_SCATTER = 0.05
 
 
 def mean_error(
@@ -149,7 +149,7 @@ def mean_error(
     cells = _cells(table, clusters) / seeds
     if scatter is None:
         scatter = Part(float(table.mean(axis=1).var(ddof=1)) / seeds, float(seeds - 1))
-    least = Part(max(scatter.variance, _LEAST_SCATTER * cells), scatter.freedom)
+    least = Part(max(scatter.variance, LEAST_SCATTER * cells), scatter.freedom)
     return MeanError((Part(max(0.0, items.variance - cells), items.freedom), least)), mean
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,13 +51,18 @@ def mcnemar_test(
     return sign_test(int((x & ~y).sum()), int((~x & y).sum()))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+Name = TypeVar("Name", bound=Hashable)
+
+
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """Holm-adjusted p-values by name; a NaN stays NaN and does not count as a member of the family.
 
     The k-th smallest of m is multiplied by m - k + 1, and none falls below that of a smaller p (Holm 1979).
     """
     adjusted = dict.fromkeys(p_values, math.nan)
-    family = sorted((p, name) for name, p in p_values.items() if not math.isnan(p))
+    family = sorted(
+        ((p, name) for name, p in p_values.items() if not math.isnan(p)), key=lambda pair: pair[0]
+    )
     reached = 0.0
     for rank, (p, name) in enumerate(family):
         reached = max(reached, min(1.0, p * (len(family) - rank)))

@@ -21,6 +21,7 @@ from rlaif.tracking.text import is_percent, lower_is_better
 Rows = list[dict[str, Any]]
 Summaries = Sequence[Mapping[str, Scalar]]
 Items = Sequence[Sequence[Row]]
+LETTERED = 52  # arms of which groups can still be read; finding them takes time that grows with the pairs' square
 _RANGE = re.compile(r"\[(-?\d+), (\d+)\]")
 _LOST = ("_ci_low", "_ci_high", "p_value")  # endings of metrics that have no mean over seeds
 
@@ -130,14 +131,16 @@ def compare_items(items: Mapping[str, Items], metrics: Sequence[str]) -> Rows:
 def standing(tests: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """For each tested arm, whether it is `best`, its `p_holm` against the best, and its `group`.
 
-    Arms that share a letter in their groups do not differ at 5% after Holm's correction.
+    Arms that share a letter in their groups do not differ at 5% after Holm's correction; beyond `LETTERED` arms
+    there are no letters.
     """
     if not tests:
         return {}
     best = str(tests[0]["first"])
     against = {str(test["second"]): test["p_holm"] for test in tests if test["first"] == best}
     different = [(str(t["first"]), str(t["second"])) for t in tests if t["p_holm"] < ALPHA]
-    groups = tied_groups([best, *against], different)
+    arms = [best, *against]
+    groups = tied_groups(arms, different) if len(arms) <= LETTERED else dict.fromkeys(arms, "")
     return {
         arm: {"best": arm == best, "p_holm": against.get(arm), "group": group}
         for arm, group in groups.items()

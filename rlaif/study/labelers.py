@@ -28,6 +28,7 @@ from rlaif.tracking.text import (
 
 WORST, HALF = "label/alignment_worst", "label/alignment_half"
 _TERMINAL_COLUMNS = 4
+MOST_PAIRS = 600  # rows of tests on a page: all pairs of 35 arms
 Rows = list[dict[str, Any]]
 
 
@@ -61,12 +62,16 @@ class PairRow:
 
 @dataclass(frozen=True)
 class LabelersTable:
-    """Labelers, best first, with a column per metric that at least one of them has, and all pairs."""
+    """Labelers, best first, with a column per metric that at least one of them has, and pairs.
+
+    `tested`: how many pairs were tested, of which `pairs` has those that are shown.
+    """
 
     metrics: tuple[str, ...]
     labelers: tuple[LabelerRow, ...]
     pairs: tuple[PairRow, ...]
     caption: str
+    tested: int
 
 
 def compare_labelers(
@@ -161,11 +166,11 @@ def labelers_table(ranking: Sequence[Row], pairs: Sequence[Row]) -> LabelersTabl
     caption = (
         f"On the same {count:.0f} gold pairs{over}, those that a labeler could not read counted as wrong (in the "
         f"next column as half right); {verdict}. p: exact McNemar, or Student's t over whole prompts if prompts "
-        f"repeat, a labeler was undecided or seeds differ; Holm over {family} pair{'s' if family > 1 else ''} of "
+        f"repeat, a labeler was undecided or seeds differ; Holm over {family:,} pair{'s' if family > 1 else ''} of "
         "labelers, 5% level."
     )
     rows = tuple(_labeler_row(row, metrics) for row in ranking)
-    return LabelersTable(metrics, rows, tuple(map(pair_row, pairs)), caption)
+    return LabelersTable(metrics, rows, tuple(map(pair_row, shown_pairs(pairs))), caption, len(pairs))
 
 
 def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
@@ -179,6 +184,11 @@ def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
         bool(row.get("best")),
         bool(row.get("tied")),
     )
+
+
+def shown_pairs(tests: Sequence[Row]) -> Sequence[Row]:
+    """The rows of paired tests that a page lists: all of them, or of very many the best arm's, which stand first."""
+    return tests if len(tests) <= MOST_PAIRS else [test for test in tests if test["first"] == tests[0]["first"]]
 
 
 def pair_row(row: Row) -> PairRow:

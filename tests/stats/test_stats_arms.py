@@ -1,5 +1,6 @@
 """Which arms differ, on data with a known answer."""
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -13,8 +14,10 @@ from statsmodels.stats.multitest import multipletests
 
 from rlaif.stats import (
     arm_interval,
+    holm,
     mean_interval,
     paired_difference,
+    paired_test,
     paired_tests,
     proportion_interval,
     tied_groups,
@@ -169,3 +172,41 @@ def test_letters_say_what_differs_and_no_more(data) -> None:
     ]
     assert not any(x < y for x in groups for y in groups), "no group contains another"
     assert "a" in letters[names[0]]
+
+
+@pytest.mark.parametrize("kind", ["wins", "ties", "scores", "mixed", "alike"])
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("per_prompt", [1, 3])
+@pytest.mark.parametrize("outcomes", [None, False, True])
+def test_many_pairs_at_once_are_the_pairs_one_at_a_time(kind, seeds, per_prompt, outcomes):
+    """All columns of the table against `paired_test` and a count by hand; clusters of unequal size too."""
+    rng = np.random.default_rng(7)
+    n, arms = 31, {}
+    for place in range(5):
+        table = rng.random((seeds, n)) + 0.1 * place
+        wins = (table > 0.6).astype(float)
+        ties = np.where(rng.random((seeds, n)) < 0.2, 0.5, wins)
+        scores = np.clip(table, 0, 1)
+        own = {"wins": wins, "ties": ties, "scores": scores, "alike": np.ones((seeds, n))}
+        arms[f"arm {place}"] = own.get(kind, (wins, ties, scores)[place % 3])
+    prompts = [f"p{i // per_prompt}" for i in range(n)]
+    tests = paired_tests(arms, prompts, outcomes=outcomes)
+    assert len(tests) == 10
+    order = sorted(arms, key=lambda name: -arms[name].mean())
+    scatter = pooled_scatter(list(arms.values()))
+    expected = [(x, y) for place, x in enumerate(order) for y in order[place + 1 :]]
+    adjusted = holm({str(index): test.p_value for index, test in enumerate(tests)})
+    for index, (test, (x, y)) in enumerate(zip(tests, expected, strict=True)):
+        assert (test.first, test.second, test.n) == (x, y, n)
+        found, p = paired_test(arms[x], arms[y], prompts, scatter, outcomes=outcomes)
+        assert test.p_value == pytest.approx(p, rel=1e-8) and test.p_holm == adjusted[str(index)]
+        ends = [(one.estimate, one.low, one.high) for one in (test.difference, found)]
+        assert ends[0] == pytest.approx(ends[1], rel=1e-9, abs=1e-12)
+        gaps = [sum(a) - sum(b) for a, b in zip(arms[x].T, arms[y].T, strict=True)]
+        assert test.ahead == sum(gap > 1e-12 for gap in gaps)
+        assert test.behind == sum(gap < -1e-12 for gap in gaps)
+
+
+def test_one_cluster_has_no_bounds_in_the_table_of_pairs():
+    (test,) = paired_tests({"a": [1.0, 0.0, 1.0], "b": [0.0, 0.0, 1.0]}, ["p", "p", "p"])
+    assert math.isnan(test.difference.low) and test.p_value == 1.0 and (test.ahead, test.behind) == (1, 0)

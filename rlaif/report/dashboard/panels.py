@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from markupsafe import Markup
 
@@ -18,6 +19,7 @@ from rlaif.tracking.runs import Row, Scalar, interval, number, series
 from rlaif.tracking.text import metric_label, metric_range, metric_value
 
 Summary = Mapping[str, Scalar]
+_MOST_LINES, _MOST_CURVES = 60, 40  # arms of a forest plot, and of curves; tables and points have all
 _OF_ARMS = ("arms", "table", "parallel", "scatter")
 _FRONTIER = (
     "To the right: harmless questions that get an answer, by how answers open. Upwards: answers to the task's "
@@ -31,6 +33,10 @@ _PROXY = (
     "policies."
 )
 _BAND = "Lines are means over an arm's seeds, bands go from the lowest seed to the highest."
+_THINNED = (
+    f"Of more than {curves.MOST_POINTS} points of a curve, the lowest and the highest of each of "
+    f"{curves.MOST_POINTS // 2} stretches are drawn."
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,14 @@ class Material:
     points: Sequence[Row]
     table: ArmsTable
     table_of: Callable[[Sequence[str]], ArmsTable]
+
+    @property
+    def few(self) -> tuple[Mapping[str, Sequence[Row]], str]:
+        """The histories of as many arms as curves can show, the first ones, and a sentence if these are not all."""
+        if len(self.histories) <= _MOST_CURVES:
+            return self.histories, ""
+        shown = dict(islice(self.histories.items(), _MOST_CURVES))
+        return shown, f"The first {_MOST_CURVES} of {len(self.histories)} arms."
 
     @property
     def order(self) -> Sequence[str]:
@@ -186,10 +200,11 @@ def _forest(panel: Panel, material: Material) -> Shown:
         return Shown(panel, measured, Markup(_rates(panel, material.summary)), panel.note)
     table = material.table
     marks = {row.arm: "best" if row.best else "tied" if row.tied else "" for row in table.arms}
+    listed = material.arms[:_MOST_LINES]
     columns = {
         name: [
             row
-            for one in material.arms
+            for one in listed
             if (
                 row := _estimate(
                     str(one["arm"]), one, name, marks.get(one["arm"], "") if name == table.main else ""
@@ -200,7 +215,8 @@ def _forest(panel: Panel, material: Material) -> Shown:
     }
     svg = arm_plots.forest_grid(columns, title=panel.title or "Estimates by arm")
     tested = " Filled point: best arm; ring: not told apart from it." if table.main in measured else ""
-    bars = f"Bars are 95% intervals{_over(material)}.{tested}"
+    some = f" The first {len(listed)} of {len(material.arms)} arms; the table has all."
+    bars = f"Bars are 95% intervals{_over(material)}.{tested}{some if len(listed) < len(material.arms) else ''}"
     return Shown(panel, measured, Markup(svg), _told(panel, bars))
 
 
@@ -225,10 +241,13 @@ def _parallel(panel: Panel, material: Material) -> Shown:
     measured = _in_summary(panel.metrics, material.summaries)
     svg = ""
     if len(material.arms) > 1 and len(measured) > 1:
-        rows = {str(row["arm"]): [number(row, name) for name in measured] for row in material.arms}
+        listed = material.arms[:_MOST_CURVES]
+        rows = {str(row["arm"]): [number(row, name) for name in measured] for row in listed}
         title = panel.title or "Arms across metrics"
         svg = arm_plots.parallel_plot(rows, measured, title=title, arms=material.order)
     scales = "A line per arm; each axis goes from its lowest value to its highest, whatever their distance."
+    if len(material.arms) > _MOST_CURVES:
+        scales += f" The first {_MOST_CURVES} of {len(material.arms)} arms."
     return Shown(panel, measured, Markup(svg), _told(panel, scales))
 
 
@@ -259,8 +278,9 @@ def _frontier(panel: Panel, material: Material) -> Shown:
 
 def _proxy(panel: Panel, material: Material) -> Shown:
     assert panel.x is not None and panel.judge is not None and panel.judge_x is not None
+    histories, some = material.few
     svg = curves.proxy_vs_judge(
-        material.histories,
+        histories,
         _judged(panel, material),
         title="Proxy reward and judge over the square root of KL",
         x=panel.x,
@@ -273,7 +293,8 @@ def _proxy(panel: Panel, material: Material) -> Shown:
         *_in_summary((panel.judge, panel.judge_x), (one for own in material.judged.values() for one in own)),
     }
     seeds = "Seeds have a curve each."
-    text = f"{_PROXY} {seeds}" if material.table.repeated else _PROXY
+    more = f" Curves: {some[0].lower()}{some[1:]}" if some else ""
+    text = (f"{_PROXY} {seeds}" if material.table.repeated else _PROXY) + more
     found = tuple(name for name in panel.names if name in measured)
     return Shown(panel, found, Markup(svg), _told(panel, text))
 
@@ -295,17 +316,20 @@ def _judged(panel: Panel, material: Material) -> list[curves.JudgedPoint]:
 
 def _curves(panel: Panel, material: Material) -> Shown:
     """Learning curves of metrics with more than one value, or metrics over another one."""
-    histories, arms = material.histories, material.order
+    histories, some = material.few
+    arms = material.order
     if panel.x is not None:
         title = panel.title or metric_label(panel.x)
         svg = curves.over_metric(histories, panel.x, panel.metrics, title=title, arms=arms)
-        return Shown(panel, _in_history(panel.names, histories), Markup(svg), panel.note)
+        told = _told(panel, some) if some else panel.note
+        return Shown(panel, _in_history(panel.names, histories), Markup(svg), told)
     measured = _in_history(panel.metrics, histories, least=2)
     title = f"{panel.title}: learning curves" if panel.title else "Learning curves"
     svg = curves.learning_curves(histories, measured, title=title, arms=arms)
     seeds = any(len(curves.by_seed(rows)) > 1 for rows in histories.values())
-    text = _told(panel, _BAND).strip() if seeds else panel.note
-    return Shown(panel, measured, Markup(svg), text)
+    longest = max((len(rows) for own in histories.values() for rows in curves.by_seed(own)), default=0)
+    parts = (some, _BAND if seeds else "", _THINNED if longest > curves.MOST_POINTS else "")
+    return Shown(panel, measured, Markup(svg), " ".join(filter(None, (panel.note, *parts))))
 
 
 def _curve(panel: Panel, material: Material) -> Shown:
