@@ -124,7 +124,9 @@ def scatter_plot(
 def _cross(axes: Axes, point: ArmPoint, colour: str, names: tuple[str, str]) -> None:
     across, upwards = point.x_interval, point.y_interval
     if across is not None:
-        (bar,) = axes.plot([across.low, across.high], [point.y, point.y], color=colour, linewidth=1.6, alpha=0.6)
+        (bar,) = axes.plot(
+            [across.low, across.high], [point.y, point.y], color=colour, linewidth=1.6, alpha=0.6
+        )
         mark(bar, point.label)
     if upwards is not None:
         (bar,) = axes.plot(
@@ -160,7 +162,9 @@ def parallel_plot(
                 math.nan if value is None else _height(value, *ends[place]) for place, value in enumerate(row)
             ]
             (line,) = axes.plot(range(len(names)), heights, "o-", color=shade[label], markersize=5)
-            known = [_told(name, value, None) for name, value in zip(names, row, strict=True) if value is not None]
+            known = [
+                _told(name, value, None) for name, value in zip(names, row, strict=True) if value is not None
+            ]
             mark(line, label, tip=f"{label}: {', '.join(known)}")
         for place, (name, (low, high)) in enumerate(zip(names, ends, strict=True)):
             axes.axvline(place, color=EDGE, linewidth=1, zorder=0)

@@ -53,7 +53,7 @@ def by_seed(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[int]:
-    """Places of at most `most` values that show the same curve: the ends, and the lowest and highest of each stretch."""
+    """Places of at most `most` values that show the same curve: its ends, and each stretch's lowest and highest."""
     if len(values) <= most:
         return list(range(len(values)))
     edges = np.linspace(1, len(values) - 1, most // 2).astype(int)
@@ -119,10 +119,14 @@ def _draw_line(
 
 def _draw_band(axes: Axes, label: str, band: _Band, name: str, colour: str) -> None:
     kept = thinned(band.mean)
-    steps, mean, low, high = ([column[i] for i in kept] for column in (band.steps, band.mean, band.low, band.high))
+    steps, mean, low, high = (
+        [column[i] for i in kept] for column in (band.steps, band.mean, band.low, band.high)
+    )
     mark(axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0), label)
     (line,) = axes.plot(steps, mean, color=colour)
-    told = f"{metric_value(name, mean[-1])} at step {steps[-1]:g}, seeds {metric_range(name, low[-1], high[-1])}"
+    told = (
+        f"{metric_value(name, mean[-1])} at step {steps[-1]:g}, seeds {metric_range(name, low[-1], high[-1])}"
+    )
     mark(line, label, tip=f"{label}: {told}", line=label)
 
 
@@ -316,7 +320,9 @@ def over_metric(
         shade = colours(labels, arms)
         panels = figure.subplots(1, len(shown), sharex=True, squeeze=False)[0]
         for axes, name in zip(panels, shown, strict=True):
-            for label, rows in ((label, rows) for label, own in tracks[name].items() for rows in by_seed(own)):
+            for label, rows in (
+                (label, rows) for label, own in tracks[name].items() for rows in by_seed(own)
+            ):
                 for piece in rising_pieces([row["step"] for row in rows]):  # arms in one history: a line each
                     places = [math.sqrt(max(row[x], 0.0)) if root else row[x] for row in rows[piece]]
                     values = [row[name] for row in rows[piece]]
@@ -365,7 +371,11 @@ def _judged(top: Axes, bottom: Axes, point: JudgedPoint, colour: str, names: tup
     x, name = math.sqrt(point.kl), f"{point.label}: " if point.label else ""
     if point.reward is not None:
         (dot,) = top.plot([x], [point.reward], "D", color=colour, markersize=6)
-        mark(dot, point.label, tip=f"{name}{metric_label(proxy)} {metric_value(proxy, point.reward)}, √KL {x:.3g}")
+        mark(
+            dot,
+            point.label,
+            tip=f"{name}{metric_label(proxy)} {metric_value(proxy, point.reward)}, √KL {x:.3g}",
+        )
     if point.win_rate is not None:
         shown = ""
         if point.low is not None and point.high is not None:

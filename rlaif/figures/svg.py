@@ -52,6 +52,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
+    "path.simplify": False,  # a page tells the values of a curve's vertices
 }
 
 

@@ -92,7 +92,7 @@ class ArmsTable:
     """What `stage=compare` shows: `metrics` are the columns that at least one arm has.
 
     `main` is the metric that `tests` are on or, without any, the one that ranks the arms, if any does; `caption` says
-    how they were made. `swept`: the arms are those of a sweep. `pairs`: how many were tested, of which `tests` has those
+    how they were made. `swept`: the arms are those of a sweep. `pairs`: how many were tested; `tests` has those
     that are shown. The table is false if it has neither arms nor verdicts.
     """
 

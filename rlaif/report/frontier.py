@@ -11,9 +11,7 @@ BASELINE = "SFT"
 _RATES = ("eval/refusal_rate", "eval/harmless_rate")
 
 
-def frontier_figure(
-    arms: Sequence[Row], summary: Mapping[str, Scalar], order: Sequence[str] = ()
-) -> str:
+def frontier_figure(arms: Sequence[Row], summary: Mapping[str, Scalar], order: Sequence[str] = ()) -> str:
     """A point per arm that has both rates, and one for the policy that RL started from; empty without any.
 
     Without arms, `summary` of a single path is the policy. Arms that start from different policies, or whose prompts

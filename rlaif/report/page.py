@@ -20,8 +20,8 @@ from rlaif.report.comparison import ArmsTable, arms_verdict, recorded_arms, swee
 from rlaif.report.dashboard.layout import Layout, builtin_layout
 from rlaif.report.dashboard.panels import Board, Material, draw
 from rlaif.report.data import DataSection, data_section
-from rlaif.report.markdown import csv_text
 from rlaif.report.lineage import NODE_HEIGHT, NODE_WIDTH, Graph, lineage_graph
+from rlaif.report.markdown import csv_text
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.verdict import verdict
 from rlaif.report.web.assets import policy, script

@@ -19,7 +19,7 @@ from rlaif.stats.means import (
     pooled_scatter,
     proportion_interval,
 )
-from rlaif.stats.pairs import Arms, Many, counted_sign_test
+from rlaif.stats.pairs import Arms, Many, sign_tests
 from rlaif.stats.significance import holm, mcnemar_test
 
 
@@ -104,9 +104,10 @@ def paired_tests(
 
 def _rows(many: Many, n: int) -> Iterator[tuple[int, int, int, Interval, float, float]]:
     """The columns of `PairedTest` between the names and Holm's p, of each other arm."""
-    columns = (many.mean, many.low, many.high, many.p, many.ahead, many.behind)
-    for mean, low, high, p, ahead, behind in zip(*(column.tolist() for column in columns), strict=True):
-        yield n, ahead, behind, Interval(mean, low, high, n), counted_sign_test(ahead, behind), p
+    exact = sign_tests(many.ahead, many.behind)
+    columns = (many.mean, many.low, many.high, many.p, many.ahead, many.behind, exact)
+    for mean, low, high, p, ahead, behind, sign in zip(*(column.tolist() for column in columns), strict=True):
+        yield n, ahead, behind, Interval(mean, low, high, n), sign, p
 
 
 def tied_groups(names: Sequence[str], different: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtr, stdtrit
+from scipy.special import bdtr, stdtr, stdtrit
 
 from rlaif.stats.intervals import FloatArray
 from rlaif.stats.means import DIFFERENCE, LEAST_SCATTER, Part, are_outcomes
-from rlaif.stats.significance import sign_test
 
 _LOWEST_P, _HALVINGS = 1e-15, 44
-counted_sign_test = lru_cache(maxsize=None)(sign_test)
-"""The same few counts come again and again."""
+
+
+def sign_tests(wins: npt.NDArray[np.int64], losses: npt.NDArray[np.int64]) -> FloatArray:
+    """`sign_test` of many: with equal chances both tails are alike, so p is twice the smaller one, and at most 1."""
+    total = wins + losses
+    return np.where(total == 0, 1.0, np.minimum(1.0, 2 * bdtr(np.minimum(wins, losses), total, 0.5)))
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ class Arms:
         p[~moved.any(axis=1)] = 1.0
         if len(self.values[first]) == 1 and clusters == len(self.codes):
             exact = self.binary[first] & self.binary[first + 1 :]
-            counts = zip(ahead[exact].tolist(), behind[exact].tolist(), strict=True)
-            p[exact] = [counted_sign_test(*pair) for pair in counts]
+            p[exact] = sign_tests(ahead[exact], behind[exact])
         low, high = mean - half, mean + half
-        low, high = np.where(outcomes, np.maximum(low, -1), low), np.where(outcomes, np.minimum(high, 1), high)
+        low, high = (
+            np.where(outcomes, np.maximum(low, -1), low),
+            np.where(outcomes, np.minimum(high, 1), high),
+        )
         return Many(mean, low, high, p, ahead, behind)
 
     def _parts(
@@ -140,9 +144,7 @@ def _cells(difference: FloatArray, codes: npt.NDArray[np.int64]) -> FloatArray:
     clusters = int(codes.max()) + 1
     own = difference - difference.mean(axis=2, keepdims=True) - difference.mean(axis=1, keepdims=True)
     own = own + difference.mean(axis=(1, 2), keepdims=True)
-    squares = sum(
-        (_by_cluster(own[:, seed], codes, clusters) ** 2).sum(axis=1) for seed in range(seeds)
-    )
+    squares = sum((_by_cluster(own[:, seed], codes, clusters) ** 2).sum(axis=1) for seed in range(seeds))
     return np.asarray(squares / ((seeds - 1) * (clusters - 1)) * clusters / n**2)
 
 

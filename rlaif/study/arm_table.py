@@ -21,7 +21,9 @@ from rlaif.tracking.text import is_percent, lower_is_better
 Rows = list[dict[str, Any]]
 Summaries = Sequence[Mapping[str, Scalar]]
 Items = Sequence[Sequence[Row]]
-LETTERED = 52  # arms of which groups can still be read; finding them takes time that grows with the pairs' square
+LETTERED = (
+    52  # arms of which groups can still be read; finding them takes time that grows with the pairs' square
+)
 _RANGE = re.compile(r"\[(-?\d+), (\d+)\]")
 _LOST = ("_ci_low", "_ci_high", "p_value")  # endings of metrics that have no mean over seeds
 

@@ -332,9 +332,14 @@ def _judge_notes(ctx: Context, x: Graph, y: Graph) -> dict[str, Any]:
 
 
 def _histories(graphs: Mapping[str, Sequence[Graph]]) -> list[dict[str, Any]]:
-    """RL's iterations of each arm, even if another job built it; of several seeds, those of the first."""
-    policies = {name: group[0].built["rl"] for name, group in graphs.items() if "rl" in group[0].built}
-    return [{"arm": name, **row} for name, policy in policies.items() for row in read_history(policy)]
+    """RL's iterations of each arm and `seed` (its place), even if another job built it."""
+    return [
+        {"arm": name, "seed": place, **row}
+        for name, group in graphs.items()
+        for place, graph in enumerate(group)
+        if "rl" in graph.built
+        for row in read_history(graph.built["rl"])
+    ]
 
 
 def _reading(

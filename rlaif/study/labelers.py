@@ -188,7 +188,9 @@ def _labeler_row(row: Row, metrics: Sequence[str]) -> LabelerRow:
 
 def shown_pairs(tests: Sequence[Row]) -> Sequence[Row]:
     """The rows of paired tests that a page lists: all of them, or of very many the best arm's, which stand first."""
-    return tests if len(tests) <= MOST_PAIRS else [test for test in tests if test["first"] == tests[0]["first"]]
+    return (
+        tests if len(tests) <= MOST_PAIRS else [test for test in tests if test["first"] == tests[0]["first"]]
+    )
 
 
 def pair_row(row: Row) -> PairRow:

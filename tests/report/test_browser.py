@@ -19,7 +19,15 @@ from rlaif.report.page import render_report
 from rlaif.tracking.runs import find_runs
 
 # Sorted by text, 9.9% would stand above 67.0%; a pipe, a quote and a formula ask for escapes.
-ARMS = {"cot": 0.67, "a|b": 0.099, "=x": 0.45, 'say "x", y': 0.41, "base": None, "detailed": 0.64, "last": 0.33}
+ARMS = {
+    "cot": 0.67,
+    "a|b": 0.099,
+    "=x": 0.45,
+    'say "x", y': 0.41,
+    "base": None,
+    "detailed": 0.64,
+    "last": 0.33,
+}
 READING = {
     "rule": "Most changed",
     "why": "many words",
@@ -71,7 +79,9 @@ def pages(tmp_path_factory):
         name: render_report(find_runs(root / name), root / f"{name}.html", title=f"{ATTACK} {'long' * 40}")
         for name in ("sweep", "path")
     }
-    words = dict.fromkeys(("title", "hypothesis", "paper", "measured", "sentence", "size", "models"), "x" * 90)
+    words = dict.fromkeys(
+        ("title", "hypothesis", "paper", "measured", "sentence", "size", "models"), "x" * 90
+    )
     rest = dict.fromkeys(("interval", "smallest", "reach", "data", "p", "p_holm", "date", "digest"), "1")
     effects = ("+9.0 points", "+10.0 points", "\u22123.0 points")
     entries = [
@@ -168,7 +178,8 @@ def test_numbers_sort_as_numbers_and_what_is_missing_stands_last(browser, pages)
 )
 def test_a_cell_is_worth_the_number_it_begins_with(browser, pages, text, value):
     """By a table of the value and of a 0 in both directions: what is missing is last in both."""
-    rows = f"<tr><td class=n>{text.replace('<', '&lt;')}</td></tr><tr><td class=n>{0 if value is None else value * 0.9999}</td></tr>"
+    other = 0 if value is None else value * 0.9999
+    rows = f"<tr><td class=n>{text.replace('<', '&lt;')}</td></tr><tr><td class=n>{other}</td></tr>"
     html = f"<main><header></header><table><thead><tr><th class=n>x</th></tr></thead><tbody>{rows}"
     script = re.search(r"<script>(.*)</script>", pages["path"].read_text(), re.S)[1]
     page = browser.new_page()
@@ -245,7 +256,9 @@ def marked(page, name):
 def test_an_arm_is_switched_off_everywhere_at_once(browser, pages):
     with opened(browser, pages["sweep"]) as page:
         page.evaluate("document.querySelectorAll('details').forEach((part) => (part.open = true))")
-        figures = page.locator("figure svg").filter(has=page.locator(f'[data-arm="{arm_key("labeler=cot")}"]'))
+        figures = page.locator("figure svg").filter(
+            has=page.locator(f'[data-arm="{arm_key("labeler=cot")}"]')
+        )
         assert figures.count() >= 3, "estimates, proxy against judge, learning curves"
         other, own = marked(page, "labeler=detailed"), marked(page, "labeler=cot")
         count = own.count()
@@ -255,7 +268,12 @@ def test_an_arm_is_switched_off_everywhere_at_once(browser, pages):
         chip.focus()
         page.keyboard.press("Space")
         assert chip.get_attribute("aria-pressed") == "false"
-        assert own.evaluate_all("(nodes) => nodes.filter((one) => getComputedStyle(one).display !== 'none').length") == 0
+        assert (
+            own.evaluate_all(
+                "(nodes) => nodes.filter((one) => getComputedStyle(one).display !== 'none').length"
+            )
+            == 0
+        )
         assert page.locator("figure svg text:text-is('labeler=cot'):visible").count() == 0
         assert arms_table(page).locator("tbody tr:visible").count() == len(ARMS) - 1
         assert other.first.is_visible() and "6 of 7" in page.locator(".arms summary").inner_text()
@@ -268,7 +286,9 @@ def test_an_arm_is_switched_off_everywhere_at_once(browser, pages):
 def test_values_show_under_the_pointer(browser, pages):
     with opened(browser, pages["sweep"]) as page:
         tip = page.locator(".tip")
-        assert page.locator("figure svg title").count() == 0, "the browser's own hints would lie over the page's"
+        assert page.locator("figure svg title").count() == 0, (
+            "the browser's own hints would lie over the page's"
+        )
         dot = page.locator("figure svg [data-tip^='labeler=cot: win rate 67.1% (']").last
         dot.hover()
         assert tip.inner_text().startswith("labeler=cot: win rate 67.1% (")

@@ -66,7 +66,9 @@ def test_one_self_contained_file(full_page):
     own = re.search(r"<script>(.*)</script>", text, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
     allowed = html.unescape(re.search(r'Content-Security-Policy" content="([^"]+)"', text)[1]).split("; ")
-    assert {"default-src 'none'", f"script-src 'sha256-{digest}'"} < set(allowed), "no request, no other script"
+    assert {"default-src 'none'", f"script-src 'sha256-{digest}'"} < set(allowed), (
+        "no request, no other script"
+    )
     assert all(reference.startswith("#") for reference in page.references)
     assert not re.search(r"@import|url\((?!#)", text)
     assert page.tags.count("svg") == 8  # forest, proxy, construction, reliability, three stages, lineage

@@ -13,6 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from rlaif.stats import (
+    Interval,
     arm_interval,
     holm,
     mean_interval,
@@ -20,9 +21,16 @@ from rlaif.stats import (
     paired_test,
     paired_tests,
     proportion_interval,
+    sign_test,
     tied_groups,
 )
 from rlaif.stats.means import pooled_scatter
+from rlaif.stats.pairs import sign_tests
+
+
+def same_interval(one: Interval, other: Interval) -> bool:
+    ends = [(found.estimate, found.low, found.high) for found in (one, other)]
+    return ends[0] == pytest.approx(ends[1], rel=1e-9, abs=1e-12) and one.n == other.n
 
 
 def test_holm_is_over_all_pairs() -> None:
@@ -49,7 +57,8 @@ def test_continuous_scores_are_paired() -> None:
     other = "b" if best == "a" else "a"
     assert tests[best, other].p_holm > 0.05 > tests[best, "c"].p_holm
     interval, p = paired_difference(arms[best], arms["c"], clusters)
-    assert tests[best, "c"].difference == interval and tests[best, "c"].p_value == p
+    assert same_interval(tests[best, "c"].difference, interval)
+    assert tests[best, "c"].p_value == pytest.approx(p, rel=1e-9)
     # the arms' own intervals overlap: pairing, not overlap, tells c apart
     assert arm_interval(arms["c"], clusters).high > arm_interval(arms["a"], clusters).low
 
@@ -72,7 +81,8 @@ def test_arms_over_seeds() -> None:
     (test,) = paired_tests({"poor": poor, "best": best}, range(120))
     interval, p = paired_difference(best, poor, range(120))
     assert (test.first, test.second, test.n) == ("best", "poor", 120)
-    assert test.difference == interval and test.p_value == test.p_holm == p < 0.05
+    assert same_interval(test.difference, interval) and test.p_value == test.p_holm < 0.05
+    assert test.p_value == pytest.approx(p, rel=1e-9)
     gap = best.mean(0) - poor.mean(0)
     assert (test.ahead, test.behind) == ((gap > 0).sum(), (gap < 0).sum())
     assert arm_interval(best, range(120)) == proportion_interval(best, range(120))
@@ -200,13 +210,19 @@ def test_many_pairs_at_once_are_the_pairs_one_at_a_time(kind, seeds, per_prompt,
         assert (test.first, test.second, test.n) == (x, y, n)
         found, p = paired_test(arms[x], arms[y], prompts, scatter, outcomes=outcomes)
         assert test.p_value == pytest.approx(p, rel=1e-8) and test.p_holm == adjusted[str(index)]
-        ends = [(one.estimate, one.low, one.high) for one in (test.difference, found)]
-        assert ends[0] == pytest.approx(ends[1], rel=1e-9, abs=1e-12)
+        assert same_interval(test.difference, found)
         gaps = [sum(a) - sum(b) for a, b in zip(arms[x].T, arms[y].T, strict=True)]
         assert test.ahead == sum(gap > 1e-12 for gap in gaps)
         assert test.behind == sum(gap < -1e-12 for gap in gaps)
+        assert test.mcnemar == pytest.approx(sign_test(test.ahead, test.behind), rel=1e-9)
 
 
 def test_one_cluster_has_no_bounds_in_the_table_of_pairs():
     (test,) = paired_tests({"a": [1.0, 0.0, 1.0], "b": [0.0, 0.0, 1.0]}, ["p", "p", "p"])
     assert math.isnan(test.difference.low) and test.p_value == 1.0 and (test.ahead, test.behind) == (1, 0)
+
+
+def test_many_sign_tests_are_the_tests_one_at_a_time():
+    wins, losses = (column.ravel() for column in np.meshgrid(np.arange(40), np.arange(0, 120, 3)))
+    expected = [sign_test(int(k), int(m)) for k, m in zip(wins, losses, strict=True)]
+    assert sign_tests(wins, losses) == pytest.approx(expected, rel=1e-9)

@@ -216,7 +216,9 @@ def _forest(panel: Panel, material: Material) -> Shown:
     svg = arm_plots.forest_grid(columns, title=panel.title or "Estimates by arm")
     tested = " Filled point: best arm; ring: not told apart from it." if table.main in measured else ""
     some = f" The first {len(listed)} of {len(material.arms)} arms; the table has all."
-    bars = f"Bars are 95% intervals{_over(material)}.{tested}{some if len(listed) < len(material.arms) else ''}"
+    bars = (
+        f"Bars are 95% intervals{_over(material)}.{tested}{some if len(listed) < len(material.arms) else ''}"
+    )
     return Shown(panel, measured, Markup(svg), _told(panel, bars))
 
 
