@@ -45,11 +45,14 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Rows as CSV with the columns of the first one."""
+    """Rows as CSV with the columns of the first one; numbers have six digits."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(rows[0]), extrasaction="ignore", restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+        for row in rows
+    )
     return stream.getvalue()
 
 
