@@ -137,8 +137,8 @@ def render_report(
     return output
 
 
-def page_content(runs: Sequence[RunRecord], title: str, layout: Layout, file: str) -> Content:
-    """What a page, or a W&B report, says of `runs`. `file`: the page's name without its ending."""
+def page_content(runs: Sequence[RunRecord], title: str, layout: Layout, file: str = "report") -> Content:
+    """What a page, or a W&B report, says of `runs`; `file` is the page's name without its ending."""
     single = len({run.stage for run in runs}) == len(runs)
     found = None if single else _sweep(runs)
     shown = list(runs) if found is None else list(next(iter(found.arms.values()))[:1])
