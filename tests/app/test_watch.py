@@ -146,9 +146,9 @@ def test_an_open_page_reloads_itself_and_keeps_its_place(tmp_path, capsys):
         with watched(tmp_path, capsys) as port:
             page_with(port, "Live. 1 run: 1 finished.")
             tab.goto(f"http://127.0.0.1:{port}/")
-            fold = tab.locator("details.more:not([open])").first
-            fold.locator("> summary").click()
-            name = fold.locator("> summary").inner_text()
+            fold = tab.locator("details.more:not([open]) > summary").first
+            name = fold.inner_text()
+            fold.click()
             tab.evaluate("scrollTo(0, 1234)")
             values = json.loads(summary.read_text())
             summary.write_text(json.dumps(values | {"eval/win_rate": 0.777}))
