@@ -24,6 +24,7 @@ OF_THE_COMPARISON = (
     "repeats",
     "test",
     "curve",
+    "dashboard",
     "diagnose",
     "controls",
     "compare",

@@ -10,9 +10,8 @@ import wandb_workspaces.reports.v2 as wr
 from rlaif.io.hashing import digest
 from rlaif.report.dashboard.layout import Layout, Panel, Section
 from rlaif.tracking.text import lower_is_better, metric_label
+from rlaif.tracking.wandb_run import axis_of
 
-AXES: Mapping[str, str] = {"sft": "sft/step", "rm": "rm/step", "rl": "rl/iteration"}
-"""The metric that a stage's history is logged over; of other stages, `step`."""
 TABLES: Mapping[str, str] = {
     "samples": "tables/samples",
     "judgements": "tables/judgements",
@@ -91,7 +90,7 @@ def _proxy(panel: Panel, _: set[str]) -> Iterable[Any]:
 
 def _curves(panel: Panel, _: set[str]) -> Iterable[Any]:
     for name in panel.metrics:
-        axis = panel.x or AXES.get(name.partition("/")[0], "step")
+        axis = panel.x or axis_of(name)
         over = f" over {metric_label(panel.x)}" if panel.x else ""
         yield wr.LinePlot(title=f"{metric_label(name)}{over}", x=axis, y=[name])
 
