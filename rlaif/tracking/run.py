@@ -9,7 +9,7 @@ import logging
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import yaml
 
-from rlaif.errors import UserError
+from rlaif.errors import Pruned, UserError
 from rlaif.io import append_jsonl, write_json, write_jsonl, write_text
 from rlaif.io.lineage import LineageRow, write_lineage
 from rlaif.io.plain import json_ready
@@ -27,6 +27,9 @@ from rlaif.tracking.redact import redact, redact_assignments
 from rlaif.tracking.wandb_run import WandbOptions, as_table, open_run
 
 logger = logging.getLogger(__name__)
+
+Watch = Callable[[Mapping[str, float | None], int], None]
+"""Told of each row of a history and its step, as it is logged; may raise Pruned."""
 
 
 def run_directory(root: Path, stage: str) -> Path:
@@ -47,7 +50,7 @@ class Run:
 
     Writes `config.yaml` (secrets hidden), `summary.json`, `history.jsonl`, `lineage.json`, `tables/`,
     `alerts.jsonl` and `meta.json` into `directory`, and mirrors them to a W&B run. An exception in the `with`
-    body marks both as failed and propagates.
+    body marks both as failed (Pruned: the folder as pruned) and propagates.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Run:
         group: str | None,
         name: str,
         wandb_options: WandbOptions | None,
+        watch: Watch | None = None,
     ) -> None:
         """`config` is plain and resolved; with `wandb_options` None, W&B is not used at all."""
         self.directory = directory
@@ -69,6 +73,7 @@ class Run:
         self.wandb_run: Any | None = None
         self._config = redact(json_ready(config))
         self._options = wandb_options
+        self._watch = watch
         if wandb_options is not None and wandb_options.group is None:
             self._options = replace(wandb_options, group=group)
         self._summary: dict[str, Any] = {}
@@ -118,12 +123,16 @@ class Run:
     ) -> None:
         try:
             # Not through the W&B run's own __exit__, which would print a traceback for a user's mistake.
-            self._mirror(lambda run: run.finish(exit_code=0 if error is None else 1))
+            fine = error is None or isinstance(error, Pruned)
+            self._mirror(lambda run: run.finish(exit_code=0 if fine else 1))
         finally:
             self._finish(error)
 
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        """Append one row {"step", "time" (seconds since the start), **metrics} to the history."""
+    def log(self, metrics: dict[str, float], step: int, *, watched: bool = True) -> None:
+        """Append one row {"step", "time" (seconds since the start), **metrics} to the history.
+
+        A search's pruner is told of it if it is `watched`, and may then raise Pruned.
+        """
         reserved = {"step", "time"} & metrics.keys()
         if reserved:
             raise ValueError(f"metric name {sorted(reserved)[0]!r} is a reserved column of the history")
@@ -132,6 +141,8 @@ class Run:
         append_jsonl(self.directory / "history.jsonl", {"step": int(step), "time": seconds} | row)
         numbers = {name: float("nan") if value is None else value for name, value in row.items()}
         self._mirror(lambda run: run.log(numbers | {"step": int(step)}))
+        if self._watch is not None and watched:
+            self._watch(row, int(step))
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows to `tables/<name>.jsonl`, and to W&B unless the upload policy is metrics."""
@@ -222,9 +233,10 @@ class Run:
 
     def _finish(self, error: BaseException | None) -> None:
         self._meta["finished"] = _now()
-        self._meta["state"] = "finished" if error is None else "failed"
+        ends = "pruned" if isinstance(error, Pruned) else "failed"
+        self._meta["state"] = "finished" if error is None else ends
         if error is not None:
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, UserError | Pruned) else f"{type(error).__name__}: "
             self._meta["error"] = redact(f"{kind}{error}").removesuffix(": ")
         self._write_meta()
 
