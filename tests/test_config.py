@@ -163,9 +163,13 @@ def test_a_wandb_sweep_names_real_keys_and_no_hydra_option(composed) -> None:
     for file in files:
         values = yaml.safe_load(file.read_text())
         assert values["program"] == "train.py" and "${args_no_hyphens}" in values["command"]
-        words = [f"{key}={node['values'][0]}" for key, node in values["parameters"].items()]
-        stage = next(word for word in values["command"] if word.startswith("stage="))
-        assert _plain(composed(stage, *words))["stage"] == stage.removeprefix("stage=")
+        words = [
+            f"{key}={node['values'][0] if 'values' in node else node['min']}"
+            for key, node in values["parameters"].items()
+        ]
+        words += [word for word in values["command"] if not word.startswith("${")]
+        stage = "compare" if file.stem == "ledger" else values["command"][3].removeprefix("stage=")
+        assert _plain(composed(*words))["stage"] == stage, "values and steps: tests/search"
 
 
 def test_directories_hang_on_the_root(composed, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ from rlaif.study.claims.measure import CLAIM, unmet_row
 from rlaif.study.compare import compare_arms
 from rlaif.study.labelers import labelers_of, labelers_table, terminal_labelers
 from rlaif.study.sweeps import sweep
-from rlaif.tracking import Run, WandbOptions, check_environment, run_directory
+from rlaif.tracking import Run, WandbOptions, Watch, check_environment, run_directory
 from rlaif.tracking.glossary import groups, names
 from rlaif.tracking.runs import find_runs, load_run
 from rlaif.tracking.sweep import Entry, Ledger
@@ -75,11 +75,16 @@ def prepare_torch(options: Options) -> None:
 
 
 def run_job(
-    cfg: DictConfig, overrides: Sequence[str], group: str | None, entry: Entry | None = None
+    cfg: DictConfig,
+    overrides: Sequence[str],
+    group: str | None,
+    entry: Entry | None = None,
+    watch: Watch | None = None,
 ) -> Path | None:
     """Run one composed configuration; returns the summary's path (None for a plan). Raises UserError.
 
-    `entry`: the job's row in its sweep's ledger.
+    `entry`: the job's row in its sweep's ledger. `watch` is a search's: it is told of each row of the history, and
+    may raise Pruned.
     """
     if cfg.stage not in (*STAGES, *OTHER_STAGES):
         raise UserError(f"stage={cfg.stage} is not known: write one of {', '.join((*STAGES, *OTHER_STAGES))}")
@@ -87,10 +92,10 @@ def run_job(
     _check(options)
     prepare_torch(options)
     with written_below(options.paths.root):
-        return _run(sized(options, overrides, entry.ledger.agree if entry else None), group, entry)
+        return _run(sized(options, overrides, entry.ledger.agree if entry else None), group, entry, watch)
 
 
-def _run(job: Sized, group: str | None, entry: Entry | None) -> Path | None:
+def _run(job: Sized, group: str | None, entry: Entry | None, watch: Watch | None) -> Path | None:
     overrides = job.words
     options, compose = with_jury(job.options, overrides), arm_composer(overrides)
     if options.plan and options.stage != "clean":
@@ -114,6 +119,7 @@ def _run(job: Sized, group: str | None, entry: Entry | None) -> Path | None:
         group=tracking.group or group,
         name=tracking.name or os.environ.get("WANDB_NAME") or _job_name(options.stage, overrides),
         wandb_options=None if options.stage == "dashboard" else wandb,  # which is about runs, and none itself
+        watch=watch,
     ) as run:
         if entry:
             entry.began(run.directory, run.commit)
@@ -124,6 +130,8 @@ def _run(job: Sized, group: str | None, entry: Entry | None) -> Path | None:
                 run.summary({"demo/size": options.demo.size, "demo/why": job.why})
     if entry:
         entry.finished()
+    if watch:  # a search ends with a table of its own
+        return _finish(ctx, run, None, None)
     return _finish(ctx, run, group, entry.ledger if entry else None)
 
 

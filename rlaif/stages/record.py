@@ -37,7 +37,7 @@ OF_THE_COMPARISON = (
 class Recorder(Protocol):
     """A job's run record, or the W&B run of one arm of a comparison."""
 
-    def log(self, metrics: dict[str, float], step: int) -> None: ...
+    def replay(self, metrics: dict[str, float], step: int) -> None: ...
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None: ...
 
@@ -58,7 +58,7 @@ def record(graph: Graph, to: Recorder) -> None:
     """Record everything of `graph`; the curves of what another job trained belong here too."""
     for kind, rows in graph.histories().items():
         for row in rows if graph.built[kind].reused else ():
-            to.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+            to.replay({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
     for name, rows in graph.tables().items():
         to.table(name, rows)
     items = graph.items()

@@ -54,6 +54,10 @@ class Mirror:
         axes = {axis_of(name): step for name in metrics}
         self._send(lambda run: run.log(numbers | axes))
 
+    def replay(self, metrics: Mapping[str, float | None], step: int) -> None:
+        """`log` a row of what another job has trained."""
+        self.log(metrics, step)
+
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table as `tables/<name>`, unless the upload policy is metrics."""
         plain = [json_ready(dict(row)) for row in rows]

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import yaml
 
-from rlaif.errors import UserError
+from rlaif.errors import Pruned, UserError
 from rlaif.io import append_jsonl, digest, write_json, write_jsonl, write_text
 from rlaif.io.lineage import LineageRow, write_lineage
 from rlaif.io.plain import json_ready
@@ -32,6 +32,9 @@ from rlaif.tracking.wandb_run import NEW, RunKey, WandbOptions, open_run
 
 logger = logging.getLogger(__name__)
 NO_ARM = ("", "")
+
+Watch = Callable[[Mapping[str, float | None], int], None]
+"""Told of each row of a history and its step, as it is logged; may raise Pruned."""
 
 
 def run_directory(root: Path, stage: str) -> Path:
@@ -52,7 +55,8 @@ class Run:
 
     Writes `config.yaml` (secrets hidden), `summary.json`, `history.jsonl`, `lineage.json`, `tables/`,
     `alerts.jsonl` and `meta.json` into `directory`, and mirrors them to a W&B run. An exception in the `with`
-    body marks both as failed and propagates. If the same command was killed before, its W&B run is continued.
+    body marks both as failed (Pruned: the folder as pruned) and propagates. If the same command was killed before, its
+    W&B run is continued.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Run:
         group: str | None,
         name: str,
         wandb_options: WandbOptions | None,
+        watch: Watch | None = None,
     ) -> None:
         """`config` is plain and resolved; with `wandb_options` None, W&B is not used at all."""
         self.directory = directory
@@ -75,6 +80,7 @@ class Run:
         self._arm = NO_ARM
         self._config = redact(json_ready(config))
         self._options = wandb_options
+        self._watch = watch
         if wandb_options is not None and wandb_options.group is None:
             self._options = replace(wandb_options, group=group)
         self._summary: dict[str, Any] = {}
@@ -140,7 +146,7 @@ class Run:
     ) -> None:
         try:
             self._mirror.table("alerts", [{"title": title, "text": text} for title, text in self._alerts])
-            self._mirror.finish(failed=error is not None)
+            self._mirror.finish(failed=not (error is None or isinstance(error, Pruned)))
         finally:
             self._finish(error)
 
@@ -177,8 +183,15 @@ class Run:
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Append one row {"step", "time" (seconds since the start), **metrics} to the history.
 
-        Within an arm of a comparison, the row also has "arm" and "run", the arm's name and seeds.
+        Within an arm of a comparison, the row also has "arm" and "run", the arm's name and seeds. A search's pruner is
+        told of it, and may then raise Pruned.
         """
+        self.replay(metrics, step)
+        if self._watch is not None:
+            self._watch(json_ready(metrics), int(step))
+
+    def replay(self, metrics: dict[str, float], step: int) -> None:
+        """`log` a row of what another job has trained, of which no pruner is told."""
         reserved = {"step", "time", "arm", "run"} & metrics.keys()
         if reserved:
             raise ValueError(f"metric name {sorted(reserved)[0]!r} is a reserved column of the history")
@@ -328,9 +341,10 @@ class Run:
 
     def _finish(self, error: BaseException | None) -> None:
         self._meta["finished"] = _now()
-        self._meta["state"] = "finished" if error is None else "failed"
+        ends = "pruned" if isinstance(error, Pruned) else "failed"
+        self._meta["state"] = "finished" if error is None else ends
         if error is not None:
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, UserError | Pruned) else f"{type(error).__name__}: "
             self._meta["error"] = redact(f"{kind}{error}").removesuffix(": ")
         self._write_meta()
         self._lock.release()

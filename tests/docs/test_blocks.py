@@ -57,7 +57,7 @@ def server() -> Iterator[LocalServer]:
 def _run(words: list[str], server: LocalServer) -> None:
     words = [in_full(word.replace(SERVER, server.base_url)) for word in words]
     more = ["models.tiny=false"] if OWN_MODEL in words else []
-    if {"--config-dir", "--help"} & set(words):  # Hydra's own flags
+    if {"--config-dir", "--help", "hydra/sweeper=optuna"} & set(words):  # Hydra's own flags and plugins
         flags = words[:2] if words[0] == "--config-dir" else []
         environment = {**os.environ, "RLAIF_ROOT": ".", "HF_HUB_OFFLINE": "1"}
         line = [*flags, *SMALL, *words[len(flags) :]]

@@ -31,6 +31,12 @@ def job(cfg: DictConfig) -> None:
     from rlaif.app.sweep.record import run_in_sweep
 
     own = HydraConfig.get()
+    if own.sweeper.get("trial") is not None:
+        from rlaif.app.search.job import trial_job
+
+        if (failed := trial_job(cfg, own)) is not None:
+            report(failed)
+        return
     words = list(own.overrides.task)
     try:
         if own.mode == RunMode.MULTIRUN:

@@ -32,7 +32,7 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         from rlaif.app.sweep.jobs import run_sweep  # `--help` need not wait for torch
 
-        overrides = self._parsed(arguments)
+        overrides = self.parsed(arguments)
         (jobs,) = BasicSweeper.split_arguments(overrides, None)
         return run_sweep(self, overrides, jobs)
 
@@ -50,7 +50,7 @@ class GridSweeper(Sweeper):
             hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
         )
 
-    def _parsed(self, arguments: Sequence[str]) -> list[Override]:
+    def parsed(self, arguments: Sequence[str]) -> list[Override]:
         """The words of the sweep's file, and those of the command line after them."""
         words = [f"{key}={value}" for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)

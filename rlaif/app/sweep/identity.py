@@ -20,16 +20,20 @@ _ASIDE = re.compile(r"(?:paths|tracking|report|sweep)(?:\.|$)|(?:plan|force)$|tr
 
 @dataclass(frozen=True)
 class Identity:
-    """A sweep is the keys that it varies and the words that all its jobs share; values and seeds may be added."""
+    """A sweep is the keys that it varies and the words that all its jobs share; values and seeds may be added.
+
+    `own`: the ID of a search, which is more than that.
+    """
 
     name: str
     swept: tuple[str, ...]
     fixed: tuple[str, ...]
+    own: str | None = None
 
     @property
     def id(self) -> str:
         """The name, and 8 hex digits over everything."""
-        return f"{self.name}-{digest([self.name, list(self.swept), list(self.fixed)], 8)}"
+        return self.own or f"{self.name}-{digest([self.name, list(self.swept), list(self.fixed)], 8)}"
 
 
 def identity_of(overrides: Sequence[Override]) -> Identity:

@@ -54,12 +54,7 @@ def run_sweep(
     first = composed[0]
     if any(cfg.plan or cfg.stage not in RECORDED for cfg in composed):
         return _plain(sweeper, place, jobs)
-    if any(word.startswith(f"{_DIRECTORY}=") for word in sweeper.config.hydra.overrides.hydra):
-        raise UserError(
-            f"{_DIRECTORY} is where a sweep keeps its ledger: leave it out, and write paths.root=DIR"
-        )
-    if first.sweep.on_drift not in get_args(OnDrift):
-        raise UserError(f"sweep.on_drift={first.sweep.on_drift} is not known: write {_or(get_args(OnDrift))}")
+    check_ledger(sweeper, first)
     root = Path(first.paths.root).expanduser().absolute()
     with written_below(str(first.paths.root)):
         ledger = opened(root, identity_of(overrides), composer.again(jobs), first.sweep.on_drift)
@@ -73,6 +68,16 @@ def run_sweep(
         _render(ledger, first)
     _end(place, ledger, points, _report_command(ledger, jobs[0]), outcome)
     return list(outcome.returned)
+
+
+def check_ledger(sweeper: GridSweeper, cfg: DictConfig) -> None:
+    """Raises UserError for words of the command that a ledger cannot follow; `cfg` is a job's configuration."""
+    if any(word.startswith(f"{_DIRECTORY}=") for word in sweeper.config.hydra.overrides.hydra):
+        raise UserError(
+            f"{_DIRECTORY} is where a sweep keeps its ledger: leave it out, and write paths.root=DIR"
+        )
+    if cfg.sweep.on_drift not in get_args(OnDrift):
+        raise UserError(f"sweep.on_drift={cfg.sweep.on_drift} is not known: write {_or(get_args(OnDrift))}")
 
 
 def _render(ledger: Ledger, cfg: DictConfig) -> None:
@@ -111,6 +116,10 @@ class Composer:
             cfg.pop("hydra")
         return cfg
 
+    def flat(self, words: Sequence[str]) -> dict[str, Any]:
+        """The flat configuration of a job, as the ledger keeps it."""
+        return _flat(self.job(words))
+
     def again(self, jobs: Sequence[Sequence[str]]) -> Callable[[Job], Mapping[str, Any] | str]:
         """The present flat configuration of a recorded job, or the sentence that says why there is none."""
         # What stands aside (paths, tracking) is not in a row's words, and is this command's.
@@ -119,7 +128,7 @@ class Composer:
         def compose(job: Job) -> Mapping[str, Any] | str:
             words = [word for word in job.words if not aside(word)]
             try:
-                return _flat(self.job([*words, *own]))
+                return self.flat([*words, *own])
             except (UserError, OmegaConfBaseException, HydraException) as error:
                 return one_sentence(error)
 

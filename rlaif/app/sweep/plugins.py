@@ -7,9 +7,13 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 
 from rlaif.app.home import CONF
+from rlaif.app.search.sweeper import OptunaSweeper
 from rlaif.app.sweep.grid import GridSweeper
 
-OURS: dict[str, type[Plugin]] = {"hydra_plugins.rlaif.GridSweeper": GridSweeper}
+OURS: dict[str, type[Plugin]] = {
+    "hydra_plugins.rlaif.GridSweeper": GridSweeper,
+    "hydra_plugins.rlaif.OptunaSweeper": OptunaSweeper,
+}
 """By the `_target_` of their file in conf/hydra/."""
 
 

@@ -77,7 +77,7 @@ def _took(job: Job) -> str:
 
 
 def _note(job: Job) -> str:
-    if job.state == "failed":
+    if job.state in ("failed", "pruned"):
         return job.error or ""
     if job.state == "running":
         return f"process {job.pid} on {job.host}, since {job.started}"

@@ -22,8 +22,9 @@ from rlaif.io import append_jsonl, read_json, read_jsonl, write_json
 
 logger = logging.getLogger(__name__)
 
-State = Literal["queued", "running", "finished", "failed", "stopped"]
-"""`stopped` is never written: a job that is `running` in its file while no process holds its lock."""
+State = Literal["queued", "running", "finished", "pruned", "failed", "stopped"]
+"""`pruned`: a search ended the job early. `stopped` is never written: a job that is `running` in its file while no
+process holds its lock."""
 
 _PROBE = 5.0  # seconds: others hold a job's lock for a moment to see whether it is held
 
@@ -146,7 +147,7 @@ class Ledger:
         with lock:  # held twice now, and freed for good at the end of the function
             lock.release()
             job = self._read(key)
-            if job is not None and job.state in ("finished", "failed"):
+            if job is not None and job.state in ("finished", "pruned", "failed"):
                 logger.info("%s: another process has run it (%s)", self.title(key), job.state)
                 job = None
             yield None if job is None else Entry(self, job)
@@ -228,6 +229,10 @@ class Entry:
         """The job's run is complete."""
         self._set(state="finished", finished=now())
 
+    def pruned(self, sentence: str) -> None:
+        """A search has seen enough of the job."""
+        self._set(state="pruned", finished=now(), error=sentence)
+
     def failed(self, sentence: str) -> None:
         """The job ended with an error. A job that had finished, and failed at its report, stays finished."""
         if self._job.state == "finished":
@@ -249,7 +254,7 @@ def find_ledgers(root: Path) -> list[Ledger]:
 
 def counts(jobs: Sequence[Job]) -> dict[State, int]:
     """How many jobs are in each state; states without any are left out."""
-    order: tuple[State, ...] = ("finished", "failed", "stopped", "running", "queued")
+    order: tuple[State, ...] = ("finished", "pruned", "failed", "stopped", "running", "queued")
     numbers = {state: sum(job.state == state for job in jobs) for state in order}
     return {state: number for state, number in numbers.items() if number}
 
