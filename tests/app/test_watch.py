@@ -102,7 +102,7 @@ def test_the_page_follows_its_runs_while_they_are_written(tmp_path, capsys):
         page_with(port, "1 failed. 20260101-a is failed (out of memory)")
         shutil.rmtree(path)
         page_with(port, "Waiting: no finished run in")
-    assert "rlaif-live" not in (tmp_path / "reports" / "report.html").read_text(), "the file has no script"
+    assert "rlaif-live" not in (tmp_path / "reports" / "report.html").read_text(), "the file does not ask"
 
 
 def test_only_the_page_and_its_version_are_served_and_only_to_this_machine(tmp_path, capsys):
@@ -110,7 +110,7 @@ def test_only_the_page_and_its_version_are_served_and_only_to_this_machine(tmp_p
     with watched(tmp_path, capsys) as port:
         page_with(port, "Live. 1 run: 1 finished.")
         status, text, kind = answer(port)
-        assert (status, kind) == (200, "text/html; charset=utf-8") and text.count("<script>") == 1
+        assert (status, kind) == (200, "text/html; charset=utf-8") and text.count("<script>") == 2
         assert answer(port, "/version")[0] == 200 and answer(port, "/?x=1")[1] == text
         for place in (
             "/report.html",

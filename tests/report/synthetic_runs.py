@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlaif.io.lineage import ArtifactKey, LineageRow
 from rlaif.tracking import Run
 
+ALIVE: list[Run] = []  # of the state running: a run's lock is held for as long as the run is there
 CREATED = "2026-01-01T00:00:00.000000+00:00"
 
 ROW = {"label/alignment": 0.78, "label/alignment_ci_low": 0.72, "label/alignment_ci_high": 0.83}
@@ -179,7 +179,10 @@ def write_run(
     )
     with ExitStack() as ends:
         ends.enter_context(suppress(Halted))
-        (run.__enter__ if state == "running" else partial(ends.enter_context, run))()
+        if state == "running":
+            ALIVE.append(run.__enter__())
+        else:
+            ends.enter_context(run)
         run.summary(summary or {})
         for place, row in enumerate(history or []):
             run.log({k: v for k, v in row.items() if k not in ("step", "time")}, row.get("step", place))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from markupsafe import escape
 from synthetic_runs import ATTACK, CONFIG, CREATED, full_run, write_run
 from test_page import Page
 
@@ -13,6 +14,7 @@ from rlaif.report.diff.ancestry import ancestry
 from rlaif.report.diff.difference import difference, sample_pairs
 from rlaif.report.diff.page import difference_title, render_difference, terminal_difference
 from rlaif.report.diff.settings import Changed, changed
+from rlaif.report.web.assets import policy, script
 from rlaif.tracking.runs import load_run
 
 WIN, SAME, ROUGE = "eval/win_rate", "label/same_position_rate", "eval/rouge_l_policy"
@@ -252,7 +254,10 @@ def test_the_page_is_one_file_with_everything_escaped(tmp_path):
     found = difference(a, b)
     text = render_difference(found, tmp_path / "diff.html", title=difference_title(a, b)).read_text()
     page = Page(text)
-    assert page.open == [] and "script" not in page.tags and "img" not in page.tags
+    assert (
+        page.open == [] and page.tags.count("script") == text.count("<script") == 1 and "img" not in page.tags
+    )
+    assert f"<script>{script()}</script>" in text and f'content="{escape(policy())}"' in text
     assert page.references == [] and not re.search(r"@import|url\(", text)
     assert ATTACK not in text and "&lt;script&gt;" in text
     words = " ".join(" ".join(page.words).split())

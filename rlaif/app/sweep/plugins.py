@@ -23,7 +23,8 @@ def register_plugins() -> None:
     for target, plugin in OURS.items():
         known.register(plugin)
         known.class_name_to_class[target] = plugin
-    # Hydra would merge the launchers' own defaults below conf/hydra/launcher/, and warn that it does.
-    theirs = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
-    for file in (CONF / "hydra" / "launcher").glob("*.yaml"):
-        theirs.pop(file.name, None)
+    # Hydra would merge its own defaults below a file of ours of the same name, and warn that it does.
+    theirs = ConfigStore.instance().repo.get("hydra", {})
+    for group in ("launcher", "sweeper"):
+        for file in (CONF / "hydra" / group).glob("*.yaml"):
+            theirs.get(group, {}).pop(file.name, None)

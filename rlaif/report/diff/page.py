@@ -15,6 +15,7 @@ from rlaif.io import write_text
 from rlaif.report.diff.difference import Difference
 from rlaif.report.diff.measured import MetricRow, PairedMetrics
 from rlaif.report.page import glossary
+from rlaif.report.web.assets import policy, script
 from rlaif.tracking import text
 from rlaif.tracking.glossary import names
 from rlaif.tracking.runs import RunRecord
@@ -44,7 +45,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(text=text)
+    environment.globals.update(text=text, script=script(), policy=policy())
     return environment.get_template("diff.html.j2")
 
 
