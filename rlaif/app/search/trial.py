@@ -77,7 +77,7 @@ class Watcher:
     """Reports one metric of the history to a trial, and raises Pruned when the pruner has seen enough."""
 
     def __init__(self, place: Place, options: SearchOptions) -> None:
-        self._options, self._sign = options, 1.0
+        self._sign = 1.0
         self._trial: Any = None
         if options.pruner == "none":
             return
@@ -102,7 +102,7 @@ class Watcher:
         value = row[self._metric]
         try:
             self._trial.report(float("nan") if value is None else self._sign * value, step)
-            stop = step >= self._options.prune_after and self._trial.should_prune()
+            stop = self._trial.should_prune()
         except (UpdateFinishedTrialError, StorageInternalError) as error:
             # The search has given this trial up (its process was killed), or its database is gone.
             logger.warning("the pruner hears no more of this trial: %s", str(error).split("\n")[0])
