@@ -55,7 +55,7 @@ def test_a_sweep_is_called_by_its_file_its_experiment_or_its_stage() -> None:
     assert _identity("stage=rm seed=1,2").name == "rm"
     assert _identity("seed=1,2").name == "pipeline"
     assert _identity("stage=sft,rm").name == "stages"
-    assert _identity(PLAIN).swept == ("labeler",) and _identity(PLAIN).fixed == ("rm.lr=1e-4", "stage=rm")
+    assert _identity(PLAIN).swept == ("labeler",) and _identity(PLAIN).fixed == ("rm.lr=0.0001", "stage=rm")
 
 
 def _key(*words: str) -> str:
