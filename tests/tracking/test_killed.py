@@ -152,6 +152,22 @@ def test_a_run_killed_twice_has_all_its_parts(tmp_path: Path) -> None:
     assert set(steps) == set(range(2 * MANY)) and set(steps.values()) == {1}
 
 
+def test_a_record_that_is_cut_does_not_end_the_upload(tmp_path: Path, home: Path) -> None:
+    """W&B would leave out the run's next start."""
+    first, second = (tmp_path / "runs" / "rl" / name for name in ("1", "2"))
+    killed(first)
+    file = next(first.glob("wandb/offline-run-*/run-*.wandb"))
+    os.truncate(file, file.stat().st_size // 2 + 3)
+    there = kept(first)
+    with again(second) as run:
+        replay(run, MANY)
+    with wandb_server() as server:
+        upload(sync_command(tmp_path), server, str(home))
+    (served,) = server.runs.values()
+    assert 0 < len(there) < MANY
+    assert [row["rl/iteration"] for row in served.history] == list(range(MANY))
+
+
 def test_a_log_without_anything_is_set_aside(tmp_path: Path, home: Path) -> None:
     """W&B would upload none of the others."""
     first, second = (tmp_path / "runs" / "rl" / name for name in ("1", "2"))
