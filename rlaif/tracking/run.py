@@ -6,6 +6,7 @@ The folder is complete without W&B; reports read nothing else.
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import subprocess
 import time
@@ -254,6 +255,8 @@ class Run:
         if self._options is None:
             return
         before = self._killed.wandb if self._killed is not None else {}
+        if os.environ.get("WANDB_RUN_ID"):
+            before = {}  # whoever starts the command, such as W&B's agent, has named the run that this is
         if before:
             self._options = replace(self._options, group=before.get("group"))
             before = self._continued(self._options, before)

@@ -202,6 +202,17 @@ def test_another_command_begins_anew(tmp_path: Path, changes: dict[str, Any]) ->
     assert len(log.history) == 1
 
 
+def test_a_run_that_the_starter_names_is_that_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B's agent does so: what its trial reports must not go to the run of another one."""
+    killed(tmp_path / "1", rows=3)
+    monkeypatch.setenv("WANDB_RUN_ID", "ofagent")
+    with again(tmp_path / "2") as run:
+        replay(run, 3)
+    assert read_json(tmp_path / "2" / "meta.json")["wandb"]["id"] == "ofagent"
+    (log,) = offline_runs(tmp_path / "2")
+    assert [row["rl/iteration"] for row in log.history] == [0, 1, 2]
+
+
 def test_a_running_command_is_not_taken_over(tmp_path: Path) -> None:
     first, second, third = (tmp_path / "runs" / "rl" / name for name in ("1", "2", "3"))
     with again(first), again(second):
