@@ -29,7 +29,7 @@ from rlaif.io.versions import library_versions
 from rlaif.tracking.killed import LOCK, Killed, claim, hold
 from rlaif.tracking.mirror import NOWHERE, Mirror
 from rlaif.tracking.redact import redact, redact_assignments
-from rlaif.tracking.wandb_run import NEW, RunKey, WandbOptions, open_run
+from rlaif.tracking.wandb_run import RunKey, WandbOptions, open_run
 
 logger = logging.getLogger(__name__)
 NO_ARM = ("", "")
@@ -255,13 +255,14 @@ class Run:
         if self._options is None:
             return
         before = self._killed.wandb if self._killed is not None else {}
-        if os.environ.get("WANDB_RUN_ID"):
-            before = {}  # whoever starts the command, such as W&B's agent, has named the run that this is
+        named = os.environ.get("WANDB_RUN_ID") or None
+        if named:
+            before = {}  # whoever starts the command, such as W&B's agent, has said which run this is
         if before:
             self._options = replace(self._options, group=before.get("group"))
             before = self._continued(self._options, before)
         if not before:
-            self._mirror = self._opened(self._options, self.name, self._config, NEW)
+            self._mirror = self._opened(self._options, self.name, self._config, RunKey(named))
         if self._mirror.run is not None:
             offline = self._mirror.offline
             self._meta["wandb"] = {
