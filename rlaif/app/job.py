@@ -25,6 +25,7 @@ from rlaif.app.report import (
     choose_runs,
     finished_runs,
     is_difference,
+    is_due,
     report_sweep,
     write_chosen,
     write_comparison,
@@ -295,7 +296,7 @@ def _sweep_report(ctx: Context, group: str, ledger: Ledger | None) -> None:
     stage = ctx.options.stage
     runs = finished_runs(ledger) if ledger else find_runs(ctx.root, stage=stage, group=group)
     own = [run for run in runs if run.stage == stage]
-    if len(own) < 2:
+    if len(own) < 2 or (ledger and not is_due(ctx.root, group, len(runs))):
         return
     main, *more = names("ablation", stage if stage in groups("ablation") else "eval")
     present = [name for name in more if any(run.summary.get(name) is not None for run in own)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from rlaif.tracking.runs import RunRecord, find_runs, load_run
 from rlaif.tracking.sweep import Ledger, find_ledgers
 
 _MOST = 8  # sweeps that a sentence lists
+EACH_TIME = 24  # finished jobs up to which each one renders the sweep's page
 NEWEST_FIRST = ("compare", "pipeline", "eval", "rl", "rm", "label", "sample", "sft", "revise")
 
 
@@ -107,6 +109,16 @@ def write_report(
     with FileLock(str(output) + ".lock"):
         layout = layout_of(ctx.options.dashboard)
         return render_report(runs, output, title=title, layout=layout, jobs=jobs)
+
+
+def is_due(root: Path, group: str, runs: int) -> bool:
+    """Whether a job that has finished renders the page of its sweep, which now has so many finished `runs`.
+
+    Of many not each time, since a page takes longer the more there are: with half a second of rest per run, at most a
+    tenth of a sweep's time goes into it. The sweep's end renders the last one.
+    """
+    page = root / "reports" / f"sweep-{group}.html"
+    return runs <= EACH_TIME or not page.exists() or time.time() - page.stat().st_mtime > runs / 2
 
 
 def write_sweep(ctx: Context, group: str, runs: Sequence[RunRecord], ledger: Ledger | None) -> Path:

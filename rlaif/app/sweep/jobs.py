@@ -20,7 +20,7 @@ from rlaif.app.command.failures import note_failure
 from rlaif.app.command.words import one_sentence
 from rlaif.app.compose import read_options, resolved
 from rlaif.app.disk import written_below
-from rlaif.app.report import finished_runs, write_sweep
+from rlaif.app.report import EACH_TIME, finished_runs, write_sweep
 from rlaif.app.sweep.identity import aside, flat_config, identity_of, job_key
 from rlaif.app.sweep.launchers import Place, close, place_of
 from rlaif.app.sweep.start import Point, opened, register, said
@@ -81,9 +81,9 @@ def check_ledger(sweeper: GridSweeper, cfg: DictConfig) -> None:
 
 
 def _render(ledger: Ledger, cfg: DictConfig) -> None:
-    """Render the sweep's report once more if it lacks something: a job that ends well has rendered it itself."""
+    """Render the sweep's report once more if it lacks something: of few jobs, one that ends well has rendered it."""
     runs, whole = finished_runs(ledger), all(job.state == "finished" for job in ledger.jobs())
-    if len(runs) < 2 or whole:
+    if len(runs) < 2 or (whole and len(runs) <= EACH_TIME):
         return
     with suppress(UserError):  # a first job that was refused has said so
         ctx = Context(read_options(cfg), None)
