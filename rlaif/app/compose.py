@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from rlaif.app.command.resolvers import refusal, register
 from rlaif.app.command.words import refuse_null
 from rlaif.app.home import CONF
+from rlaif.app.sweep.plugins import register_plugins
 from rlaif.errors import UserError
 from rlaif.options.job import Options, with_engine, with_seed
 from rlaif.options.read import UNSET, plain, read, require
@@ -26,6 +27,7 @@ _VARIABLE = re.compile(r"Environment variable '([^']+)' not found")
 _JUDGE = re.compile(r"[A-Za-z0-9][\w-]*")
 _OF_JUDGES = re.compile(r"(?:judge|backend)(?:\.\w+)*=")
 register()  # before anything is composed
+register_plugins()
 _READ_LATER = ("compare", "report", "dashboard", "clean")
 """Stages for which a setting may be unset: an arm gives it, or nothing reads it."""
 

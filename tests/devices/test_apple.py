@@ -11,9 +11,9 @@ import torch
 from jobs import CODE, job_context
 
 from rlaif.app.doctor import _device
-from rlaif.app.job import _cores
 from rlaif.errors import UserError
 from rlaif.inference.decoding.sampler import cache_bytes
+from rlaif.io.cores import cores
 from rlaif.models import load
 from rlaif.models.attention import DenseCausal, causal_attention, is_plain
 from rlaif.models.load import resolve_device, resolve_dtype
@@ -109,7 +109,7 @@ def test_the_doctor_names_it(machine, monkeypatch) -> None:
 def test_cores_on_macos(monkeypatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert _cores() == os.cpu_count()
+    assert cores() == os.cpu_count()
 
 
 def test_the_command_lets_the_processor_run_what_it_lacks_before_torch_is_there() -> None:

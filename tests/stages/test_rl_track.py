@@ -52,7 +52,7 @@ def test_start_every_so_often_and_end_are_measured(judge, pipeline, run, warm_ro
     judged = run("stage=eval", *options[1:])
     assert {row.kind: row.reused for row in judged.lineage}["rl"] and _measured(judged) == rows
     page = (warm_root / "reports" / f"eval-{judged.id}.html").read_text(encoding="utf-8")
-    assert "<h2>Over-optimisation</h2>" in page
+    assert "Over-optimisation</h3>" in page
 
 
 def test_measuring_does_not_move_the_policy(pipeline, run, warm_root) -> None:

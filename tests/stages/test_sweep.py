@@ -145,7 +145,7 @@ def _retried(command, root: Path, *launcher: str) -> None:
     good, bad = ledger.jobs()
     assert (good.state, bad.state) == ("finished", "failed") and str(missing) in (bad.error or "")
     assert f"{bad.title} failed: {bad.error}" in done.stderr and "Traceback" not in done.stderr
-    shown = command("stage=report", f"sweep={ledger.id}", "tracking=none", f"paths.root={out}", COLUMNS="300")
+    shown = command("stage=report", f"sweep={ledger.id}", "tracking=none", f"paths.root={out}", COLUMNS="600")
     assert "2 jobs: 1 finished, 1 failed" in shown.stdout and str(bad.error) in shown.stdout
     assert str(missing) in (out / "reports" / f"sweep-{ledger.id}.html").read_text(encoding="utf-8")
     shutil.copy(FIXTURE, missing)

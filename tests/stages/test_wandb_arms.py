@@ -91,8 +91,9 @@ def test_an_arm_has_its_own_curves_also_of_what_was_there(compared, logs) -> Non
         assert [row["rl/iteration"] for row in curves[name]] == [row["step"] for row in kept] != []
     kl = {name: [row["rl/kl"] for row in rows] for name, rows in curves.items()}
     assert len({tuple(values) for values in kl.values()}) == 4  # no two are the same curve, nor mixed
-    first = [row for row in compared.table("arm_histories") if row["arm"] == "likely"]
-    assert [row["rl/kl"] for row in first] == kl["likely, seeds.rl=7"]
+    rows = [row for row in compared.table("arm_histories") if row["arm"] == "likely"]
+    for seed, name in enumerate(("likely, seeds.rl=7", "likely, seeds.rl=8")):
+        assert [row["rl/kl"] for row in rows if row["seed"] == seed] == kl[name]
     for part in ("sft/val_loss", "rm/loss"):
         parts = {
             name: [(row[AXES[part[:3].strip("/")]], row[part]) for row in run.history if part in row]

@@ -24,13 +24,13 @@ from rlaif.io import read_json, write_json
 from rlaif.models.load import ModelSpec, load_model
 from rlaif.models.split import ScalarHead
 from rlaif.ops import by_first, joined, own_share, rank, ranks, total
+from rlaif.stages.common.training import likelihood as sft_module
 from rlaif.stages.common.training import optim as optim_module
 from rlaif.stages.common.training.likelihood import LikelihoodModule
 from rlaif.stages.common.training.optim import OptimOptions, sum_gradients
 from rlaif.stages.common.training.trainer import quiet_lightning
 from rlaif.stages.rl.online import module as ppo_module
 from rlaif.stages.rm.module import PreferenceLossOptions, RewardModule
-from rlaif.stages.sft import module as sft_module
 
 SIZES = {"batch_size": 4, "micro_batch_size": 1, "seed": 0}
 OPTIM = OptimOptions(1e-3, 0.01, 1e-5, "linear", 0.0, 12, gradient_clip=0.5)
