@@ -209,10 +209,16 @@ def arms_verdict(table: ArmsTable) -> Verdict | None:
         sentence = f"{best.arm} has the best {lead}; whether the difference is real was not tested."
         return Verdict(sentence, "open") if len(table.arms) > 1 else None
     tied = [row.arm for row in table.arms if row.tied]
+    rest = [row.arm for row in table.arms if not row.best and row.p_holm == MISSING]
+    aside = f" ({_listed(rest)} could not be tested)" if rest else ""
     if not tied:
-        return Verdict(f"{best.arm} is best: {lead}, significantly ahead of every other arm.", "win")
-    names = "; ".join(tied[:4]) + (f" and {len(tied) - 4} more" if len(tied) > 4 else "")
-    return Verdict(f"No single winner: {best.arm} has the best {lead}, not told apart from {names}.", "open")
+        return Verdict(f"{best.arm} is best: {lead}, significantly ahead of every other arm{aside}.", "win")
+    lead = f"{best.arm} has the best {lead}"
+    return Verdict(f"No single winner: {lead}, not told apart from {_listed(tied)}{aside}.", "open")
+
+
+def _listed(arms: Sequence[str]) -> str:
+    return "; ".join(arms[:4]) + (f" and {len(arms) - 4} more" if len(arms) > 4 else "")
 
 
 def _duels_verdict(duels: Sequence[VerdictRow]) -> Verdict | None:

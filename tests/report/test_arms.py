@@ -242,6 +242,13 @@ def test_the_arms_table_tells_seeds_ties_and_groups():
     assert arms_verdict(clear).tone == "win" and "every other arm" in arms_verdict(clear).sentence
 
 
+def test_an_arm_without_a_test_is_named_beside_the_verdict():
+    rows = {row["arm"]: row | {"p_holm": row["p_holm"] and 0.001} for row in ARMS} | {"odd": {"arm": "odd"}}
+    assert arms_verdict(arms_table(rows, [], TESTS)).sentence.endswith(
+        "significantly ahead of every other arm (odd could not be tested)."
+    )
+
+
 def test_without_tests_nothing_is_claimed():
     plain = {row["arm"]: {GOLD: row[GOLD]} for row in ARMS}
     found = arms_table(plain, [])
