@@ -90,6 +90,13 @@ def signed(value: float) -> str:
     return ("+" if value >= 0 else MINUS) + plain(abs(value))
 
 
+def metric_gap(name: str, gap: float) -> str:
+    """A difference of two values of the metric, with its sign: points of a share, or a time."""
+    if _format(name) == "duration":
+        return ("+" if gap >= 0 else MINUS) + duration(abs(gap))
+    return points(gap) if is_percent(name) else signed(gap)
+
+
 def duration(seconds: float | None) -> str:
     """`42 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds is None or not math.isfinite(seconds):

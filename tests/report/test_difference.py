@@ -122,6 +122,19 @@ def test_a_third_metric_makes_it_undecided_and_nothing_is_called_better(tmp_path
     assert "better" not in found.verdict.sentence and "Paired tests" in terminal
 
 
+def test_a_difference_has_the_unit_of_its_metric(tmp_path):
+    summaries = {
+        "a": {WIN: 0.5, "rl/seconds": 282.4, "rl/kl": 1.5},
+        "b": {WIN: 0.625, "rl/seconds": 84.2, "rl/kl": 1.0},
+    }
+    a, b = (load_run(write_run(tmp_path, name, summary=own)) for name, own in summaries.items())
+    assert {row.metric: row.difference for row in difference(a, b).metrics} == {
+        WIN: "+12.5 points",
+        "rl/seconds": "−3 min 18 s",
+        "rl/kl": "−0.500",
+    }
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_the_difference_is_b_less_a_and_less_can_be_better(tmp_path, swapped):
     values = [{SAME: WINNING}, {SAME: LOSING}][:: -1 if swapped else 1]

@@ -14,7 +14,15 @@ from rlaif.study.items import tested_metric
 from rlaif.study.labelers import bare_p
 from rlaif.tracking.glossary import describe, entries
 from rlaif.tracking.runs import Row, RunRecord, Scalar, interval, number
-from rlaif.tracking.text import FORMATS, MISSING, is_percent, metric_label, metric_range, metric_value
+from rlaif.tracking.text import (
+    FORMATS,
+    MISSING,
+    is_percent,
+    metric_gap,
+    metric_label,
+    metric_range,
+    metric_value,
+)
 
 _BOUNDS = ("_ci_low", "_ci_high")
 _NO_DIFFERENCE = ("p_value",)  # endings of metrics whose differences mean nothing
@@ -122,7 +130,7 @@ def in_order(names: Sequence[str]) -> list[str]:
 def _metric_row(name: str, a: Mapping[str, Scalar], b: Mapping[str, Scalar]) -> MetricRow:
     values, gap = (number(a, name), number(b, name)), MISSING
     if values[0] is not None and values[1] is not None and not name.endswith(_NO_DIFFERENCE):
-        gap = FORMATS["points" if is_percent(name) else "signed"].value(values[1] - values[0])
+        gap = metric_gap(name, values[1] - values[0])
     texts = [metric_value(name, summary[name]) for summary in (a, b)]
     bounds = [
         metric_range(name, found.low, found.high) if (found := interval(summary, name)) else ""
