@@ -129,6 +129,7 @@ def write_sweep(ctx: Context, group: str, runs: Sequence[RunRecord], ledger: Led
 
 def report_sweep(ctx: Context, run: Run) -> None:
     """stage=report sweep=ID: the sweep's jobs at this moment, and the report on those that have finished."""
+    _refuse_selection(ctx)
     ledger = find_sweep(ctx.root, str(ctx.options.report.sweep))
     console().print(terminal_jobs(sweep_jobs(ledger)))
     runs = finished_runs(ledger)

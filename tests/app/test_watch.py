@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chrome import chrome
 from jobs import job_context
 from processes import CODE, Command
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-from chrome import chrome
 from synthetic_runs import full_run, ppo_history, write_run
 
 from rlaif.app.watch.changes import RunChanges
