@@ -25,7 +25,7 @@ from rlaif.report.markdown import csv_text
 from rlaif.report.summary import merge_runs, proxy_and_judge, result_rows
 from rlaif.report.sweep.table import SweepTable
 from rlaif.report.verdict import verdict
-from rlaif.report.web.assets import policy, script
+from rlaif.report.web.assets import page_environment
 from rlaif.stages.common.measures.markers import MARKERS
 from rlaif.stages.eval.judge_tables import Grid, judge_grids, self_preference_grid
 from rlaif.stages.label.section import LabelerSection, labeler_section
@@ -102,15 +102,8 @@ class Content:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.globals.update(text=text, node_width=NODE_WIDTH, node_height=NODE_HEIGHT)
-    environment.globals.update(script=script(), policy=policy())
     environment.filters["arm_key"] = arm_key
     return environment.get_template("page.html.j2")
 

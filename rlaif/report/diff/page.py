@@ -15,7 +15,7 @@ from rlaif.io import write_text
 from rlaif.report.diff.difference import Difference
 from rlaif.report.diff.measured import MetricRow, PairedMetrics
 from rlaif.report.page import glossary
-from rlaif.report.web.assets import policy, script
+from rlaif.report.web.assets import page_environment
 from rlaif.tracking import text
 from rlaif.tracking.glossary import names
 from rlaif.tracking.runs import RunRecord
@@ -37,15 +37,8 @@ class _Content:
 
 @cache
 def _template() -> jinja2.Template:
-    folders = [Path(__file__).parent, Path(__file__).parent.parent]  # the style is the report's
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(text=text, script=script(), policy=policy())
+    environment = page_environment(Path(__file__).parent)
+    environment.globals.update(text=text)
     return environment.get_template("diff.html.j2")
 
 

@@ -11,7 +11,7 @@ import jinja2
 
 from rlaif.report.ledger.entries import Entry
 from rlaif.report.markdown import markdown_table
-from rlaif.report.web.assets import policy, script
+from rlaif.report.web.assets import page_environment
 
 HEADS = ("claim", "Lee et al. 2023", "here", "effect", "could have found", "data", "verdict")
 STATES = ("supported", "contradicted", "undecided")
@@ -19,15 +19,7 @@ STATES = ("supported", "contradicted", "undecided")
 
 @cache
 def _template() -> jinja2.Template:
-    folders = [Path(__file__).parent, Path(__file__).parent.parent]  # the style is the report's
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(script=script(), policy=policy())
+    environment = page_environment(Path(__file__).parent)
     return environment.get_template("ledger.html.j2")
 
 

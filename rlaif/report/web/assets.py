@@ -7,6 +7,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
+import jinja2
 from markupsafe import Markup
 
 _FOLDER = Path(__file__).parent
@@ -28,3 +29,16 @@ def policy() -> str:
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
+
+
+def page_environment(*folders: Path) -> jinja2.Environment:
+    """What a page's template is read with: its own `folders`, then the report's, whose head and style pages share."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, _FOLDER.parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(script=script(), policy=policy())
+    return environment
