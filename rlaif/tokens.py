@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from rlaif.errors import UserError
 
@@ -24,6 +25,8 @@ _CLOCK = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _ANCHORS = ("\n", ".", "=")
 _WORD = "a"
 _PROBE = "What follows?"
+# Tokens that a model's embedding has no row for, by their ids.
+_rowless: WeakKeyDictionary[Any, dict[int, str]] = WeakKeyDictionary()
 
 
 # Chat templates.
@@ -136,7 +139,15 @@ def _anchor(tokenizer: Any) -> str | None:
 
 def _encode(tokenizer: Any, text: str, plain: bool = False) -> list[int]:
     more = {"split_special_tokens": True} if plain else {}
-    return tokenizer.encode(text, add_special_tokens=False, **more)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, **more)
+    absent = _rowless.get(tokenizer)
+    if absent is not None and not absent.keys().isdisjoint(ids):
+        token = next(absent[i] for i in ids if i in absent)
+        raise UserError(
+            f"a text holds {token!r}, which the tokenizer reads as one token, but the model's embedding has no row for "
+            "it: remove it from the data"
+        )
+    return ids
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
@@ -198,15 +209,31 @@ def _turn_end(tokenizer: Any) -> int | None:
 
 
 def check_vocabulary(tokenizer: Any, rows: int) -> None:
-    """Raises UserError if the tokenizer has tokens, apart from the pad, for which the embedding has no row."""
-    pad, known = tokenizer.pad_token, tokenizer.get_vocab()
-    beyond = [(index, token) for token, index in known.items() if index >= rows and token != pad]
-    if beyond:
-        index, token = min(beyond)
+    """Raises UserError if the tokenizer makes ordinary texts into tokens for which the embedding has no row.
+
+    Others may lack one: a pad, and special tokens that no role and no chat template uses (an image's place, say). From
+    here on a text that spells one of them out is refused.
+    """
+    pad, special = tokenizer.pad_token, special_ids(tokenizer)
+    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, *lead_ids(tokenizer), *_template_ids(tokenizer)}
+    needed = {i: t for i, t in beyond.items() if t != pad and (i in used or i not in special)}
+    if needed:
+        index = min(needed)
         raise UserError(
-            f"the tokenizer's {token!r} has the id {index}, but the model's embedding has {rows} rows "
-            f"({len(beyond)} such tokens): save the model with its embedding resized to the tokenizer"
+            f"the tokenizer's {needed[index]!r} has the id {index}, but the model's embedding has {rows} rows "
+            f"({len(needed)} such tokens): save the model with its embedding resized to the tokenizer"
         )
+    if beyond:
+        _rowless[tokenizer] = beyond
+
+
+def _template_ids(tokenizer: Any) -> list[int]:
+    """The tokens of a rendered chat; none if its template cannot be used, which is reported when it is."""
+    try:
+        return _encode(tokenizer, render_chat(tokenizer, _PROBE))
+    except UserError:
+        return []
 
 
 def choose_pad(tokenizer: Any, ends: Collection[int], rows: int) -> int | None:

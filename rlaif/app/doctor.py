@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from rich.table import Table
 
+from rlaif.app.plan.models import check_memory, memory_lines, models_of, verdict_lines
 from rlaif.app.plan.power import power_plan
 from rlaif.app.plan.seconds import matrix_rate
 from rlaif.backends.base import Backend, Message
@@ -23,7 +24,7 @@ from rlaif.errors import UserError
 from rlaif.io.terminal import console
 from rlaif.labelers.answers import checked
 from rlaif.labelers.prompts import CHOICES
-from rlaif.models.load import visible_gpus
+from rlaif.models.kernels.devices import visible_gpus
 from rlaif.options.job import JUDGES, called
 from rlaif.stages.common.context import Context
 from rlaif.stages.common.labeling import low_mass_hints
@@ -54,11 +55,25 @@ def device_name(device: str) -> str:
     return f"{torch.backends.mps.get_name()} (trainer=mps)" if device == "mps" else "CPU"
 
 
+def _memory(ctx: Context) -> str:
+    """What the models take, by their sizes; raises UserError for one that cannot be held."""
+    check_memory(ctx)
+    return "\n".join(memory_lines(ctx))
+
+
 def _model(ctx: Context) -> str:
+    """The policy's model, and how the probe found that it runs."""
     model = ctx.model()
     layers, trained = model.trunk.config.num_layers, ctx.model_spec.trainable
     tokens = f"EOS {model.eos_id}, pad {model.pad_id}"
-    return f"{model.identity['name']}: {layers} layers, trained {trained}, {tokens}"
+    told = f"{model.identity['name']}: {layers} layers, trained {trained}, {tokens}"
+    return "\n".join([told, *verdict_lines(model.trunk.verdict, ctx.model_spec.dtype)])
+
+
+def _other_model(ctx: Context, who: str) -> str:
+    """The model of a labeler or judge in this process, if it is not the policy's, and how it runs."""
+    spec = models_of(ctx)[who]
+    return "\n".join([spec.name, *verdict_lines(ctx.load(spec).trunk.verdict, spec.dtype)])
 
 
 def _task(ctx: Context) -> str:
@@ -131,6 +146,7 @@ Check = Callable[[Context], str]
 CHECKS: dict[str, Check] = {
     "machine": _machine,
     "device": _device,
+    "memory": _memory,
     "model": _model,
     "task": _task,
     "wandb": _wandb,
@@ -142,8 +158,12 @@ _OF_SERVERS = ("labeler's choices", "injection")
 
 
 def checks_of(ctx: Context) -> dict[str, Check]:
-    """`CHECKS`, the server and the choices of each of several judges, and the planner if it is asked."""
-    found = dict(CHECKS)
+    """`CHECKS`, further models, server and choices of each of several judges, and the planner if it is asked."""
+    found: dict[str, Check] = {}
+    for name, check in CHECKS.items():
+        found[name] = check
+        if name == "model":
+            found |= {f"{who}: model": partial(_other_model, who=who) for who in _others(ctx)}
     for key in ctx.options.judge_keys if ctx.options.jury else ():
         found[f"{key}: server"] = partial(_server, key=key)
         found[f"{key}: choices"] = partial(_choices, key=key)
@@ -152,26 +172,39 @@ def checks_of(ctx: Context) -> dict[str, Check]:
     return found
 
 
-def _needs(check: str) -> str | None:
-    """The check of a server that this one would ask, None if it asks none."""
+def _others(ctx: Context) -> list[str]:
+    """Who else runs a model in this process; nobody if the policy's cannot be read, which its own check says."""
+    try:
+        return list(models_of(ctx))[1:]
+    except UserError:
+        return []
+
+
+def _needs(check: str) -> dict[str, str]:
+    """The checks that this one builds on, each with why it is left out if that one failed."""
+    server = f"{check.removesuffix(': choices')}: server" if check.endswith(": choices") else None
+    needed = {server: "its server failed"} if server else {}
     if check in _OF_SERVERS:
-        return "labeler's server"
-    return f"{check.removesuffix(': choices')}: server" if check.endswith(": choices") else None
+        needed["labeler's server"] = "the labeler's server failed"
+    if needed or check.endswith("model"):
+        needed["memory"] = "a model does not fit"
+    return needed
 
 
 def doctor(ctx: Context) -> None:
     """Print one line per check; raises UserError at the end if any failed.
 
-    Checks that ask a labeler or judge are skipped once its server has failed: each would wait for all retries.
+    Checks that ask a labeler or judge are skipped once its server has failed: each would wait for all retries. Those
+    that load a model are skipped if it does not fit.
     """
     table = Table(title="Doctor", header_style="bold")
     table.add_column("check")
     table.add_column("finding", overflow="fold")
     failed = []
     for name, check in checks_of(ctx).items():
-        if (needed := _needs(name)) in failed:
-            whose = "the labeler's server" if needed == "labeler's server" else "its server"
-            table.add_row(f"-- {name}", f"not checked: {whose} failed")
+        reasons = [why for needed, why in _needs(name).items() if needed in failed]
+        if reasons:
+            table.add_row(f"-- {name}", f"not checked: {reasons[0]}")
             continue
         try:
             table.add_row(f"[green]ok[/] {name}", check(ctx))

@@ -18,7 +18,8 @@ from rlaif.app.clean import clean
 from rlaif.app.compose import arm_composer, read_options, with_jury
 from rlaif.app.disk import written_below
 from rlaif.app.doctor import doctor
-from rlaif.app.export import export_model
+from rlaif.app.export import check_export, check_loaded, export_model
+from rlaif.app.plan.models import attention_path, check_memory, check_training, memory_lines
 from rlaif.app.plan.seconds import merge_plans, plan_table, total_seconds
 from rlaif.app.plan.sizes import Sized, sized
 from rlaif.app.report import (
@@ -212,14 +213,19 @@ def print_plan(ctx: Context) -> None:
     arms = read_arms(ctx) if stage == "compare" else [Arm("", {"": ctx})]
     planned: list[Planned] = []
     for arm in arms:
+        check_memory(arm.first)
         graphs = [Graph(run, STAGES) for run in arm.runs.values()]
         for graph in graphs:
             graph.check(target)
+            check_export(graph.ctx)
         plan = merge_plans([graph.plan(target) for graph in graphs], after=planned)
+        check_training(arm.first, plan)
         planned += plan
         console().print(plan_table(arm.first, plan, f"Plan of arm {arm.name}" if arm.name else "Plan"))
     if len(arms) > 1:
         console().print(f"All {len(arms)} arms: about {duration(total_seconds(ctx, planned))}")
+    for line in dict.fromkeys(line for arm in arms for line in memory_lines(arm.first)):
+        console().print(f"memory: {line}", markup=False, highlight=False)
 
 
 def _dispatch(ctx: Context, run: Run, wandb: WandbOptions | None, words: Sequence[str]) -> None:
@@ -249,16 +255,30 @@ def _dispatch(ctx: Context, run: Run, wandb: WandbOptions | None, words: Sequenc
 def _build(ctx: Context, run: Run, target: str) -> None:
     force, graph = ctx.options.force, Graph(ctx, STAGES)
     graph.check(target)
+    check_export(ctx)
+    check_loaded(ctx)
     if ctx.options.stage == "pipeline":
         plan = graph.plan(target)
         if not all(p.exists for p in plan):
             console(stderr=True).print(plan_table(ctx, plan, "Plan"))
     artifact = graph.get(target, force=bool(force), force_parents=force == "all")
     record(graph, run)
+    _record_model(ctx, run)
     run.lineage(graph.lineage())
     if ctx.options.export:
         folder = export_model(ctx, artifact, Path(ctx.options.export).expanduser(), graph.summary())
         print(f"exported: {folder}")
+
+
+def _record_model(ctx: Context, run: Run) -> None:
+    """How the base model ran, if this job has loaded it."""
+    model = ctx.loaded(ctx.model_spec)
+    if model is None:
+        return
+    verdict = model.trunk.verdict
+    run.summary({"model/attention": attention_path(verdict)})
+    if not verdict.patterns:
+        run.summary({"model/why": verdict.why})
 
 
 def _finish(ctx: Context, run: Run, group: str | None, ledger: Ledger | None) -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor
 from rlaif.backends.base import SimilarityScore
 from rlaif.errors import UserError
 from rlaif.io import digest, sha256_file
-from rlaif.models.checkpoint import local_folder, reading, require_source
+from rlaif.models.files.source import local_folder, reading, require_source
 
 logger = logging.getLogger(__name__)
 

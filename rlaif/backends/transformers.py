@@ -201,7 +201,7 @@ class TransformersBackend:
             rows, saved = known or next_token_logprobs(top, prompts, tokens)
         else:
             rows = _sequence_rows(top, prompts, first)
-            saved = shared_tokens(prompts) * (len(prompts) - 1)
+            saved = shared_tokens(top, prompts) * (len(prompts) - 1)
         if gap is None:
             return [_added(row[:size], row[size:]) if spaced else row for row in rows], saved
         scores = [row[:size] for row in rows]
@@ -230,7 +230,7 @@ class TransformersBackend:
                     results[i] = SequenceScore(0.0, 0, len(ids), error=error)
                 else:
                     usable.append(i)
-            for part in portions([len(suffixes[i]) for i in usable], PACKED_TOKENS):
+            for part in portions([len(suffixes[i]) for i in usable], PACKED_TOKENS * top.trunk.packs):
                 owners.append([usable[place] for place in part])
                 groups.append(SharedPrefix(tuple(ids), tuple(suffixes[i] for i in owners[-1])))
         for group, usable, scores in zip(

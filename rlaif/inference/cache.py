@@ -1,7 +1,7 @@
 """Preallocated keys and values, and the attention patterns that read and write them.
 
-Layout of one layer: (B, K, S, E) with S slots. Row b's token at position p is in slot p, so right padding
-leaves garbage only after a row's end, where the next tokens overwrite it.
+Layout of one layer: (B, K, S, E) with S slots; K and E may differ from layer to layer. Row b's token at position p is
+in slot p, so right padding leaves garbage only after a row's end, where the next tokens overwrite it.
 """
 
 from __future__ import annotations
@@ -9,25 +9,24 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
-from rlaif.models.attention import Attend, Causal, masked_attention
-from rlaif.models.decoder import DecoderConfig
+from rlaif.models.attention import USUAL, Attend, Causal, Scoring, masked_attention, near
+from rlaif.models.kernels.choice import choose_kernel, say
+from rlaif.models.kernels.flex import flex, tensor_mask
+from rlaif.models.parts.shapes import CacheShapes
+from rlaif.models.split import Trunk
 
 
 class KVCache:
     """Keys and values of all layers, for `rows` rows of up to `slots` positions."""
 
     def __init__(
-        self, config: DecoderConfig, rows: int, slots: int, dtype: torch.dtype, device: str | torch.device
+        self, shapes: CacheShapes, rows: int, slots: int, dtype: torch.dtype, device: str | torch.device
     ) -> None:
-        shape = (rows, config.num_kv_heads, slots, config.head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
-
-    @staticmethod
-    def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
-        """Bytes per position of a row."""
-        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+        made = [(s.heads, s.key_size, s.value_size) for s in shapes]
+        self.keys = [torch.zeros(rows, k, slots, size, dtype=dtype, device=device) for k, size, _ in made]
+        self.values = [torch.zeros(rows, k, slots, size, dtype=dtype, device=device) for k, _, size in made]
 
     @property
     def slots(self) -> int:
@@ -37,7 +36,7 @@ class KVCache:
     @property
     def size(self) -> int:
         """Bytes taken by all keys and values."""
-        return 2 * sum(key.nbytes for key in self.keys)
+        return sum(part.nbytes for part in (*self.keys, *self.values))
 
     def snapshot(self) -> KVCache:
         """A second view of the same memory: `select` on one of the two leaves the other unchanged."""
@@ -51,16 +50,33 @@ class KVCache:
         self.values = [value[rows] for value in self.values]
 
 
+def bytes_per_token(trunk: Trunk) -> int:
+    """Bytes of the keys and values of one position of a row.
+
+    Where transformers keeps them this is their bound without shared heads; a recurrent state takes less in long rows.
+    """
+    if not trunk.packs:
+        return 2 * trunk.config.hidden_size * trunk.config.num_layers * trunk.dtype.itemsize
+    return bytes_per_position(trunk.cache_shapes, trunk.dtype)
+
+
+def bytes_per_position(shapes: CacheShapes, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one position in layers of these shapes."""
+    return sum(shape.heads * (shape.key_size + shape.value_size) for shape in shapes) * dtype.itemsize
+
+
 class Capture:
     """Causal attention over rows (B, T) that also stores their keys and values in the cache's B rows."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache, self._causal = cache, Causal()
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scoring: Scoring = USUAL
+    ) -> Tensor:
         self._cache.keys[layer][:, :, : key.shape[2]] = key
         self._cache.values[layer][:, :, : key.shape[2]] = value
-        return self._causal(layer, query, key, value)
+        return self._causal(layer, query, key, value, scoring=scoring)
 
 
 class CaptureTexts:
@@ -84,7 +100,9 @@ class CaptureTexts:
         self._rows, self._places = rows[:, None], places
         self._texts = slice(start, start + len(rows))
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scoring: Scoring = USUAL
+    ) -> Tensor:
         shared = 0 if self._before is None else self._before.slots
         for stored, before, new in (
             (self._cache.keys, self._before and self._before.keys, key),
@@ -94,7 +112,7 @@ class CaptureTexts:
             stored[layer][self._texts, :, shared : shared + own.shape[2]] = own
             if before:
                 stored[layer][self._texts, :, :shared] = before[layer]
-        return self._inner(layer, query, key, value)
+        return self._inner(layer, query, key, value, scoring=scoring)
 
 
 class Step:
@@ -106,25 +124,45 @@ class Step:
     """
 
     def __init__(self, cache: KVCache, slots: Tensor, *, static: bool = False) -> None:
-        self._cache, self._slots = cache, slots
+        self._cache, self._slots, self._static = cache, slots, static
         self._rows = torch.arange(slots.shape[0], device=slots.device)
         self._reach = cache.slots if static else int(slots.max()) + 1
-        mask = torch.arange(self._reach, device=slots.device) <= slots[:, None]
-        if static:  # added to the scores: a Boolean mask would be converted to this one in every layer
-            zeros = torch.zeros(mask.shape, dtype=cache.keys[0].dtype, device=slots.device)
-            mask = zeros.masked_fill_(~mask, float("-inf"))
-        self._mask = mask[:, None, None, :]
+        self._masks: dict[int | None, Tensor] = {}
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scoring: Scoring = USUAL
+    ) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[self._rows, :, self._slots] = key[:, :, 0]
         values[self._rows, :, self._slots] = value[:, :, 0]
+        keys, values = keys[:, :, : self._reach], values[:, :, : self._reach]
         rows, heads, _, size = query.shape
+        if not scoring.fused:
+            return masked_attention(query, keys, values, self._seen(scoring.window), scoring)
         grouped = query.view(rows, keys.shape[1], heads // keys.shape[1], size)
         mixed = F.scaled_dot_product_attention(
-            grouped, keys[:, :, : self._reach], values[:, :, : self._reach], attn_mask=self._mask
+            grouped, keys, values, attn_mask=self._mask(scoring.window), scale=scoring.scale
         )
-        return mixed.reshape(rows, heads, 1, size)
+        return mixed.reshape(rows, heads, 1, -1)
+
+    def _mask(self, window: int | None) -> Tensor:
+        """(B, 1, 1, S), made once per step and window."""
+        if window not in self._masks:
+            seen = self._seen(window)
+            if (
+                self._static
+            ):  # added to the scores: a Boolean mask would be converted to this one in every layer
+                zeros = torch.zeros(seen.shape, dtype=self._cache.keys[0].dtype, device=seen.device)
+                seen = zeros.masked_fill_(~seen, float("-inf"))
+            self._masks[window] = seen
+        return self._masks[window]
+
+    def _seen(self, window: int | None) -> Tensor:
+        slots = torch.arange(self._reach, device=self._slots.device)
+        seen = slots <= self._slots[:, None]
+        if window is not None:
+            seen = seen & near(self._slots[:, None], slots, window)[:, 0]
+        return seen[:, None, None, :]
 
 
 class AfterPrefix:
@@ -133,14 +171,50 @@ class AfterPrefix:
     `blocked` (B, T, T) hides further (query, key) pairs among the rows' own positions: True = hidden.
     """
 
-    def __init__(self, cache: KVCache, length: int, blocked: Tensor | None = None) -> None:
-        self._cache = cache
-        own = torch.ones(1, length, length, dtype=torch.bool, device=cache.keys[0].device).tril()
+    def __init__(
+        self, cache: KVCache, length: int, blocked: Tensor | None = None, positions: Tensor | None = None
+    ) -> None:
+        """`positions` (B, T) of the rows are those that windows count, by default from the prefix's end on."""
+        device = cache.keys[0].device
+        own = torch.ones(1, length, length, dtype=torch.bool, device=device).tril()
         own = own if blocked is None else own & ~blocked
-        self._mask = F.pad(own, (cache.slots, 0), value=True).unsqueeze(1)
+        self._cache, self._seen = cache, F.pad(own, (cache.slots, 0), value=True)
+        self._before = torch.arange(cache.slots, device=device)
+        after = torch.arange(cache.slots, cache.slots + length, device=device)[None]
+        self._positions = after if positions is None else positions
+        self._masks: dict[int | None, Tensor] = {}
+        self._blocks: dict[int | None, BlockMask] = {}
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scoring: Scoring = USUAL
+    ) -> Tensor:
         rows = key.shape[0]
         keys = torch.cat((self._cache.keys[layer].expand(rows, -1, -1, -1), key), dim=2)
         values = torch.cat((self._cache.values[layer].expand(rows, -1, -1, -1), value), dim=2)
-        return masked_attention(query, keys, values, self._mask)
+        kernel = choose_kernel(
+            key.device.type,
+            keys=keys.shape[2],
+            queries=query.shape[2],
+            head=query.shape[3],
+            masked=True,
+            fused=scoring.fused,
+        )
+        say(key.device.type, kernel, "rows after a shared prefix")
+        if kernel == "flex":
+            return flex(query, keys, values, self._block_mask(scoring.window), scoring)
+        return masked_attention(query, keys, values, self._mask(scoring.window), scoring)
+
+    def _block_mask(self, window: int | None) -> BlockMask:
+        if window not in self._blocks:
+            self._blocks[window] = tensor_mask(self._mask(window)[:, 0])
+        return self._blocks[window]
+
+    def _mask(self, window: int | None) -> Tensor:
+        if window not in self._masks:
+            seen = self._seen
+            if window is not None:
+                before = self._before.expand(len(self._positions), -1)
+                keys = torch.cat((before, self._positions), dim=1)
+                seen = seen & near(self._positions, keys, window)
+            self._masks[window] = seen[:, None]
+        return self._masks[window]

@@ -13,8 +13,8 @@ import torch
 
 from rlaif.errors import UserError
 from rlaif.inference.batches import forward_batches
-from rlaif.models.checkpoint import read_config, reading
-from rlaif.models.load import describe_pretrained
+from rlaif.models.files.identity import describe_pretrained
+from rlaif.models.files.source import pinned, read_config, reading
 from rlaif.tokens import choose_pad
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ class ClassifierSpec:
 
     def describe(self, cache_dir: Path) -> dict[str, Any]:
         """What its scores depend on, without loading it. Raises UserError if it does not exist."""
-        found = describe_pretrained(KEY, self.name, self.revision, cache_dir)
+        found = describe_pretrained(
+            KEY, self.name, self.revision, cache_dir, trust_remote_code=self.trust_remote_code
+        )
         return {**found, "dtype": self.dtype, "max_tokens": self.max_tokens}
 
     def check(self) -> None:
@@ -53,7 +55,10 @@ class ClassifierSpec:
     @property
     def origin(self) -> dict[str, Any]:
         """The arguments common to every `from_pretrained`."""
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return {
+            "revision": pinned(KEY, self.name, self.revision),
+            "trust_remote_code": self.trust_remote_code,
+        }
 
     def _config(self) -> Any:
         return read_config(KEY, self.name, **self.origin)

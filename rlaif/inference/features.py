@@ -73,8 +73,13 @@ def _keys(group: SharedPrefix) -> tuple[str, ...]:
     return prefix, *(_key(suffix, after=prefix) for suffix in group.suffixes)
 
 
-def _rows(groups: Sequence[SharedPrefix], keys: Sequence[tuple[str, ...]], held: Set[str]) -> list[_Row]:
-    """What is not held yet: each prompt with all its missing responses in one row (or a few, if there are many)."""
+def _rows(
+    groups: Sequence[SharedPrefix], keys: Sequence[tuple[str, ...]], held: Set[str], packs: bool
+) -> list[_Row]:
+    """What is not held yet: each prompt with all its missing responses in one row (or a few, if there are many).
+
+    For a model that does not pack, each response is in a row of its own.
+    """
     missing: dict[tuple[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = {}
     for group, (key, *names) in zip(groups, keys, strict=True):
         if not {key, *names} <= held:
@@ -85,7 +90,8 @@ def _rows(groups: Sequence[SharedPrefix], keys: Sequence[tuple[str, ...]], held:
         names, texts = list(responses), list(responses.values())
         parts = [] if key in held else [(key, 0, len(prefix))]
         # A prompt whose responses are all held is a row by itself.
-        for portion in portions(list(map(len, texts)), max(MAX_RESPONSE_TOKENS, 2 * len(prefix))) or [[]]:
+        room = max(MAX_RESPONSE_TOKENS, 2 * len(prefix)) if packs else 0
+        for portion in portions(list(map(len, texts)), room) or [[]]:
             group = SharedPrefix(prefix, tuple(texts[i] for i in portion))
             parts += [(names[i], *span) for i, span in zip(portion, group.spans(), strict=True)]
             rows.append(_Row(group, tuple(parts)))
@@ -259,7 +265,9 @@ class FeatureCache:
         if wanted - shards.parts.keys():
             with shards.writing():
                 shards.find(wanted)
-                self._fill(model, shards, _rows(groups, keys, shards.parts.keys()), progress)
+                self._fill(
+                    model, shards, _rows(groups, keys, shards.parts.keys(), model.trunk.packs), progress
+                )
         return [
             GroupFeatures(prefix, tuple(suffixes))
             for prefix, *suffixes in ([shards.parts[name] for name in names] for names in keys)

@@ -39,7 +39,7 @@ class SharedPrefix:
 def portions(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices of suffixes in order, cut into runs of at most `max_tokens` tokens (but at least one suffix).
 
-    The cost of attention over a packed row is quadratic.
+    The cost of attention over a packed row is quadratic. With 0, each is a run of its own.
     """
     runs: list[list[int]] = []
     room = 0
@@ -83,9 +83,15 @@ def group_neighbours(rows: Sequence[Sequence[int]]) -> tuple[list[SharedPrefix],
     return groups, runs
 
 
-def shared_tokens(rows: Sequence[Sequence[int]]) -> int:
+def alone(rows: Sequence[Sequence[int]]) -> tuple[list[SharedPrefix], list[list[int]]]:
+    """Like `group_neighbours`, with each row as a group of its own, for a model that does not pack."""
+    groups = [SharedPrefix(tuple(row[:-1]), (tuple(row[-1:]),)) for row in rows]
+    return groups, [[index] for index in range(len(rows))]
+
+
+def shared_tokens(top: Top, rows: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens shared by all rows and worth computing once; each row keeps at least one token."""
-    if len(rows) < 2:
+    if len(rows) < 2 or not top.trunk.packs:
         return 0
     shared = min(common_prefix(rows), min(map(len, rows)) - 1)
     return shared if shared >= MIN_SHARED else 0
@@ -93,8 +99,8 @@ def shared_tokens(rows: Sequence[Sequence[int]]) -> int:
 
 def run_prefix(top: Top, prefix: Sequence[int]) -> tuple[KVCache, Tensor]:
     """The KV cache of one text (one row), and its features (1, S, D) or ids (1, S)."""
-    trunk, device = top.trunk, top.norm.weight.device
-    cache = KVCache(trunk.config, 1, len(prefix), trunk.dtype, device)
+    trunk, device = top.trunk, top.device
+    cache = KVCache(trunk.cache_shapes, 1, len(prefix), trunk.dtype, device)
     capture = Capture(cache)
     features = trunk(torch.tensor([list(prefix)], device=device), capture)
     top(features, capture)
@@ -129,8 +135,10 @@ def pack(groups: Sequence[SharedPrefix], device: str | torch.device, before: KVC
                 positions[row, first:] = torch.arange(start + prefix, start + prefix + width - first)
                 blocked[row, first:end, prefix:first] = True
         blocked = blocked.to(device)
-    attend = Causal(blocked) if before is None else AfterPrefix(before, width, blocked)
-    return Packed(ids, positions.to(device), start + width, attend)
+    positions = positions.to(device)
+    if before is None:
+        return Packed(ids, positions, width, Causal(blocked, None if blocked is None else positions))
+    return Packed(ids, positions, start + width, AfterPrefix(before, width, blocked, positions))
 
 
 def text_places(groups: Sequence[SharedPrefix], device: str | torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from rlaif.inference.batches import forward_batches
 from rlaif.inference.cache import KVCache
-from rlaif.inference.packing import SharedPrefix, group_neighbours, pack, run_prefix, shared_tokens
+from rlaif.inference.packing import SharedPrefix, alone, group_neighbours, pack, run_prefix, shared_tokens
 from rlaif.models.split import Top
 
 
 def _device(top: Top) -> torch.device:
-    return top.norm.weight.device
+    return top.device
 
 
 def _hidden(top: Top, groups: Sequence[SharedPrefix], before: KVCache | None) -> Tensor:
@@ -48,9 +48,13 @@ def sequence_logprobs(
 ) -> list[tuple[float, ...]]:
     """Sum of log-probabilities (nats) of every suffix given its prefix, group by group.
 
-    The beginning that all prefixes share (preamble, exemplars) runs once.
+    The beginning that all prefixes share (preamble, exemplars) runs once, if the model packs.
     """
-    shared = shared_tokens([group.prefix for group in groups])
+    if not top.trunk.packs and any(len(group.suffixes) > 1 for group in groups):
+        singles = [SharedPrefix(group.prefix, (suffix,)) for group in groups for suffix in group.suffixes]
+        scores = (score for (score,) in sequence_logprobs(top, singles, progress))
+        return [tuple(next(scores) for _ in group.suffixes) for group in groups]
+    shared = shared_tokens(top, [group.prefix for group in groups])
     before = run_prefix(top, groups[0].prefix[:shared])[0] if shared else None
     groups = [SharedPrefix(group.prefix[shared:], group.suffixes) for group in groups]
     results: list[tuple[float, ...]] = [()] * len(groups)
@@ -81,9 +85,10 @@ def next_token_logprobs(
     The beginning that all prompts share (preamble, exemplars) runs once, and so does what neighbours share
     after it (a pair's context, for its two orders); the head runs on last positions only.
     """
-    shared = shared_tokens(prompts)
+    shared = shared_tokens(top, prompts)
     before = run_prefix(top, prompts[0][:shared])[0] if shared else None
-    groups, owners = group_neighbours([prompt[shared:] for prompt in prompts])
+    grouped = group_neighbours if top.trunk.packs else alone
+    groups, owners = grouped([prompt[shared:] for prompt in prompts])
     wanted = torch.tensor(tokens, device=_device(top))
     results: list[list[float]] = [[]] * len(prompts)
     for indices in forward_batches(list(map(len, groups)), wanted.device):

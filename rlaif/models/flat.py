@@ -18,12 +18,13 @@ def hidden_at(top: Top, features: Tensor, reads: Tensor) -> Tensor:
 
     Every row must be read somewhere; what comes after its last read position does not matter. The last layer runs only
     where it is read. On a CPU, rows are packed if their padding would cost more than attention row by row; otherwise,
-    and on an accelerator, they are padded.
+    on an accelerator, and for a model that takes whole texts only, they are padded.
     """
     lengths = _lengths(reads)
     padding = reads.numel() - int(lengths.sum())
     worth = padding * top.trunk.config.layer_weights > ROW_COST * len(reads)
-    run = _flat if worth and features.device.type == "cpu" else _padded
+    packed = worth and features.device.type == "cpu" and top.trunk.packs
+    run = _flat if packed else _padded
     return run(top, features, reads)
 
 

@@ -1,6 +1,6 @@
 """Low-rank adapters (Hu et al. 2022): each role's small matrices on frozen layers that all roles share.
 
-Each linear layer of attention and MLP computes W x + (alpha / r) B A x. W stays as it is; A (r, in) and B (out, r) are
+Each linear layer of the decoder layers computes W x + (alpha / r) B A x. W stays as it is; A (r, in) and B (out, r) are
 trained, as fp32 masters. B starts at zero, so that a role starts as the base model. Adapters are never merged for
 computation: an update far smaller than a bf16 step of W would be lost.
 
@@ -10,7 +10,7 @@ Notation: N rows, r rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlaif.errors import UserError
-from rlaif.models.decoder import Block, DecoderConfig, Linear, Norm
 
 
 @dataclass(frozen=True)
@@ -47,47 +46,86 @@ def parse_lora(spec: str, alpha: float | None) -> Lora | None:
     return Lora(rank, float(alpha))
 
 
-class Shared(nn.Module):
-    """A module of the trunk, used but not owned: it is not in any role's parameters or checkpoints."""
+def adaptable(module: nn.Module) -> bool:
+    """Whether a module is a plain linear layer, or GPT-2's, whose weight is stored transposed."""
+    return _is_linear(module) or transposed(module)
 
-    owner: nn.Module
 
-    def __init__(self, owner: nn.Module) -> None:
-        super().__init__()
-        object.__setattr__(self, "owner", owner)
+def _is_linear(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Linear):
+        return False
+    return type(module).forward is nn.Linear.forward or _acts_linear(module)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.owner(*inputs)
+
+@torch.no_grad()
+def _acts_linear(module: nn.Linear) -> bool:
+    """Whether a subclass's own forward computes what a linear layer does (Falcon's; not that of a quantised one)."""
+    drawn = torch.randn(2, module.in_features, generator=torch.Generator().manual_seed(0)).to(module.weight)
+    try:
+        found = module(drawn)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    wanted = F.linear(drawn, module.weight, module.bias)
+    alike = isinstance(found, Tensor) and found.shape == wanted.shape
+    return alike and torch.allclose(found, wanted, rtol=1e-2, atol=1e-3)
+
+
+def transposed(module: nn.Module) -> bool:
+    """Whether a linear layer stores its weight as (in, out), as GPT-2's does."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
 
 
 class Adapted(nn.Module):
     """A frozen, shared linear layer with its own low-rank update."""
 
-    base: Linear
+    base: nn.Module
 
-    def __init__(self, base: Linear, lora: Lora) -> None:
+    def __init__(self, base: nn.Module, lora: Lora) -> None:
         super().__init__()
-        object.__setattr__(self, "base", base)
+        object.__setattr__(self, "base", base)  # shared: in no role's parameters or checkpoints
         self.scale = lora.scale
-        self.a = nn.Parameter(torch.zeros(lora.rank, base.in_features))
-        self.b = nn.Parameter(torch.zeros(base.out_features, lora.rank))
+        self.out_features, self.in_features = self._matrix().shape
+        self.a = nn.Parameter(torch.zeros(lora.rank, self.in_features))
+        self.b = nn.Parameter(torch.zeros(self.out_features, lora.rank))
+
+    def _matrix(self) -> Tensor:
+        """The frozen weight (out, in)."""
+        weight: Tensor = self.base.weight  # type: ignore[assignment]
+        return weight.T if transposed(self.base) else weight
+
+    @property
+    def weight(self) -> Tensor:
+        """What computes the same as one matrix, stored as the base's is, for code that reads weights itself."""
+        update = self.scale * (self.b @ self.a)
+        base: Tensor = self.base.weight  # type: ignore[assignment]
+        return base + (update.T if transposed(self.base) else update).to(base.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's, frozen."""
+        return self.base.bias  # type: ignore[return-value]
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
         """Reset: A uniform within 1 / sqrt(in) (Kaiming's bound for a linear layer), B zero."""
-        bound = self.base.in_features**-0.5
+        bound = self.in_features**-0.5
         drawn = torch.empty(self.a.shape).uniform_(-bound, bound, generator=generator)
         self.a.copy_(drawn)  # the same numbers on every device
         self.b.zero_()
 
-    def merged(self) -> Tensor:
-        """The single weight (out, in) in fp32 that computes the same."""
-        update = self.b.detach().float() @ self.a.detach().float()
-        return self.base.weight.detach().float() + self.scale * update
+    def merged(self) -> nn.Module:
+        """A module like the base, in fp32, that computes the same."""
+        whole = deepcopy(self.base).float()
+        update = self.scale * (self.b.detach().float() @ self.a.detach().float())
+        weight: Tensor = whole.weight  # type: ignore[assignment]
+        weight.data += update.T if transposed(self.base) else update
+        return whole
 
     def forward(self, input: Tensor) -> Tensor:
         a, b = self.a.to(input.dtype), self.b.to(input.dtype)
-        return _AdaptedLinear.apply(input, self.base.weight, self.base.bias, a, b, self.scale)
+        return _AdaptedLinear.apply(input, self._matrix(), self.bias, a, b, self.scale)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -115,27 +153,3 @@ class _AdaptedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             input_grad = (grad @ weight).addmm_(low_grad, a).view(ctx.shape)
         return input_grad, None, None, low_grad.T @ rows, (grad.T @ low).mul_(ctx.scale), None
-
-
-def adapt(block: Block, config: DecoderConfig, lora: Lora) -> Block:
-    """A block with its own adapters on the weights of `block`, which stay shared."""
-    with torch.device("meta"):
-        twin = Block(config)
-    for name, part in block.named_modules():
-        if isinstance(part, Linear):
-            twin.set_submodule(name, Adapted(part, lora))
-        elif isinstance(part, Norm):
-            twin.set_submodule(name, Shared(part))
-    return twin
-
-
-def drop_idle(module: nn.Module) -> None:
-    """Remove adapters that add nothing: a role that equals the base model should cost no more than it."""
-    for name, layer in list(adapted_layers(module)):
-        if not layer.b.any():
-            module.set_submodule(name, Shared(layer.base))
-
-
-def adapted_layers(module: nn.Module) -> Iterator[tuple[str, Adapted]]:
-    """Every adapted layer of `module` with its name."""
-    return ((name, part) for name, part in module.named_modules() if isinstance(part, Adapted))

@@ -1,29 +1,44 @@
-"""One frozen trunk, many trainable tops.
+"""One frozen trunk, many trainable tops, of any causal language model of transformers.
 
 With `trainable=top:k` the embedding, the lower L-k layers and the vocabulary head are frozen and shared by policy,
-reference policy, value and reward model; each has its own top k layers and final norm. With `full` the "trunk" is
-empty: its features are the token ids themselves, and a top owns embedding and vocabulary head. With `lora:r` the trunk
-holds every weight and a top only low-rank adapters; features are the ids here too. So the code that uses this file is
-the same for all: `features = trunk(ids)`, `hidden = top(features)`.
+reference policy, value and reward model; each has its own top k layers and what runs behind them (the final norm). With
+`full` the "trunk" is empty: its features are the token ids themselves, and a top owns the whole model. With `lora:r`
+the trunk holds every weight and a top only low-rank adapters; features are the ids here too. So the code that uses this
+file is the same for all: `features = trunk(ids)`, `hidden = top(features)`.
+
+A top's parameters have the names that transformers gives them in the whole model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rlaif.errors import UserError
-from rlaif.models.attention import Attend, Causal, causal_attention
-from rlaif.models.decoder import Block, DecoderConfig, Norm, Rope, run_blocks
-from rlaif.models.lora import Lora, adapt, adapted_layers, drop_idle
+from rlaif.models.attention import CAUSAL, Attend, causal_attention
+from rlaif.models.lora import Adapted, Lora, adaptable
+from rlaif.models.parts.casting import Casting
+from rlaif.models.parts.decoder import Decoder, View
+from rlaif.models.parts.head import ComputeHead, linear
+from rlaif.models.parts.interface import Watch
+from rlaif.models.parts.probe import Verdict
+from rlaif.models.parts.rows import take
+from rlaif.models.parts.shapes import CacheShapes
+from rlaif.models.parts.view import with_modules
+from rlaif.models.sizes import ModelSizes
 from rlaif.ops import head_logprobs, token_logprobs
 
-CAUSAL = Causal()
+HEAD_ROWS = (
+    256  # rows whose logits are recomputed together in the backward pass, where a model changes its logits
+)
 
 
 def check_trainable(spec: str) -> None:
@@ -51,66 +66,74 @@ def parse_trainable(spec: str, num_layers: int) -> int:
 class Trunk(nn.Module):
     """The frozen part that every role shares: embedding, lower layers, vocabulary head.
 
-    Weights are kept in the compute dtype, since they are never trained. With `lora` they are all the model's weights.
+    Its weights are kept in the compute dtype, since they are never trained. With `lora` they are all the model's
+    weights. What tops own is kept in fp32, as the weights that a new top starts with.
     """
-
-    embedding: nn.Parameter
-    head: nn.Parameter
-    norm: Norm
-    _place: Tensor
 
     def __init__(
         self,
-        config: DecoderConfig,
-        hf_config: Any,
-        state: dict[str, Tensor],
+        lm: nn.Module,
+        decoder: Decoder,
+        verdict: Verdict,
+        config: ModelSizes,
         top_layers: int,
         dtype: torch.dtype,
         lora: Lora | None,
     ) -> None:
+        """`lm` in float32, its attention ours if the verdict says that patterns hold. The trunk takes its weights."""
         super().__init__()
-        self.config, self.hf_config, self.dtype, self.lora = config, hf_config, dtype, lora
+        self.config, self.hf_config, self.dtype, self.lora = config, lm.config, dtype, lora
+        self.decoder, self.verdict = decoder, verdict
         self.top_layers = top_layers
-        self.full = top_layers == config.num_layers  # tops run every layer: features are the ids
-        self.first_top = config.num_layers - top_layers
-        self.rope = Rope(hf_config)
-        # It may have no parameters: this buffer, which `.to` moves, always records the device.
-        self.register_buffer("_place", torch.empty(0), persistent=False)
-        frozen = config.num_layers if lora else self.first_top
-        with torch.device("meta"):
-            self.blocks = nn.ModuleList(Block(config) for _ in range(frozen))
-        self._initial = {k: v for k, v in state.items() if self._belongs_to_top(k)}
-        if lora or not self.full:
-            self._load_frozen(state)
-        self.requires_grad_(False)
-        self.eval()
+        self.full = top_layers == decoder.num_layers  # tops run every layer: features are the ids
+        self.first_top = decoder.num_layers - top_layers
+        self.lm = lm.requires_grad_(False).eval()
+        self._cast_shared()
+        self._view = None if self.full else View(decoder, lm, 0, self.first_top)
 
-    def _load_frozen(self, state: dict[str, Tensor]) -> None:
-        config, dtype = self.config, self.dtype
-        embedding = state["model.embed_tokens.weight"].to(dtype)
-        self.embedding = nn.Parameter(embedding, requires_grad=False)
-        head = embedding if config.tied else state["lm_head.weight"].to(dtype)
-        self.head = self.embedding if config.tied else nn.Parameter(head, requires_grad=False)
-        prefix = "model.layers."
-        layers = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        own = {k: v.to(dtype) for k, v in layers.items() if int(k.split(".")[0]) < len(self.blocks)}
-        self.blocks.load_state_dict(own, assign=True)
-        if self.lora:
-            self.norm = Norm(config.hidden_size, config.norm_eps).to(dtype)
-            self.norm.load_state_dict({"weight": state["model.norm.weight"]})
+    def _cast_shared(self) -> None:
+        """Cast what no top owns to the compute dtype; buffers (rotary frequencies) stay as they are."""
+        owned = tuple(f"{path}." for path in self.owned_paths()) if self.lora is None else ()
+        if "." in owned:
+            return
+        for name, weight in self.lm.named_parameters():
+            if not name.startswith(owned) and weight.is_floating_point():
+                weight.data = weight.data.to(self.dtype)
+
+    def owned_paths(self) -> list[str]:
+        """The paths of the modules that a top has copies of ("" for the whole model), or adapts."""
+        if self.lora is not None:
+            layers = self.lm.get_submodule(self.decoder.path.layers)
+            return [
+                f"{self.decoder.path.layers}.{name}"
+                for name, part in layers.named_modules()
+                if adaptable(part)
+            ]
+        if self.full:
+            return [""]
+        return [
+            *self.decoder.layer_paths(self.first_top, self.decoder.num_layers),
+            *self.decoder.after_paths(),
+        ]
 
     @property
     def device(self) -> torch.device:
         """Where it runs, and where its tops are created."""
-        return self._place.device
+        return self._weight.device
 
-    def _belongs_to_top(self, name: str) -> bool:
-        if self.lora:
-            return False
-        if self.full or name == "model.norm.weight":
-            return True
-        match = re.match(r"model\.layers\.(\d+)\.", name)
-        return match is not None and int(match[1]) >= self.first_top
+    @property
+    def _weight(self) -> Tensor:
+        return self.lm.get_submodule(self.decoder.head).weight  # type: ignore[return-value]
+
+    @property
+    def packs(self) -> bool:
+        """Whether several texts may share a row, and keys and values be ours. If not, each text is a row of its own."""
+        return self.verdict.patterns
+
+    @property
+    def cache_shapes(self) -> CacheShapes:
+        """Shapes of the keys and values of all layers; empty if it does not pack."""
+        return self.verdict.shapes
 
     @torch.no_grad()
     def forward(
@@ -119,96 +142,151 @@ class Trunk(nn.Module):
         attend: Attend = CAUSAL,
         positions: Tensor | None = None,
         max_position: int | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Features of `ids` (B, T): hidden states (B, T, D) below the top; with `full` or `lora`, the ids."""
-        if self.full:
+        if self._view is None:
             return ids
-        hidden = F.embedding(ids, self.embedding)
-        return run_blocks(
-            self.blocks,  # type: ignore[arg-type]
-            hidden,
-            self.rope,
-            first_layer=0,
-            attend=attend,
-            positions=positions,
-            max_position=max_position,
-        )
+        return self._view(ids, attend, positions, max_position, watch=watch)
 
     def new_top(self) -> Top:
         """A new trainable top (fp32 masters) that computes the same as the base model."""
         top = Top(self)
-        if self.lora is None:
-            top.load_hf(self._initial)
         # One seed for all: roles, seeds and resumed runs start alike, as they do from a base model's weights.
         generator = torch.Generator().manual_seed(0)
-        for _, layer in adapted_layers(top):
+        for _, layer in top.adapters():
             layer.draw(generator)
         return top
+
+
+class _Branch(nn.Module):
+    """A step of a path in a top: holds what lies below it."""
 
 
 class Top(nn.Module):
     """What one role trains, in fp32: upper layers and final norm, all weights if `full`, adapters if `lora`."""
 
     trunk: Trunk
-    norm: Norm
-    embedding: nn.Parameter | None
-    head: nn.Parameter | None
+    _parts: dict[str, nn.Module]
+    _casting: Casting | None
+    _views: tuple[View, View | None]
+    _running: nn.Module
 
-    def __init__(self, trunk: Trunk, dtype: torch.dtype = torch.float32) -> None:
-        """On the trunk's device, in `dtype`. Weights are not set yet; adapters have no effect."""
+    def __init__(
+        self, trunk: Trunk, dtype: torch.dtype = torch.float32, parts: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        """On the trunk's device, in `dtype`, with copies of the base model's parts; adapters have no effect yet.
+
+        `parts`, by path, are used instead of copies of the base model's.
+        """
         super().__init__()
         # The trunk is shared: it is kept out of this module's parameters and checkpoints.
         object.__setattr__(self, "trunk", trunk)
-        self.embedding = self.head = None
-        if trunk.lora is None:
-            self._make_layers(trunk.config, dtype)
-        else:
-            blocks: Iterable[Block] = trunk.blocks  # type: ignore[assignment]
-            self.layers = nn.ModuleList(adapt(block, trunk.config, trunk.lora) for block in blocks)
-            object.__setattr__(self, "norm", trunk.norm)
-            self.to(trunk.device, dtype)
+        made = dict(self._copies()) if parts is None else dict(parts)
+        object.__setattr__(
+            self, "_parts", {path: _cast(part, trunk.device, dtype) for path, part in made.items()}
+        )
+        for path, part in self._parts.items():
+            self._register(path, part)
+        # Dropout would make a policy differ from itself: tops compute in eval mode, also while they are trained.
+        self.eval().requires_grad_(True)
+        self._tied = _repeated(self)
+        self._make_views(dtype)
 
-    def _make_layers(self, config: DecoderConfig, dtype: torch.dtype) -> None:
-        trunk, size = self.trunk, (config.vocab_size, config.hidden_size)
-        with torch.device("meta"):  # initial values would be drawn in vain
-            self.layers = nn.ModuleList(Block(config) for _ in range(trunk.top_layers))
-            self.norm = Norm(config.hidden_size, config.norm_eps)
-            self.embedding = nn.Parameter(torch.empty(size)) if trunk.full else None
-            self.head = nn.Parameter(torch.empty(size)) if trunk.full and not config.tied else None
-        self.to(dtype).to_empty(device=trunk.device)
-
-    def load_hf(self, state: dict[str, Tensor]) -> None:
-        """Load this top's weights from a state dict with transformers' names."""
-        own = {}
-        for name, value in state.items():
-            match = re.match(r"model\.layers\.(\d+)\.(.+)", name)
-            if match:
-                own[f"layers.{int(match[1]) - self.trunk.first_top}.{match[2]}"] = value.float()
-        own["norm.weight"] = state["model.norm.weight"].float()
-        if self.embedding is not None:
-            own["embedding"] = state["model.embed_tokens.weight"].float()
-        if self.head is not None:
-            own["head"] = state["lm_head.weight"].float()
-        self.load_state_dict(own)
-
-    def to_hf(self) -> dict[str, Tensor]:
-        """Trunk and top together as a state dict with transformers' names (fp32 top, trunk as kept)."""
+    def _copies(self) -> Iterator[tuple[str, nn.Module]]:
         trunk = self.trunk
-        state = {f"model.layers.{name}": value for name, value in trunk.blocks.state_dict().items()}
-        for name, value in self._layers_state().items():
-            index, rest = name.split(".", 1)
-            state[f"model.layers.{int(index) + trunk.first_top}.{rest}"] = value
-        state["model.norm.weight"] = self.norm.weight.detach()
-        state["model.embed_tokens.weight"] = self._embedding_weight().detach()
-        if not trunk.config.tied:
-            state["lm_head.weight"] = self._head_weight().detach()
+        for path in trunk.owned_paths():
+            module = trunk.lm.get_submodule(path)
+            yield path, deepcopy(module) if trunk.lora is None else Adapted(module, trunk.lora)
+
+    def _register(self, path: str, part: nn.Module) -> None:
+        if not path:  # the whole model: its children are the top's
+            for name, child in part.named_children():
+                self.add_module(name, child)
+            return
+        parent: nn.Module = self
+        *above, last = path.split(".")
+        for name in above:
+            if name not in parent._modules:
+                parent.add_module(name, _Branch())
+            parent = parent.get_submodule(name)
+        parent.add_module(last, part)
+
+    def _make_views(self, dtype: torch.dtype) -> None:
+        trunk = self.trunk
+        # Adapters cast themselves, and the trunk is in the compute dtype already.
+        casts = dtype != trunk.dtype and trunk.lora is None
+        casting = Casting(self._parts, trunk.dtype, trunk.decoder.head) if casts else None
+        running = self._with(self._parts if casting is None else casting.twins)
+        ends = (trunk.first_top, trunk.decoder.num_layers)
+        rows = trunk.verdict.rows
+        views = (
+            View(trunk.decoder, running, *ends),
+            None if rows is None else View(trunk.decoder, running, *ends, rows),
+        )
+        for name, value in (("_casting", casting), ("_views", views), ("_running", running)):
+            object.__setattr__(self, name, value)
+
+    def _with(self, parts: Mapping[str, nn.Module]) -> nn.Module:
+        """Trunk and these parts as one model."""
+        return parts[""] if "" in parts else with_modules(self.trunk.lm, parts)
+
+    def train(self, mode: bool = True) -> Top:
+        """Always in eval mode: see `__init__`."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.trunk.device
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers that this top runs, with its own weights or adapters."""
+        decoder = self.trunk.decoder
+        whole = self._with(self._parts)
+        return [
+            whole.get_submodule(path)
+            for path in decoder.layer_paths(self.trunk.first_top, decoder.num_layers)
+        ]
+
+    @property
+    def norm(self) -> nn.Module:
+        """What runs last before the head."""
+        return self._with(self._parts).get_submodule(self.trunk.decoder.after_paths()[-1])
+
+    @property
+    def embedding(self) -> Tensor | None:
+        """The token embeddings (V, D), if this top owns them (`full`)."""
+        return self._parts[""].get_input_embeddings().weight if "" in self._parts else None  # type: ignore[operator]
+
+    def adapters(self) -> list[tuple[str, Adapted]]:
+        """Every adapted layer with its path in the whole model."""
+        return [(path, part) for path, part in self._parts.items() if isinstance(part, Adapted)]
+
+    def whole(self) -> nn.Module:
+        """Trunk and top as one causal language model of transformers, with adapters merged; weights are shared."""
+        return self._with({p: m.merged() if isinstance(m, Adapted) else m for p, m in self._parts.items()})
+
+    @contextmanager
+    def running(self) -> Iterator[nn.Module]:
+        """Inside: trunk and top as they run, in the compute dtype, as a causal language model of transformers."""
+        with nullcontext() if self._casting is None else self._casting.filled():
+            yield with_modules(self._running, {self.trunk.decoder.head: ComputeHead(self._head)})
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As of any module, with tied weights once."""
+        state = super().state_dict(*args, **kwargs)
+        start = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        for name in self._tied:
+            state.pop(start + name, None)
         return state
 
-    def _layers_state(self) -> dict[str, Tensor]:
-        """The weights of this top's layers, with adapters merged into them."""
-        if self.trunk.lora is None:
-            return self.layers.state_dict()
-        return {f"{name}.weight": layer.merged() for name, layer in adapted_layers(self.layers)}
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name, first in self._tied.items():
+            if prefix + first in state_dict:
+                state_dict.setdefault(prefix + name, state_dict[prefix + first])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(
         self,
@@ -217,37 +295,43 @@ class Top(nn.Module):
         positions: Tensor | None = None,
         max_position: int | None = None,
         rows: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Normalised hidden states (B, T, D) over the trunk's features, or (B, R, D) only at `rows` (B, R).
 
         The default of `attend` is `causal_attention`.
         """
-        trunk = self.trunk
-        hidden = run_blocks(
-            self.layers,  # type: ignore[arg-type]
-            F.embedding(features, self._embedding_weight()).to(trunk.dtype) if trunk.full else features,
-            trunk.rope,
-            first_layer=trunk.first_top,
-            attend=causal_attention(features.device) if attend is None else attend,
-            positions=positions,
-            max_position=max_position,
-            rows=rows,
-        )
-        return self.norm(hidden)
-
-    def _embedding_weight(self) -> Tensor:
-        return self.trunk.embedding if self.embedding is None else self.embedding
+        attend = causal_attention(features.device) if attend is None else attend
+        everywhere, at_rows = self._views
+        with nullcontext() if self._casting is None else self._casting.filled():
+            if rows is not None and at_rows is not None:
+                return at_rows(features, attend, positions, max_position, rows)
+            hidden = everywhere(features, attend, positions, max_position, watch=watch)
+        return hidden if rows is None else take(hidden, rows[:, :, None])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits (..., V) of normalised hidden states (..., D), in the compute dtype."""
-        return F.linear(hidden, self._head_weight().to(hidden.dtype))
+        outputs = linear(hidden, self._head.weight, self._head.bias)
+        after = self.trunk.decoder.after_head
+        return outputs if after.identity else after(outputs)
 
     def logprobs(self, hidden: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probability (N,) in float32 of `ids` (N,), each predicted by its row of `hidden` (N, D)."""
-        weight = self._head_weight()
-        if weight.requires_grad:
-            return token_logprobs(F.linear(hidden, weight.to(hidden.dtype)) / temperature, ids)
-        return head_logprobs(hidden, weight.to(hidden.dtype), ids, temperature)
+        weight = self._head.weight
+        usual = self.trunk.decoder.after_head.identity and self._head.bias is None
+        if usual and not weight.requires_grad:
+            return head_logprobs(hidden, weight.to(hidden.dtype), ids, temperature)
+        if usual or not torch.is_grad_enabled():
+            return self._token_logprobs(hidden, ids, temperature)
+        parts = zip(hidden.split(HEAD_ROWS), ids.split(HEAD_ROWS), strict=True)
+        done = [
+            checkpoint(self._token_logprobs, part, chosen, temperature, use_reentrant=False)
+            for part, chosen in parts
+        ]
+        return torch.cat(done) if done else hidden.new_zeros(0, dtype=torch.float32)
+
+    def _token_logprobs(self, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
+        return token_logprobs(self.logits(hidden) / temperature, ids)
 
     def choice_logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Log-probability (N, C) in float32 of the same C `tokens` after each row of `hidden` (N, D).
@@ -255,19 +339,59 @@ class Top(nn.Module):
         Their logits are computed in float32: in bf16, neighbouring logits of this size are 1/8 apart, and so would be
         the preferences read from them. The normaliser, common to all of them, is not worth that.
         """
-        chosen = hidden.float() @ self._head_weight()[tokens].float().T
+        head, after = self._head, self.trunk.decoder.after_head
+        bias = None if head.bias is None else head.bias[tokens].float()
+        chosen = F.linear(hidden.float(), head.weight[tokens].float(), bias)
+        chosen = chosen if after.identity else after(chosen)
         return chosen - torch.logsumexp(self.logits(hidden).float(), dim=-1, keepdim=True)
 
-    def _head_weight(self) -> Tensor:
-        own = self.head if self.head is not None else self.embedding
-        return self.trunk.head if own is None else own
+    @property
+    def _head(self) -> nn.Linear:
+        owner = self._parts.get("", self.trunk.lm)
+        return owner.get_submodule(self.trunk.decoder.head)  # type: ignore[return-value]
 
     def frozen_copy(self) -> Top:
-        """An independent frozen copy in the compute dtype (a reference policy)."""
-        twin = Top(self.trunk, self.trunk.dtype)
-        twin.load_state_dict(self.state_dict())
-        drop_idle(twin)
-        return twin.requires_grad_(False).eval()
+        """An independent frozen copy in the compute dtype (a reference policy).
+
+        Adapters that add nothing are left out: a role that equals the base model should cost no more than it.
+        """
+        parts = {path: _detached(part) for path, part in self._parts.items() if not _idle(part)}
+        return Top(self.trunk, self.trunk.dtype, parts).requires_grad_(False)
+
+
+def _cast(part: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Weights in `dtype`; buffers (rotary frequencies) keep theirs."""
+    part.to(device)
+    if hasattr(part, "tie_weights"):  # a whole model: on some devices each moved weight is a new one
+        part.tie_weights()  # type: ignore[operator]
+    for weight in part.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
+    return part
+
+
+def _idle(part: nn.Module) -> bool:
+    return isinstance(part, Adapted) and not part.b.any()
+
+
+def _detached(part: nn.Module) -> nn.Module:
+    """A copy of what a top owns; an adapter's base stays shared."""
+    if not isinstance(part, Adapted):
+        return deepcopy(part)
+    memo = {id(part.base): part.base}
+    return deepcopy(part, memo)
+
+
+def _repeated(module: nn.Module) -> dict[str, str]:
+    """The names of tied weights after the first, each with the first."""
+    first: dict[int, str] = {}
+    again: dict[str, str] = {}
+    for name, weight in module.named_parameters(remove_duplicate=False):
+        if id(weight) in first:
+            again[name] = first[id(weight)]
+        else:
+            first[id(weight)] = name
+    return again
 
 
 class ScalarHead(nn.Module):

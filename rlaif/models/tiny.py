@@ -54,11 +54,16 @@ def tiny_config(vocab_size: int, *, hidden_size: int = 32, layers: int = 3) -> A
     )
 
 
-def tiny_state(config: Any, seed: int = 0) -> dict[str, Tensor]:
-    """Random weights for `config`, the same on every machine for one seed."""
-    from transformers import LlamaForCausalLM
+def tiny_lm(config: Any, seed: int = 0) -> Any:
+    """A causal language model of `config` with random weights, the same on every machine for one seed; frozen."""
+    from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    return {name: value.detach() for name, value in model.state_dict().items()}
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.requires_grad_(False).eval()
+
+
+def tiny_state(config: Any, seed: int = 0) -> dict[str, Tensor]:
+    """The weights of `tiny_lm`."""
+    return {name: value.detach() for name, value in tiny_lm(config, seed).state_dict().items()}

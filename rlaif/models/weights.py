@@ -1,29 +1,25 @@
-"""Trained weights on disk: a top (and its scalar head) as safetensors, and whole models for use elsewhere."""
+"""Trained weights on disk: a top (and its scalar head) as safetensors."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rlaif.io import read_json, write_json
 from rlaif.models.load import LanguageModel
 from rlaif.models.split import ScalarHead, Top
 
 TOP_FILE = "top.safetensors"
-EMBEDDING = "model.embed_tokens.weight"
-NEW_PAD = "<|pad|>"
 NORMALIZATION_FILE = "normalization.json"
 _NO_SPREAD = 1e-6  # a model that gives everything the same score has no scale of its own
 
@@ -80,20 +76,27 @@ class RewardMember:
 
 def save_modules(path: Path, modules: Mapping[str, nn.Module]) -> None:
     """Save the modules' weights as fp32 safetensors, with names prefixed by the modules' keys."""
-    tensors = {
-        f"{key}.{name}": value.detach().float().cpu().contiguous()
-        for key, module in modules.items()
-        for name, value in module.state_dict().items()
-    }
-    _save(tensors, path)
+    save_tensors(
+        {f"{key}.{name}": v for key, module in modules.items() for name, v in module.state_dict().items()},
+        path,
+    )
 
 
-def _save(tensors: dict[str, Any], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Save tensors as fp32 safetensors. Raises OSError if the disk is full."""
+    wide = {name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}
+    with disk_errors(path):
+        save_file(wide, path, metadata={"format": "pt"})
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
     """Raises OSError if the disk is full, where the library's writer raises its own error."""
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        yield
     except SafetensorError as error:
-        path.unlink(missing_ok=True)  # half a file on a full disk is in the way
+        for half in path.glob("*.safetensors") if path.is_dir() else [path]:
+            half.unlink(missing_ok=True)  # half a file on a full disk is in the way
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
@@ -140,82 +143,3 @@ def load_reward(model: LanguageModel, directory: Path) -> list[RewardMember]:
 
 def _prefix(index: int) -> str:
     return f"member{index}." if index else ""
-
-
-def _write_hf(directory: Path, tokenizer: Any, state: dict[str, Any], config: dict[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().float().cpu().contiguous().clone() for k, v in state.items()}
-    _save(tensors, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(directory)
-
-
-def _config(model: LanguageModel, kind: str) -> dict[str, Any]:
-    """The configuration of a `kind` of transformers model, such as `ForCausalLM`."""
-    config = model.trunk.hf_config.to_dict()
-    family = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}[config["model_type"]]
-    config.update(dtype="float32", pad_token_id=model.pad_id, eos_token_id=_ends(model))
-    return config | {"architectures": [family + kind]}
-
-
-def _ends(model: LanguageModel) -> int | list[int]:
-    """The ids that end a response, as transformers writes them: one id or a list."""
-    return model.eos_id if len(model.eos_ids) == 1 else list(model.eos_ids)
-
-
-def export_policy(directory: Path, model: LanguageModel, top: Top) -> None:
-    """Write the whole policy so that `AutoModelForCausalLM.from_pretrained(directory)` loads it."""
-    _write_hf(directory, model.tokenizer, top.to_hf(), _config(model, "ForCausalLM"))
-    generation = {"eos_token_id": _ends(model), "pad_token_id": model.pad_id}
-    text = json.dumps(generation, indent=2) + "\n"
-    (directory / "generation_config.json").write_text(text, encoding="utf-8")
-
-
-def export_reward(directory: Path, model: LanguageModel, members: Sequence[RewardMember]) -> None:
-    """Write the reward model so that `AutoModelForSequenceClassification` (num_labels=1) scores the same.
-
-    The first member goes to `directory` itself, further ones to `member1`, `member2` and so on below it. A logit is the
-    score before the shift (the head has no bias), which config.json has as `reward_shift`, next to the `reward_scale`
-    that is folded in. transformers pools the last token that is not a pad; our responses end in EOS, or anywhere if
-    they were cut, and the pad never ends one: if the model has no token free for it, the exported tokenizer and
-    embedding get one more.
-    """
-    for index, member in enumerate(members):
-        _export_member(directory / f"member{index}" if index else directory, model, member)
-    _remove_members(directory, since=len(members))
-
-
-def _remove_members(directory: Path, since: int) -> None:
-    """Remove members that an earlier, larger ensemble left: with the new ones they would make another reward."""
-    for folder in directory.glob("member*"):
-        number, config = folder.name.removeprefix("member"), folder / "config.json"
-        stale = number.isdigit() and int(number) >= since
-        if stale and config.is_file() and "reward_scale" in read_json(config):
-            shutil.rmtree(folder)
-
-
-def _export_member(directory: Path, model: LanguageModel, member: RewardMember) -> None:
-    config = _config(model, "ForSequenceClassification")
-    config.update(
-        num_labels=1,
-        id2label={"0": "LABEL_0"},
-        label2id={"LABEL_0": 0},
-        reward_scale=member.normalization.scale,
-        reward_shift=member.shift,
-    )
-    state = {name: value for name, value in member.top.to_hf().items() if name != "lm_head.weight"}
-    tokenizer = model.tokenizer
-    if model.pad_id is None:
-        tokenizer, pad = _with_pad(tokenizer)
-        rows = state[EMBEDDING]
-        missing = max(pad + 1 - len(rows), 0)
-        state[EMBEDDING] = torch.cat([rows, rows.new_zeros(missing, rows.shape[1])])
-        config.update(pad_token_id=pad, vocab_size=len(rows) + missing)
-    _write_hf(directory, tokenizer, {**state, "score.weight": member.head.weight}, config)
-
-
-def _with_pad(tokenizer: Any) -> tuple[Any, int]:
-    """The tokenizer with one more token, the pad, and its id."""
-    more = deepcopy(tokenizer)
-    more.add_special_tokens({"pad_token": NEW_PAD})
-    return more, more.pad_token_id

@@ -211,6 +211,7 @@ class Options:
     plan: bool
     force: Any
     export: Name | None
+    export_format: Literal["whole", "adapter"]
     models: TinyOptions
     demo: DemoOptions
     task: TaskOptions

@@ -47,6 +47,7 @@ class ModelCard:
     algorithm: str | None
     reward: str | None
     members: int
+    adapter_of: str | None  # hub id or folder of the model that an adapter goes on; None for a whole model
     text: TextFormat
     metrics: Mapping[str, Scalar]
 

@@ -48,6 +48,15 @@ def points_range(low: float, high: float) -> str:
     return f"{points(low).removesuffix(' points')} to {points(high)}"
 
 
+def file_size(count: int) -> str:
+    """A number of bytes: 538060032 as `513 MiB`."""
+    size, unit = count / 2**10, "KiB"
+    for larger in ("MiB", "GiB", "TiB"):
+        if size >= 1000:
+            size, unit = size / 2**10, larger
+    return f"{size:.1f} {unit}" if size < 10 else f"{size:,.0f} {unit}"
+
+
 def plain(value: float | None) -> str:
     """About three significant digits; whole numbers with thousands separators."""
     if value is None or not math.isfinite(value):

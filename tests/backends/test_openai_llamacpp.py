@@ -15,7 +15,8 @@ from rlaif.backends.openai.backend import ChatTemplate
 from rlaif.backends.transformers import TransformersBackend
 from rlaif.errors import UserError
 from rlaif.labelers.readout.readouts import SCORES, read_choice, read_score
-from rlaif.models.load import ModelSpec, _embedded_gguf, load_model
+from rlaif.models.files.embedded import embedded_gguf
+from rlaif.models.load import ModelSpec, load_model
 
 QUESTIONS = (
     Message("Which number is larger, 1 or 2? Answer with the number only.", "Answer="),
@@ -32,7 +33,7 @@ TIMES = {"timeout_s": 60.0, "max_concurrency": 2}
 
 @pytest.fixture(scope="module")
 def address():
-    command = [sys.executable, str(Path(__file__).with_name("llama_server.py")), str(_embedded_gguf())]
+    command = [sys.executable, str(Path(__file__).with_name("llama_server.py")), str(embedded_gguf())]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

@@ -18,7 +18,7 @@ LIMIT = 4096  # positions of the tiny model; one token a byte
 def engine(tiny_model):
     """(model, its top with peaked distributions, backend with the same weights)."""
     model = tiny_model("top:1")
-    model.trunk._initial["model.norm.weight"] *= 10
+    model.trunk.lm.model.norm.weight *= 10
     return model, model.trunk.new_top(), TransformersBackend({"name": "tiny"}, lambda: model, max_rows=3)
 
 
@@ -288,7 +288,7 @@ def test_an_answer_behind_a_space_is_read_where_it_was_said(engine, choices, log
     before = Spaced({}, lambda: model, max_rows=3).choice_logprobs(prompt, choices)[0]
     with torch.no_grad():
         hidden = top(model.trunk(torch.tensor([_ids(model, prompt[0])])))[0, -1]
-        head = top._head_weight()
+        head = top._head.weight
         head[space] = hidden / hidden.norm() * logit / hidden.norm()
         opening = math.exp(_logprob(model, top, prompt[0], " "))
     assert (opening > 0.99) if logit == 30 else (0.2 < opening < 0.8)

@@ -14,9 +14,9 @@ from rlaif.app.doctor import _device
 from rlaif.errors import UserError
 from rlaif.inference.decoding.sampler import cache_bytes
 from rlaif.io.cores import cores
-from rlaif.models import load
 from rlaif.models.attention import DenseCausal, causal_attention, is_plain
-from rlaif.models.load import resolve_device, resolve_dtype
+from rlaif.models.kernels import devices
+from rlaif.models.kernels.devices import resolve_device, resolve_dtype
 from rlaif.models.pairs import LONG_PAIR, PairCausal, pair_attention
 from rlaif.stages.common.training.ranks import check_devices
 
@@ -58,16 +58,16 @@ def test_the_option_trainer_mps(machine) -> None:
 
 
 def test_bfloat16_where_apple_has_it(monkeypatch) -> None:
-    load._apple_multiplies_bf16.cache_clear()
+    devices._apple_multiplies_bf16.cache_clear()
     if not torch.backends.mps.is_available():
-        assert not load._apple_multiplies_bf16(), "where there is no such GPU, trying finds none"
-    monkeypatch.setattr(load, "_apple_multiplies_bf16", lambda: True)
+        assert not devices._apple_multiplies_bf16(), "where there is no such GPU, trying finds none"
+    monkeypatch.setattr(devices, "_apple_multiplies_bf16", lambda: True)
     assert [resolve_dtype(name, "mps") for name in ("auto", "bf16", "fp32")] == [
         "bfloat16",
         "bfloat16",
         "float32",
     ]
-    monkeypatch.setattr(load, "_apple_multiplies_bf16", lambda: False)
+    monkeypatch.setattr(devices, "_apple_multiplies_bf16", lambda: False)
     assert [resolve_dtype(name, "mps") for name in ("auto", "fp32")] == ["float32", "float32"]
     with pytest.raises(UserError, match="backend.dtype=bf16.*macOS 14; write float32"):
         resolve_dtype("bf16", "mps", "backend.dtype")

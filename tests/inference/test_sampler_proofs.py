@@ -13,10 +13,10 @@ from rlaif.inference.cache import KVCache
 from rlaif.inference.decoding import sampler
 from rlaif.inference.decoding.drawing import Decoding, row_uniforms
 from rlaif.inference.decoding.sampler import sample
-from rlaif.models.decoder import DecoderConfig
-from rlaif.models.load import ModelSpec, _convert_embedded, load_model
-from rlaif.models.split import Trunk
-from rlaif.models.tiny import tiny_config, tiny_state
+from rlaif.models.assemble import make_trunk
+from rlaif.models.files.embedded import convert_embedded
+from rlaif.models.load import ModelSpec, load_model
+from rlaif.models.tiny import tiny_config, tiny_lm
 
 
 def _prompts(count, seed=0):
@@ -67,7 +67,7 @@ def _p_value(drawn, exact):
 def test_whole_responses_come_as_often_as_they_should():
     """All responses of up to three tokens over a vocabulary of six, EOS among them, from two prompts at once."""
     config = tiny_config(6, layers=2)
-    trunk = Trunk(DecoderConfig.from_hf(config), config, tiny_state(config, seed=3), 1, torch.float32, None)
+    trunk = make_trunk(tiny_lm(config, seed=3), "top:1", torch.float32, None)
     top = trunk.new_top()
     with torch.no_grad():
         top.norm.weight.mul_(3)
@@ -205,7 +205,7 @@ def test_greedy_decoding_of_the_embedded_model_equals_generate(request):
 
     cache = request.config.cache.mkdir("embedded-model")
     model = load_model(ModelSpec("embedded", "", None, "top:2", "float32", "cpu", False), cache)
-    plain = AutoModelForCausalLM.from_pretrained(_convert_embedded(cache), dtype=torch.float32).eval()
+    plain = AutoModelForCausalLM.from_pretrained(convert_embedded(cache), dtype=torch.float32).eval()
     texts = [
         "The capital of France is",
         "def add(a, b):\n    ",

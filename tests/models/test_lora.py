@@ -67,7 +67,7 @@ def test_adapters_compute_what_merged_weights_do(tiny_model, ids):
         hidden = adapted(ids)
         torch.testing.assert_close(hidden, merged(full.new_top(), adapted)(ids), rtol=0, atol=1e-5)
         exported = full.new_top()
-        exported.load_hf(adapted.to_hf())
+        exported.load_state_dict(adapted.whole().state_dict())
         torch.testing.assert_close(hidden, exported(ids), rtol=0, atol=1e-5)
         unscaled = merged(full.new_top(), adapted, scale=1.0)
         assert (hidden - unscaled(ids)).abs().max() > 1e-2, "a scale left out is seen"
@@ -116,7 +116,7 @@ def test_a_small_update_is_not_lost_in_bf16(tiny_model, ids):
         for name, parameter in adapted.named_parameters():
             if name.endswith(".b"):
                 parameter.fill_(2e-5)
-        weights, kept = adapted.to_hf(), base.to_hf()
+        weights, kept = adapted.whole().state_dict(), base.whole().state_dict()
         moved = (adapted.frozen_copy()(ids) - base(ids)).float().abs().mean()
     changed = [(weights[n].bfloat16() != kept[n].bfloat16()).float().mean() for n in weights if "proj" in n]
     assert float(torch.stack(changed).mean()) < 0.1, "nearly every merged weight rounds back to the base's"
@@ -129,9 +129,9 @@ def test_a_small_update_is_not_lost_in_bf16(tiny_model, ids):
 def test_only_adapters_are_trained_and_stored(tiny_model, ids, tmp_path):
     model = tiny_model("lora:2")
     top = stirred(model.trunk.new_top())
-    linear = [name for name, _ in model.trunk.blocks.named_parameters() if name.endswith("_proj.weight")]
+    linear = [name for name, _ in model.trunk.lm.named_parameters() if name.endswith("_proj.weight")]
     assert len(linear) == 3 * 7
-    names = {f"layers.{n.removesuffix('.weight')}.{part}" for n in linear for part in "ab"}
+    names = {f"{n.removesuffix('.weight')}.{part}" for n in linear for part in "ab"}
     assert set(top.state_dict()) == names == {name for name, _ in top.named_parameters()}
     top.logprobs(top(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in top.parameters())

@@ -1,9 +1,10 @@
-"""The decoder's normalisation against torch's own and against finite differences."""
+"""The fast normalisation against torch's own and against finite differences."""
 
 import torch
 import torch.nn.functional as F
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from rlaif.models.decoder import Norm, _RMSNorm
+from rlaif.models.parts.swaps import RMSNorm, kind_of, swap_modules
 
 
 def case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -13,16 +14,18 @@ def case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_values_and_gradients_against_torch_and_differences():
     hidden, weight = (x.requires_grad_() for x in case(torch.float64))
-    own, plain = _RMSNorm.apply(hidden, weight, 1e-3), F.rms_norm(hidden, (8,), weight, 1e-3)
+    own, plain = RMSNorm.apply(hidden, weight, 1e-3), F.rms_norm(hidden, (8,), weight, 1e-3)
     assert torch.allclose(own, plain, atol=1e-12, rtol=0)
-    assert not torch.allclose(_RMSNorm.apply(hidden, weight, 1e-1), plain, atol=1e-3, rtol=0)
-    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, 1e-3), (hidden, weight))
+    assert not torch.allclose(RMSNorm.apply(hidden, weight, 1e-1), plain, atol=1e-3, rtol=0)
+    assert torch.autograd.gradcheck(lambda x, w: RMSNorm.apply(x, w, 1e-3), (hidden, weight))
 
 
 def test_bfloat16_rounds_as_transformers_does_with_and_without_gradient():
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((400, 64), (64,)))
-    norm = Norm(64, 1e-5)
+    norm = LlamaRMSNorm(64, 1e-5)
+    swap_modules(norm)
+    assert kind_of(norm) == "norm"
     norm.weight.data = weight
     wide = hidden.float()
     unit = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
@@ -40,5 +43,5 @@ def test_the_input_is_left_as_it_was():
         hidden, weight = case(dtype)
         before = hidden.clone()
         with torch.no_grad():
-            _RMSNorm.apply(hidden, weight, 1e-5)
+            RMSNorm.apply(hidden, weight, 1e-5)
         assert torch.equal(hidden, before)

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rlaif.models.export.whole import export_reward
 from rlaif.models.split import ScalarHead
 from rlaif.models.weights import (
     NORMALIZATION_FILE,
     TOP_FILE,
     Normalization,
     RewardMember,
-    export_reward,
     load_reward,
     save_reward,
 )
@@ -108,7 +108,12 @@ def test_an_ensemble_survives_a_round_trip(tiny_model, tmp_path, trainable) -> N
     made, rows = members(model, 2), texts(model)
     save_reward(tmp_path, made)
     names = set(load_file(tmp_path / TOP_FILE))
-    assert {"top.norm.weight", "score.weight", "member1.top.norm.weight", "member1.score.weight"} <= names
+    assert {
+        "top.model.norm.weight",
+        "score.weight",
+        "member1.top.model.norm.weight",
+        "member1.score.weight",
+    } <= names
     assert all(name.startswith(("top.", "score.", "member1.top.", "member1.score.")) for name in names)
     stored = json.loads((tmp_path / NORMALIZATION_FILE).read_text())
     assert stored == [{"scale": 2.5, "shift": -0.75}, {"scale": 0.5, "shift": 1.25}]

@@ -43,6 +43,7 @@ def card(**changes) -> str:
         "algorithm": None,
         "reward": None,
         "members": 1,
+        "adapter_of": None,
         "text": TEXT,
         "metrics": METRICS,
     }

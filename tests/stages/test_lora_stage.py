@@ -1,9 +1,13 @@
 """model.trainable=lora:R from the first stage to the last, and what it leaves on disk."""
 
+import json
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from zoo import save
 
 from rlaif.errors import UserError
 from rlaif.models.load import ModelSpec, load_model
@@ -93,3 +97,59 @@ def test_bad_adapters_are_refused_before_anything_is_built(run, tmp_path, words,
     with pytest.raises(UserError, match=key):
         run("stage=rl", *words, root=tmp_path)
     assert not list(tmp_path.glob("artifacts/*"))
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory):
+    """Words for a model whose files an adapter can name, with a root of its own."""
+    folder = save(tmp_path_factory.mktemp("base"), "gpt2")
+    words = ("model=hub", f"model.name={folder}", "models.tiny=false", "model.dtype=float32", *LORA)
+    return words, folder, tmp_path_factory.mktemp("root")
+
+
+def test_adapters_are_exported_as_the_card_loads_them(run, on_disk, tmp_path):
+    words, folder, root = on_disk
+    record = run("stage=rm", *words, f"export={tmp_path}", "export_format=adapter", root=root)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(folder.resolve()) and settings["revision"] is None
+    assert (settings["r"], settings["lora_alpha"], settings["fan_in_fan_out"]) == (2, 8, True)
+    assert settings["target_modules"] == ["c_attn", "c_fc", "c_proj"]
+    artifact = next(root / "artifacts" / row.name for row in record.lineage if row.kind == "rm")
+    stored, own = load_file(tmp_path / "adapter_model.safetensors"), load_file(artifact / TOP_FILE)
+    assert torch.equal(stored["base_model.model.score.weight"], own["score.weight"])
+    layer = "transformer.h.1.attn.c_attn"
+    assert torch.equal(stored[f"base_model.model.{layer}.lora_A.weight"], own[f"top.{layer}.a"])
+    assert torch.equal(stored[f"base_model.model.{layer}.lora_B.weight"], own[f"top.{layer}.b"])
+    assert len(stored) == len(own)
+    card = (tmp_path / "README.md").read_text()
+    assert "PeftModel.from_pretrained" in card and "library_name: peft" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    compile(code, "card", "exec")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.trainable=top:2"], "export_format=adapter is for model.trainable=lora:R.*not for top:2"),
+        (["model.trainable=full"], "export_format=adapter is for model.trainable=lora:R.*not for full"),
+        (["models.tiny=true"], "export_format=adapter: the tiny random model is in no folder"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused_before_training(run, on_disk, tmp_path, words, message):
+    own, _, root = on_disk
+    before = sorted(root.glob("artifacts/*"))
+    job = ("stage=sft", *own, *words, f"export={tmp_path / 'x'}", "export_format=adapter")
+    for more in ((), ("plan=true",)):
+        with pytest.raises(UserError, match=message):
+            run(*job, *more, root=root)
+    assert sorted(root.glob("artifacts/*")) == before and not (tmp_path / "x").exists()
+
+
+def test_a_reward_model_without_a_classifier_is_refused_before_training(run, tmp_path):
+    folder = save(tmp_path / "model", "granite")
+    words = ("model=hub", f"model.name={folder}", "models.tiny=false", "model.trainable=top:2")
+    with pytest.raises(
+        UserError, match="export: transformers has no sequence classifier for model type 'granite'"
+    ):
+        run("stage=rm", *words, f"export={tmp_path / 'x'}", root=tmp_path)
+    assert not list(tmp_path.glob("artifacts/*")) and not (tmp_path / "x").exists()

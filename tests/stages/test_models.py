@@ -52,7 +52,7 @@ def test_plan_doctor_and_run_refuse_alike(run, words, tmp_path, how, capsys) -> 
         ({}, ["model.trainable=top:3"], "model.trainable=top:3: K must be in 1..2"),
         ({}, ["task.max_prompt_tokens=1990"], "model.name=.* has a context of 2048"),
         ({"max_position_embeddings": 100}, [], "task.max_prompt_tokens=520 and task.max_response_tokens=128"),
-        ({"hidden_act": "prelu"}, ["plan=true"], "hidden_act='prelu'"),
+        ({"hidden_act": "prelu"}, ["plan=true"], "lacks model.layers.0.mlp.act_fn.weight"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, ["plan=true"], "quantised"),
         ({}, ["model.dtype=fp16"], "model.dtype=fp16: float16 overflows"),
     ],
@@ -83,18 +83,26 @@ def test_a_labeler_needs_no_trainable_part(run, words, tmp_path, monkeypatch) ->
     assert same.summary["label/reused"] == 0, "another labeler, other labels"
 
 
-def test_another_chat_template_makes_other_artifacts(run, words, tmp_path) -> None:
-    folder = save_model(tmp_path / "model")
-    first = run("stage=label", *words(folder), root=tmp_path / "root")
-    again = run("stage=label", *words(folder), root=tmp_path / "root")
+def test_another_chat_template_makes_other_artifacts(run, prompts, tmp_path) -> None:
+    """SFT, pairs and labels, whether it is the model's own or one that is named."""
+    folder, named = save_model(tmp_path / "model"), tmp_path / "named.jinja"
     template = folder / "chat_template.jinja"
-    template.write_text(template.read_text().replace("assistant", "model"))
-    other = run("stage=label", *words(folder), root=tmp_path / "root")
-    digests = [
-        [row.digest for row in record.lineage if row.kind == "label"] for record in (first, again, other)
-    ]
-    assert digests[0] == digests[1] != digests[2]
-    assert other.summary["label/reused"] == 0
+    text = template.read_text()
+    named.write_text(text.replace("assistant", "bot"))
+
+    def digests(*more):
+        words = ("stage=label", *prompts, *_model_words(folder), "sft.enabled=true", "task.chat=true")
+        record = run(*words, "sample.num_samples=1", *more, root=tmp_path / "root")
+        return {row.kind: row.digest for row in record.lineage}
+
+    first, again = digests(), digests()
+    assert first == again and set(first) >= {"sft", "sample", "label"}
+    template.write_text(text.replace("assistant", "model"))
+    found = [first, digests(), digests(f"model.chat_template={named}")]
+    named.write_text(text.replace("assistant", "machine"))
+    found.append(digests(f"model.chat_template={named}"))
+    for kind in ("sft", "sample", "label"):
+        assert len({row[kind] for row in found}) == len(found), kind
 
 
 @pytest.mark.parametrize(

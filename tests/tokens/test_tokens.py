@@ -9,6 +9,7 @@ from rlaif.data.encode import Encoder
 from rlaif.errors import UserError
 from rlaif.models.tiny import BOS, CHAT_TEMPLATE, EOS, PAD, tiny_tokenizer
 from rlaif.tokens import (
+    chat_ids,
     check_chat,
     check_vocabulary,
     choose_pad,
@@ -183,8 +184,32 @@ def test_a_pad_ends_no_response() -> None:
 
 
 def test_tokens_without_a_row_of_the_embedding_are_refused() -> None:
+    """A template's, a role's, and words of ordinary text."""
+    thinking = byte_tokenizer(template=CHAT_TEMPLATE.replace("assistant\n", "assistant\n<think></think>"))
+    thinking.add_tokens(["<think>", "</think>"], special_tokens=True)
+    ending = byte_tokenizer(eos_token="<end>")
+    words = byte_tokenizer()
+    words.add_tokens(["word"])
+    for tokenizer, token in ((thinking, "<think>"), (ending, "<end>"), (words, "word")):
+        count = len(tokenizer) - 259
+        with pytest.raises(
+            UserError, match=rf"'{token}' has the id 259, .* 259 rows \({count} such tokens\)"
+        ):
+            check_vocabulary(tokenizer, 259)
+        check_vocabulary(tokenizer, 261)
+
+
+def test_a_special_token_that_nothing_uses_needs_no_row_until_a_text_spells_it() -> None:
+    """As in Gemma 3's small models, whose tokenizer has an image's place behind the last row."""
     tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
-    with pytest.raises(UserError, match=r"'<think>' has the id 259, .* 259 rows \(2 such tokens\)"):
-        check_vocabulary(tokenizer, 259)
-    check_vocabulary(tokenizer, 261)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    check_vocabulary(tokenizer, 259)
+    assert text_ids(tokenizer, "an <imag") == [*inner_ids(byte_tokenizer(), "an <imag")]
+    for encode in (text_ids, chat_ids, inner_ids):
+        with pytest.raises(UserError, match="a text holds '<image>'.*no row for it"):
+            encode(tokenizer, "an <image> here")
+    assert inner_ids(tokenizer, "an <image> here", plain=True) == inner_ids(
+        byte_tokenizer(), "an <image> here"
+    )
+    check_vocabulary(whole := byte_tokenizer(), 259)
+    assert text_ids(whole, "an <image>"), "only where there is such a token"

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rlaif.data.datamodule import EncodedRow
 from rlaif.data.policy_pairs import PolicyPair, collate_policy_pairs, policy_pairs_view
-from rlaif.models.weights import export_policy
+from rlaif.models.export.whole import export_policy
 from rlaif.ops import PREFERENCE_LOSSES, PreferenceKnobs
 from rlaif.stages.common.training.logprobs import pair_logprobs
 from rlaif.stages.common.training.optim import OptimOptions

@@ -1,17 +1,27 @@
-"""One decoding step of a decoder's layers in few kernels: joined projections, with `kernels.py` between them."""
+"""One decoding step of a decoder's layers in few kernels: joined projections, with `kernels.py` between them.
+
+For layers that compute what Llama's do. Whether a model's are such is found by their parts and then by numbers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlaif.inference.cache import KVCache
+from rlaif.inference.cache import KVCache, Step
 from rlaif.inference.decoding import kernels
-from rlaif.models.decoder import Block, Linear
+from rlaif.models.attention import CAUSAL, Scoring
+from rlaif.models.parts.swaps import kind_of
 from rlaif.models.split import Top
+
+CHECKED_SLOTS = 4
+UNBOUNDED = 2**31 - 1
+CLOSE = 0.02  # of the spread of hidden states: what bfloat16 explains; another function differs by far more
 
 
 class Joined:
@@ -21,7 +31,7 @@ class Joined:
     are read here.
     """
 
-    def __init__(self, layers: Sequence[Linear]) -> None:
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
         with torch.inference_mode(False), torch.no_grad():
             self.weight = torch.cat([layer.weight.detach() for layer in layers])
             start = 0
@@ -44,15 +54,15 @@ class FusedBlock:
     """One decoder layer, which also stores the new token's keys and values."""
 
     @staticmethod
-    def of(block: Block) -> FusedBlock:
-        """The block's one instance: a second would take the weights from steps captured with the first."""
-        if "fused" not in block.__dict__:
-            object.__setattr__(block, "fused", FusedBlock(block))
-        return block.__dict__["fused"]
+    def of(layer: nn.Module) -> FusedBlock:
+        """The layer's one instance: a second would take the weights from steps captured with the first."""
+        if layer not in _KNOWN:
+            _KNOWN[layer] = FusedBlock(layer)
+        return _KNOWN[layer]
 
-    def __init__(self, block: Block) -> None:
-        attention, mlp = block.self_attn, block.mlp
-        self._first, self._second = block.input_layernorm, block.post_attention_layernorm
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._first, self._second = layer.input_layernorm, layer.post_attention_layernorm
         self._mix = Joined((attention.q_proj, attention.k_proj, attention.v_proj))
         self._gates = Joined((mlp.gate_proj, mlp.up_proj))
         self._output, self._down = attention.o_proj, mlp.down_proj
@@ -67,11 +77,26 @@ class FusedBlock:
     ) -> Tensor:
         """The MLP's output (B, D), still to be added to `hidden`; `added` and the attention are added in place."""
         keys, values = store
-        mixed = self._mix(kernels.add_norm(hidden, added, self._first.weight, self._first.eps))
+        mixed = self._mix(kernels.add_norm(hidden, added, self._first.weight, self._first.swap_eps))
         kernels.rotate_and_store(mixed, tables, keys, values, slots)
         attended = self._output(kernels.attend_slots(mixed, keys, values, slots))
-        both = self._gates(kernels.add_norm(hidden, attended, self._second.weight, self._second.eps))
+        both = self._gates(kernels.add_norm(hidden, attended, self._second.weight, self._second.swap_eps))
         return self._down(kernels.gated(both))
+
+
+# Beside the layers, not in them: a copy of a layer has weights of its own.
+_KNOWN: WeakKeyDictionary[nn.Module, FusedBlock] = WeakKeyDictionary()
+
+LINEAR = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 class FusedStep:
@@ -79,25 +104,28 @@ class FusedStep:
 
     def __init__(self, top: Top) -> None:
         self._top = top
-        self._trunk_blocks = [FusedBlock.of(block) for block in top.trunk.blocks]  # type: ignore[arg-type]
-        self._top_blocks = [FusedBlock.of(block) for block in top.layers]  # type: ignore[arg-type]
+        trunk = top.trunk
+        layers = [trunk.lm.get_submodule(path) for path in trunk.decoder.layer_paths(0, trunk.first_top)]
+        self._trunk_blocks = [FusedBlock.of(layer) for layer in layers]
+        self._top_blocks = [FusedBlock.of(layer) for layer in top.layers]
+        self._norm: Any = top.norm
+        self._rotary: Any = trunk.lm.get_submodule(trunk.decoder.path.stack).rotary_emb
+        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
 
     @staticmethod
     def fits(top: Top) -> bool:
-        """Whether all layers are plain (no adapters) and have the usual gate."""
-        blocks = [*top.trunk.blocks, *top.layers]
-        linears = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
-        return top.trunk.lora is None and all(
-            block.mlp.activation is None
-            and all(type(block.get_submodule(name)) is Linear for name in linears)
-            for block in blocks
-        )
+        """Whether all layers are plain (no adapters), have Llama's parts and compute what these do."""
+        trunk = top.trunk
+        layers = [trunk.lm.get_submodule(path) for path in trunk.decoder.layer_paths(0, trunk.first_top)]
+        if trunk.lora is not None or not trunk.verdict.patterns or kind_of(top.norm) != "norm":
+            return False
+        return all(_has_parts(layer) for layer in (*layers, *top.layers)) and _same_step(top)
 
     def __call__(self, tokens: Tensor, cache: KVCache, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, D), or ids (B,) if the model is `full`, and normalised hidden states (B, D) of `tokens` (B,)."""
-        top, trunk = self._top, self._top.trunk
-        tables = trunk.rope.tables(cache.slots, tokens.device, trunk.dtype)
-        embedding = trunk.embedding if top.embedding is None else top.embedding
+        tables = self._rotary_tables(cache.slots)
+        own, trunk = self._top.embedding, self._top.trunk
+        embedding = trunk.lm.get_input_embeddings().weight if own is None else own  # type: ignore[operator]
         hidden, added = F.embedding(tokens, embedding), None
         stores = zip(cache.keys, cache.values, strict=True)
         for block in self._trunk_blocks:
@@ -108,4 +136,58 @@ class FusedStep:
             features, added = hidden.clone(), None
         for block in self._top_blocks:
             added = block(hidden, added, tables, next(stores), slots)
-        return features, kernels.add_norm(hidden, added, top.norm.weight, top.norm.eps)
+        return features, kernels.add_norm(hidden, added, self._norm.weight, self._norm.swap_eps)
+
+    def _rotary_tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (length, E) of all positions, kept: a captured step reads them at their address."""
+        if length not in self._tables:
+            trunk = self._top.trunk
+            carrier = torch.empty(1, dtype=trunk.dtype, device=trunk.device)
+            cos, sin = self._rotary(carrier, torch.arange(length, device=trunk.device)[None])
+            self._tables[length] = (cos[0].contiguous(), sin[0].contiguous())
+        return self._tables[length]
+
+
+def _has_parts(layer: Any) -> bool:
+    names = {
+        name for name, part in layer.named_modules() if next(part.parameters(recurse=False), None) is not None
+    }
+    if names != {*LINEAR, *NORMS}:
+        return False
+    linear = all(type(layer.get_submodule(name)) is nn.Linear for name in LINEAR)
+    return (
+        linear
+        and kind_of(layer.mlp) == "gate"
+        and all(kind_of(getattr(layer, name)) == "norm" for name in NORMS)
+    )
+
+
+@torch.inference_mode()
+def _same_step(top: Top) -> bool:
+    """Whether the fused step computes what the layers do, with the scores of usual attention and no window."""
+    trunk, device = top.trunk, top.device
+    scorings: list[tuple[Scoring, int]] = []
+    tokens = torch.arange(2, device=device)
+    _run_layers(top, tokens[:, None], CAUSAL, None, lambda m, q, k, v, s: scorings.append((s, q.shape[3])))
+    if any(s.factor(size) != size**-0.5 or s.window or not s.fused for s, size in scorings):
+        return False
+    outputs = []
+    for fused in (True, False):
+        cache = KVCache(trunk.cache_shapes, 2, CHECKED_SLOTS, trunk.dtype, device)
+        slots = torch.tensor([0, CHECKED_SLOTS - 1], device=device)
+        try:
+            hidden = (
+                FusedStep(top)(tokens, cache, slots)[1]
+                if fused
+                else _run_layers(top, tokens[:, None], Step(cache, slots), slots[:, None], None)[:, 0]
+            )
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return False
+        outputs.append(hidden.float())
+    return bool((outputs[0] - outputs[1]).abs().max() <= CLOSE * outputs[1].std())
+
+
+def _run_layers(top: Top, ids: Tensor, attend: Any, positions: Tensor | None, watch: Any) -> Tensor:
+    """Hidden states (B, T, D) of all layers; windows are seen by `watch`, however short the rows."""
+    features = top.trunk(ids, attend, positions, UNBOUNDED, watch=watch)
+    return top(features, attend, positions, UNBOUNDED, watch=watch)

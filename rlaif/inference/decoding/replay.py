@@ -63,7 +63,7 @@ class StaticDecoder:
         trunk, device = top.trunk, top.trunk.device
         rows, slots, length = shape.rows, shape.slots, shape.decoding.max_new_tokens
         self.top, self.shape = top, shape
-        self.cache = KVCache(trunk.config, rows, slots, trunk.dtype, device)
+        self.cache = KVCache(trunk.cache_shapes, rows, slots, trunk.dtype, device)
         self.lengths = torch.ones(rows, dtype=torch.long, device=device)
         self.logits = torch.zeros(rows, trunk.config.vocab_size, dtype=trunk.dtype, device=device)
         self.uniforms = torch.zeros(rows, length, device=device)
@@ -112,7 +112,7 @@ class StaticDecoder:
                 self._advance()
             if self.finished.all().item():
                 break
-        responses = [_upto_end(row, self.shape.eos_ids) for row in self.tokens[:rows].tolist()]
+        responses = [upto_end(row, self.shape.eos_ids) for row in self.tokens[:rows].tolist()]
         finished = [row[-1] in self.shape.eos_ids for row in responses]
         return Decoded(responses, finished, None if self.features is None else self.features[:rows])
 
@@ -134,7 +134,7 @@ class StaticDecoder:
             self.features[:rows, : start.features.shape[1]].copy_(start.features)
 
 
-def _upto_end(ids: list[int], eos_ids: Collection[int]) -> list[int]:
+def upto_end(ids: list[int], eos_ids: Collection[int]) -> list[int]:
     """The ids up to and including the first that ends a response."""
     end = next((place for place, token in enumerate(ids) if token in eos_ids), len(ids) - 1)
     return ids[: end + 1]

@@ -1,6 +1,7 @@
 """Sampling from a policy: preallocated KV cache, rows by length, features kept.
 
-On a CPU, finished rows are dropped; on an accelerator, one captured step is replayed (`replay.py`).
+On a CPU, finished rows are dropped; on an accelerator, one captured step is replayed (`replay.py`). A model that does
+not take our attention patterns decodes with transformers' cache (`plain.py`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rlaif.inference.batches import length_buckets
-from rlaif.inference.cache import CaptureTexts, KVCache, Step
+from rlaif.inference.cache import CaptureTexts, KVCache, Step, bytes_per_token
 from rlaif.inference.decoding.drawing import Decoding, pick_tokens, row_uniforms
+from rlaif.inference.decoding.plain import cut_by_length, decode_plain
 from rlaif.inference.decoding.replay import Decoded, Prefilled, Replays
 from rlaif.inference.decoding.warm import WarmPrompts
 from rlaif.inference.packing import (
@@ -85,12 +87,12 @@ class _Batch:
         warm: WarmPrompts | None,
     ) -> None:
         trunk = top.trunk
-        self.top, self.device = top, top.norm.weight.device
+        self.top, self.device = top, top.device
         # Several samples of one prompt run it once.
         unique = list(dict.fromkeys(prompts))
         place = {prompt: index for index, prompt in enumerate(unique)}
         owner = torch.tensor([place[prompt] for prompt in prompts], device=self.device)
-        self.cache = KVCache(trunk.config, len(unique), slots, trunk.dtype, self.device)
+        self.cache = KVCache(trunk.cache_shapes, len(unique), slots, trunk.dtype, self.device)
         self.lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         self.features: Tensor | None = None
         self.logits = self._prefill(unique, prefill_tokens, slots if keep_features else 0)
@@ -103,7 +105,7 @@ class _Batch:
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]], prefill_tokens: int, feature_slots: int) -> Tensor:
         """Run the prompts; a beginning shared by all of them, or by neighbours, runs once."""
-        shared = shared_tokens(prompts)
+        shared = shared_tokens(self.top, prompts)
         before, lead = run_prefix(self.top, prompts[0][:shared]) if shared else (None, None)
         groups, _ = group_neighbours([prompt[shared:] for prompt in prompts])
         outputs, start = [], 0
@@ -175,6 +177,22 @@ def _decode(batch: _Batch, uniforms: Tensor, decoding: Decoding, eos_ids: Collec
     return Decoded(responses, finished, batch.features)
 
 
+def _advanced(
+    batch: _Batch,
+    uniforms: Tensor,
+    decoding: Decoding,
+    eos_ids: Collection[int],
+    keep_features: bool,
+    replays: Replays | None,
+) -> Decoded:
+    """The responses of a batch whose prompts have run."""
+    if replays is None:
+        return _decode(batch, uniforms, decoding, eos_ids)
+    rows, slots = len(batch.lengths), batch.cache.slots
+    decoder = replays.decoder(batch.top, rows, slots, decoding, eos_ids, keep_features)
+    return decoder.run(Prefilled(batch.cache, batch.lengths, batch.logits, batch.features), uniforms)
+
+
 @torch.inference_mode()
 def sample(
     top: Top,
@@ -201,37 +219,38 @@ def sample(
         keep_features: return the trunk's activations of prompt and response.
         receive: takes each response, with its features if kept, as soon as its batch is done. Those returned then
             have no features: thousands of them would fill the memory.
-        warm: receives the prompts' keys and values, for calls that extend them.
+        warm: receives the prompts' keys and values, for calls that extend them; none of a model that does not pack.
         progress: called after each batch with its number of rows.
-        replay: decode in static shapes; by default on accelerators only.
+        replay: decode in static shapes; by default on accelerators only, and never for a model that does not pack.
     """
     results: list[Sampled | None] = [None] * len(prompts)
     trunk = top.trunk
     accelerated = trunk.device.type != "cpu"
-    replays = Replays.of(trunk) if (accelerated if replay is None else replay) else None
+    static = trunk.packs and (accelerated if replay is None else replay)
+    replays = Replays.of(trunk) if static else None
     top = replays.twin(top) if replays else top
     order = length_buckets(
         [len(p) + decoding.max_new_tokens for p in prompts],
-        max_tokens=cache_bytes(trunk.device) // KVCache.bytes_per_token(trunk.config, trunk.dtype),
+        max_tokens=cache_bytes(trunk.device) // bytes_per_token(trunk),
         max_rows=max_rows,
     )
+    if not trunk.packs:
+        order = cut_by_length(order, list(map(len, prompts)), decoding.max_new_tokens)
     for indices in order:
         chosen = [tuple(prompts[i]) for i in indices]
-        batch = _Batch(
-            top,
-            chosen,
-            len(chosen[0]) + decoding.max_new_tokens,
-            keep_features,
-            prefill_tokens or PREFILL_TOKENS[accelerated],
-            warm,
-        )
         uniforms = row_uniforms([seeds[i] for i in indices], decoding.max_new_tokens)
-        if replays:
-            start = Prefilled(batch.cache, batch.lengths, batch.logits, batch.features)
-            decoder = replays.decoder(top, len(indices), batch.cache.slots, decoding, eos_ids, keep_features)
-            decoded = decoder.run(start, uniforms)
+        if trunk.packs:
+            batch = _Batch(
+                top,
+                chosen,
+                len(chosen[0]) + decoding.max_new_tokens,
+                keep_features,
+                prefill_tokens or PREFILL_TOKENS[accelerated],
+                warm,
+            )
+            decoded = _advanced(batch, uniforms, decoding, eos_ids, keep_features, replays)
         else:
-            decoded = _decode(batch, uniforms, decoding, eos_ids)
+            decoded = decode_plain(top, chosen, uniforms, decoding, eos_ids, keep_features)
         for row, index in enumerate(indices):
             features = None
             if decoded.features is not None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rlaif.inference.batches import forward_batches, pad_right
 from rlaif.inference.cache import KVCache
+from rlaif.models.attention import USUAL, Scoring, masked_attention, near
 from rlaif.models.split import Top
 
 
@@ -48,19 +48,35 @@ class Continue:
 
     def __init__(self, cache: KVCache, rows: Tensor, lengths: Tensor, width: int) -> None:
         self._cache, self._rows, self._reach = cache, rows, int(lengths.max())
-        before = torch.arange(self._reach, device=lengths.device) < lengths[:, None]
-        own = torch.ones(len(rows), width, width, dtype=torch.bool, device=lengths.device).tril()
-        self._mask = torch.cat((before[:, None].expand(-1, width, -1), own), dim=-1).unsqueeze(1)
+        self._lengths, self._width = lengths, width
+        self._masks: dict[int | None, Tensor] = {}
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scoring: Scoring = USUAL
+    ) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        return F.scaled_dot_product_attention(
+        return masked_attention(
             query,
             torch.cat((keys[self._rows, :, : self._reach], key), dim=2),
             torch.cat((values[self._rows, :, : self._reach], value), dim=2),
-            attn_mask=self._mask,
-            enable_gqa=key.shape[1] != query.shape[1],
+            self._mask(scoring.window),
+            scoring,
         )
+
+    def _mask(self, window: int | None) -> Tensor:
+        """(B, 1, T, S), made once per window."""
+        if window not in self._masks:
+            slots = torch.arange(self._reach, device=self._lengths.device)
+            own = torch.arange(self._width, device=self._lengths.device)
+            before = (slots < self._lengths[:, None])[:, None].expand(-1, self._width, -1)
+            after = (own <= own[:, None]).expand(len(self._rows), -1, -1)
+            seen = torch.cat((before, after), dim=-1)
+            if window is not None:
+                positions = self._lengths[:, None] + own
+                keys = torch.cat((slots.expand(len(self._rows), -1), positions), dim=1)
+                seen = seen & near(positions, keys, window)
+            self._masks[window] = seen.unsqueeze(1)
+        return self._masks[window]
 
 
 @torch.inference_mode()
@@ -90,7 +106,7 @@ def _continued(
     tokens: Sequence[int],
 ) -> list[list[float]]:
     """Log-probabilities of `tokens` after prompts that extend rows of one cache."""
-    device = top.norm.weight.device
+    device = top.device
     lengths = torch.tensor([length for _, _, length in places], device=device)
     rows = torch.tensor([row for _, row, _ in places], device=device)
     rest = [prompt[length:] for prompt, (_, _, length) in zip(prompts, places, strict=True)]

@@ -34,8 +34,12 @@ def find_layers(lm: nn.Module) -> LayerPath:
     if len(outer) > 1:
         outer = [(n, p) for n, p in outer if hasattr(type(p[0]), "gradient_checkpointing")]
     if len(outer) != 1:
-        raise UserError(f"{type(lm).__name__} has {len(outer)} lists of {count} layers, not one: it cannot be split")
+        raise UserError(
+            f"{type(lm).__name__} has {len(outer)} lists of {count} layers, not one: it cannot be split"
+        )
     stack, _, name = outer[0][0].rpartition(".")
     if not stack:
-        raise UserError(f"{type(lm).__name__} has its layers beside its head, not in a module below: it cannot be split")
+        raise UserError(
+            f"{type(lm).__name__} has its layers beside its head, not in a module below: it cannot be split"
+        )
     return LayerPath(stack, name)

@@ -28,7 +28,8 @@ from rlaif.labelers import (
     TemplateSet,
 )
 from rlaif.labelers.revision.principles import PRINCIPLES_FILE, read_principles
-from rlaif.models.checkpoint import expanded
+from rlaif.models.files.source import expanded
+from rlaif.models.kernels.devices import resolve_device, resolve_dtype
 from rlaif.models.load import (
     LanguageModel,
     ModelSpec,
@@ -36,8 +37,6 @@ from rlaif.models.load import (
     default_trainable,
     describe_model,
     load_model,
-    resolve_device,
-    resolve_dtype,
 )
 from rlaif.models.lora import parse_lora
 from rlaif.models.split import check_trainable, parse_trainable
@@ -219,6 +218,10 @@ class Context:
             with self.progress.note(f"loading {spec.name}"):
                 self._models[spec] = load_model(spec, self.cache_dir)
         return self._models[spec]
+
+    def loaded(self, spec: ModelSpec) -> LanguageModel | None:
+        """A base model that this process has loaded already."""
+        return self._models.get(spec)
 
     def model(self) -> LanguageModel:
         """The base model of the policy and the reward model."""

@@ -22,8 +22,9 @@ from rlaif.backends.scripted import ScriptedBackend
 from rlaif.backends.transformers import TransformersBackend
 from rlaif.errors import UserError
 from rlaif.labelers import FREE, Estimate, Meter, Price
-from rlaif.models.checkpoint import expanded, require_source
-from rlaif.models.load import ModelSpec, describe_model, load_tokenizer, resolve_device
+from rlaif.models.files.source import expanded, require_source
+from rlaif.models.kernels.devices import resolve_device
+from rlaif.models.load import ModelSpec, describe_model, load_tokenizer
 from rlaif.options.labeling import BackendOptions, LabelingOptions
 from rlaif.options.read import plain
 

@@ -9,7 +9,7 @@ from statistics import fmean
 import torch
 
 from rlaif.data.encode import Cuts
-from rlaif.inference.cache import KVCache
+from rlaif.inference.cache import bytes_per_token
 from rlaif.inference.decoding.sampler import cache_bytes
 from rlaif.records import Pair
 from rlaif.stages.common.context import Context
@@ -75,9 +75,7 @@ def drawing_work(ctx: Context, rows: float, max_rows: int, times: float = 1) -> 
     """The work of drawing `rows` responses, each from a prompt of its own, `times` over."""
     model, longest = ctx.model(), ctx.options.task.max_response_tokens
     tokens = prompt_tokens(ctx) + longest
-    room = cache_bytes(torch.device(model.device)) / KVCache.bytes_per_token(
-        model.trunk.config, model.trunk.dtype
-    )
+    room = cache_bytes(torch.device(model.device)) / bytes_per_token(model.trunk)
     batches = math.ceil(rows / max(1, min(max_rows, room // tokens)))
     drawn = times * rows
     return Work(

@@ -36,7 +36,7 @@ def _family(ctx: Context) -> Family:
 
 STAGE = Stage(
     "rl",
-    6,
+    7,
     "rl",
     lambda ctx: _family(ctx).parents(ctx),
     lambda ctx: _family(ctx).config(ctx),

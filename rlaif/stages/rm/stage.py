@@ -122,7 +122,7 @@ def _check(ctx: Context) -> None:
 
 STAGE = Stage(
     "rm",
-    7,
+    8,
     "rm",
     _parents,
     _config,

@@ -137,4 +137,4 @@ def _parents(ctx: Context) -> tuple[str, ...]:
     return ("revise",) if ctx.options.sft.revised else ()
 
 
-STAGE = Stage("sft", 3, "sft", _parents, _config, _build, _work, _check, history=read_history)
+STAGE = Stage("sft", 4, "sft", _parents, _config, _build, _work, _check, history=read_history)

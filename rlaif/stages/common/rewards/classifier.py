@@ -7,8 +7,8 @@ from typing import Any
 
 from rlaif.data.encode import Encoder
 from rlaif.inference.classifier import ClassifierSpec, TextClassifier
-from rlaif.models.checkpoint import expanded
-from rlaif.models.load import resolve_device, resolve_dtype
+from rlaif.models.files.source import expanded
+from rlaif.models.kernels.devices import resolve_device, resolve_dtype
 from rlaif.records import Sample
 from rlaif.stages.common.context import Context
 

@@ -117,6 +117,7 @@ def quiet_lightning() -> None:
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
         ".*smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",  # policies have no dropout
         ".*sync_dist=True.*",  # logged values are already summed over the processes
     ):
         warnings.filterwarnings("ignore", message=pattern)
