@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlaif.data.datamodule import EncodedRow, PreferenceRow
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.rollouts import Rollout, RolloutCollector
-from rlaif.models.decoder import DecoderConfig
-from rlaif.models.lora import parse_lora
-from rlaif.models.split import ScalarHead, Trunk, parse_trainable
+from rlaif.models.assemble import make_trunk
+from rlaif.models.sizes import ModelSizes
+from rlaif.models.split import ScalarHead, Trunk
 from rlaif.records import Pair, Prompt
 from rlaif.stages.common.scoring import sequence_scores
 from rlaif.stages.common.training.optim import OptimOptions
@@ -40,7 +41,7 @@ class Models:
     """One random Llama: transformers' own module, and trunks that split it in different ways."""
 
     plain: LlamaForCausalLM
-    config: DecoderConfig
+    config: ModelSizes
 
     @classmethod
     def make(cls, size: str, device: str, dtype: torch.dtype, vocabulary: int = VOCABULARY) -> Models:
@@ -61,19 +62,12 @@ class Models:
         torch.manual_seed(0)
         with torch.device(device):
             plain = LlamaForCausalLM(config).to(dtype).eval()
-        return cls(plain, DecoderConfig.from_hf(config))
+        return cls(plain, ModelSizes.of(config))
 
     def trunk(self, trainable: str) -> Trunk:
         weight = self.plain.lm_head.weight
-        trunk = Trunk(
-            self.config,
-            self.plain.config,
-            self.plain.state_dict(),
-            parse_trainable(trainable, self.config.num_layers),
-            weight.dtype,
-            parse_lora(trainable, 16.0),
-        )
-        return trunk.to(weight.device)
+        lm = deepcopy(self.plain).float()
+        return make_trunk(lm, trainable, weight.dtype, 16.0, device=weight.device)
 
     @property
     def weights(self) -> int:
@@ -142,8 +136,10 @@ def fit(
 
 def ppo_options(**changed: Any) -> PPOOptions:
     """`rl=ppo` as in the configuration."""
-    node = yaml.safe_load((CONF / "_common.yaml").read_text())
-    node |= yaml.safe_load((CONF / "ppo.yaml").read_text()) | {"missing_eos_penalty": 0.0} | changed
+    node = {}
+    for name in ("_common", "_rollouts", "ppo"):
+        node |= yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    node |= {"missing_eos_penalty": 0.0} | changed
     names = {field.name for field in fields(PPOOptions)} - {"seed"}
     floats = {"lr", "eps"}
     return PPOOptions(**{name: float(node[name]) if name in floats else node[name] for name in names}, seed=0)

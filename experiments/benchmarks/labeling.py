@@ -41,7 +41,8 @@ from rlaif.data.files.hh import split_dialogue
 from rlaif.data.files.readers import HubPart, read_rows
 from rlaif.labelers import Labeler, LabelerOptions, LabelResult, TemplateSet
 from rlaif.labelers.templates import Exemplar
-from rlaif.models.load import LanguageModel, ModelSpec, load_model, resolve_dtype
+from rlaif.models.kernels.devices import resolve_dtype
+from rlaif.models.load import LanguageModel, ModelSpec, load_model
 from rlaif.models.weights import export_policy
 from rlaif.options.labeling import ReadoutOptions
 from rlaif.records import Pair

@@ -45,7 +45,8 @@ from rlaif.data.files.readers import HubPart, read_rows
 from rlaif.data.policy_pairs import PolicyPair, collate_policy_pairs, policy_pairs_view
 from rlaif.inference.features import FeatureCache, GroupFeatures
 from rlaif.inference.packing import SharedPrefix
-from rlaif.models.load import LanguageModel, ModelSpec, load_model, resolve_dtype
+from rlaif.models.kernels.devices import resolve_dtype
+from rlaif.models.load import LanguageModel, ModelSpec, load_model
 from rlaif.models.split import ScalarHead, Top
 from rlaif.models.weights import Normalization, RewardMember, export_policy, export_reward
 from rlaif.ops import PairLogprobs, PreferenceKnobs, bradley_terry_loss, preference_loss, sft_loss

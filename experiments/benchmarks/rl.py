@@ -45,7 +45,8 @@ from rlaif.inference.batches import pad_right
 from rlaif.inference.decoding.drawing import Decoding
 from rlaif.inference.decoding.sampler import sample
 from rlaif.inference.rollouts import Rollout, RolloutCollector
-from rlaif.models.load import LanguageModel, load_model, resolve_dtype
+from rlaif.models.kernels.devices import resolve_dtype
+from rlaif.models.load import LanguageModel, load_model
 from rlaif.models.weights import Normalization, RewardMember, export_policy, export_reward
 from rlaif.ops import gae, kl_shaped_rewards
 from rlaif.records import Prompt
