@@ -107,12 +107,9 @@ def test_a_model_that_takes_whole_texts_labels_as_one_by_one(run, task, root, fo
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2"])
-def test_a_family_reward_model_scores_the_same_elsewhere(run, task, root, tmp_path, name):
+def test_a_family_reward_model_scores_the_same_elsewhere(run, task, root, folder, tmp_path, name):
     """Its artifacts are those of the test above if that has run."""
-    folder, trainable = save(tmp_path / name, name), TRAINABLE[name]
-    words = ("model=hub", f"model.name={folder}", "models.tiny=false", "model.dtype=float32")
-    job = (*words, f"model.trainable={trainable}", "model.lora_alpha=8", *task)
-    record = run("stage=rm", *job, f"export={tmp_path / 'rm'}", root=root)
+    record = run("stage=rm", *words_of(name, folder(name)), *task, f"export={tmp_path / 'rm'}", root=root)
     artifact = next(root / "artifacts" / row.name for row in record.lineage if row.kind == "rm")
     model = loaded(name, folder(name), tmp_path)
     (member,) = load_reward(model, artifact)
