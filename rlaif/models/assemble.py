@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -54,27 +55,21 @@ def make_trunk(
     # A pad is never fed where it counts; but its token may be a word, or EOS, which would then not be trained.
     lm.get_input_embeddings().padding_idx = None  # type: ignore[operator]
     swap_modules(lm)
+    file = None if verdicts is None or identity is None else _verdict_file(verdicts, identity)
+    verdict = _known(file)
+    before = _sums(lm) if verdict is None else []
     decoder = Decoder(lm)
-    verdict = _verdict(lm, decoder, verdicts, identity)
-    if verdict.wrong:
-        raise UserError(
-            f"{type(lm).__name__} cannot be used: its own forward pass fails for some lengths of a text, or lets a "
-            f"token see what follows it ({verdict.wrong})"
-        )
-    if top_layers < sizes.num_layers and not verdict.split:
-        raise UserError(
-            f"model.trainable={trainable}: the layers of {type(lm).__name__} cannot run in two parts ({verdict.why}): "
-            "write full or lora:8"
-        )
+    if verdict is None:
+        verdict = examine(lm, decoder)
+        if _sums(lm) != before:
+            verdict = replace(verdict, wrong="it changes its weights")
+        _keep(file, verdict)
+    _require(lm, verdict, trainable, top_layers < sizes.num_layers, dtype)
     if verdict.patterns:
         set_implementation(lm, NAME)
     elif verdict.why:
         logger.info(
             "%s runs in plain rows, %s (%s)", type(lm).__name__, OWN_CACHE[verdict.cached], verdict.why
-        )
-    if dtype == torch.bfloat16 and verdict.bf16:
-        raise UserError(
-            f"model.dtype=bfloat16: {type(lm).__name__} does not compute in it ({verdict.bf16}): write float32"
         )
     trunk = Trunk(lm, decoder, verdict, sizes, top_layers, dtype, parse_lora(trainable, lora_alpha))
     if not trunk.owned_paths():
@@ -84,6 +79,29 @@ def make_trunk(
     return trunk
 
 
+def _require(lm: nn.Module, verdict: Verdict, trainable: str, split: bool, dtype: torch.dtype) -> None:
+    """Raises UserError for what the probe has found that the model cannot do."""
+    if verdict.wrong:
+        raise UserError(
+            f"{type(lm).__name__} cannot be used: its own forward pass fails for some lengths of a text, lets a token "
+            f"see what follows it, or changes the model ({verdict.wrong})"
+        )
+    if split and not verdict.split:
+        raise UserError(
+            f"model.trainable={trainable}: the layers of {type(lm).__name__} cannot run in two parts ({verdict.why}): "
+            "write full or lora:8"
+        )
+    if dtype == torch.bfloat16 and verdict.bf16:
+        raise UserError(
+            f"model.dtype=bfloat16: {type(lm).__name__} does not compute in it ({verdict.bf16}): write float32"
+        )
+
+
+def _sums(lm: nn.Module) -> list[float]:
+    """A mark of each weight: a forward pass must leave them all as they are (RWKV's rescales its own)."""
+    return [float(weight.sum()) for weight in lm.parameters()]
+
+
 def _without_router_loss(lm: nn.Module) -> None:
     """A mixture of experts' balancing loss is for pretraining: nothing here reads it, and RL has none."""
     text = lm.config.get_text_config()  # type: ignore[union-attr, operator]
@@ -91,25 +109,26 @@ def _without_router_loss(lm: nn.Module) -> None:
         text.output_router_logits = False
 
 
-def _verdict(lm: nn.Module, decoder: Decoder, folder: Path | None, identity: Any) -> Verdict:
-    if folder is None or identity is None:
-        return examine(lm, decoder)
-    if (known := known_verdict(folder, identity)) is not None:
-        return known
-    file = _verdict_file(folder, identity)
-    found = _found[file.name] if file.name in _found else examine(lm, decoder)
-    write_json(file, found.to_json())
-    _found[file.name] = found
-    return found
-
-
 _found: dict[str, Verdict] = {}  # in this process, for caches in several folders
+
+
+def _known(file: Path | None) -> Verdict | None:
+    if file is None:
+        return None
+    if not file.exists() and file.name in _found:
+        _keep(file, _found[file.name])
+    return Verdict.from_json(read_json(file)) if file.exists() else None
+
+
+def _keep(file: Path | None, verdict: Verdict) -> None:
+    if file is not None:
+        write_json(file, verdict.to_json())
+        _found[file.name] = verdict
 
 
 def known_verdict(folder: Path, identity: Any) -> Verdict | None:
     """What the probe has found for the model of this `identity`; None if it has not been loaded by these versions."""
-    file = _verdict_file(folder, identity)
-    return Verdict.from_json(read_json(file)) if file.exists() else None
+    return _known(_verdict_file(folder, identity))
 
 
 def _verdict_file(folder: Path, identity: Any) -> Path:

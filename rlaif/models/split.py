@@ -36,9 +36,8 @@ from rlaif.models.parts.view import with_modules
 from rlaif.models.sizes import ModelSizes
 from rlaif.ops import head_logprobs, token_logprobs
 
-HEAD_ROWS = (
-    256  # rows whose logits are recomputed together in the backward pass, where a model changes its logits
-)
+# Rows whose logits are recomputed together in the backward pass, where a model changes its logits.
+HEAD_ROWS = 256
 
 
 def check_trainable(spec: str) -> None:

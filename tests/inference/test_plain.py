@@ -212,6 +212,22 @@ def test_what_lets_a_token_see_the_next_ones_is_refused(monkeypatch):
         make_trunk(lm, "full", torch.float32, None)
 
 
+def test_what_changes_its_own_weights_is_refused_also_when_the_verdict_is_known(tmp_path):
+    """RWKV rescales its weights in its first forward pass: an export would hold others than the checkpoint's."""
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"RwkvForCausalLM cannot be used: .*changes its weights"):
+            make_trunk(
+                build("rwkv", rescale_every=2),
+                "full",
+                torch.float32,
+                None,
+                verdicts=tmp_path,
+                identity="rescales",
+            )
+    lm = build("rwkv", rescale_every=0)
+    make_trunk(lm, "full", torch.float32, None, verdicts=tmp_path, identity="leaves them")
+
+
 def test_a_cache_that_gives_other_numbers_is_found_and_not_used(monkeypatch):
     """Samples would be of another policy than the one that is trained."""
     assert make_trunk(build("falcon"), "full", torch.float32, None).verdict.cached
